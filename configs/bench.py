@@ -1,0 +1,59 @@
+"""Compares freeze strategies on one task, from one pretrained run: strategies x seeds.
+
+    ptft bench --config configs/bench.py:task=sst2,init=runs/simplewiki,root=data --workdir runs/bench_sst2
+    ptft report runs/bench_sst2
+
+Arguments as in configs/finetune.py, and `train_size`, the number of labelled examples (another subset for each seed).
+Cost and result: see the README's table of real runs.
+"""
+
+from ml_collections import ConfigDict
+
+from ptft import tasks
+from ptft.config import parse_arg
+
+# A strategy's own learning rate: what moves less has to go further. Each was the best of 3e-4, 1e-3, 3e-3 on dev, seed 0.
+STRATEGIES = [
+    {"name": "full", "freeze": "full", "lr": 3e-4},
+    {"name": "freeze-embeddings", "freeze": "freeze-embeddings", "lr": 1e-3},
+    {"name": "top-1", "freeze": "top-1", "lr": 1e-3},
+    {"name": "bottom-1", "freeze": "bottom-1", "lr": 1e-3},
+    {"name": "attention", "freeze": "attention", "lr": 1e-3},
+    {"name": "ffn", "freeze": "ffn", "lr": 1e-3},
+    {"name": "bitfit", "freeze": "bitfit", "lr": 3e-3},
+    {"name": "layernorm", "freeze": "layernorm", "lr": 3e-3},
+    {"name": "head", "freeze": "head", "lr": 3e-3},
+    {"name": "full, random init", "freeze": "full", "lr": 3e-4, "init_weights": False},
+]
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    a = parse_arg(arg, task="sst2", init="", root="", seq_len=64, train_size=1000)
+
+    c = ConfigDict()
+    c.batch = 32
+    c.eval_batch = 256
+    c.train_for = "5 epochs"
+    c.warmup = "10%"
+    c.eval_every = "1 epoch"
+    c.save_every = "0"
+    c.log_every = "1 epoch"
+    c.init_from = a.init
+
+    c.objective = ConfigDict()
+    c.objective.name = "classify"
+    c.objective.seq_len = a.seq_len
+
+    c.optim = ConfigDict()
+    c.optim.lr = 3e-4
+
+    c.data = tasks.data(a.task, a.root)
+    c.data.train_size = a.train_size
+    c.data.dev_size = 1000
+
+    c.bench = ConfigDict()
+    c.bench.task = f"{a.task}, {a.train_size} examples"
+    c.bench.strategies = STRATEGIES
+    c.bench.seeds = [0, 1, 2, 3, 4]
+    c.bench.baseline = "full"
+    return c

@@ -1,0 +1,221 @@
+"""`ptft VERB`: train, eval, plan, bench, report, predict.
+
+Exit codes: 0 done, 75 preempted and saved, 2 the user's mistake (one message; --debug shows the traceback), else a crash.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptft import build, checkpoint, cost, freeze, mesh, record, report, train
+from ptft import config as configs
+from ptft.bench import protocol, runner
+from ptft.config import Config
+from ptft.data import Source
+from ptft.errors import UserError, did_you_mean
+from ptft.step import Net
+from ptft.tree import Flat
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses, runs one verb, and turns a user's mistake into exit code 2."""
+    args, rest = parser().parse_known_args(argv)
+    try:
+        overrides = [r.removeprefix("--config.") for r in rest if r.startswith("--config.")]
+        unknown = [r for r in rest if not r.startswith("--config.")]
+        if unknown or (overrides and not hasattr(args, "config")):
+            raise UserError(f"unknown argument {(unknown or rest)[0]!r}; {did_you_mean((unknown or rest)[0], ['--' + k for k in vars(args)])}")
+        mesh.start()
+        VERBS[args.verb][0](args, overrides)
+    except UserError as e:
+        if args.debug:
+            raise
+        print(f"ptft {args.verb}: {e}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="ptft", description=__import__("ptft").__doc__, allow_abbrev=False)
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, (_, about, options) in VERBS.items():
+        verb = verbs.add_parser(name, help=about, description=about, allow_abbrev=False)
+        verb.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
+        for flag, settings in options.items():
+            verb.add_argument(flag, **settings)
+    return top
+
+
+def load_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    values = configs.load(args.config)
+    configs.override(values, overrides)
+    return values
+
+
+def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    config = build.resolve(load_config(args, overrides))
+    if args.check:
+        built = build.build(config)
+        train.describe(built, quiet=False)
+        record.say(cost.describe(train.program(built).cost))
+        record.say("checked; nothing was trained")
+        return
+    if not args.workdir:
+        raise UserError("--workdir DIR is missing: where the run's files go (or --check to train nothing)")
+    result = train.run(config, args.workdir)
+    for split in ("dev", "test"):
+        if split in result:
+            record.say(f"{split}: " + ", ".join(f"{k} {v:.4f}" for k, v in result[split].items() if v is not None))
+    record.say(f"step {result['best_step']} of {result['steps']} in {args.workdir}")
+
+
+def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    values = load_config(args, overrides)
+    values.pop("bench", None)
+    built = build.build(build.resolve(values))
+    strategies = args.freeze or [built.config.freeze]
+    full = train.program(with_freeze(built, "full")).cost
+    for strategy in strategies:
+        one = with_freeze(built, strategy)
+        record.say(f"freeze: {strategy}\n{freeze.describe(one.plan)}\n  {cost.describe(train.program(one).cost, full)}\n")
+
+
+def with_freeze(built: build.Run, strategy: Any) -> build.Run:
+    config = built.config.replace(freeze=strategy)
+    return built._replace(config=config, plan=build.plan(config, built.net))
+
+
+def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    values = load_config(args, overrides)
+
+    def one(config: Config, workdir: Path) -> dict[str, Any]:
+        return train.run(config, workdir, quiet=True)
+
+    runner.run(values, build.resolve, args.workdir, one)
+    record.say(f"next: ptft report {args.workdir}")
+
+
+def report_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    for kind, path in report.write(args.folder).items():
+        record.say(f"{kind}: {path}")
+    print((args.folder / "report.md").read_text(encoding="utf-8"))
+
+
+def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[str]]:
+    """A trained run from its folder alone: the JSON config, the tokenizer, the best (or newest) parameters."""
+    config = configs.resolve(build.read_run(workdir, "config.json"), build.SPEC)
+    labels = build.read_run(workdir, "run.json")["labels"]
+    tokenizer = build.tokenizers.load(workdir / "tokenizer")
+    net = build.net(config, tokenizer, labels)
+    params, _ = checkpoint.load_params(workdir, net.shapes(), skip="", new_ok="")
+    return config, tokenizer, net, params, labels
+
+
+def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    """A split of the run's own data, or any other source of the same layout."""
+    config, tokenizer, net, params, labels = load_run(args.workdir)
+    where = config.data[args.split] if args.split in ("train", "dev", "test") and not args.data else args.data
+    if not where:
+        raise UserError(f"the run has no data.{args.split}; give a source with --data KIND:WHERE")
+    source = build.data.load(where, config.data, labels)
+    rows = net.objective.rows(source, tokenizer)
+    grid = mesh.make()
+    metrics = train.evaluate(net, params, rows, config.eval_batch or config.batch, grid)
+    print(json.dumps({"data": where, "rows": len(rows), **metrics}, ensure_ascii=False))
+
+
+def predict_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    config, tokenizer, net, params, labels = load_run(args.workdir)
+    labels = list(config.data.names) or labels
+    if config.objective.name != "classify":
+        raise UserError(f"{args.workdir} was trained on {config.objective.name!r}; predict needs a run of 'classify'")
+    for texts in chunks(read_texts(args), 256):
+        for text, p in zip(texts, probabilities(config, tokenizer, net, params, texts), strict=True):
+            best = int(np.argmax(p))
+            if args.json:
+                print(json.dumps({"text": text, "label": labels[best], "probabilities": dict(zip(labels, map(float, p), strict=True))}, ensure_ascii=False))
+            else:
+                print(f"{labels[best]}\t{p[best]:.4f}\t{text}")
+
+
+def probabilities(config: Config, tokenizer: build.Tokenizer, net: Net, params: Flat, texts: Sequence[str]) -> np.ndarray:
+    """Class probabilities f64[N, k] of single texts; a pair is given as "text<TAB>text_b"."""
+    pairs = config.data.text_b != ""
+    records = [dict(zip(("text", "text_b"), t.split("\t", 1), strict=False)) if pairs else {"text": t} for t in texts]
+    if pairs and any("text_b" not in r for r in records):
+        raise UserError("this run classifies pairs; expected two texts with a tab between them")
+    rows = net.objective.rows(Source(records, (), "", {}), tokenizer)
+    return train.predict(net, params, rows, config.eval_batch or config.batch)
+
+
+def read_texts(args: argparse.Namespace) -> Iterable[str]:
+    """--text, --file, or standard input, one text a line."""
+    if args.text is not None:
+        return args.text
+    if args.file and not args.file.is_file():
+        raise UserError(f"--file {args.file} does not exist; {did_you_mean(args.file.name, [p.name for p in args.file.parent.glob('*')])}")
+    return (line.rstrip("\r\n") for line in (open(args.file, encoding="utf-8") if args.file else sys.stdin))
+
+
+def chunks(items: Iterable[str], size: int) -> Iterable[list[str]]:
+    chunk: list[str] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+CONFIG = {"--config": {"required": True, "metavar": "FILE.py[:ARG]", "help": "a page of configs/; change keys with --config.KEY=VALUE"}}
+WORKDIR = {"--workdir": {"required": True, "type": Path, "metavar": "DIR", "help": "the run's folder"}}
+VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
+    "train": (
+        train_verb,
+        "pretrain or finetune; the same command resumes",
+        {
+            **CONFIG,
+            "--workdir": {"type": Path, "metavar": "DIR", "help": "where the run's files go"},
+            "--check": {"action": "store_true", "help": "build everything, trace one step, print plan and cost, train nothing"},
+        },
+    ),
+    "eval": (
+        eval_verb,
+        "evaluate a run",
+        {
+            **WORKDIR,
+            "--split": {"default": "test", "choices": ("train", "dev", "test")},
+            "--data": {"default": "", "metavar": "KIND:WHERE", "help": "another source of the same layout"},
+        },
+    ),
+    "plan": (
+        plan_verb,
+        "print what a strategy trains and costs",
+        {**CONFIG, "--freeze": {"action": "append", "metavar": "NAME", "help": "a strategy; may be given several times"}},
+    ),
+    "bench": (bench_verb, "compare strategies over seeds; the same command goes on", {**CONFIG, **WORKDIR}),
+    "report": (report_verb, "write report.md, report.png and report.html", {"folder": {"type": Path, "help": "of a benchmark or a run"}}),
+    "predict": (
+        predict_verb,
+        "label and probabilities of texts",
+        {
+            **WORKDIR,
+            "--text": {"action": "append", "help": "may be given several times; without it, one text a line from --file or standard input"},
+            "--file": {"type": Path},
+            "--json": {"action": "store_true", "help": "one JSON object a line"},
+        },
+    ),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""Configs: loading, overriding, checking, hashing.
+
+A config is a page of plain `ml_collections` in `configs/`, forked and not inherited. What a key may be is
+said once, next to the code that reads it, as a `Field` in a `SPEC`; `resolve` checks a whole config against
+the specs, reports every problem at once, and fills in what the page left out. The resolved config records
+which keys were read, so that a key that nothing reads is an error and not a silent no-op.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ptft.errors import UserError, did_you_mean
+
+# Keys that may change between two starts in the same workdir: they decide where and how often, not what is computed.
+FREE = ("log_every", "save_every", "keep", "tensorboard", "devices", "parallel")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key: its default, the types it may have, its range or choices."""
+
+    default: Any
+    kind: type | tuple[type, ...] = ()
+    lo: float | None = None
+    hi: float | None = None
+    choices: tuple[Any, ...] | None = None
+    doc: str = ""
+
+    def problem(self, name: str, value: Any) -> str | None:
+        """Why `value` cannot be `name`, or None."""
+        kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
+        kinds = kinds or (type(self.default),)
+        numeric = float in kinds and isinstance(value, int) and not isinstance(value, bool)
+        listy = tuple in kinds and isinstance(value, list)
+        exact = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
+        if not (exact or numeric or listy):
+            return f"{name}: expected {' or '.join(_kind_name(k) for k in kinds)}, got {value!r}"
+        if self.choices is not None and value not in self.choices:
+            return f"{name}: {value!r} is not one of {', '.join(map(str, self.choices))}; {did_you_mean(str(value), map(str, self.choices))}"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value) or (self.lo is not None and value < self.lo) or (self.hi is not None and value > self.hi):
+                return f"{name}: {value!r} is out of range; expected {self._range()}"
+        return None
+
+    def _range(self) -> str:
+        lo, hi = self.lo, self.hi
+        return f"{lo} … {hi}" if lo is not None and hi is not None else f">= {lo}" if lo is not None else f"<= {hi}" if hi is not None else "a finite number"
+
+
+def _kind_name(kind: type) -> str:
+    return {type(None): "None", str: "text", int: "a whole number", float: "a number", tuple: "a list", bool: "True or False"}.get(kind, kind.__name__)
+
+
+Spec = Mapping[str, "Field | Spec | Callable[[Mapping[str, Any]], Spec]"]
+
+
+class Config(Mapping[str, Any]):
+    """A resolved, read-only config: `c.optim.lr`. It remembers which keys were read."""
+
+    def __init__(self, values: Mapping[str, Any], prefix: str = "", read: set[str] | None = None):
+        self._read: set[str] = set() if read is None else read
+        self._prefix = prefix
+        self._values = {k: Config(v, f"{prefix}{k}.", self._read) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__") or key not in self._values:
+            raise AttributeError(f"config has no key {self._prefix}{key}")
+        return self[key]
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._values[key]
+        if not isinstance(value, Config):
+            self._read.add(self._prefix + key)
+        return value
+
+    def __iter__(self):
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain nested dict; does not count as reading."""
+        return {k: v.to_dict() if isinstance(v, Config) else v for k, v in self._values.items()}
+
+    def replace(self, **changes: Any) -> "Config":
+        """A copy with dotted keys changed: `c.replace(**{"optim.lr": 1e-3})`."""
+        values = self.to_dict()
+        for key, value in changes.items():
+            set_key(values, key, value)
+        return Config(values)
+
+    def unread(self) -> list[str]:
+        """Dotted names of the keys that nobody has read yet."""
+        return [k for k in leaves(self.to_dict()) if k not in self._read]
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> `{"a.b": value}`."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out.update(leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
+    return out
+
+
+def set_key(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets `values["a"]["b"]` for "a.b"."""
+    *parents, last = dotted.split(".")
+    for key in parents:
+        values = values.setdefault(key, {})
+    values[last] = value
+
+
+def parse_arg(arg: str, **defaults: Any) -> Any:
+    """The `:arg` of a config, `"size=mini,corpus=zhwiki"`, as attributes.
+
+    Values take the type of their default; the first bare word is the first key.
+    """
+    out = ConfigDict(defaults)
+    for i, item in enumerate(filter(None, (arg or "").split(","))):
+        key, eq, text = item.partition("=")
+        if not eq and i == 0:
+            key, text = next(iter(defaults)), item
+        if key not in defaults:
+            raise UserError(f"config argument {item!r}: no {key!r}; {did_you_mean(key, defaults)}")
+        out[key] = _typed(f"config argument {key}", text, defaults[key])
+    return out
+
+
+def _typed(name: str, text: str, like: Any) -> Any:
+    if isinstance(like, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(like, bool) and str(text).lower() in ("true", "false"):
+        value = str(text).lower() == "true"
+    if like is not None and not isinstance(value, type(like)) and not (isinstance(like, float) and isinstance(value, int)):
+        raise UserError(f"{name}: expected {_kind_name(type(like))}, got {text!r}")
+    return value
+
+
+def load(path_and_arg: str) -> dict[str, Any]:
+    """Runs `get_config(arg)` of `path.py:arg` (a config is code: run only your own) -> nested dict."""
+    return call(path_and_arg, "get_config")
+
+
+def call(path_and_arg: str, function: str) -> Any:
+    """Runs one function of a config file with its argument; a ConfigDict comes back as a dict."""
+    path, _, arg = path_and_arg.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        here = sorted(str(p) for p in (file.parent if file.parent.is_dir() else Path("configs")).glob("*.py"))
+        raise UserError(f"config file {path} does not exist; {did_you_mean(path, here)}")
+    spec = importlib.util.spec_from_file_location(f"ptft_config_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise UserError(f"{path} has no {function}()")
+    out = getattr(module, function)(arg)
+    return out.to_dict() if isinstance(out, ConfigDict) else out
+
+
+def override(values: dict[str, Any], items: list[str]) -> None:
+    """Applies `key=value` items in place; values are Python literals or bare text. `resolve` checks them."""
+    for item in items:
+        key, eq, text = item.partition("=")
+        if not eq:
+            raise UserError(f"--config.{item}: expected --config.KEY=VALUE")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        node: Any = values
+        for part in key.split(".")[:-1]:
+            node = node.get(part, {}) if isinstance(node, Mapping) else node
+            if not isinstance(node, Mapping):
+                raise UserError(f"--config.{key}: {part!r} is a value, not a section")
+        if isinstance(node, Mapping) and isinstance(node.get(key.split(".")[-1]), str) and not isinstance(value, str):
+            value = text  # a text key keeps its text: --config.train_for=100 stays a duration
+        set_key(values, key, value)
+
+
+def resolve(values: Mapping[str, Any], spec: Spec) -> Config:
+    """Checks `values` against `spec` and fills in defaults.
+
+    Raises:
+      UserError: all problems at once: unknown keys with the nearest names, wrong types, values out of range.
+    """
+    problems: list[str] = []
+    filled = _resolve(values, spec, "", problems)
+    if problems:
+        raise UserError("the config has " + ("a problem" if len(problems) == 1 else f"{len(problems)} problems") + ":\n  " + "\n  ".join(problems))
+    return Config(filled)
+
+
+def _resolve(values: Mapping[str, Any], spec: Spec, prefix: str, problems: list[str]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key in values:
+        if key not in spec:
+            problems.append(f"unknown key {prefix}{key}; {did_you_mean(key, spec)}")
+    for key, field in spec.items():
+        name = prefix + key
+        if isinstance(field, Field):
+            value = values.get(key, field.default)
+            problem = field.problem(name, value) if key in values else None
+            if problem:
+                problems.append(problem)
+            out[key] = list(value) if isinstance(value, tuple) else value
+            continue
+        section = values.get(key, {})
+        if not isinstance(section, Mapping):
+            problems.append(f"{name}: expected a section of keys, got {section!r}")
+            continue
+        try:
+            inner = field(section) if callable(field) else field
+        except UserError as e:
+            problems.append(f"{name}: {e}")
+            continue
+        out[key] = _resolve(section, inner, name + ".", problems)
+    return out
+
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?|%)?\s*")
+
+
+def steps(name: str, text: str | int, *, batch: int, examples: int, total: int | None = None) -> int:
+    """A duration in steps: "1000", "500 steps", "3 epochs", "20000 examples", or "10%" of `total`.
+
+    `batch` is the global batch size and `examples` the number of training examples an epoch.
+    """
+    found = _DURATION.fullmatch(str(text))
+    if not found:
+        raise UserError(f"{name}: expected a duration such as '500 steps', '3 epochs', '20000 examples'{' or 10%' if total else ''}, got {text!r}")
+    number, unit = float(found[1]), (found[2] or "steps").rstrip("s")
+    if unit == "%":
+        if total is None:
+            raise UserError(f"{name}: a share of what? expected steps, epochs or examples, got {text!r}")
+        return round(total * number / 100)
+    if unit == "epoch":
+        return math.ceil(number * examples / batch)
+    if unit == "example":
+        return math.ceil(number / batch)
+    if number != int(number):
+        raise UserError(f"{name}: {text!r} is not a whole number of steps")
+    return int(number)
+
+
+def to_json(values: Mapping[str, Any]) -> str:
+    """Canonical JSON of a resolved config."""
+    return json.dumps(values.to_dict() if isinstance(values, Config) else values, sort_keys=True, ensure_ascii=False)
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """12 hex digits that name what a config computes: the `FREE` keys do not count."""
+    plain = values.to_dict() if isinstance(values, Config) else dict(values)
+    return hashlib.sha256(to_json({k: v for k, v in plain.items() if k not in FREE}).encode()).hexdigest()[:12]
+
+
+def difference(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:
+    """Lines "key: have -> want" for every key, but the `FREE` ones, in which two resolved configs differ."""
+    a, b = leaves(have), leaves(want)
+    keys = [k for k in {**a, **b} if k.split(".")[0] not in FREE and a.get(k) != b.get(k)]
+    return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in keys]

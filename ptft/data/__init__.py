@@ -1,0 +1,168 @@
+"""Sources of text: `load("KIND:REST", options)`; a file `ptft/data/KIND.py` is a kind.
+
+Each kind exports `open(rest, options, labels) -> Source` and usually ends in `documents` or `labelled`, which
+check, count and fingerprint what it read.
+"""
+
+import hashlib
+import importlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptft.config import Config, Field, Spec
+from ptft.errors import UserError, did_you_mean
+
+FORMATS = ("auto", "lines", "paragraphs", "tsv", "csv", "jsonl", "parquet", "wiki", "folder")
+
+SPEC: Spec = {
+    "format": Field("auto", choices=FORMATS, doc="how files are laid out; auto looks at the suffix and the first bytes"),
+    "text": Field("", doc="column of the text: a name, or a number from 0 where there is no header; empty: 'text' or 'sentence'"),
+    "text_b": Field("", doc="column of the second text of a pair"),
+    "label": Field("", doc="column of the label; empty: every text is an unlabelled document"),
+    "labels": Field((), tuple, doc="the label values in the order of their ids; empty: sorted"),
+    "header": Field(True, doc="whether the first line of a tsv or csv file names the columns"),
+    "on_bad_row": Field("stop", choices=("stop", "skip"), doc="a broken row stops, or is left out and counted"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a kind of source yields.
+
+    `records` are documents `{"sentences": list[str]}` or examples `{"text": str, "label": int}` (pairs have
+    "text_b" too), each with "where": the file and line (or the TFDS record) it came from.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    labels: tuple[str, ...]  # label names, index = id; () for documents
+    fingerprint: str  # sha256 of the content, wherever it lies
+    notes: Mapping[str, int]  # a Counter: "records", and where they are not zero "empty_text", "skipped_rows", "empty_documents"
+
+
+def load(where: str, options: Config, labels: Sequence[str] = ()) -> Source:
+    """Opens "KIND:REST", such as `files:/data/train.tsv` or `tfds:imdb_reviews@train`.
+
+    `options` is the resolved `config.data`; `labels` are the training split's, for the other splits.
+
+    Raises:
+      UserError: no such kind; and whatever the kind finds wrong with its input.
+    """
+    kind, colon, rest = where.partition(":")
+    kinds = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
+    if not colon or not rest or kind not in kinds:
+        raise UserError(f"data {where!r}: expected KIND:WHERE with a KIND of {', '.join(kinds)}; {did_you_mean(kind, kinds)}")
+    source: Source = importlib.import_module(f"ptft.data.{kind}").open(rest, options, labels)
+    if not source.records:
+        counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in source.notes.items())
+        raise UserError(f"data {where!r} is empty: {counts}")
+    return source
+
+
+class Rows:
+    """Decides what a broken row does, and counts."""
+
+    def __init__(self, on_bad_row: str):
+        self.skip = on_bad_row == "skip"
+        self.notes: Counter[str] = Counter(records=0)
+
+    def bad(self, where: str, why: str) -> None:
+        """Stops with a message, or counts a skipped row."""
+        if not self.skip:
+            raise UserError(f"{where}: {why} (data.on_bad_row='skip' leaves such rows out and counts them)")
+        self.notes["skipped_rows"] += 1
+
+
+def documents(found: Iterable[tuple[str, list[str]]], rows: Rows) -> Source:
+    """A source from (where, sentences); documents without a sentence are left out and counted."""
+    records, digest = [], hashlib.sha256(b"documents")
+    for where, parts in found:
+        if not parts:
+            rows.notes["empty_documents"] += 1
+            continue
+        try:
+            digest.update(("\n".join(parts) + "\n\n").encode())
+        except UnicodeEncodeError:
+            rows.bad(where, "the text is not valid Unicode")
+            continue
+        records.append({"sentences": parts, "where": where})
+    rows.notes["records"] = len(records)
+    return Source(records, (), digest.hexdigest(), rows.notes)
+
+
+def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: Rows, labels: Sequence[str]) -> Source:
+    """A source from (where, text, text_b or None, label); `labels` empty: the distinct ones, sorted."""
+    examples = list(found)
+    names = tuple(map(str, labels)) or tuple(sorted({e[3] for e in examples}, key=_label_order))
+    ids = {name: i for i, name in enumerate(names)}
+    if len(ids) < len(names):
+        raise UserError(f"data.labels has a label twice: {', '.join(map(repr, names))}")
+    records, digest = [], hashlib.sha256("\n".join(names).encode())
+    for where, text, text_b, label in examples:
+        if label not in ids:
+            shown = ", ".join(map(repr, names[:20])) + (" …" if len(names) > 20 else "")
+            rows.bad(where, f"label {label!r} is unknown; expected one of {shown}")
+            continue
+        try:
+            digest.update(f"\n\n{ids[label]}\n{text}\n{text_b}".encode())
+        except UnicodeEncodeError:
+            rows.bad(where, "the text is not valid Unicode")
+            continue
+        rows.notes["empty_text"] += not text.strip()
+        pair = {} if text_b is None else {"text_b": text_b}
+        records.append({"text": text, **pair, "label": ids[label], "where": where})
+    rows.notes["records"] = len(records)
+    return Source(records, names, digest.hexdigest(), +rows.notes | Counter(records=len(records)))
+
+
+def _label_order(label: str) -> tuple[bool, int, str]:
+    number = re.fullmatch(r"-?\d+", label)  # "10" after "9"
+    return not number, int(label) if number else 0, label
+
+
+# A candidate: 。！？ with the closing quotes, or . ! ? followed by a space and something that can start a sentence.
+_END = re.compile(
+    r"[。！？]+[」』”’）】》\"]*\s*"
+    r"|(?<=[\u3400-\u9fff])[!?]+[」』”’）】》\"]*\s*"
+    r"|[.!?]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*([^\Wa-z_]\w*))"
+)
+_LAST_WORD = re.compile(r"[\w.]+$")
+_SHORT = re.compile(r"[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_]{1,2}")  # an initial, or U.S, e.g, Ph.D
+_ABBREVIATIONS = {
+    "mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "gen", "col", "lt", "sgt", "capt", "cmdr", "adm", "rev", "hon", "gov", "sen",
+    "rep", "pres", "messrs", "vs", "etc", "inc", "ltd", "co", "corp", "bros", "no", "nos", "vol", "vols", "fig", "figs", "eq",
+    "eqs", "sec", "ch", "pp", "ed", "eds", "est", "al", "ca", "cf", "viz", "approx", "dept", "univ", "assn", "ave", "blvd", "mt",
+    "ft", "ref", "refs", "resp", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec",
+}  # fmt: skip
+_STARTERS = {
+    "The", "This", "That", "These", "Those", "It", "Its", "He", "His", "She", "Her", "They", "Their", "We", "Our", "You", "Your",
+    "There", "Here", "When", "While", "If", "In", "On", "At", "As", "For", "From", "By", "With", "After", "Before", "Since",
+    "However", "But", "And", "Or", "Also", "An", "Some", "Many", "Most", "Other", "Another", "One", "During", "Although", "Because",
+    "So", "Then", "Thus", "What",
+}  # fmt: skip
+
+
+def sentences(text: str) -> list[str]:
+    """Splits English or Chinese text into sentences; a line break always ends one.
+
+    A full stop after an abbreviation or an initial ends a sentence only before a word that usually starts one ("the U.S. The …").
+    """
+    out = []
+    for line in text.split("\n"):
+        start = 0
+        for end in _END.finditer(line):
+            starter = end[1]
+            if starter and line[end.start()] == ".":
+                word = _LAST_WORD.search(line, max(start, end.start() - 20), end.start())
+                short = word and (_SHORT.fullmatch(word[0]) or word[0].lower() in _ABBREVIATIONS)
+                if short and starter not in _STARTERS:
+                    continue
+            if piece := line[start : end.end()].strip():
+                out.append(piece)
+            start = end.end()
+        if piece := line[start:].strip():
+            out.append(piece)
+    return out

@@ -1,0 +1,132 @@
+"""TensorFlow Datasets without TensorFlow: `tfds:NAME[/CONFIG]@SPLIT`, such as `tfds:imdb_reviews@train[:95%]`.
+
+Reads what is prepared in $TFDS_DATA_DIR (default ~/tensorflow_datasets) in a random-access format, and otherwise downloads and
+prepares it as array_record. Some builders need TensorFlow for that, once: `pip install "ptft[tf]"`.
+"""
+
+import contextlib
+import importlib.util
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+from tensorflow_datasets.core import read_only_builder
+
+from ptft.config import Config
+from ptft.data import Rows, Source, documents, labelled, sentences
+from ptft.errors import UserError, did_you_mean
+
+INSTEAD = "; or download the files yourself and read them with files:GLOB"
+
+
+def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
+    """Reads a split, or a slice of it. Label names are the ClassLabel's; without `data.label` every text is a document.
+
+    Raises:
+      UserError: no such data set, config, split or column; it cannot be prepared here; a label out of range.
+    """
+    name, _, split = rest.partition("@")
+    with quiet():
+        builder = _builder(name)
+        records = data_source(builder, split, f"tfds:{rest}")
+    features = builder.info.features
+    keys = ["text", *(["text_b"] if options.text_b else []), *(["label"] if options.label else [])]
+    columns = [_column(name, features, key, options[key]) for key in keys]
+    rows = Rows(options.on_bad_row)
+    if not options.label:
+        return documents(((where, sentences(row[0])) for where, row in _read(records, columns, rest)), rows)
+    names = list(getattr(features[columns[-1]], "names", None) or ())
+    found = ((where, row[0], row[1] if options.text_b else None, _label(row[-1], names)) for where, row in _read(records, columns, rest))
+    return labelled(found, rows, labels or options.labels or names)
+
+
+def data_source(builder: tfds.core.DatasetBuilder, split: str, where: str) -> Sequence[Mapping[str, Any]]:
+    """The records of a prepared builder's split; `where` is what the user wrote."""
+    splits = list(builder.info.splits)
+    for part in split.split("+"):
+        if splits and (name := part.partition("[")[0]) not in splits:
+            raise UserError(f"{where}: no split {name!r} after '@'; {did_you_mean(name, splits)}")
+    try:
+        return builder.as_data_source(split=split)
+    except NotImplementedError as e:
+        raise UserError(f"{where}: its format in {builder.data_dir} has no random access; prepare it as array_record") from e
+    except (ValueError, AssertionError) as e:
+        raise UserError(f"{where}: {str(e).splitlines()[0]}") from e
+
+
+def decoded(value: Any) -> Any:
+    """Text as str (array_record gives bytes), numbers as Python's."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value.item() if hasattr(value, "item") else value
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences TFDS: its log, its progress bars and what it prints."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _builder(name: str) -> tfds.core.DatasetBuilder:
+    with contextlib.suppress(tfds.core.DatasetNotFoundError):
+        return read_only_builder.builder_from_files(name)  # any version and format that is prepared
+    try:
+        builder = tfds.builder(name, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as e:
+        base, known = name.partition("/")[0], _known()
+        if base not in known:
+            raise UserError(f"tfds:{name}: no data set {base!r}; {did_you_mean(base, known)}{INSTEAD}") from e
+        raise UserError(_needs_tensorflow(name)) from e
+    except (ValueError, ImportError) as e:
+        if isinstance(e, ImportError) and importlib.util.find_spec("tensorflow") is None:
+            raise UserError(_needs_tensorflow(name)) from e
+        configs = getattr(tfds.builder_cls(name.partition("/")[0]), "builder_configs", {})
+        raise UserError(f"tfds:{name}: no such config; {did_you_mean(name.partition('/')[2], configs)}") from e
+    try:
+        builder.download_and_prepare()
+    except Exception as e:  # whatever the network, the disk or the builder's own code raises
+        if isinstance(e, ImportError) and importlib.util.find_spec("tensorflow") is None:
+            raise UserError(_needs_tensorflow(name)) from e
+        why = f"{type(e).__name__}: {str(e)[:300]}"
+        raise UserError(f"tfds:{name} could not be downloaded and prepared in {builder.data_dir}: {why}{INSTEAD}") from e
+    return builder
+
+
+def _needs_tensorflow(name: str) -> str:
+    prepare = f"python -c \"import tensorflow_datasets as t; t.builder('{name}', file_format='array_record').download_and_prepare()\""
+    return f'tfds:{name} is not prepared, and TFDS needs TensorFlow to prepare it: pip install "ptft[tf]", then once: {prepare}{INSTEAD}'
+
+
+def _known() -> set[str]:
+    """All names: those that load here, and those whose import needs TensorFlow, read from TFDS's own source."""
+    found = set(tfds.list_builders(with_community_datasets=False))
+    for init in Path(tfds.__file__).parent.glob("*/__init__.py"):
+        classes = re.findall(r"^from tensorflow_datasets\.[\w.]+ import ([A-Z]\w+)$", init.read_text(), re.MULTILINE)
+        found.update(map(tfds.core.naming.camelcase_to_snakecase, classes))
+    return found
+
+
+def _column(name: str, features: Any, key: str, asked: str) -> str:
+    texts = [n for n, f in features.items() if isinstance(f, tfds.features.Text)]
+    column = asked or next((n for n in ("text", "sentence") if n in texts), texts[0] if texts else "")
+    if column not in features:
+        raise UserError(f"tfds:{name} has no column {column!r} (data.{key}); it has {', '.join(map(repr, features))}")
+    return column
+
+
+def _label(value: Any, names: list[str]) -> str:
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else str(value)
+
+
+def _read(records: Sequence[Mapping[str, Any]], columns: list[str], rest: str) -> Iterator[tuple[str, list[Any]]]:
+    for i in range(len(records)):
+        yield f"tfds:{rest}[{i}]", [decoded(records[i][c]) for c in columns]

@@ -1,0 +1,23 @@
+"""The one exception that means "the user can fix this": a clear message, exit code 2, no traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What was expected, what came, the nearest valid thing, and what to do."""
+
+
+def nearest(name: str, options: Iterable[str], n: int = 3) -> list[str]:
+    """The `n` options closest to `name`, best first."""
+    return difflib.get_close_matches(name, [str(o) for o in options], n=n, cutoff=0.4)
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """ "did you mean 'a' or 'b'?", or the list of what exists when nothing is close."""
+    options = sorted(str(o) for o in options)
+    close = nearest(name, options)
+    if close:
+        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    shown = ", ".join(options[:20]) + (" …" if len(options) > 20 else "")
+    return f"there is: {shown}" if shown else "there is none"

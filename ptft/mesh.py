@@ -1,0 +1,53 @@
+"""Devices: one mesh axis, `data`; batches split over it, parameters on every device."""
+
+import os
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ptft.errors import UserError
+
+
+def start() -> None:
+    """Joins the other processes of a multi-process run, when the environment names a coordinator.
+
+    `launch/` sets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; on SLURM and Cloud TPU
+    JAX_DISTRIBUTED=auto lets JAX find them itself.
+    """
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
+    elif os.environ.get("JAX_DISTRIBUTED") == "auto":
+        jax.distributed.initialize()
+
+
+def make(devices: int = 0) -> Mesh:
+    """A mesh over the first `devices` devices (0: all of them)."""
+    have = jax.devices()
+    if devices > len(have):
+        raise UserError(f"devices: asked for {devices}, this machine has {len(have)} ({have[0].platform})")
+    chosen = np.asarray(have[: devices or len(have)])
+    return Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
+    """The global batch must fall into equal parts: devices x accumulation steps."""
+    parts = mesh.size * accumulate
+    if batch % parts:
+        near = [n for n in (batch // parts * parts, (batch // parts + 1) * parts) if n]
+        what = f"{mesh.size} devices" + (f" x {accumulate} accumulation steps" if accumulate > 1 else "")
+        raise UserError(f"batch: {batch} is not divisible by {what}; the nearest sizes are {' and '.join(map(str, near))}")
+
+
+def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows -> global arrays, split by rows over the mesh."""
+    sharding = by_rows(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

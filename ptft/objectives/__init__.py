@@ -1,0 +1,80 @@
+"""Objectives, one file each: what is learned from the data. An objective owns both ends.
+
+A file exports `SPEC` (its keys of `config.objective`) and `build(config, tokenizer, labels) -> Objective`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Key
+
+from ptft import plugins
+from ptft.config import Config, Field, Spec
+from ptft.data import Source
+from ptft.record import Sums
+from ptft.tokenizer import Tokenizer
+
+
+class Rows(Protocol):
+    """Fixed-shape examples on the host, by index, so that a batch is a pure function of its indices."""
+
+    notes: Mapping[str, int]  # counts worth printing: truncated, empty …
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows at `index` i64[B] as named arrays, each with a leading axis B."""
+        ...
+
+
+class Objective(Protocol):
+    """Host half (`rows`), device half (`prepare`, `head`, `terms`), and what is reported."""
+
+    loss: tuple[str, ...]  # the terms whose means add up to the loss
+    best: str  # the metric that chooses the best checkpoint: higher is better unless it is a loss
+
+    def rows(self, source: Source, tokenizer: Tokenizer) -> Rows: ...
+
+    def example(self, batch: int) -> dict[str, np.ndarray]:
+        """Arrays of the shapes and dtypes of `Rows.batch`, for tracing without data."""
+        ...
+
+    def prepare(self, batch: Mapping[str, Array], keys: Key[Array, "B"]) -> dict[str, Array]:
+        """Host arrays -> what backbone and head read. Random choices are drawn from one key a row."""
+        ...
+
+    def head(self, dtype: Any) -> nn.Module: ...
+
+    def terms(self, predictions: Any, batch: Mapping[str, Array]) -> Sums:
+        """`{name: (sum, weight)}` over the batch."""
+        ...
+
+    def report(self, sums: Sums) -> dict[str, float]:
+        """Sums over a whole data set -> metrics."""
+        ...
+
+
+def spec(section: Mapping[str, Any]) -> Spec:
+    """The spec of `config.objective`, which depends on its `name`."""
+    name = section.get("name", "classify")
+    return {"name": Field("classify", str), **plugins.get("objectives", name).SPEC}
+
+
+def build(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Objective:
+    return plugins.get("objectives", config.name).build(config, tokenizer, labels)
+
+
+def pair_inputs(batch: Mapping[str, Array]) -> dict[str, Array]:
+    """Adds `mask` bool[B, T] and `types` i32[B, T] to `tokens`, from `length` and `second` (where segment B starts)."""
+    at = jnp.arange(batch["tokens"].shape[1])[None]
+    mask = at < batch["length"][:, None]
+    types = ((at >= batch["second"][:, None]) & mask).astype(jnp.int32)
+    return {**batch, "tokens": batch["tokens"].astype(jnp.int32), "mask": mask, "types": types}
+
+
+def token_dtype(vocab_size: int) -> type:
+    """The smallest unsigned dtype that holds every id: uint16 would wrap from 65,536 on."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32

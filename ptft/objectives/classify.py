@@ -1,0 +1,143 @@
+"""Classification of one text or a pair into k classes: dropout and one dense layer on the pooled output."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
+
+from ptft.config import Config, Field
+from ptft.data import Source
+from ptft.errors import UserError
+from ptft.models.layers import dense
+from ptft.objectives import pair_inputs, token_dtype
+from ptft.record import Sums, divide
+from ptft.tokenizer import Tokenizer
+
+SPEC = {
+    "seq_len": Field(128, int, lo=3, doc="tokens a row, [CLS] and [SEP] among them"),
+    "truncate": Field("head", str, choices=("head", "tail"), doc="which end of a long text is kept"),
+    "dropout": Field(0.1, float, lo=0, hi=0.99),
+}
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Ragged token ids of `[CLS] text [SEP]` or `[CLS] text [SEP] text_b [SEP]`, padded when a batch is cut."""
+
+    tokens: np.ndarray  # all rows, one after the other
+    start: np.ndarray  # i64[N + 1]
+    second: np.ndarray  # i32[N], where text_b begins; the row's length if there is none
+    label: np.ndarray  # i32[N]
+    seq_len: int
+    pad: int
+    notes: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        length = (self.start[index + 1] - self.start[index]).astype(np.int32)
+        tokens = np.full((len(index), self.seq_len), self.pad, self.tokens.dtype)
+        for row, i in enumerate(index):
+            tokens[row, : length[row]] = self.tokens[self.start[i] : self.start[i + 1]]
+        return {"tokens": tokens, "length": length, "second": self.second[index], "label": self.label[index]}
+
+
+class Head(nn.Module):
+    classes: int
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, outputs: Mapping[str, Array], batch: Mapping[str, Array], train: bool) -> Float[Array, "B k"]:
+        pooled = nn.Dropout(self.dropout, deterministic=not train)(outputs["pooled"])
+        return dense(self.classes, self.dtype, "classifier")(pooled).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class Classify:
+    labels: tuple[str, ...]
+    seq_len: int
+    truncate: str
+    dropout: float
+    vocab_size: int
+    loss: tuple[str, ...] = ("loss",)
+    best: str = "accuracy"
+
+    def rows(self, source: Source, tokenizer: Tokenizer) -> TextRows:
+        """Tokenizes every record; texts longer than the row are cut and counted, empty ones kept as [CLS] [SEP]."""
+        records = source.records
+        a = tokenizer.encode([r["text"] for r in records])
+        pair = bool(records) and "text_b" in records[0]
+        b = tokenizer.encode([r["text_b"] for r in records]) if pair else [[] for _ in a]
+        rows, second, truncated = [], [], 0
+        for x, y in zip(a, b, strict=True):
+            room = self.seq_len - (3 if pair else 2)
+            truncated += len(x) + len(y) > room
+            x, y = self._cut(x, y, room)
+            second.append(len(x) + 2)
+            rows.append([tokenizer.cls, *x, tokenizer.sep, *y, *([tokenizer.sep] if pair else [])])
+        label = np.asarray([r.get("label", 0) for r in records], np.int32)
+        bad = np.flatnonzero((label < 0) | (label >= len(self.labels)))
+        if len(bad):
+            raise UserError(f"{records[bad[0]]['where']}: label {label[bad[0]]} is outside 0 … {len(self.labels) - 1}")
+        flat = np.concatenate([np.asarray(r) for r in rows]) if rows else np.zeros(0, np.int64)
+        return TextRows(
+            tokens=flat.astype(token_dtype(self.vocab_size)),
+            start=np.cumsum([0, *map(len, rows)]),
+            second=np.asarray(second, np.int32),
+            label=label,
+            seq_len=self.seq_len,
+            pad=tokenizer.pad,
+            notes={"truncated": truncated, "empty": sum(not x for x in a)},
+        )
+
+    def _cut(self, x: list[int], y: list[int], room: int) -> tuple[list[int], list[int]]:
+        """Shortens the longer text until both fit."""
+        keep_y = min(len(y), max(room // 2, room - len(x)))
+        keep_x = min(len(x), room - keep_y)
+        return (x[-keep_x:] if keep_x else [], y[-keep_y:] if keep_y else []) if self.truncate == "tail" else (x[:keep_x], y[:keep_y])
+
+    def example(self, batch: int) -> dict[str, np.ndarray]:
+        one = np.ones(batch, np.int32)
+        return {"tokens": np.zeros((batch, self.seq_len), token_dtype(self.vocab_size)), "length": one, "second": one, "label": one * 0}
+
+    def prepare(self, batch: Mapping[str, Array], keys: Key[Array, "B"]) -> dict[str, Array]:
+        return pair_inputs(batch)
+
+    def head(self, dtype: Any) -> nn.Module:
+        return Head(len(self.labels), self.dropout, dtype)
+
+    def terms(self, predictions: Float[Array, "B k"], batch: Mapping[str, Array]) -> Sums:
+        valid, label = batch["valid"], batch["label"]
+        loss = optax.softmax_cross_entropy_with_integer_labels(predictions, label)
+        k = len(self.labels)
+        cell = jax.nn.one_hot(label * k + predictions.argmax(-1), k * k) * valid[:, None]
+        return {"loss": ((loss * valid).sum(), valid.sum()), "confusion": (cell.sum(0).reshape(k, k), jnp.float32(1))}
+
+    def report(self, sums: Sums) -> dict[str, float]:
+        """Loss, accuracy, macro-F1 (over the classes that occur) and Matthews correlation (multi-class, Gorodkin 2004)."""
+        c = np.asarray(sums["confusion"][0], np.float64)
+        total, hit = c.sum(), np.trace(c)
+        true, said = c.sum(1), c.sum(0)
+        present = true + said > 0
+        f1 = 2 * np.diag(c)[present] / (true + said)[present]
+        spread = np.sqrt((total**2 - said @ said) * (total**2 - true @ true))
+        return {
+            "loss": float(divide({"loss": sums["loss"]})["loss"]),
+            "accuracy": float(hit / total) if total else float("nan"),
+            "macro_f1": float(f1.mean()) if present.any() else float("nan"),
+            "matthews": float((hit * total - said @ true) / spread) if spread else 0.0,
+        }
+
+
+def build(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Classify:
+    if len(labels) < 2:
+        raise UserError(f"classify needs at least two classes; the training data has {list(labels)}")
+    return Classify(tuple(labels), config.seq_len, config.truncate, config.dropout, tokenizer.vocab_size)

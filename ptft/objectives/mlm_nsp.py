@@ -1,0 +1,299 @@
+"""Masked language model and next-sentence prediction, after google-research/bert `create_pretraining_data.py`.
+
+Host half: sentence pairs cut from documents. Device half: masking, drawn anew each step, and the two heads. The
+decoder is tied to the word embeddings, so a plan that freezes the embeddings freezes the decoder's matrix too; its
+bias and the transform before it belong to the head and stay trainable.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from ptft.config import Config, Field
+from ptft.data import Source
+from ptft.errors import UserError
+from ptft.models.layers import LayerNorm, dense, gelu
+from ptft.objectives import pair_inputs, token_dtype
+from ptft.record import Sums, divide
+from ptft.tokenizer import Tokenizer
+
+SPEC = {
+    "seq_len": Field(128, int, lo=8, doc="tokens a row, [CLS] and [SEP] among them"),
+    "nsp": Field(True, bool, doc="False: one segment a row and no next-sentence loss"),
+    "passes": Field(1, int, lo=1, doc="how often the corpus is cut into pairs, each time differently (dupe_factor)"),
+    "short_prob": Field(0.1, float, lo=0, hi=1, doc="share of documents cut to a random shorter length"),
+    "mask_prob": Field(0.15, float, lo=0.01, hi=0.9),
+    "max_predictions": Field(0, int, lo=0, doc="masked positions a row; 0: mask_prob of seq_len, rounded up"),
+    "whole_word": Field(False, bool, doc="mask all pieces of a word together"),
+}
+
+# One row: [CLS] tokens[a0:a1] [SEP] tokens[b0:b1] [SEP], and whether B is a random sentence.
+A0, A1, B0, B1, RANDOM = range(5)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A corpus as one array of ids: sentence s is tokens[sentence[s]:sentence[s+1]], document d is sentences document[d]:document[d+1]."""
+
+    tokens: np.ndarray
+    sentence: np.ndarray
+    document: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.document) - 1
+
+
+def tokenize(source: Source, tokenizer: Tokenizer, chunk: int = 2000) -> Documents:
+    """Encodes a corpus, `chunk` documents at a time; empty sentences and documents are dropped."""
+    tokens: list[np.ndarray] = []
+    sentence, document = [0], [0]
+    dtype = token_dtype(tokenizer.vocab_size)
+    for at in range(0, len(source.records), chunk):
+        texts = [source.records[i]["sentences"] for i in range(at, min(at + chunk, len(source.records)))]
+        ids = iter(tokenizer.encode([s for sentences in texts for s in sentences]))
+        for sentences in texts:
+            for _ in sentences:
+                if piece := next(ids):
+                    tokens.append(np.asarray(piece, dtype))
+                    sentence.append(sentence[-1] + len(piece))
+            if len(sentence) - 1 > document[-1]:
+                document.append(len(sentence) - 1)
+    if len(document) == 1:
+        raise UserError(f"the corpus has no text: {len(source.records)} documents, all empty")
+    return Documents(np.concatenate(tokens), np.asarray(sentence), np.asarray(document))
+
+
+def cut_pairs(docs: Documents, d: int, room: int, short_prob: float, rng: random.Random) -> list[tuple[int, int, int, int, int]]:
+    """The rows (A0, A1, B0, B1, RANDOM) of document `d`, A and B together at most `room` tokens."""
+    rows = []
+    offset, first, last = docs.sentence, int(docs.document[d]), int(docs.document[d + 1])
+    target = rng.randint(2, room) if rng.random() < short_prob else room
+    start = at = first
+    while at < last:
+        if at < last - 1 and offset[at + 1] - offset[start] < target:
+            at += 1
+            continue
+        sentences = at - start + 1
+        middle = start + (rng.randint(1, sentences - 1) if sentences >= 2 else 1)
+        a0, a1 = int(offset[start]), int(offset[middle])
+        is_random = sentences == 1 or rng.random() < 0.5
+        if is_random:
+            other = rng.randrange(len(docs))
+            for _ in range(9):  # ten tries in all to find another document
+                if other != d:
+                    break
+                other = rng.randrange(len(docs))
+            b_first = rng.randrange(int(docs.document[other]), int(docs.document[other + 1]))
+            b_last = int(np.searchsorted(offset, offset[b_first] + max(target - (a1 - a0), 1)))
+            b0, b1 = int(offset[b_first]), int(offset[min(b_last, int(docs.document[other + 1]))])
+            at = middle - 1  # the sentences that B did not use come again
+        else:
+            b0, b1 = a1, int(offset[at + 1])
+        rows.append((*_truncate(a0, a1, b0, b1, room, rng), int(is_random)))
+        at += 1
+        start = at
+    return rows
+
+
+def _truncate(a0: int, a1: int, b0: int, b1: int, room: int, rng: random.Random) -> tuple[int, int, int, int]:
+    """Drops tokens from the longer of A and B, each from its front or its back at random, until both fit."""
+    while (a1 - a0) + (b1 - b0) > room:
+        front = rng.random() < 0.5
+        if a1 - a0 > b1 - b0:
+            a0, a1 = a0 + front, a1 - (not front)
+        else:
+            b0, b1 = b0 + front, b1 - (not front)
+    return a0, a1, b0, b1
+
+
+def cut_single(docs: Documents, d: int, room: int, short_prob: float, rng: random.Random) -> list[tuple[int, int, int, int, int]]:
+    """Rows of one segment: consecutive sentences of document `d` up to the target length."""
+    rows = []
+    target = rng.randint(2, room) if rng.random() < short_prob else room
+    start, end = int(docs.sentence[docs.document[d]]), int(docs.sentence[docs.document[d + 1]])
+    for a0 in range(start, end, target):
+        a1 = min(a0 + target, end)
+        rows.append((a0, a1, a1, a1, 0))
+    return rows
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Rows as ranges into the corpus; ids are gathered when a batch is cut."""
+
+    docs: Documents
+    ranges: np.ndarray  # i64[N, 5]
+    objective: "MlmNsp"
+    special: tuple[int, int, int]  # ids of [CLS], [SEP], [PAD]
+    continues: np.ndarray  # bool[V]
+    notes: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        cls, sep, pad = self.special
+        o, chosen = self.objective, self.ranges[index]
+        tokens = np.full((len(index), o.seq_len), pad, self.docs.tokens.dtype)
+        second = (chosen[:, A1] - chosen[:, A0] + 2).astype(np.int32)
+        length = second + ((chosen[:, B1] - chosen[:, B0] + 1).astype(np.int32) if o.nsp else 0)
+        tokens[:, 0] = cls
+        for row, (a0, a1, b0, b1, _) in zip(tokens, chosen, strict=True):
+            row[1 : 1 + a1 - a0] = self.docs.tokens[a0:a1]
+            row[1 + a1 - a0] = sep
+            if o.nsp:
+                row[2 + a1 - a0 : 2 + a1 - a0 + b1 - b0] = self.docs.tokens[b0:b1]
+                row[2 + a1 - a0 + b1 - b0] = sep
+        # The quota counts the special tokens, as Google's script does.
+        quota = np.clip(np.round(length * o.mask_prob), 1, o.predictions).astype(np.int32)
+        out = {"tokens": tokens, "length": length, "second": second, "quota": quota, "next": chosen[:, RANDOM].astype(np.int32)}
+        return {**out, "continues": self.continues[tokens]} if o.whole_word else out
+
+
+def choose_words(u: Float[Array, "B T"], free: Bool[Array, "B T"], continues: Bool[Array, "B T"], quota: Int[Array, "B"]) -> Bool[Array, "B T"]:
+    """Whole words in the order of `u` at their first piece, as many as fit; a word that would overshoot is skipped."""
+    b, t = u.shape
+    begins = free & ~(continues & jnp.roll(free, 1, 1))
+    word = jnp.where(free, jnp.cumsum(begins, 1) - 1, t)  # the word of each position; t: none
+    row = jnp.arange(b)[:, None]
+    size = jnp.zeros((b, t + 1), jnp.int32).at[row, word].add(1)[:, :t]
+    score = jnp.full((b, t + 1), 2.0).at[row, jnp.where(begins, word, t)].min(u)[:, :t]
+    order = jnp.argsort(jnp.where(size > 0, score, 3.0), axis=1)
+
+    def take(left: Array, w: Array) -> tuple[Array, Array]:
+        n = size[jnp.arange(b), w]
+        fits = (n > 0) & (n <= left)
+        return left - n * fits, fits
+
+    _, fits = jax.lax.scan(take, quota, order.T)
+    chosen = jnp.zeros((b, t + 1), bool).at[row, order].set(fits.T)
+    return chosen[row, word]
+
+
+class Decoder(nn.Module):
+    """Logits over the vocabulary, tied to the word embeddings, with a bias of its own."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B P D"], table: Float[Array, "V D"]) -> Float[Array, "B P V"]:
+        logits = jnp.einsum("bpd,vd->bpv", x, table.astype(x.dtype)).astype(jnp.float32)
+        return logits + self.param("bias", nn.initializers.zeros, (table.shape[0],))
+
+
+class Head(nn.Module):
+    """MLM logits at the masked positions only (gathered before the vocabulary matmul), and NSP logits."""
+
+    nsp: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, outputs: Mapping[str, Array], batch: Mapping[str, Array], train: bool) -> dict[str, Array]:
+        x = jnp.take_along_axis(outputs["hidden"], batch["position"][:, :, None], axis=1)
+        x = LayerNorm(name="norm")(gelu(dense(x.shape[-1], self.dtype, "transform")(x)))
+        out = {"mlm": Decoder(name="decoder")(x, outputs["word_table"])}
+        return {**out, "nsp": dense(2, self.dtype, "nsp")(outputs["pooled"]).astype(jnp.float32)} if self.nsp else out
+
+
+@dataclass(frozen=True)
+class MlmNsp:
+    seq_len: int
+    nsp: bool
+    passes: int
+    short_prob: float
+    mask_prob: float
+    predictions: int
+    whole_word: bool
+    vocab_size: int
+    mask_id: int
+
+    best: str = "mlm_loss"
+
+    @property
+    def loss(self) -> tuple[str, ...]:
+        return ("mlm_loss", "nsp_loss") if self.nsp else ("mlm_loss",)
+
+    def rows(self, source: Source, tokenizer: Tokenizer) -> PairRows:
+        """Cuts the corpus `passes` times; which pairs come out depends on the pass and the document alone."""
+        docs = tokenize(source, tokenizer)
+        cut = cut_pairs if self.nsp else cut_single
+        room = self.seq_len - (3 if self.nsp else 2)
+        rows = [
+            row
+            for n in range(self.passes)
+            for d in range(len(docs))
+            for row in cut(docs, d, room, self.short_prob, random.Random(f"{n} {d}"))
+        ]
+        special = (tokenizer.cls, tokenizer.sep, tokenizer.pad)
+        notes = {"documents": len(docs), "tokens": len(docs.tokens), "random_next": sum(r[RANDOM] for r in rows)}
+        return PairRows(docs, np.asarray(rows, np.int64), self, special, np.asarray(tokenizer.continues), notes)
+
+    def example(self, batch: int) -> dict[str, np.ndarray]:
+        one = np.ones(batch, np.int32)
+        out = {"tokens": np.zeros((batch, self.seq_len), token_dtype(self.vocab_size)), "length": one, "second": one, "quota": one, "next": one * 0}
+        return {**out, "continues": out["tokens"] > 0} if self.whole_word else out
+
+    def prepare(self, batch: Mapping[str, Array], keys: Key[Array, "B"]) -> dict[str, Array]:
+        """Chooses `quota` positions a row, and replaces them: 80 % [MASK], 10 % kept, 10 % any id of the vocabulary."""
+        batch = pair_inputs(batch)
+        tokens, p = batch["tokens"], self.predictions
+        at = jnp.arange(tokens.shape[1])[None]
+        free = batch["mask"] & (at != 0) & (at != batch["second"][:, None] - 1) & (at != batch["length"][:, None] - 1)
+        which, how, what = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
+        u = jax.vmap(lambda key: jax.random.uniform(key, (tokens.shape[1],)))(which)
+        if self.whole_word:
+            free = choose_words(u, free, batch["continues"], batch["quota"])
+        top, position = jax.lax.top_k(jnp.where(free, u, -1.0), p)
+        weight = (jnp.arange(p)[None] < batch["quota"][:, None]) & (top >= 0)
+        target = jnp.take_along_axis(tokens, position, axis=1)
+        dice = jax.vmap(lambda key: jax.random.uniform(key, (p,)))(how)
+        other = jax.vmap(lambda key: jax.random.randint(key, (p,), 0, self.vocab_size))(what)
+        new = jnp.where(dice < 0.8, self.mask_id, jnp.where(dice < 0.9, target, other))
+        # Unused slots point at real positions, so they must not write: they are sent out of bounds and dropped.
+        where = jnp.where(weight, position, tokens.shape[1])
+        masked = tokens.at[jnp.arange(len(tokens))[:, None], where].set(new, mode="drop")
+        return {**batch, "tokens": masked, "position": position, "target": target, "masked": weight.astype(jnp.float32)}
+
+    def head(self, dtype: Any) -> nn.Module:
+        return Head(self.nsp, dtype)
+
+    def terms(self, predictions: Mapping[str, Array], batch: Mapping[str, Array]) -> Sums:
+        xent = optax.softmax_cross_entropy_with_integer_labels
+        valid = batch["valid"]
+        logits, target, weight = predictions["mlm"], batch["target"], batch["masked"] * valid[:, None]
+        n = weight.sum()
+        out = {
+            "mlm_loss": ((xent(logits, target) * weight).sum(), n),
+            "mlm_accuracy": (((logits.argmax(-1) == target) * weight).sum(), n),
+        }
+        if self.nsp:
+            logits, label = predictions["nsp"], batch["next"]
+            out["nsp_loss"] = ((xent(logits, label) * valid).sum(), valid.sum())
+            out["nsp_accuracy"] = (((logits.argmax(-1) == label) * valid).sum(), valid.sum())
+        return out
+
+    def report(self, sums: Sums) -> dict[str, float]:
+        """Losses, accuracies and the perplexity of masked tokens, each from global sums."""
+        means = {k: float(v) for k, v in divide(sums).items()}
+        return {**means, "loss": sum(means[k] for k in self.loss), "perplexity": float(np.exp(means["mlm_loss"]))}
+
+
+def build(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> MlmNsp:
+    predictions = config.max_predictions or int(np.ceil(config.seq_len * config.mask_prob))
+    return MlmNsp(
+        config.seq_len,
+        config.nsp,
+        config.passes,
+        config.short_prob,
+        config.mask_prob,
+        predictions,
+        config.whole_word,
+        tokenizer.vocab_size,
+        tokenizer.mask,
+    )

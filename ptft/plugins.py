@@ -1,0 +1,20 @@
+"""Plug-in folders: a file in `data/`, `models/` or `objectives/` is a feature, reached by its name."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from ptft.errors import UserError, did_you_mean
+
+
+def names(package: str) -> list[str]:
+    """The plug-ins of `ptft.PACKAGE`: its modules, but for shared ones named `layers` or starting with `_`."""
+    path = importlib.import_module(f"ptft.{package}").__path__
+    return sorted(m.name for m in pkgutil.iter_modules(path) if m.name != "layers" and not m.name.startswith("_"))
+
+
+def get(package: str, name: str) -> ModuleType:
+    """The module `ptft/PACKAGE/NAME.py`; a missing one lists those that exist."""
+    if name not in names(package):
+        raise UserError(f"there is no {package}/{name}.py; {did_you_mean(name, names(package))}")
+    return importlib.import_module(f"ptft.{package}.{name}")

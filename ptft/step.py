@@ -1,0 +1,162 @@
+"""The training step and the evaluation step: pure functions.
+
+Parameters are split into (trainable, frozen) before differentiation: `grad` is taken with respect to the trainable
+ones, and the optimizer, the clip and the norms never see anything else. What is frozen costs no gradient, no
+optimizer state, and no backward pass below the lowest trainable layer.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from ptft import tree
+from ptft.objectives import Objective
+from ptft.record import Sums
+from ptft.tree import Flat
+
+
+class Moving(NamedTuple):
+    """All that a step changes."""
+
+    step: jax.Array  # i32[]
+    params: Flat  # the trainable parameters
+    opt: Any
+
+
+class Net(NamedTuple):
+    """A model with its objective: everything but numbers. Hashable, so that equal nets share compiled steps."""
+
+    backbone: nn.Module
+    head: nn.Module
+    objective: Objective
+
+    def init(self, seed: int) -> Flat:
+        """Fresh float32 parameters `backbone/…`, `head/…`; the same seed gives the same head for every strategy."""
+        batch = {**self.objective.example(1), "row": jnp.zeros(1, jnp.int32), "valid": jnp.ones(1)}
+        key = jax.random.key(seed)
+
+        def create(key: jax.Array) -> dict[str, Any]:
+            body, top = jax.random.split(key)
+            inputs = self.objective.prepare(_on_device(batch), _row_keys(key, jnp.zeros(1, jnp.int32)))
+            backbone = self.backbone.init(body, inputs)["params"]
+            outputs = self.backbone.apply({"params": backbone}, inputs)
+            return {"backbone": backbone, "head": self.head.init(top, outputs, inputs, False)["params"]}
+
+        return tree.flatten(jax.jit(create)(key))
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names and shapes of the parameters, without computing any."""
+        return jax.eval_shape(lambda: self.init(0))
+
+    def predict(self, params: Flat, inputs: Mapping[str, jax.Array], dropout: jax.Array | None = None) -> Any:
+        """Backbone and head on prepared inputs -> the objective's predictions."""
+        p = tree.unflatten(params)
+        train = dropout is not None
+        keys = {"dropout": dropout} if train else {}
+        outputs = self.backbone.apply({"params": p["backbone"]}, inputs, train=train, rngs=keys)
+        return self.head.apply({"params": p["head"]}, outputs, inputs, train, rngs=keys)
+
+    def sums(self, params: Flat, batch: Mapping[str, jax.Array], key: jax.Array, dropout: jax.Array | None = None) -> Sums:
+        """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; a `dropout` key means training."""
+        inputs = self.objective.prepare(batch, _row_keys(key, batch["row"]))
+        return self.objective.terms(self.predict(params, inputs, dropout), inputs)
+
+
+def _on_device(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    return {k: jnp.asarray(v) for k, v in batch.items()}
+
+
+def _row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
+    """One key a row, from its place in the global batch: the same masks however the batch is split over devices."""
+    return jax.vmap(lambda r: jax.random.fold_in(jax.random.fold_in(key, 0), r))(row)
+
+
+def train_step(net: Net, tx: optax.GradientTransformation, accumulate: int = 1, axis: str | None = None) -> Callable[..., tuple[Moving, Sums]]:
+    """The pure step `(moving, frozen, batch, seed) -> (moving, sums)`.
+
+    The loss is the sum over the objective's terms of (global sum / global weight), however the batch is split.
+
+    Args:
+      accumulate: the batch is cut into this many parts whose gradients are added before the update.
+      axis: name of the `pmap` axis whose devices hold the parts of a batch; None under `jit`, where arrays are global.
+    """
+    names = net.objective.loss
+
+    def total(x: Any) -> Any:
+        return jax.lax.psum(x, axis) if axis else x
+
+    def weights(sums: Sums) -> dict[str, jax.Array]:
+        return {n: jnp.maximum(total(sums[n][1]), 1) for n in names}
+
+    def step(moving: Moving, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[Moving, Sums]:
+        key = jax.random.fold_in(jax.random.key(seed), moving.step)
+        dropout = jax.random.fold_in(key, jax.lax.axis_index(axis) + 1 if axis else 1)
+
+        def part_sums(params: Flat, part: Mapping[str, jax.Array], number: jax.Array | int) -> Sums:
+            return net.sums({**frozen, **params}, part, key, jax.random.fold_in(dropout, number))
+
+        def part_grad(part: Mapping[str, jax.Array], number: jax.Array | int, weight: Mapping[str, jax.Array] | None) -> tuple[Flat, Sums]:
+            def loss(params: Flat) -> tuple[jax.Array, Sums]:
+                sums = part_sums(params, part, number)
+                per = weights(sums) if weight is None else weight
+                return jnp.stack([sums[n][0] / per[n] for n in names]).sum(), sums
+
+            return jax.grad(loss, has_aux=True)(moving.params)
+
+        if accumulate == 1:
+            grads, sums = part_grad(batch, 0, None)
+        else:
+            # Strided parts, so that each device keeps its own rows.
+            parts = {k: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
+            number = jnp.arange(accumulate)
+            # The weights need no forward pass, and XLA drops the one written here.
+            each = jax.lax.map(lambda part: {n: part_sums(moving.params, part, 0)[n][1] for n in names}, parts)
+            weight = weights({n: (w.sum(), w.sum()) for n, w in each.items()})
+
+            def add(carry: tuple[Flat, Sums], x: tuple[Mapping[str, jax.Array], jax.Array]) -> tuple[tuple[Flat, Sums], None]:
+                return jax.tree.map(jnp.add, carry, part_grad(*x, weight)), None
+
+            first = {k: x[0] for k, x in parts.items()}
+            shapes = jax.eval_shape(lambda part: part_grad(part, 0, weight), first)
+            zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            (grads, sums), _ = jax.lax.scan(add, zero, (parts, number))
+
+        grads, sums = total(grads), total(sums)
+        updates, opt = tx.update(grads, moving.opt, moving.params)
+        sums["grad_norm"] = (optax.global_norm(grads), jnp.float32(1))
+        params = {n: p + updates[n] for n, p in moving.params.items()}  # type: ignore[index]
+        return Moving(moving.step + 1, params, opt), sums
+
+    return step
+
+
+def eval_step(net: Net) -> Callable[..., Sums]:
+    """The pure step `(params, batch) -> sums`, no dropout; masks are the same at every evaluation."""
+    return lambda params, batch: net.sums(params, batch, jax.random.key(0))
+
+
+def compile_train(net: Net, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, parallel: str) -> Callable[..., tuple[Moving, Sums]]:
+    """The train step over the mesh: `jit` on global arrays, or the same step under `jax.pmap`.
+
+    What moves is donated; what is frozen never is, so that runs may share it.
+    """
+    if parallel == "jit":
+        return jax.jit(train_step(net, tx, accumulate), donate_argnums=0)
+    step = train_step(net, tx, accumulate, axis="data")
+    mapped = jax.pmap(step, "data", in_axes=(None, None, 0, None), out_axes=None, devices=list(mesh.devices.flat))  # type: ignore[arg-type]
+    n = mesh.size
+
+    def call(moving: Moving, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[Moving, Sums]:
+        return mapped(moving, frozen, {k: x.reshape(n, len(x) // n, *x.shape[1:]) for k, x in batch.items()}, seed)
+
+    return call
+
+
+def init_moving(params: Flat, tx: optax.GradientTransformation) -> Moving:
+    """Step 0 of the trainable parameters, with optimizer state for them alone."""
+    return Moving(jnp.int32(0), params, tx.init(params))

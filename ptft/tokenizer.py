@@ -1,0 +1,224 @@
+"""WordPiece: train it, load a `vocab.txt`, save it with the run. Ids are those of Google's BERT for the same vocabulary.
+
+The work is done by the `tokenizers` library. Its own BERT normalizer and splitter differ from BERT in a few places
+(it drops private-use characters, knows only the punctuation of an old Unicode version, misspells a range of rare Chinese
+characters, lower-cases a final Σ to σ), so those steps are spelled out here as regular expressions: the same speed, and
+exact. Text that merely looks like a special token, "[MASK]" in a review, is text.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from ptft.errors import UserError, did_you_mean
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_WORD = 200  # BERT: a longer word is [UNK]
+
+# NUL, the replacement character, control and format characters vanish; tab and line ends are white space.
+_CONTROL = Regex(r"[\x00\x{FFFD}\p{Cf}[\p{Cc}&&[^\t\n\r]]]")
+# Punctuation of Unicode and every ASCII symbol stand alone; so does the Chinese range that the library forgets.
+_ALONE = Regex(r"[\p{P}!-/:-@\[-`{-~\x{2B820}-\x{2B91F}]")
+# A capital sigma that ends a word is ς in lower case. Apostrophes and the like do not end it.
+_FINAL_SIGMA = Regex(r"(?<=[\p{Lu}\p{Ll}\p{Lt}\p{M}])Σ(?![\p{M}'’.:·]*[\p{Lu}\p{Ll}\p{Lt}])")
+
+
+class Tokenizer:
+    """A WordPiece vocabulary and how text is cut to fit it.
+
+    Attributes:
+      vocab: the entries; the id of an entry is its place.
+      pad, unk, cls, sep, mask: ids of the special tokens.
+      continues: bool [V], True for entries that continue a word ("##ing").
+      fingerprint: sha256 hex of all that decides the ids.
+    """
+
+    def __init__(self, vocab: Sequence[str], lowercase: bool):
+        """`vocab` must hold the five special tokens and nothing twice (else UserError)."""
+        ids = {token: i for i, token in enumerate(vocab)}
+        missing = [s for s in SPECIALS if s not in ids]
+        if missing:
+            raise UserError(
+                f"the vocabulary lacks the special tokens {' '.join(missing)}; a BERT vocabulary has {' '.join(SPECIALS)}, one a line"
+            )
+        if len(ids) < len(vocab):
+            twice = next(t for i, t in enumerate(vocab) if ids[t] != i)
+            raise UserError(f"the vocabulary has {twice!r} twice, on lines {list(vocab).index(twice) + 1} and {ids[twice] + 1}")
+        self.vocab, self.lowercase, self.vocab_size = tuple(vocab), lowercase, len(vocab)
+        self.pad, self.unk, self.cls, self.sep, self.mask = (ids[s] for s in SPECIALS)
+        self.continues = np.array([t.startswith("##") and len(t) > 2 for t in vocab], dtype=bool)
+        self.fingerprint = hashlib.sha256(json.dumps(["wordpiece", MAX_WORD, lowercase, *vocab]).encode()).hexdigest()
+        self._hf = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD))
+        self._hf.normalizer = _normalizer(lowercase)
+        self._hf.pre_tokenizer = _splitter()
+        self._hf.decoder = decoders.WordPiece()
+        # For whoever opens tokenizer.json elsewhere: without it a WordPiece tokenizer adds no [CLS] and [SEP].
+        self._hf.post_processor = processors.BertProcessing(("[SEP]", self.sep), ("[CLS]", self.cls))
+        self._hf.add_special_tokens(list(SPECIALS))
+        self._hf.encode_special_tokens = True
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, no special tokens added; uses all cores."""
+        try:
+            encoded = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:  # half a surrogate pair, as broken JSON has it, cannot cross into the library
+            encoded = self._hf.encode_batch_fast([_whole(t) for t in texts], add_special_tokens=False)
+        return [e.ids for e in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable text without special tokens; upper case, accents and spacing may be lost."""
+        return self._hf.decode([int(i) for i in ids])
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """The vocabulary entries of `ids`."""
+        return [self.vocab[i] for i in ids]
+
+    def save(self, folder: Path | str) -> None:
+        """Writes vocab.txt, tokenizer.json (for the `tokenizers` library) and tokenizer_config.json (lower-casing)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "vocab.txt").write_text("".join(t + "\n" for t in self.vocab), encoding="utf-8", newline="\n")
+        self._hf.save(str(folder / "tokenizer.json"))
+        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": self.lowercase}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _whole(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
+
+
+def _normalizer(lowercase: bool) -> normalizers.Normalizer:
+    clean = [normalizers.Replace(_CONTROL, "")] + [normalizers.Replace(_FINAL_SIGMA, "ς")] * lowercase
+    return normalizers.Sequence([*clean, normalizers.BertNormalizer(clean_text=False, strip_accents=lowercase, lowercase=lowercase)])
+
+
+def _splitter() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(_ALONE, "isolated")])
+
+
+def load(path: Path | str, lowercase: bool | None = None) -> Tokenizer:
+    """Loads a vocabulary: the folder of a run, a folder with a vocab.txt, or the file itself (ids = line numbers).
+
+    Args:
+      path: where it is.
+      lowercase: None reads it from `do_lower_case` in a tokenizer_config.json beside the file, and failing that
+        guesses: a vocabulary without upper-case Latin letters is lower-case.
+    Raises:
+      UserError: no such file, not UTF-8, no special tokens, a line twice.
+    """
+    file = _find(Path(path))
+    try:
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines: Chinese BERT has U+2028 as an entry
+    except UnicodeDecodeError as e:
+        raise UserError(f"{file} is not UTF-8 text: {e}") from None
+    if lines[-1] == "":
+        lines.pop()
+    vocab = [line.removesuffix("\r") for line in lines]
+    settings = file.parent / "tokenizer_config.json"
+    if lowercase is None and settings.is_file():
+        try:
+            lowercase = json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case")
+        except (ValueError, AttributeError) as e:
+            raise UserError(f"{settings} should be a JSON object with do_lower_case: {e}") from None
+    if lowercase is None:
+        words = (w for w in vocab if not (w.startswith(("[", "<")) and w.endswith(("]", ">"))))
+        lowercase = not any("A" <= c <= "Z" for w in words for c in w)
+    try:
+        return Tokenizer(vocab, lowercase)
+    except UserError as e:
+        raise UserError(f"{file}: {e}") from None
+
+
+def _find(path: Path) -> Path:
+    for file in (path, path / "tokenizer" / "vocab.txt", path / "vocab.txt"):
+        if file.is_file():
+            return file
+    named = sorted(path.glob("*vocab.txt"))  # bert-base-uncased-vocab.txt
+    if len(named) == 1:
+        return named[0]
+    folder = path if path.is_dir() else path.parent
+    if not folder.is_dir():
+        raise UserError(f"there is no vocabulary at {path}: the folder {folder} does not exist")
+    beside = did_you_mean(path.name if folder != path else "vocab.txt", [p.name for p in folder.iterdir()])
+    raise UserError(f"there is no vocabulary at {path}: expected a vocab.txt or a folder that holds one; in {folder}: {beside}")
+
+
+def train(
+    texts: Iterable[str], vocab_size: int, lowercase: bool = True, min_frequency: int = 2, limit_alphabet: int | None = None
+) -> Tokenizer:
+    """Learns a vocabulary: the special tokens ([PAD] is 0), the alphabet, then whole words and pieces.
+
+    The same texts give the same vocabulary, to the id, on every machine. The library's trainer alone does not: it numbers
+    "##x" letters and breaks ties in the alphabet in the order of a hash table. So the words are counted and the
+    alphabet is chosen here.
+
+    Args:
+      texts: read once; only the counts of distinct words are kept.
+      vocab_size: at most so many entries.
+      lowercase: also strips accents.
+      min_frequency: pieces seen less often are not learned.
+      limit_alphabet: at most so many characters; None takes the most frequent ones that make up 99.95% of the text.
+        A word with any other character is [UNK].
+    Raises:
+      UserError: no word in the texts, or no room for any.
+    """
+    words = _count_words(texts, lowercase)
+    if not words:
+        raise UserError("cannot train a tokenizer: the texts hold no word; is the data set empty?")
+    letters = _alphabet(words, vocab_size - len(SPECIALS), limit_alphabet)
+    known = {t for t in letters if len(t) == 1}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=[*SPECIALS, *letters], show_progress=False
+    )
+    tokenizer.train_from_iterator(_repeat({w: n for w, n in words.items() if known.issuperset(w)}), trainer)
+    ids = tokenizer.get_vocab()
+    return Tokenizer(sorted(ids, key=ids.__getitem__), lowercase)
+
+
+def _count_words(texts: Iterable[str], lowercase: bool) -> Counter[str]:
+    normalizer, splitter = _normalizer(lowercase), _splitter()
+    chunks: Counter[str] = Counter()
+    for text in texts:
+        chunks.update(normalizer.normalize_str(_whole(text)).split())
+    words: Counter[str] = Counter()
+    for chunk, n in chunks.items():
+        for word, _ in splitter.pre_tokenize_str(chunk):
+            words[word] += n
+    return words
+
+
+def _alphabet(words: Counter[str], room: int, limit: int | None) -> list[str]:
+    """The letters "x", then "##x" for those that continue a word, each in the order of code points."""
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
+    for word, n in words.items():
+        inside.update(word[1:])
+        for c in word:
+            counts[c] += n
+    enough = 0.9995 * counts.total()
+    chosen: list[str] = []
+    covered = 0
+    for c in sorted(counts, key=lambda c: (-counts[c], c)):
+        room -= 1 + (c in inside)
+        if room < 0 or (limit is None and covered >= enough) or (limit is not None and len(chosen) >= limit):
+            break
+        chosen.append(c)
+        covered += counts[c]
+    if not chosen:
+        raise UserError("cannot train a tokenizer: vocab_size leaves no room for a single character; a few thousand is usual")
+    return sorted(chosen) + ["##" + c for c in sorted(chosen) if c in inside]
+
+
+def _repeat(words: dict[str, int]) -> Iterator[str]:
+    """Each word as often as it was counted, a few thousand at a time: the trainer takes text, not counts."""
+    for word, n in sorted(words.items()):
+        for start in range(0, n, 4096):
+            yield f"{word} " * min(4096, n - start)

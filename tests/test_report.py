@@ -1,0 +1,229 @@
+"""ptft.report: from JSON lines to the three files, and what they say."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from ptft import report
+from ptft.errors import UserError
+
+# name: (freeze, init_from, accuracy without the seed's part, share, seconds a step)
+STRATEGIES = {
+    "full": ("full", "pre", 0.840, 1.0, 0.040),
+    "scratch": ("full", "", 0.700, 1.0, 0.040),
+    "top-2": ("top-2", "pre", 0.842, 0.31, 0.020),
+    "head": ("head", "pre", 0.760, 0.001, 0.012),
+}
+
+
+def rows(seeds=5, strategies=STRATEGIES, task="sst2"):
+    out = []
+    for seed in range(seeds):
+        for i, (name, (freeze, init, accuracy, share, step)) in enumerate(strategies.items()):
+            noise = 0.01 * (seed - 2) + 0.004 * ((seed * 7 + i * 3) % 5 - 2)
+            out.append(
+                {
+                    "cell": f"{task}{name}{seed}",
+                    "strategy": name,
+                    "freeze": freeze,
+                    "lr": 1e-4,
+                    "init_from": init,
+                    "seed": seed,
+                    "task": task,
+                    "metric": "accuracy",
+                    "dev": {},
+                    "test": {"accuracy": accuracy + noise},
+                    "steps": 100,
+                    "seconds": 100 * step,
+                    "seconds_per_step": step,
+                    "trainable_share": share,
+                    "flops_per_step": 1e9 * step,
+                    "versions": {"jax": "0.10"},
+                    "device": {"kind": "cpu", "count": 1},
+                    "status": "ok",
+                    "error": "",
+                }
+            )
+    return out
+
+
+def put(folder, lines, name="runs.jsonl", **bench):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(x) + "\n" for x in lines))
+    if bench:
+        (folder / "bench.json").write_text(json.dumps(bench))
+    return folder
+
+
+def texts(folder):
+    paths = report.write(folder)
+    assert paths["png"].read_bytes()[:4] == b"\x89PNG"
+    return paths["md"].read_text(), paths["html"].read_text()
+
+
+def line_of(md, name):
+    return next([c.strip() for c in line.split("|")[1:-1]] for line in md.splitlines() if line.startswith(f"| {name} "))
+
+
+def test_the_table(tmp_path):
+    md, html = texts(put(tmp_path, rows()))
+    assert line_of(md, "full")[2:4] == ["5 seeds", "0.840 ± 0.025"] and line_of(md, "full")[6] == "baseline"
+    top = line_of(md, "top-2")
+    assert top[6] == "cannot be told apart" and top[7:] == ["31.0 %", "20 ms", "0.50", "10.0 s", "0.50"]
+    assert line_of(md, "head")[6] == "worse" and line_of(md, "head")[5].startswith("−0.08")
+    assert line_of(md, "scratch (freeze=full, random weights)")[6] == "worse"
+    assert html.count('<svg class="strip"') == 4 and html.count("<circle") >= 20
+
+
+def test_the_sentences_are_computed(tmp_path):
+    md, _ = texts(put(tmp_path / "a", rows()))
+    assert "top-2 has the highest mean test accuracy: 0.842 ±" in md and "No cheaper strategy reaches it" in md
+    assert re.search(r"Starting from pretrained instead of random weights changes the test accuracy of full by \+0\.14\d \[", md)
+    better = {**STRATEGIES, "full": ("full", "pre", 0.845, 1.0, 0.040)}
+    md, _ = texts(put(tmp_path / "b", rows(strategies=better)))
+    assert "full has the highest" in md and "cannot be told apart from it is top-2" in md and "takes 0.50 of full's time" in md
+
+
+def test_a_loss_is_better_when_lower(tmp_path):
+    lines = [{**r, "metric": "loss", "test": {"loss": r["test"]["accuracy"]}} for r in rows()]
+    md, _ = texts(put(tmp_path, lines))
+    assert "scratch has the lowest mean test loss" in md and line_of(md, "head")[6] == "better"
+
+
+def test_one_seed_says_that_there_is_no_interval(tmp_path):
+    md, _ = texts(put(tmp_path, rows(seeds=1)))
+    assert "the order may be chance" in md and line_of(md, "head")[6] == "one seed: no interval" and "±" not in line_of(md, "head")[3]
+
+
+def test_failed_and_missing_cells_are_shown(tmp_path):
+    lines = rows()
+    lines[-1] = {k: v for k, v in lines[-1].items() if k not in ("test", "seconds")} | {
+        "status": "failed",
+        "error": "RuntimeError: <out of memory> |",
+    }
+    cells = {r["cell"]: [r["strategy"], r["seed"]] for r in lines} | {"later": ["head", 9]}
+    stale = {**lines[0], "cell": "stale", "test": {"accuracy": 0.0}}
+    md, html = texts(
+        put(tmp_path, [*lines, stale], cells=cells, baseline="full", command="ptft bench --config configs/bench.py", config_hash="abc123")
+    )
+    assert "- head, seed 4: RuntimeError: &lt;out of memory> \\|" in md and line_of(md, "head")[2] == "4 seeds (1 failed)"
+    assert "1 of 21 cells have not run yet" in md and "1 runs of an earlier config" in md and line_of(md, "full")[3] == "0.840 ± 0.025"
+    assert "&lt;out of memory&gt;" in html and "<out of" not in html
+    assert "ptft bench --config configs/bench.py" in html and "abc123" in md and "jax 0.10" in md and "kind cpu" in md
+
+
+def test_a_retried_cell_counts_once_and_newest(tmp_path):
+    failed = {**rows()[0], "status": "failed", "error": "x", "test": None}
+    md, _ = texts(put(tmp_path, [failed, *rows()]))
+    assert "Failed" not in md and line_of(md, "full")[2] == "5 seeds"
+
+
+def test_nothing_finished_and_missing_numbers_still_make_a_report(tmp_path):
+    failed = [{**r, "status": "failed", "error": "x", "test": None} for r in rows(seeds=1)]
+    assert "No run has finished." in texts(put(tmp_path / "a", failed))[0]
+    bare = [{**r, "seconds": None, "seconds_per_step": None, "flops_per_step": None, "trainable_share": None} for r in rows()]
+    assert line_of(texts(put(tmp_path / "b", bare))[0], "head")[7:] == ["–"] * 5
+
+
+def test_two_tasks_have_a_table_each(tmp_path):
+    md, html = texts(put(tmp_path, rows() + rows(task="mrpc")))
+    assert "## sst2" in md and "## mrpc" in md and html.count('<table class="bench">') == 2
+
+
+def test_mixed_environments_are_pointed_out(tmp_path):
+    lines = rows()
+    lines[3] = {**lines[3], "device": {"kind": "H200"}}
+    assert "more than one environment" in texts(put(tmp_path, lines))[0]
+
+
+class _Page(HTMLParser):
+    VOID = ("meta", "br", "link", "img")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.outside = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.outside += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v and not v.startswith(("#", "data:"))]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_self_contained_and_closed(tmp_path):
+    _, html = texts(put(tmp_path, rows()))
+    page = _Page()
+    page.feed(html)
+    assert page.open == [] and page.outside == []
+    assert "url(http" not in html and "@import" not in html and "<script" not in html and 'name="viewport"' in html
+    assert not re.search(r"#(1f2328|848b93|22618f)", html.split("</style>", 1)[1])  # figures take the page's colours
+
+
+def test_names_do_not_overlap_in_the_figure():
+    crowd = {f"strategy-{i}": ("full", "pre", 0.80 + 0.002 * (i % 3), 0.2 + 0.01 * i, 0.03 + 0.0005 * i) for i in range(9)}
+    lines = report._lines(rows(strategies=crowd), list(crowd), "strategy-0", "accuracy", True)
+    figure = report.Figure(figsize=(5.2, 4))
+    ax = figure.subplots()
+    report._SharePanel(lines, "accuracy", "strategy-0").draw(ax)
+    boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
+    assert len(boxes) == 9
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+
+
+def test_a_run_alone_has_curves_and_numbers(tmp_path):
+    lines = [{"step": s, "split": "train", "mlm_loss": 9 - s / 100, "nsp_accuracy": 0.5, "lr": 1e-4} for s in range(1, 200)]
+    lines += [{"step": s, "split": "dev", "mlm_loss": 9 - s / 110, "nsp_accuracy": None} for s in (100, 199)]
+    put(tmp_path, lines, "metrics.jsonl")
+    md, html = texts(tmp_path)
+    assert (
+        "Not finished: the newest line is of step 199." in md and html.count('role="img"') == 2 and line_of(md, "mlm_loss")[1] == "7.1909"
+    )
+    (tmp_path / "result.json").write_text(
+        json.dumps(
+            {
+                "dev": {"mlm_loss": 7.0},
+                "test": {"mlm_loss": 7.5},
+                "steps": 199,
+                "seconds": 61,
+                "seconds_per_step": 0.3,
+                "best_step": 100,
+                "trainable": 5,
+                "total": 10,
+                "trainable_share": 0.5,
+                "versions": {"jax": "0.10"},
+            }
+        )
+    )
+    md, _ = texts(tmp_path)
+    assert "199 steps in 1 min 1 s, 300 ms a step. 5 of 10 parameters moved (50.0 %)." in md and line_of(md, "mlm_loss")[1:] == [
+        "7.0000",
+        "7.5000",
+    ]
+
+
+def test_the_same_lines_make_the_same_page(tmp_path):
+    assert texts(put(tmp_path / "a", rows())) == texts(put(tmp_path / "b", rows()))
+
+
+def test_bad_folders_and_lines(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        report.write(tmp_path / "none")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"expected runs\.jsonl .* there is: config\.json"):
+        report.write(tmp_path)
+    (tmp_path / "runs.jsonl").write_text('{"cell": "a", "strategy": "s", "seed": 0, "status": "failed"}\nnot json\n')
+    with pytest.raises(UserError, match=r"runs\.jsonl:2"):
+        report.write(tmp_path)
+    (tmp_path / "runs.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="a row without cell"):
+        report.write(tmp_path)
+    put(tmp_path / "run", [{"loss": 1}], "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics\.jsonl:1: expected a step"):
+        report.write(tmp_path / "run")
