@@ -70,6 +70,6 @@ ensure_env() {
 }
 
 same_python() {
-  [[ $("$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)' 2>&1) == \
-    $("$VENV_PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)') ]]
+  local who='import sys; print(sys.version, sys.base_prefix)'
+  [[ "$("$PYTHON" -c "$who" 2>&1)" == "$("$VENV_PYTHON" -c "$who")" ]]
 }

@@ -95,6 +95,8 @@ def with_freeze(built: build.Run, strategy: Any) -> build.Run:
 
 def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     values = load_config(args, overrides)
+    if not values.get("data", {}).get("test"):
+        raise UserError("a benchmark quotes numbers of a test split; expected data.test='KIND:WHERE'")
 
     def one(config: Config, workdir: Path) -> dict[str, Any]:
         return train.run(config, workdir, quiet=True)

@@ -1,33 +1,36 @@
-"""Config -> everything that training, evaluation and planning need: data, model, plan, durations."""
+"""Config -> everything that training, evaluation and planning need: data, model, plan, durations, compiled step."""
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ptft import config as configs
-from ptft import data, freeze, mesh, models, objectives, optim, pipeline, record
+from ptft import cost, data, freeze, mesh, models, objectives, optim, pipeline, record, step
 from ptft import tokenizer as tokenizers
 from ptft.config import Config, Field, Spec
 from ptft.errors import UserError, did_you_mean
-from ptft.objectives import Rows
+from ptft.objectives import Objective, Rows
 from ptft.step import Net
 from ptft.tokenizer import Tokenizer
+from ptft.tree import Flat
 
 SPEC: Spec = {
     "seed": Field(0, int, lo=0, hi=2**31 - 1, doc="initial weights, order of batches, dropout, masks, training subset"),
     "batch": Field(32, int, lo=1, doc="global batch size"),
     "eval_batch": Field(0, int, lo=0, doc="0: as batch"),
     "accumulate": Field(1, int, lo=1, doc="parts a batch is cut into"),
-    "train_for": Field("3 epochs", (str, int), doc="steps, epochs or examples"),
-    "warmup": Field("10%", (str, int), doc="a share of train_for, or steps, epochs, examples"),
-    "eval_every": Field("1 epoch", (str, int), doc="evaluation on dev; '0': only at the end"),
-    "save_every": Field("1 epoch", (str, int), doc="a checkpoint to resume from; '0': only at the end"),
-    "log_every": Field("50 steps", (str, int)),
+    "train_for": Field("3 epochs", (str, int), check=configs.duration, doc="steps, epochs or examples"),
+    "warmup": Field("10%", (str, int), check=configs.share, doc="a share of train_for, or steps, epochs, examples"),
+    "eval_every": Field("1 epoch", (str, int), check=configs.share, doc="evaluation on dev; '0': only at the end"),
+    "save_every": Field("1 epoch", (str, int), check=configs.share, doc="a checkpoint to resume from; '0': only at the end"),
+    "log_every": Field("50 steps", (str, int), check=configs.share),
     "keep": Field(2, int, lo=1, doc="checkpoints to keep"),
     "early_stop": Field(0, int, lo=0, doc="stop after this many evaluations without a better best; 0: never"),
     "best": Field("", str, doc="dev metric that chooses the best checkpoint; '': the objective's; 'last': the last step"),
@@ -70,10 +73,11 @@ class Data(NamedTuple):
 
 def resolve(values: Mapping[str, Any]) -> Config:
     """Checks a config; with `init_from`, the model's keys default to those of that run."""
-    start = values.get("init_from")
-    if start and isinstance(start, str):
-        base = read_run(Path(start), "config.json")
-        values = {**values, "model": {**base["model"], **values.get("model", {})}}
+    start, own = values.get("init_from"), values.get("model", {})
+    if start and isinstance(start, str) and isinstance(own, Mapping):
+        base = read_run(Path(start), "config.json")["model"]
+        if own.get("name", base["name"]) == base["name"]:
+            values = {**values, "model": {**base, **own}}
     return configs.resolve(values, SPEC)
 
 
@@ -82,15 +86,29 @@ def read_run(workdir: Path, name: str) -> Any:
     file = workdir / name
     if not file.is_file():
         beside = sorted(p.name for p in (workdir if workdir.is_dir() else workdir.parent).glob("*"))
-        what = f"has no {name}" if workdir.is_dir() else "does not exist"
-        raise UserError(f"{workdir} is not the folder of a run: it {what}; {did_you_mean(name if workdir.is_dir() else workdir.name, beside)}")
-    return json.loads(file.read_text(encoding="utf-8"))
+        what, near = (f"has no {name}", name) if workdir.is_dir() else ("does not exist", workdir.name)
+        raise UserError(f"{workdir} is not the folder of a run: it {what}; {did_you_mean(near, beside)}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{file} is damaged ({e}); restore it, or train in another folder") from None
+
+
+def run_tokenizer(workdir: Path) -> Tokenizer:
+    """The tokenizer of a run, if it still is the one that the run was trained with."""
+    tokenizer = tokenizers.load(workdir / "tokenizer")
+    if tokenizer.fingerprint != read_run(workdir, "run.json")["tokenizer"]:
+        raise UserError(
+            f"{workdir}/tokenizer ({tokenizer.vocab_size} entries) is not the one that {workdir} was trained with: "
+            "the checkpoint's word embeddings would mean other words; restore the folder"
+        )
+    return tokenizer
 
 
 def load_tokenizer(config: Config) -> Tokenizer | None:
     """The tokenizer that the config names, or None: train one."""
     given = config.data.tokenizer and tokenizers.load(config.data.tokenizer)
-    own = config.init_from and tokenizers.load(Path(config.init_from) / "tokenizer")
+    own = config.init_from and run_tokenizer(Path(config.init_from))
     if given and own and given.fingerprint != own.fingerprint:
         raise UserError(
             f"data.tokenizer {config.data.tokenizer} ({given.vocab_size} entries) is not the one that {config.init_from} was trained "
@@ -111,12 +129,13 @@ def load_data(config: Config) -> Data:
         raise UserError("data.train is empty; expected KIND:WHERE, such as data.train='files:/data/train.tsv'")
     plain = config.data.to_dict()
     key = {k: v for k, v in plain.items() if k not in ("train_size", "dev_size", "names")}
-    _ = [config.data[k] for k in key], [config.objective[k] for k in config.objective]  # a cached load reads them, too
+    _ = list(config.data.values()), list(config.objective.values())  # a cached load reads them, too
     loaded = _load_data(json.dumps(key), json.dumps(config.objective.to_dict()), str(config.init_from))
-    if config.data.names and len(config.data.names) != len(loaded.labels):
-        raise UserError(f"data.names: {len(config.data.names)} names for {len(loaded.labels)} labels ({', '.join(loaded.labels)})")
-    if config.data.train_size > len(loaded.train):
-        raise UserError(f"data.train_size: asked for {config.data.train_size} examples, {config.data.train} has {len(loaded.train)}")
+    names, size = config.data.names, config.data.train_size
+    if names and len(names) != len(loaded.labels):
+        raise UserError(f"data.names: {len(names)} names for {len(loaded.labels)} labels ({', '.join(loaded.labels)})")
+    if size > len(loaded.train):
+        raise UserError(f"data.train_size: asked for {size} examples, {config.data.train} has {len(loaded.train)}")
     return loaded
 
 
@@ -132,8 +151,13 @@ def _load_data(data_json: str, objective_json: str, init_from: str) -> Data:
     tokenizer = load_tokenizer(config)
     if tokenizer is None:
         tokenizer = tokenizers.train(texts(sources["train"].records), config.data.vocab_size, config.data.lowercase)
-    objective = objectives.build(config.objective, tokenizer, labels)
-    rows = {split: objective.rows(source, tokenizer) for split, source in sources.items()}
+    try:
+        objective = objectives.build(config.objective, tokenizer, labels)
+    except UserError as e:
+        raise (
+            e if labels else UserError(f"{e}: it is read as documents, without labels; set data.label to the column of the label")
+        ) from None
+    rows = {split: _rows(objective, source, tokenizer, split) for split, source in sources.items()}
     for split, found in rows.items():
         if not len(found):
             raise UserError(f"data.{split} {config.data[split]} gives no example")
@@ -142,9 +166,25 @@ def _load_data(data_json: str, objective_json: str, init_from: str) -> Data:
     return Data(tokenizer, labels, rows["train"], rows.get("dev"), rows.get("test"), prints, notes)
 
 
+def _rows(objective: Objective, source: data.Source, tokenizer: Tokenizer, split: str) -> Rows:
+    try:
+        return objective.rows(source, tokenizer)
+    except KeyError as e:
+        have = ", ".join(source.records[0])
+        raise UserError(
+            f"data.{split}: the objective reads {e} of every record, these have {have}; "
+            "labelled rows need data.label (and a pair data.text_b), documents none"
+        ) from None
+
+
 def net(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Net:
     """The model and its objective."""
     dtype = jnp.dtype(config.dtype)
+    if config.objective.seq_len > config.model.get("max_len", math.inf):
+        raise UserError(
+            f"objective.seq_len: {config.objective.seq_len} tokens do not fit a model of {config.model.max_len} positions; "
+            f"expected at most {config.model.max_len} (texts longer than that are cut), or a larger model.max_len"
+        )
     objective = objectives.build(config.objective, tokenizer, labels)
     return Net(models.build(config.model, tokenizer.vocab_size, dtype), objective.head(dtype), objective)
 
@@ -172,8 +212,8 @@ def durations(config: Config, examples: int) -> Durations:
     total = steps("train_for")
     if total < 1:
         raise UserError(f"train_for: {config.train_for!r} is no step at all")
-    warmup = steps("warmup", total)
-    return Durations(total, min(warmup, total), steps("eval_every", total), steps("save_every", total), max(steps("log_every", total), 1))
+    warmup, evaluate, save, log = (steps(key, total) for key in ("warmup", "eval_every", "save_every", "log_every"))
+    return Durations(total, min(warmup, total), evaluate, save, max(log, 1))
 
 
 class Run(NamedTuple):
@@ -194,11 +234,80 @@ def build(config: Config) -> Run:
     mesh.check_batch(config.batch, config.accumulate, grid)
     loaded = load_data(config)
     network = net(config, loaded.tokenizer, loaded.labels)
+    if config.best not in ("", "last", *(known := metrics(network))):
+        raise UserError(f"best: {config.best!r} is no metric of this objective; {did_you_mean(config.best, [*known, 'last'])}")
     index = pipeline.subset(len(loaded.train), config.data.train_size, config.seed)
     return Run(config, loaded, index, network, plan(config, network), durations(config, len(index)), grid)
 
 
-def report_data(loaded: Data) -> None:
-    """Says what was read, a line a split."""
-    for split, notes in loaded.notes.items():
-        record.say(f"  {split:<5} " + ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in notes.items() if n or name == "records"))
+@functools.lru_cache(maxsize=4)
+def metrics(net: Net) -> list[str]:
+    """Names of what an evaluation reports, found without computing any."""
+    batch = {**net.objective.example(1), "row": np.zeros(1, np.int32), "valid": np.ones(1, np.float32)}
+    sums = jax.eval_shape(step.eval_step(net), net.shapes(), batch)
+    return list(net.objective.report(jax.tree.map(lambda s: np.ones(s.shape, s.dtype), sums)))
+
+
+class Program(NamedTuple):
+    """Compiled for one shape of run; runs that differ in seed and data alone share it."""
+
+    init: Callable[[Flat], step.Moving]
+    train: Callable[..., Any]
+    cost: cost.Cost
+
+
+def program(run: Run) -> Program:
+    """Compiles the training step of a run, ahead of time where there is a whole-program form (`jit`)."""
+    c, d = run.config, run.durations
+    _ = list(c.optim.values())  # a cached program read them
+    rates = tuple(run.plan.rates.items())
+    return _program(run.net, json.dumps(c.optim.to_dict()), rates, d.warmup, d.total, c.batch, c.accumulate, c.parallel, run.mesh)
+
+
+@functools.lru_cache(maxsize=4)
+def _program(
+    net: Net, optim_json: str, rates: Any, warmup: int, total: int, batch: int, accumulate: int, parallel: str, grid: Any
+) -> Program:
+    tx = optim.build(Config(json.loads(optim_json)), dict(rates), warmup, total)
+    compiled = step.compile_train(net, tx, grid, accumulate, parallel)
+    used = cost.Cost(None, None, None)
+    if parallel == "jit":
+        everywhere, by_rows = mesh.replicated(grid), mesh.by_rows(grid)
+
+        def shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        params = {n: shape(s, everywhere) for n, s in net.shapes().items()}
+        moving = jax.eval_shape(lambda p: step.init_moving(p, tx), {n: params[n] for n, _ in rates})
+        example = {**net.objective.example(batch), "row": np.zeros(batch, np.int32), "valid": np.zeros(batch, np.float32)}
+        aot = compiled.lower(  # type: ignore[attr-defined]
+            jax.tree.map(lambda x: shape(x, everywhere), moving),
+            {n: s for n, s in params.items() if n not in dict(rates)},
+            {k: shape(v, by_rows) for k, v in example.items()},
+            jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere),
+        ).compile()
+        compiled, used = aot, cost.of(aot, accumulate)
+    return Program(lambda params: jax.device_put(step.init_moving(params, tx), mesh.replicated(grid)), compiled, used)
+
+
+def describe(run: Run) -> None:
+    """Says what will run: device, data, what moves, for how long."""
+    record.say(f"device: {record.device()}")
+    for split, notes in run.data.notes.items():
+        counts = (f"{n:,} {name.replace('_', ' ')}" for name, n in notes.items() if n or name == "records")
+        record.say(f"  {split:<5} " + ", ".join(counts))
+    record.say(f"freeze: {run.config.freeze}\n{freeze.describe(run.plan)}")
+    record.say(f"{run.durations.total} steps of {run.config.batch} examples")
+
+
+def header(run: Run) -> dict[str, Any]:
+    """What a run's files say of where its numbers come from."""
+    return {
+        "config_hash": configs.digest(run.config),
+        "versions": record.versions(),
+        "device": record.device(),
+        "data": {"fingerprint": run.data.fingerprint, "notes": run.data.notes, "train_rows": len(run.index)},
+        "tokenizer": run.data.tokenizer.fingerprint,
+        "labels": list(run.data.labels),
+        "freeze": run.plan.table(),
+    }

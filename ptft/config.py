@@ -34,6 +34,7 @@ class Field:
     lo: float | None = None
     hi: float | None = None
     choices: tuple[Any, ...] | None = None
+    check: Callable[[Any], str | None] | None = None  # what is wrong with a value beyond type and range, or None
     doc: str = ""
 
     def problem(self, name: str, value: Any) -> str | None:
@@ -46,19 +47,25 @@ class Field:
         if not (exact or numeric or listy):
             return f"{name}: expected {' or '.join(_kind_name(k) for k in kinds)}, got {value!r}"
         if self.choices is not None and value not in self.choices:
-            return f"{name}: {value!r} is not one of {', '.join(map(str, self.choices))}; {did_you_mean(str(value), map(str, self.choices))}"
+            choices = list(map(str, self.choices))
+            return f"{name}: {value!r} is not one of {', '.join(choices)}; {did_you_mean(str(value), choices)}"
         if isinstance(value, int | float) and not isinstance(value, bool):
             if not math.isfinite(value) or (self.lo is not None and value < self.lo) or (self.hi is not None and value > self.hi):
                 return f"{name}: {value!r} is out of range; expected {self._range()}"
-        return None
+        why = self.check(value) if self.check else None
+        return why and f"{name}: {why}"
 
     def _range(self) -> str:
-        lo, hi = self.lo, self.hi
-        return f"{lo} … {hi}" if lo is not None and hi is not None else f">= {lo}" if lo is not None else f"<= {hi}" if hi is not None else "a finite number"
+        if self.lo is not None and self.hi is not None:
+            return f"{self.lo} … {self.hi}"
+        return f">= {self.lo}" if self.lo is not None else f"<= {self.hi}" if self.hi is not None else "a finite number"
+
+
+KIND_NAMES = {str: "text", int: "a whole number", float: "a number", tuple: "a list", bool: "True or False"}
 
 
 def _kind_name(kind: type) -> str:
-    return {type(None): "None", str: "text", int: "a whole number", float: "a number", tuple: "a list", bool: "True or False"}.get(kind, kind.__name__)
+    return KIND_NAMES.get(kind, kind.__name__)
 
 
 Spec = Mapping[str, "Field | Spec | Callable[[Mapping[str, Any]], Spec]"]
@@ -164,7 +171,8 @@ def call(path_and_arg: str, function: str) -> Any:
         here = sorted(str(p) for p in (file.parent if file.parent.is_dir() else Path("configs")).glob("*.py"))
         raise UserError(f"config file {path} does not exist; {did_you_mean(path, here)}")
     spec = importlib.util.spec_from_file_location(f"ptft_config_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file; a config is a page such as configs/pretrain.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, function):
@@ -188,8 +196,8 @@ def override(values: dict[str, Any], items: list[str]) -> None:
             node = node.get(part, {}) if isinstance(node, Mapping) else node
             if not isinstance(node, Mapping):
                 raise UserError(f"--config.{key}: {part!r} is a value, not a section")
-        if isinstance(node, Mapping) and isinstance(node.get(key.split(".")[-1]), str) and not isinstance(value, str):
-            value = text  # a text key keeps its text: --config.train_for=100 stays a duration
+        if isinstance(node.get(key.split(".")[-1]), str) and not isinstance(value, str | list | tuple):
+            value = text  # a text key keeps its text: --config.data.label=1 is a column's name
         set_key(values, key, value)
 
 
@@ -200,17 +208,23 @@ def resolve(values: Mapping[str, Any], spec: Spec) -> Config:
       UserError: all problems at once: unknown keys with the nearest names, wrong types, values out of range.
     """
     problems: list[str] = []
-    filled = _resolve(values, spec, "", problems)
+    unknown: dict[str, Spec] = {}
+    filled = _resolve(values, spec, "", problems, unknown)
+    known = leaves(filled)
+    for name, beside in unknown.items():
+        section, _, key = name.rpartition(".")
+        elsewhere = [k for k in known if k.rpartition(".")[2] == key and k != name]  # "lr" is optim.lr
+        hint = did_you_mean(name, elsewhere) if elsewhere else did_you_mean(key, beside)
+        problems.append(f"unknown key {name}; {hint}")
     if problems:
-        raise UserError("the config has " + ("a problem" if len(problems) == 1 else f"{len(problems)} problems") + ":\n  " + "\n  ".join(problems))
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"the config has {count}:\n  " + "\n  ".join(problems))
     return Config(filled)
 
 
-def _resolve(values: Mapping[str, Any], spec: Spec, prefix: str, problems: list[str]) -> dict[str, Any]:
+def _resolve(values: Mapping[str, Any], spec: Spec, prefix: str, problems: list[str], unknown: dict[str, Spec]) -> dict[str, Any]:
+    unknown.update({prefix + key: spec for key in values if key not in spec})
     out: dict[str, Any] = {}
-    for key in values:
-        if key not in spec:
-            problems.append(f"unknown key {prefix}{key}; {did_you_mean(key, spec)}")
     for key, field in spec.items():
         name = prefix + key
         if isinstance(field, Field):
@@ -218,19 +232,27 @@ def _resolve(values: Mapping[str, Any], spec: Spec, prefix: str, problems: list[
             problem = field.problem(name, value) if key in values else None
             if problem:
                 problems.append(problem)
-            out[key] = list(value) if isinstance(value, tuple) else value
+            out[key] = _as_lists(value)
             continue
         section = values.get(key, {})
         if not isinstance(section, Mapping):
             problems.append(f"{name}: expected a section of keys, got {section!r}")
             continue
+        if callable(field) and not isinstance(section.get("name", ""), str):
+            problems.append(f"{name}.name: expected text, got {section['name']!r}")
+            continue
         try:
             inner = field(section) if callable(field) else field
         except UserError as e:
-            problems.append(f"{name}: {e}")
+            problems.append(f"{name}.name: {e}")
             continue
-        out[key] = _resolve(section, inner, name + ".", problems)
+        out[key] = _resolve(section, inner, name + ".", problems, unknown)
     return out
+
+
+def _as_lists(value: Any) -> Any:
+    """Tuples, however deep, as the lists that JSON makes of them, so that a stored config equals the one it was."""
+    return [_as_lists(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?|%)?\s*")
@@ -241,21 +263,35 @@ def steps(name: str, text: str | int, *, batch: int, examples: int, total: int |
 
     `batch` is the global batch size and `examples` the number of training examples an epoch.
     """
+    if why := (duration if total is None else share)(text):
+        raise UserError(f"{name}: {why}")
     found = _DURATION.fullmatch(str(text))
-    if not found:
-        raise UserError(f"{name}: expected a duration such as '500 steps', '3 epochs', '20000 examples'{' or 10%' if total else ''}, got {text!r}")
+    assert found
     number, unit = float(found[1]), (found[2] or "steps").rstrip("s")
     if unit == "%":
-        if total is None:
-            raise UserError(f"{name}: a share of what? expected steps, epochs or examples, got {text!r}")
-        return round(total * number / 100)
+        return round((total or 0) * number / 100)
     if unit == "epoch":
         return math.ceil(number * examples / batch)
-    if unit == "example":
-        return math.ceil(number / batch)
-    if number != int(number):
-        raise UserError(f"{name}: {text!r} is not a whole number of steps")
-    return int(number)
+    return math.ceil(number / batch) if unit == "example" else int(number)
+
+
+def duration(text: str | int) -> str | None:
+    """Why `text` is not a duration, or None: the `check` of a `Field`."""
+    found = _DURATION.fullmatch(str(text))
+    if not found or found[2] == "%":
+        return f"expected a duration such as '500 steps', '3 epochs' or '20000 examples', got {text!r}"
+    if not (found[2] or "steps").startswith(("epoch", "example")) and "." in found[1]:
+        return f"{text!r} is not a whole number of steps"
+    return None
+
+
+def share(text: str | int) -> str | None:
+    """The same for a duration that may also be a share of the run, such as '10%'."""
+    found = _DURATION.fullmatch(str(text))
+    if found and found[2] == "%":
+        return None if float(found[1]) <= 100 else f"{text!r} is more than the whole"
+    why = duration(text)
+    return why and why.replace("'500 steps'", "'10%', '500 steps'")
 
 
 def to_json(values: Mapping[str, Any]) -> str:

@@ -49,5 +49,6 @@ def describe(cost: Cost, full: Cost | None = None) -> str:
     flops = "unknown (the step loops)" if cost.flops is None else f"{cost.flops / 1e9:.3g} GFLOP"
     if full and full.flops and cost.flops is not None:
         flops += f" ({cost.flops / full.flops:.1%} of training everything)"
-    size = "" if cost.argument_bytes is None else f", {cost.argument_bytes / 2**20:.0f} MiB state and batch, {(cost.temp_bytes or 0) / 2**20:.0f} MiB temporaries"
-    return f"a step costs {flops}{size}"
+    if cost.argument_bytes is not None:
+        flops += f", {cost.argument_bytes / 2**20:.0f} MiB state and batch, {(cost.temp_bytes or 0) / 2**20:.0f} MiB temporaries"
+    return f"a step costs {flops}"

@@ -108,7 +108,7 @@ def _group(strategy: str, group: str, groups: Mapping[str, str]) -> str:
 
 
 def _rate(action: str) -> float:
-    """"freeze" -> 0, "train" -> 1, "train(lr=0.1)" -> 0.1."""
+    """The factor of an action: "freeze" -> 0, "train" -> 1, "train(lr=0.1)" -> 0.1."""
     if action in ("freeze", "train"):
         return float(action == "train")
     found = re.fullmatch(r"train\(lr=([0-9.eE+-]+)\)", action)

@@ -56,10 +56,9 @@ class Net(NamedTuple):
     def predict(self, params: Flat, inputs: Mapping[str, jax.Array], dropout: jax.Array | None = None) -> Any:
         """Backbone and head on prepared inputs -> the objective's predictions."""
         p = tree.unflatten(params)
-        train = dropout is not None
-        keys = {"dropout": dropout} if train else {}
-        outputs = self.backbone.apply({"params": p["backbone"]}, inputs, train=train, rngs=keys)
-        return self.head.apply({"params": p["head"]}, outputs, inputs, train, rngs=keys)
+        keys = {} if dropout is None else {"dropout": dropout}
+        outputs = self.backbone.apply({"params": p["backbone"]}, inputs, train=bool(keys), rngs=keys)
+        return self.head.apply({"params": p["head"]}, outputs, inputs, bool(keys), rngs=keys)
 
     def sums(self, params: Flat, batch: Mapping[str, jax.Array], key: jax.Array, dropout: jax.Array | None = None) -> Sums:
         """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; a `dropout` key means training."""
@@ -76,7 +75,9 @@ def _row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
     return jax.vmap(lambda r: jax.random.fold_in(jax.random.fold_in(key, 0), r))(row)
 
 
-def train_step(net: Net, tx: optax.GradientTransformation, accumulate: int = 1, axis: str | None = None) -> Callable[..., tuple[Moving, Sums]]:
+def train_step(
+    net: Net, tx: optax.GradientTransformation, accumulate: int = 1, axis: str | None = None
+) -> Callable[..., tuple[Moving, Sums]]:
     """The pure step `(moving, frozen, batch, seed) -> (moving, sums)`.
 
     The loss is the sum over the objective's terms of (global sum / global weight), however the batch is split.
@@ -128,8 +129,8 @@ def train_step(net: Net, tx: optax.GradientTransformation, accumulate: int = 1, 
 
         grads, sums = total(grads), total(sums)
         updates, opt = tx.update(grads, moving.opt, moving.params)
-        sums["grad_norm"] = (optax.global_norm(grads), jnp.float32(1))
-        params = {n: p + updates[n] for n, p in moving.params.items()}  # type: ignore[index]
+        sums["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1))
+        params = {n: p + updates[n] for n, p in moving.params.items()}
         return Moving(moving.step + 1, params, opt), sums
 
     return step
@@ -140,7 +141,9 @@ def eval_step(net: Net) -> Callable[..., Sums]:
     return lambda params, batch: net.sums(params, batch, jax.random.key(0))
 
 
-def compile_train(net: Net, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, parallel: str) -> Callable[..., tuple[Moving, Sums]]:
+def compile_train(
+    net: Net, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, parallel: str
+) -> Callable[..., tuple[Moving, Sums]]:
     """The train step over the mesh: `jit` on global arrays, or the same step under `jax.pmap`.
 
     What moves is donated; what is frozen never is, so that runs may share it.
@@ -148,7 +151,7 @@ def compile_train(net: Net, tx: optax.GradientTransformation, mesh: Mesh, accumu
     if parallel == "jit":
         return jax.jit(train_step(net, tx, accumulate), donate_argnums=0)
     step = train_step(net, tx, accumulate, axis="data")
-    mapped = jax.pmap(step, "data", in_axes=(None, None, 0, None), out_axes=None, devices=list(mesh.devices.flat))  # type: ignore[arg-type]
+    mapped = jax.pmap(step, "data", in_axes=(None, None, 0, None), out_axes=None, devices=list(mesh.devices.flat))
     n = mesh.size
 
     def call(moving: Moving, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[Moving, Sums]:

@@ -17,18 +17,25 @@ class Task(NamedTuple):
     header: bool = True
 
 
-# In TFDS. GLUE's test splits have no labels; IMDb has no dev split: the last tenth of train.
-TFDS = {
-    "cola": Task("glue/cola@train", "glue/cola@validation", "", ("sentence", "", "label")),
-    "sst2": Task("glue/sst2@train", "glue/sst2@validation", "", ("sentence", "", "label")),
-    "mrpc": Task("glue/mrpc@train", "glue/mrpc@validation", "glue/mrpc@test", ("sentence1", "sentence2", "label")),
-    "qqp": Task("glue/qqp@train", "glue/qqp@validation", "", ("question1", "question2", "label")),
-    "mnli": Task("glue/mnli@train", "glue/mnli@validation_matched", "", ("premise", "hypothesis", "label")),
-    "qnli": Task("glue/qnli@train", "glue/qnli@validation", "", ("question", "sentence", "label")),
-    "rte": Task("glue/rte@train", "glue/rte@validation", "", ("sentence1", "sentence2", "label")),
-    "wnli": Task("glue/wnli@train", "glue/wnli@validation", "", ("sentence1", "sentence2", "label")),
-    "imdb": Task("imdb_reviews@train[:90%]", "imdb_reviews@train[90%:]", "imdb_reviews@test", ("text", "", "label")),
+# In TFDS. GLUE's test splits have no labels: its validation split is the test here, as in published dev scores, and the
+# last twentieth of train is dev.
+_GLUE = {
+    "cola": ("sentence", "", "label"),
+    "sst2": ("sentence", "", "label"),
+    "mrpc": ("sentence1", "sentence2", "label"),
+    "qqp": ("question1", "question2", "label"),
+    "mnli": ("premise", "hypothesis", "label"),
+    "qnli": ("question", "sentence", "label"),
+    "rte": ("sentence1", "sentence2", "label"),
+    "wnli": ("sentence1", "sentence2", "label"),
 }
+TFDS = {
+    name: Task(
+        f"glue/{name}@train[:95%]", f"glue/{name}@train[95%:]", f"glue/{name}@validation" + "_matched" * (name == "mnli"), columns
+    )
+    for name, columns in _GLUE.items()
+}
+TFDS["imdb"] = Task("imdb_reviews@train[:90%]", "imdb_reviews@train[90%:]", "imdb_reviews@test", ("text", "", "label"))
 # As files below one folder.
 FILES = {
     "cola": Task(
@@ -36,7 +43,7 @@ FILES = {
     ),
     "sst2": Task("sst2_glue/train.tsv", "sst2_glue/dev.tsv", "sst2_glue/test.tsv", ("sentence", "", "label")),
     "mrpc": Task("mrpc/msr_paraphrase_train.txt", "", "mrpc/msr_paraphrase_test.txt", ("#1 String", "#2 String", "Quality")),
-    "rte": Task("rte/train*.parquet", "rte/validation*.parquet", "", ("sentence1", "sentence2", "label")),
+    "rte": Task("rte/train*.parquet", "", "rte/validation*.parquet", ("sentence1", "sentence2", "label")),
     "imdb": Task("aclImdb/train", "aclImdb/val", "aclImdb/test", ("", "", "")),
     "chnsenticorp": Task("chnsenticorp/train.tsv", "chnsenticorp/dev.tsv", "chnsenticorp/test.tsv", ("text_a", "", "label")),
 }

@@ -78,8 +78,8 @@ def match(names: Sequence[str], rules: Sequence[tuple[str, str]]) -> dict[str, i
             raise UserError(f"freeze rule ({pattern!r}, {action!r}) is not a regular expression: {e}") from None
     claimed: dict[str, int] = {}
     for name in names:
-        for i, pattern in enumerate(compiled):
-            if pattern.fullmatch(name):
+        for i, rule in enumerate(compiled):
+            if rule.fullmatch(name):
                 claimed[name] = i
                 break
     problems = []

@@ -1,11 +1,17 @@
 """Strictness for every test, set before anything imports jax."""
 
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"  # 1, 2 and 4 devices without hardware
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"  # without a choice the library warns when a process forks
+# Tests compile the same programs again and again, in two workers and in child processes: a tenth of the time from disk.
+# A size limit is what makes jax lock the folder.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook

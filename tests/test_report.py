@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ptft import report
+from ptft import figures, report
 from ptft.errors import UserError
 
 # name: (freeze, init_from, accuracy without the seed's part, share, seconds a step)
@@ -169,9 +169,9 @@ def test_the_page_is_self_contained_and_closed(tmp_path):
 def test_names_do_not_overlap_in_the_figure():
     crowd = {f"strategy-{i}": ("full", "pre", 0.80 + 0.002 * (i % 3), 0.2 + 0.01 * i, 0.03 + 0.0005 * i) for i in range(9)}
     lines = report._lines(rows(strategies=crowd), list(crowd), "strategy-0", "accuracy", True)
-    figure = report.Figure(figsize=(5.2, 4))
+    figure = figures.Figure(figsize=(5.2, 4))
     ax = figure.subplots()
-    report._SharePanel(lines, "accuracy", "strategy-0").draw(ax)
+    figures.SharePanel(lines, "accuracy", "strategy-0").draw(ax)
     boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
     assert len(boxes) == 9
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]

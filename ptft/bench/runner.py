@@ -108,7 +108,7 @@ def _row(cell: protocol.Cell, bench: Config, status: dict[str, str], result: dic
         "strategy": cell.strategy,
         "freeze": plain.get("freeze"),
         "lr": plain.get("optim", {}).get("lr"),
-        "init_from": plain.get("init_from", ""),
+        "init_from": plain.get("init_from", "") if plain.get("init_weights", True) else "",
         "seed": cell.seed,
         "task": bench.task,
         "metric": bench.metric,

@@ -5,16 +5,15 @@ check, count and fingerprint what it read.
 """
 
 import hashlib
-import importlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ptft import plugins
 from ptft.config import Config, Field, Spec
-from ptft.errors import UserError, did_you_mean
+from ptft.errors import UserError
 
 FORMATS = ("auto", "lines", "paragraphs", "tsv", "csv", "jsonl", "parquet", "wiki", "folder")
 
@@ -52,10 +51,9 @@ def load(where: str, options: Config, labels: Sequence[str] = ()) -> Source:
       UserError: no such kind; and whatever the kind finds wrong with its input.
     """
     kind, colon, rest = where.partition(":")
-    kinds = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
-    if not colon or not rest or kind not in kinds:
-        raise UserError(f"data {where!r}: expected KIND:WHERE with a KIND of {', '.join(kinds)}; {did_you_mean(kind, kinds)}")
-    source: Source = importlib.import_module(f"ptft.data.{kind}").open(rest, options, labels)
+    if not colon or not rest:
+        raise UserError(f"data {where!r}: expected KIND:WHERE with a KIND of {', '.join(plugins.names('data'))}")
+    source: Source = plugins.get("data", kind).open(rest, options, labels)
     if not source.records:
         counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in source.notes.items())
         raise UserError(f"data {where!r} is empty: {counts}")
@@ -111,11 +109,12 @@ def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: Rows, labe
         except UnicodeEncodeError:
             rows.bad(where, "the text is not valid Unicode")
             continue
-        rows.notes["empty_text"] += not text.strip()
+        if not text.strip():
+            rows.notes["empty_text"] += 1
         pair = {} if text_b is None else {"text_b": text_b}
         records.append({"text": text, **pair, "label": ids[label], "where": where})
     rows.notes["records"] = len(records)
-    return Source(records, names, digest.hexdigest(), +rows.notes | Counter(records=len(records)))
+    return Source(records, names, digest.hexdigest(), rows.notes)
 
 
 def _label_order(label: str) -> tuple[bool, int, str]:

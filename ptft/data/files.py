@@ -42,7 +42,7 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
       UserError: nothing matches; the format cannot be told; a column is missing; a row is broken ("file:line: why").
     """
     rows = Rows(options.on_bad_row)
-    names = labels or options.labels
+    names = labels or [str(label) for label in options.labels]
     found = _match(rest)
     if options.format == "folder" or (options.format == "auto" and all(_has_classes(p) for p in found)):
         return labelled(_folders(found, rows), rows, names)
@@ -77,8 +77,6 @@ def _start(path: Path) -> bytes:
 
 
 def _format(path: Path, asked: str) -> str:
-    if asked == "folder":
-        raise UserError(f"data.format is 'folder', but {path} is a file: give the folder that has a subfolder a class")
     if asked != "auto":
         return asked
     if WIKI.match(start := _start(path)):

@@ -9,17 +9,22 @@ import importlib.util
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import read_only_builder
+from tensorflow_datasets.core.download import downloader
 
 from ptft.config import Config
 from ptft.data import Rows, Source, documents, labelled, sentences
 from ptft.errors import UserError, did_you_mean
+from ptft.record import say
 
+urllib3_log = getLogger("urllib3")
+downloader.MAX_RETRIES = 3  # its ten take minutes to say that there is no network
 INSTEAD = "; or download the files yourself and read them with files:GLOB"
 
 
@@ -30,8 +35,10 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
       UserError: no such data set, config, split or column; it cannot be prepared here; a label out of range.
     """
     name, _, split = rest.partition("@")
+    if not split:
+        raise UserError(f"tfds:{rest}: expected tfds:NAME@SPLIT, such as tfds:{name}@train")
+    builder = _builder(name)
     with quiet():
-        builder = _builder(name)
         records = data_source(builder, split, f"tfds:{rest}")
     features = builder.info.features
     keys = ["text", *(["text_b"] if options.text_b else []), *(["label"] if options.label else [])]
@@ -41,7 +48,7 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
         return documents(((where, sentences(row[0])) for where, row in _read(records, columns, rest)), rows)
     names = list(getattr(features[columns[-1]], "names", None) or ())
     found = ((where, row[0], row[1] if options.text_b else None, _label(row[-1], names)) for where, row in _read(records, columns, rest))
-    return labelled(found, rows, labels or options.labels or names)
+    return labelled(found, rows, labels or [str(label) for label in options.labels] or names)
 
 
 def data_source(builder: tfds.core.DatasetBuilder, split: str, where: str) -> Sequence[Mapping[str, Any]]:
@@ -66,39 +73,42 @@ def decoded(value: Any) -> Any:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences TFDS: its log, its progress bars and what it prints."""
-    level = logging.get_verbosity()
+    verbosity, retries = logging.get_verbosity(), urllib3_log.level
     logging.set_verbosity(logging.ERROR)
+    urllib3_log.setLevel("ERROR")
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.set_verbosity(level)
+        logging.set_verbosity(verbosity)
+        urllib3_log.setLevel(retries)
 
 
 def _builder(name: str) -> tfds.core.DatasetBuilder:
-    with contextlib.suppress(tfds.core.DatasetNotFoundError):
+    with quiet(), contextlib.suppress(tfds.core.DatasetNotFoundError):
         return read_only_builder.builder_from_files(name)  # any version and format that is prepared
+    base, _, config = name.partition("/")
     try:
-        builder = tfds.builder(name, file_format="array_record")
+        with quiet():
+            builder = tfds.builder(name, file_format="array_record")
+            prepared = builder.is_prepared()
+        if not prepared:
+            say(f"tfds: downloading and preparing {name} in {builder.data_dir}")
+            with quiet():
+                builder.download_and_prepare()
+        return builder
     except tfds.core.DatasetNotFoundError as e:
-        base, known = name.partition("/")[0], _known()
-        if base not in known:
-            raise UserError(f"tfds:{name}: no data set {base!r}; {did_you_mean(base, known)}{INSTEAD}") from e
+        if base not in (known := _known()):
+            raise UserError(f"tfds:{name}: no data set {base!r}; {did_you_mean(base, known)}") from e
         raise UserError(_needs_tensorflow(name)) from e
-    except (ValueError, ImportError) as e:
-        if isinstance(e, ImportError) and importlib.util.find_spec("tensorflow") is None:
-            raise UserError(_needs_tensorflow(name)) from e
-        configs = getattr(tfds.builder_cls(name.partition("/")[0]), "builder_configs", {})
-        raise UserError(f"tfds:{name}: no such config; {did_you_mean(name.partition('/')[2], configs)}") from e
-    try:
-        builder.download_and_prepare()
     except Exception as e:  # whatever the network, the disk or the builder's own code raises
         if isinstance(e, ImportError) and importlib.util.find_spec("tensorflow") is None:
             raise UserError(_needs_tensorflow(name)) from e
-        why = f"{type(e).__name__}: {str(e)[:300]}"
-        raise UserError(f"tfds:{name} could not be downloaded and prepared in {builder.data_dir}: {why}{INSTEAD}") from e
-    return builder
+        configs = tfds.builder_cls(base).builder_configs
+        if config and config.partition("/")[0].partition(":")[0] not in configs:
+            raise UserError(f"tfds:{name}: no config {config!r}; {did_you_mean(config, configs)}") from e
+        raise UserError(f"tfds:{name} could not be downloaded and prepared: {type(e).__name__}: {str(e)[:300]}{INSTEAD}") from e
 
 
 def _needs_tensorflow(name: str) -> str:

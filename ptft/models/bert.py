@@ -56,7 +56,7 @@ class Embeddings(nn.Module):
 
     def __call__(self, tokens: Int[Array, "B T"], types: Int[Array, "B T"], train: bool) -> Float[Array, "B T D"]:
         if tokens.shape[1] > self.max_len:
-            raise UserError(f"sequences of {tokens.shape[1]} tokens do not fit a model of {self.max_len} positions; lower objective.seq_len")
+            raise UserError(f"sequences of {tokens.shape[1]} tokens do not fit {self.max_len} positions; lower objective.seq_len")
         x = self.word(tokens) + self.position(jnp.arange(tokens.shape[1])) + self.type(types)
         return self.drop(self.norm(x), deterministic=not train)
 
@@ -71,7 +71,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], train: bool) -> Float[Array, "B T D"]:
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        x = LayerNorm(name="attention_norm")(x + drop(SelfAttention(self.heads, self.dropout, self.dtype, name="attention")(x, mask, train)))
+        attended = SelfAttention(self.heads, self.dropout, self.dtype, name="attention")(x, mask, train)
+        x = LayerNorm(name="attention_norm")(x + drop(attended))
         return LayerNorm(name="ffn_norm")(x + drop(FeedForward(4 * x.shape[-1], self.dtype, name="ffn")(x)))
 
 

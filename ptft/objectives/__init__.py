@@ -4,7 +4,7 @@ A file exports `SPEC` (its keys of `config.objective`) and `build(config, tokeni
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,7 @@ from ptft.record import Sums
 from ptft.tokenizer import Tokenizer
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Fixed-shape examples on the host, by index, so that a batch is a pure function of its indices."""
 
@@ -30,6 +31,7 @@ class Rows(Protocol):
         ...
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Host half (`rows`), device half (`prepare`, `head`, `terms`), and what is reported."""
 

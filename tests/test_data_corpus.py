@@ -1,0 +1,200 @@
+"""The embedded corpus: prose from docstrings, splits by module, names taken out, prepared once."""
+
+import pytest
+
+from ptft import config, data
+from ptft.data import corpus
+from ptft.data._prose import prose
+from ptft.errors import UserError
+
+DOC = """Compute the mean of :func:`~numpy.random.values` along ``axis``.
+
+.. math:: x = y
+
+Parameters
+----------
+a, b : array_like
+    The first of the arrays that are to be averaged,
+    as `float64`.
+keepdims : bool, optional
+
+    .. versionadded:: 1.2 It is kept for the old code that needs it.
+
+See Also
+--------
+median : The middle of the values in an array.
+
+Notes
+-----
+The result is **not** exact [1]_. It is used as follows::
+
+    mean(x)  # this is not for the eyes of the reader
+
+.. code-block:: python
+
+    this is code that is in the text
+
+- a bullet is a paragraph of its own, too.
+
+References
+----------
+.. [1] A. Author, "The book of the means", 1999.
+
+Examples
+--------
+The mean of a list is a number:
+
+>>> mean([1, 2])
+1.5 is the mean of the list
+"""
+
+GOOGLE = """Scale the updates by a number that is fixed.
+
+Args:
+  rate (float): the number by which the
+    updates are scaled.
+  x: y
+
+Returns:
+  A pair of functions that can be used as usual.
+"""
+
+
+def test_prose_of_a_numpy_style_docstring():
+    assert prose(DOC) == [
+        "Compute the mean of values along axis.",
+        "The first of the arrays that are to be averaged, as float64.",
+        "It is kept for the old code that needs it.",
+        "The result is not exact. It is used as follows:",
+        "a bullet is a paragraph of its own, too.",
+        "The mean of a list is a number:",
+    ]
+
+
+def test_prose_of_a_google_style_docstring():
+    assert prose(GOOGLE) == [
+        "Scale the updates by a number that is fixed.",
+        "the number by which the updates are scaled.",
+        "A pair of functions that can be used as usual.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Like NumPy's ``np.dot`` but for jax.numpy arrays in Python.", "Like ``dot`` but for arrays in."),
+        ("Matplotlib draws with pyplot; jaxtyping and numpydoc stay.", "draws with; jaxtyping and numpydoc stay."),
+        ("SCIPY, optax and flax.linen.Dense", "and Dense"),
+    ],
+)
+def test_the_names_of_libraries_are_taken_out(text, expected):
+    assert corpus.anonymous(text) == expected
+
+
+SAME = "This is the text that both of the libraries have in common, word for word, and it tells nothing."
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Two little libraries of 20 modules with three paragraphs each, and a cache of their own."""
+    for library in ("alpha", "beta"):
+        for i in range(20):
+            number = " ".join(["one", "two", "three", "four", "five"][int(d) % 5] for d in f"{i:05b}") + "." * (i % 2)
+            lines = [
+                f"The {part} part of the {library} thing is made of {number} and it is used by all of those who have it."
+                for part in ("first", "last")
+            ]
+            path = tmp_path / "site" / f"tiny_{library}" / f"m{i}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f'"""{lines[0]}\n\n{SAME}"""\ndef f():\n    """{lines[1]} {i // 2 * "so "}"""\nraise SystemExit("imported")\n')
+        (path.parent / "__init__.py").write_text("")
+        (path.parent / "broken.py").write_text('"""This is a file that is not Python, and so it is not in the corpus."""\ndef')
+        (path.parent / "tests").mkdir()
+        (path.parent / "tests" / "t.py").write_text('"""This is a test and the text of a test is not in the corpus."""')
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setattr(corpus, "LIBRARIES", {"alpha": (("tiny_alpha",), ()), "beta": (("tiny_beta",), ())})
+    monkeypatch.setattr(corpus, "EXTRA", ())
+    monkeypatch.setenv("PTFT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def load(where: str, labels: tuple[str, ...] = ()) -> data.Source:
+    return data.load(f"corpus:{where}", config.resolve({}, data.SPEC), labels)
+
+
+def test_harvest_reads_all_modules_in_order_and_no_paragraph_twice(tiny):
+    modules = corpus.harvest()
+    assert modules == corpus.harvest()
+    assert [m.path for m in modules[:2]] == ["tiny_alpha/m0.py", "tiny_alpha/m1.py"]
+    found = [p for m in modules for p in m.paragraphs]
+    assert len(found) == len(set(found)) and found.count(SAME) == 1
+    assert not any("not in the corpus" in p for p in found)
+
+
+def test_labelled_splits_share_no_module_and_no_text(tiny):
+    splits = {s: load(f"libraries@{s}") for s in ("train", "dev", "test")}
+    modules = {s: {r["where"] for r in source.records} for s, source in splits.items()}
+    texts = {s: {r["text"] for r in source.records} for s, source in splits.items()}
+    for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        assert not modules[a] & modules[b] and not texts[a] & texts[b]
+    pretraining = {r["where"] for r in load("documents@train").records}
+    assert not pretraining & (modules["dev"] | modules["test"])
+    assert pretraining >= modules["train"]
+    for source in splits.values():
+        assert source.labels == ("alpha", "beta")
+        assert all(source.labels[r["label"]] in r["where"] for r in source.records)
+    assert len(splits["train"].records) > len(splits["test"].records) >= 4
+
+
+def test_documents_are_modules_in_sentences(tiny):
+    document = next(r for r in load("documents@train").records if len(r["sentences"]) > 1)
+    assert document["where"].startswith("tiny_")
+    assert document["sentences"][0].startswith("The first part") and document["sentences"][-1].startswith("The last part")
+
+
+def test_classes_are_balanced():
+    rows = [(f"b {i}", "big", "m") for i in range(50)] + [(f"s {i}", "small", "m") for i in range(3)]
+    kept = corpus._capped(rows)
+    assert sum(r[1] == "big" for r in kept) == 12 and sum(r[1] == "small" for r in kept) == 3
+    assert kept == [r for r in rows if r in kept]
+
+
+def test_prepared_once_the_same_again_and_anew_for_another_environment(tiny, monkeypatch):
+    first, folder = load("libraries@train"), corpus.prepare()
+    harvest = corpus.harvest
+    monkeypatch.setattr(corpus, "harvest", lambda: 1 / 0)
+    assert load("libraries@train").fingerprint == first.fingerprint
+    monkeypatch.setattr(corpus, "_versions", lambda: ["another"])
+    with pytest.raises(ZeroDivisionError):
+        corpus.prepare()
+    assert list(tiny.iterdir()) == [folder]  # nothing half-made stays
+    monkeypatch.setattr(corpus, "harvest", harvest)
+    assert corpus.prepare() != folder
+    assert load("libraries@train").fingerprint == first.fingerprint
+
+
+def test_two_processes_may_prepare_at_once(tiny, monkeypatch):
+    harvest = corpus.harvest
+
+    def other_is_faster():
+        monkeypatch.setattr(corpus, "harvest", harvest)
+        corpus.prepare()
+        return harvest()
+
+    monkeypatch.setattr(corpus, "harvest", other_is_faster)
+    folder = corpus.prepare()
+    assert list(tiny.iterdir()) == [folder]
+    assert load("documents@train").records
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("documnts@train", "did you mean 'documents'"),
+        ("libraries@tset", "did you mean 'test'"),
+        ("libraries", "there is: dev, test, train"),
+    ],
+)
+def test_mistakes_are_said_clearly(tiny, where, message):
+    with pytest.raises(UserError, match=message):
+        load(where)

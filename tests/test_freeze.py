@@ -1,0 +1,221 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from ptft import freeze, mesh, models, optim, step, tree
+from ptft.errors import UserError
+
+BERT = ("full", "head", "top-1", "top-2", "bottom-1", "embeddings", "freeze-embeddings", "bitfit", "layernorm", "attention", "ffn")
+LSTM = ("full", "head", "top-1", "bottom-1", "embeddings", "freeze-embeddings", "bitfit")
+CASES = [
+    *(("bert", "classify", s) for s in BERT),
+    *(("bert", "mlm_nsp", s) for s in BERT),
+    *(("lstm", "classify", s) for s in LSTM),
+]
+FAST = {"xla_backend_optimization_level": 0}  # compiles in half the time; the FLOPs are those of the same program
+
+
+@functools.cache
+def build(model, task, **values):
+    net = tiny.net(model, task, dropout=0.0, **values)
+    return net, tiny.params(net)
+
+
+def resolve(model, task, strategy):
+    net, params = build(model, task)
+    return freeze.plan(strategy, models.groups(model), params)
+
+
+def compile_step(net, plan, batch, tx):
+    """The real step, compiled; parameters that move and that do not are two arguments."""
+    shapes = net.shapes()
+    moving, frozen = tree.split(shapes, plan.trainable)
+    jitted = step.compile_train(net, tx, mesh.make(1), 1, "jit")
+    return jitted.lower(jax.eval_shape(lambda p: step.init_moving(p, tx), moving), frozen, batch, np.uint32(0)).compile(FAST)
+
+
+def names_in(state):
+    """Every parameter name that occurs in the paths of an optimizer state."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    return {k.key for path in paths for k in path if isinstance(k, jax.tree_util.DictKey)}
+
+
+# What a strategy must move, said a second time and without patterns.
+def expected(strategy, model, name):
+    part, top, bottom = name.split("/")[1], {"bert": "block_1", "lstm": "block_0"}[model], "block_0"
+    if strategy == "full" or name.startswith("head/"):
+        return True
+    return {
+        "head": False,
+        "top-1": part in (top, "pooler"),
+        "top-2": part in ("block_0", "block_1", "pooler"),
+        "bottom-1": part == bottom,
+        "embeddings": part == "embeddings",
+        "freeze-embeddings": part != "embeddings",
+        "bitfit": name.endswith("/bias"),
+        "layernorm": "norm" in name,
+        "attention": "/attention/" in name,
+        "ffn": "/ffn/" in name,
+    }[strategy]
+
+
+@pytest.mark.parametrize(("model", "task", "strategy"), CASES)
+def test_what_is_frozen_stays_bit_identical_and_costs_nothing(model, task, strategy):
+    net, start = build(model, task)
+    plan = resolve(model, task, strategy)
+    assert set(plan.trainable) == {n for n in start if expected(strategy, model, n)}
+
+    # Both would move frozen weights, were they handed to the optimizer: decay without any gradient, and a clip that is in force.
+    tx = optim.build(tiny.optimizer(lr=0.01, weight_decay=0.1, clip=0.01), plan.rates, 1, 5)
+    inside, outside = tree.split(start, plan.trainable)
+    moving = step.init_moving({n: jnp.asarray(x) for n, x in inside.items()}, tx)
+    frozen = {n: jnp.asarray(x) for n, x in outside.items()}
+
+    # No bytes for what is frozen: two moments of what moves, and counters.
+    assert names_in(moving.opt) == set(plan.trainable)
+    moments = 2 * sum(x.nbytes for x in inside.values())
+    assert moments <= sum(x.nbytes for x in jax.tree.leaves(moving.opt)) <= moments + 16
+
+    compiled = compile_step(net, plan, tiny.batch(net, 8), tx)
+    for k in range(5):
+        moving, sums = compiled(moving, frozen, tiny.batch(net, 8, seed=k), np.uint32(0))
+    assert float(sums["grad_norm"][0]) > 0.01 and int(moving.step) == 5
+    assert set(moving.params) == set(plan.trainable)
+    still = [n for n in inside if np.array_equal(moving.params[n], inside[n])]
+    assert not still, f"did not move: {still}"
+    for n, x in outside.items():
+        np.testing.assert_array_equal(frozen[n], x, err_msg=n)
+    assert names_in(moving.opt) == set(plan.trainable)
+    if task == "mlm_nsp" and strategy in ("head", "freeze-embeddings"):  # the decoder is the frozen word table
+        assert not any("decoder" in n and "kernel" in n for n in start) and "backbone/embeddings/word/embedding" in frozen
+
+
+@functools.cache
+def flops(strategy):
+    """FLOPs of a compiled step of four blocks, wide rows, so that the blocks outweigh everything else."""
+    net, params = build("bert", "classify", layers=4)
+    plan = freeze.plan(strategy, models.groups("bert"), params)
+    tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
+    return compile_step(net, plan, tiny.batch(net, 32), tx).cost_analysis()["flops"]
+
+
+def check_saving(share):
+    """Shares of the full step: forward 1/3; the blocks from the top down to the lowest that moves cost 1/3 for the
+    gradient that passes through them, and 1/3 for the matrices that move."""
+    assert 0.30 < share["head"] < 0.38, share
+    assert 0.45 < share["top-1"] < 0.56, share
+    assert 0.60 < share["bitfit"] < 0.74, share
+    assert share["head"] < share["top-1"] < share["bitfit"] < 0.8 < 1, share
+
+
+def test_the_flops_of_the_compiled_step_fall():
+    check_saving({s: flops(s) / flops("full") for s in ("head", "top-1", "bitfit")})
+
+
+def test_the_flops_test_catches_a_clip_over_all_gradients():
+    """The classic mistake: differentiate everything, clip by the global norm, then throw the frozen gradients away."""
+    net, params = build("bert", "classify", layers=4)
+    plan = freeze.plan("head", models.groups("bert"), params)
+    tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
+
+    def mistaken(moving, frozen, batch, seed):
+        def loss(p):
+            sums = net.sums(p, batch, jax.random.key(seed))
+            return sums["loss"][0] / sums["loss"][1]
+
+        grads = jax.grad(loss)({**frozen, **moving.params})
+        norm = optax.tree.norm(grads)
+        grads = {n: grads[n] / jnp.maximum(1.0, norm) for n in moving.params}
+        updates, opt = tx.update(grads, moving.opt, moving.params)
+        return step.Moving(moving.step + 1, {n: p + updates[n] for n, p in moving.params.items()}, opt)
+
+    inside, outside = tree.split(net.shapes(), plan.trainable)
+    state = jax.eval_shape(lambda p: step.init_moving(p, tx), inside)
+    wasted = jax.jit(mistaken).lower(state, outside, tiny.batch(net, 32), np.uint32(0)).compile(FAST).cost_analysis()["flops"]
+    share = {s: flops(s) / flops("full") for s in ("head", "top-1", "bitfit")} | {"head": wasted / flops("full")}
+    assert share["head"] > 0.9  # nothing saved, and nothing warns
+    with pytest.raises(AssertionError):
+        check_saving(share)
+
+
+def test_a_rule_list_sets_rates():
+    rules = [("head/.*", "train"), (r"backbone/pooler/.*", "train(lr=0.1)"), (r".*/block_1/.*", "train(lr=2e-2)"), (".*", "freeze")]
+    plan = resolve("bert", "classify", rules)
+    assert plan.rates["head/classifier/kernel"] == 1.0
+    assert plan.rates["backbone/pooler/bias"] == 0.1
+    assert plan.rates["backbone/block_1/ffn/up/kernel"] == 0.02
+    assert not any("block_0" in n or "embeddings" in n for n in plan.trainable)
+    assert plan == resolve("bert", "classify", [list(r) for r in rules])  # as JSON has them
+
+
+def test_counts_table_and_text():
+    plan = resolve("bert", "classify", "head")
+    _, params = build("bert", "classify")
+    assert plan.counts() == (64 * 3 + 3, sum(x.size for x in params.values()))
+    assert {"name": "head/classifier/bias", "shape": [3], "rule": "head/.*", "rate": 1.0} in plan.table()
+    assert [r["name"] for r in plan.table()] == list(params)
+    text = freeze.describe(plan)
+    assert "trainable 195 of" in text and "head/classifier" in text and "freeze" in text
+    assert "train(lr=0.1)" in freeze.describe(resolve("bert", "classify", [("head/.*", "train(lr=0.1)"), (".*", "freeze")]))
+
+
+def test_the_documented_names_are_those_that_exist():
+    for name in freeze.NAMES:
+        concrete = name.replace("K", "1")
+        assert resolve("bert", "classify", concrete).trainable
+        assert f"  {name} " in freeze.__doc__
+
+
+@pytest.mark.parametrize("strategy", ["top-0", "top-3", "bottom-3", "bottom-0"])
+def test_more_blocks_than_the_model_has(strategy):
+    which = strategy.split("-")[0]
+    with pytest.raises(UserError, match=rf"the model has 2 blocks; expected {which}-1 … {which}-2"):
+        resolve("bert", "classify", strategy)
+
+
+def test_an_unknown_strategy_shows_the_nearest():
+    with pytest.raises(UserError, match="'bitft' is no strategy; did you mean 'bitfit'"):
+        resolve("bert", "classify", "bitft")
+
+
+@pytest.mark.parametrize("strategy", ["layernorm", "attention", "ffn"])
+def test_a_group_that_the_model_does_not_have(strategy):
+    with pytest.raises(UserError, match="does not have; it has stem, block, bias"):
+        resolve("lstm", "classify", strategy)
+
+
+def test_nothing_to_train():
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        resolve("bert", "classify", [(".*", "freeze")])
+
+
+@pytest.mark.parametrize("action", ["move", "train(0.1)", "train(lr=0)", "train(lr=-1)", "train(lr=inf)", "train(lr=1e)", "Freeze"])
+def test_an_action_that_is_none(action):
+    with pytest.raises(UserError, match="expected 'freeze', 'train' or 'train"):
+        resolve("bert", "classify", [(".*", action)])
+
+
+@pytest.mark.parametrize("rule", ["head/.*", ("head/.*",), ("head/.*", "train", "more")])
+def test_a_rule_that_is_no_pair(rule):
+    with pytest.raises(UserError, match="expected a pair"):
+        resolve("bert", "classify", [rule])
+
+
+def test_a_rule_list_must_be_total_and_live():
+    with pytest.raises(UserError, match="no rule claims backbone/"):
+        resolve("bert", "classify", [("head/.*", "train")])
+    with pytest.raises(UserError, match="'backbone/blocks_1/.*matches no parameter; did you mean 'backbone/block_1/"):
+        resolve("bert", "classify", [("backbone/blocks_1/ffn/up/kernel", "train"), (".*", "freeze")])
+
+
+def test_tied_tables_move_or_rest_as_one():
+    """Under MLM the decoder is the word table: with `embeddings` it moves, with `freeze-embeddings` it does not."""
+    word = "backbone/embeddings/word/embedding"
+    assert word in resolve("bert", "mlm_nsp", "embeddings").trainable
+    frozen = resolve("bert", "mlm_nsp", "freeze-embeddings")
+    assert word not in frozen.trainable and "head/decoder/bias" in frozen.trainable and "head/transform/kernel" in frozen.trainable
