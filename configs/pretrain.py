@@ -19,7 +19,7 @@ CORPORA = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    a = parse_arg(arg, size="tiny", corpus="embedded", root="data", seq_len=64)
+    a = parse_arg(arg, size="tiny", corpus="embedded", root="data", seq_len=128)
     train, dev = CORPORA.get(a.corpus, ("", ""))
 
     c = ConfigDict()

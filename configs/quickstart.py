@@ -3,7 +3,7 @@
     bash launch/quickstart.sh
 
 Stage `pretrain`: a tiny BERT on the English documentation that this Python environment carries. Stage `bench`: which
-library does a paragraph come from? Five strategies and a random start, 500 labels, five seeds each.
+library does a paragraph come from? Four strategies and a random start, 500 labels, five seeds each.
 Cost: under 6 minutes on two CPU cores. Result: the README's first table.
 """
 
@@ -22,7 +22,7 @@ def pretrain() -> ConfigDict:
     c.seed = 0
     c.batch = 64
     c.train_for = "800 steps"
-    c.warmup = "10%"
+    c.warmup = "20%"
     c.eval_every = "200 steps"
     c.save_every = "200 steps"
     c.log_every = "50 steps"
@@ -38,7 +38,7 @@ def pretrain() -> ConfigDict:
     c.objective.seq_len = 64
 
     c.optim = ConfigDict()
-    c.optim.lr = 2e-3
+    c.optim.lr = 1e-3
     c.optim.bias_correction = False
 
     c.data = ConfigDict()
@@ -53,16 +53,17 @@ def bench(init: str) -> ConfigDict:
     c = ConfigDict()
     c.batch = 32
     c.eval_batch = 256
-    c.train_for = "10 epochs"
+    c.train_for = "6 epochs"
     c.warmup = "10%"
-    c.eval_every = "2 epochs"
+    c.eval_every = "0"
     c.save_every = "0"
-    c.log_every = "2 epochs"
+    c.log_every = "1 epoch"
+    c.best = "last"
     c.init_from = init
 
     c.objective = ConfigDict()
     c.objective.name = "classify"
-    c.objective.seq_len = 64
+    c.objective.seq_len = 48
 
     c.optim = ConfigDict()
     c.optim.lr = 1e-3
@@ -80,7 +81,6 @@ def bench(init: str) -> ConfigDict:
         {"name": "full", "freeze": "full", "lr": 1e-3},
         {"name": "top-1", "freeze": "top-1", "lr": 1e-3},
         {"name": "bitfit", "freeze": "bitfit", "lr": 3e-3},
-        {"name": "embeddings", "freeze": "embeddings", "lr": 3e-3},
         {"name": "head", "freeze": "head", "lr": 3e-3},
         {"name": "full, random init", "freeze": "full", "lr": 1e-3, "init_weights": False},
     ]

@@ -2,12 +2,13 @@
 # A Cloud TPU slice from nothing to a running job: ask for it, wait, copy the project to every host, set up, start.
 #
 #   PROJECT=my-project ZONE=us-east5-b \
-#     bash launch/tpu_vm.sh NAME train --config configs/pretrain.py:size=base --workdir gs://my-bucket/base
+#     bash launch/tpu_vm.sh NAME train --config configs/pretrain.py:size=base --workdir /mnt/shared/base
 #   DRY_RUN=1 …                       prints the commands and runs none
 #   TPU=v5litepod-16  VERSION=v2-alpha-tpuv5-lite  SPOT=0      the slice; a spot slice is the default
 #
 # A slice that was preempted is gone. Run the same command again: it asks for a new one, and training resumes from the
-# workdir, which therefore has to be a bucket. On the TPU the hosts find each other without help.
+# workdir, which therefore has to be on a disk that every host mounts and that outlives the slice (Filestore, or a bucket
+# through gcsfuse). On the TPU the hosts find each other without help: JAX_DISTRIBUTED=auto.
 set -euo pipefail
 
 if [[ $# -lt 2 ]]; then
@@ -60,4 +61,4 @@ tpu tpu-vm ssh "$name" --worker=all --command \
   "mkdir -p ptft && tar xzf ptft.tar.gz -C ptft && cd ptft && source launch/env.sh && ensure_env tpu"
 
 # 4. The same command on every host.
-tpu tpu-vm ssh "$name" --worker=all --command "cd ptft && .venv/bin/ptft $(printf '%q ' "$@")"
+tpu tpu-vm ssh "$name" --worker=all --command "cd ptft && JAX_DISTRIBUTED=auto .venv/bin/ptft $(printf '%q ' "$@")"

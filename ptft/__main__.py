@@ -4,21 +4,25 @@ Exit codes: 0 done, 75 preempted and saved, 2 the user's mistake (one message; -
 """
 
 import argparse
+import contextlib
+import functools
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from ptft import build, checkpoint, cost, freeze, mesh, record, report, train
+from ptft import build, checkpoint, cost, freeze, mesh, pipeline, record, report, train
 from ptft import config as configs
-from ptft.bench import protocol, runner
+from ptft.bench import runner
 from ptft.config import Config
 from ptft.data import Source
 from ptft.errors import UserError, did_you_mean
+from ptft.objectives import Rows
 from ptft.step import Net
 from ptft.tree import Flat
 
@@ -28,18 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser().parse_known_args(argv)
     try:
         overrides = [r.removeprefix("--config.") for r in rest if r.startswith("--config.")]
-        unknown = [r for r in rest if not r.startswith("--config.")]
-        if unknown or (overrides and not hasattr(args, "config")):
-            raise UserError(f"unknown argument {(unknown or rest)[0]!r}; {did_you_mean((unknown or rest)[0], ['--' + k for k in vars(args)])}")
+        unknown = [r for r in rest if not r.startswith("--config.") or not hasattr(args, "config")]
+        if unknown:
+            known = [f"--{k}" for k in vars(args) if k not in ("verb", "folder")] + ["--config.KEY=VALUE"] * hasattr(args, "config")
+            raise UserError(f"unknown argument {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
         mesh.start()
         VERBS[args.verb][0](args, overrides)
-    except UserError as e:
-        if args.debug:
-            raise
-        print(f"ptft {args.verb}: {e}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (UserError, OSError) as e:
+        if args.debug or (isinstance(e, OSError) and e.filename is None):
+            raise
+        # A file that cannot be opened, made or written is a matter of the command, not of the program.
+        said = f"{e.filename}: {e.strerror}" if isinstance(e, OSError) else str(e)
+        print(f"ptft {args.verb}: {said}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -61,11 +68,17 @@ def load_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any
 
 
 def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
-    config = build.resolve(load_config(args, overrides))
+    values = load_config(args, overrides)
+    if "bench" in values:
+        raise UserError(f"{args.config} is a page for ptft bench: its section 'bench' compares many runs")
+    config = build.resolve(values)
     if args.check:
+        if args.workdir:
+            train.finished(config, args.workdir)
         built = build.build(config)
-        train.describe(built, quiet=False)
-        record.say(cost.describe(train.program(built).cost))
+        build.describe(built)
+        build.start_params(built, quiet=False)
+        record.say(cost.describe(build.program(built).cost))
         record.say("checked; nothing was trained")
         return
     if not args.workdir:
@@ -82,10 +95,10 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     values.pop("bench", None)
     built = build.build(build.resolve(values))
     strategies = args.freeze or [built.config.freeze]
-    full = train.program(with_freeze(built, "full")).cost
+    full = build.program(with_freeze(built, "full")).cost
     for strategy in strategies:
         one = with_freeze(built, strategy)
-        record.say(f"freeze: {strategy}\n{freeze.describe(one.plan)}\n  {cost.describe(train.program(one).cost, full)}\n")
+        record.say(f"freeze: {strategy}\n{freeze.describe(one.plan)}\n  {cost.describe(build.program(one).cost, full)}\n")
 
 
 def with_freeze(built: build.Run, strategy: Any) -> build.Run:
@@ -115,7 +128,7 @@ def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[st
     """A trained run from its folder alone: the JSON config, the tokenizer, the best (or newest) parameters."""
     config = configs.resolve(build.read_run(workdir, "config.json"), build.SPEC)
     labels = build.read_run(workdir, "run.json")["labels"]
-    tokenizer = build.tokenizers.load(workdir / "tokenizer")
+    tokenizer = build.run_tokenizer(workdir)
     net = build.net(config, tokenizer, labels)
     params, _ = checkpoint.load_params(workdir, net.shapes(), skip="", new_ok="")
     return config, tokenizer, net, params, labels
@@ -128,43 +141,70 @@ def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     if not where:
         raise UserError(f"the run has no data.{args.split}; give a source with --data KIND:WHERE")
     source = build.data.load(where, config.data, labels)
-    rows = net.objective.rows(source, tokenizer)
+    rows = build.rows(net.objective, source, tokenizer, where)
+    limit = config.data.dev_size if args.split == "dev" and not args.data else 0  # as in training
     grid = mesh.make()
-    metrics = train.evaluate(net, params, rows, config.eval_batch or config.batch, grid)
-    print(json.dumps({"data": where, "rows": len(rows), **metrics}, ensure_ascii=False))
+    params = jax.device_put(params, mesh.replicated(grid))
+    metrics = train.evaluate(net, params, rows, config.eval_batch or config.batch, grid, limit)
+    print(json.dumps({"data": where, "rows": min(len(rows), limit or len(rows)), **metrics}, ensure_ascii=False))
 
 
 def predict_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     config, tokenizer, net, params, labels = load_run(args.workdir)
-    labels = list(config.data.names) or labels
     if config.objective.name != "classify":
         raise UserError(f"{args.workdir} was trained on {config.objective.name!r}; predict needs a run of 'classify'")
+    labels = list(config.data.names) or labels
+    cut = 0
     for texts in chunks(read_texts(args), 256):
-        for text, p in zip(texts, probabilities(config, tokenizer, net, params, texts), strict=True):
+        rows = net.objective.rows(Source(text_records(texts, config.data.text_b != ""), (), "", {}), tokenizer)
+        cut += rows.notes["truncated"]
+        for text, p in zip(texts, probabilities(net, params, rows, config.eval_batch or config.batch), strict=True):
             best = int(np.argmax(p))
+            shares = dict(zip(labels, map(float, p), strict=True))
             if args.json:
-                print(json.dumps({"text": text, "label": labels[best], "probabilities": dict(zip(labels, map(float, p), strict=True))}, ensure_ascii=False))
+                print(json.dumps({"text": text, "label": labels[best], "probabilities": shares}, ensure_ascii=False))
             else:
                 print(f"{labels[best]}\t{p[best]:.4f}\t{text}")
+    if cut:
+        print(f"ptft predict: {cut} texts are longer than {config.objective.seq_len} tokens and were cut", file=sys.stderr)
 
 
-def probabilities(config: Config, tokenizer: build.Tokenizer, net: Net, params: Flat, texts: Sequence[str]) -> np.ndarray:
-    """Class probabilities f64[N, k] of single texts; a pair is given as "text<TAB>text_b"."""
-    pairs = config.data.text_b != ""
-    records = [dict(zip(("text", "text_b"), t.split("\t", 1), strict=False)) if pairs else {"text": t} for t in texts]
-    if pairs and any("text_b" not in r for r in records):
-        raise UserError("this run classifies pairs; expected two texts with a tab between them")
-    rows = net.objective.rows(Source(records, (), "", {}), tokenizer)
-    return train.predict(net, params, rows, config.eval_batch or config.batch)
+def text_records(texts: Sequence[str], pairs: bool) -> list[dict[str, str]]:
+    """Records of single texts; a pair is given as "text<TAB>text_b"."""
+    if pairs and (alone := next((t for t in texts if "\t" not in t), None)) is not None:
+        raise UserError(f"this run classifies pairs: expected two texts with a tab between them, got {alone[:80]!r}")
+    return [dict(zip(("text", "text_b"), t.split("\t", 1), strict=True)) if pairs else {"text": t} for t in texts]
+
+
+@functools.lru_cache(maxsize=1)
+def _predict_step(net: Net) -> Callable[..., jax.Array]:
+    def shares(params: Flat, batch: dict[str, jax.Array]) -> jax.Array:
+        keys = jax.random.split(jax.random.key(0), len(batch["row"]))
+        return jax.nn.softmax(net.predict(params, net.objective.prepare(batch, keys)))
+
+    return jax.jit(shares)
+
+
+def probabilities(net: Net, params: Flat, rows: Rows, batch: int) -> np.ndarray:
+    """Class probabilities f32[N, k] of a classifier's rows."""
+    parts = [_predict_step(net)(params, b) for b in pipeline.eval_batches(rows, batch)]
+    return np.concatenate(parts)[: len(rows)]
 
 
 def read_texts(args: argparse.Namespace) -> Iterable[str]:
     """--text, --file, or standard input, one text a line."""
     if args.text is not None:
-        return args.text
+        yield from args.text
+        return
     if args.file and not args.file.is_file():
-        raise UserError(f"--file {args.file} does not exist; {did_you_mean(args.file.name, [p.name for p in args.file.parent.glob('*')])}")
-    return (line.rstrip("\r\n") for line in (open(args.file, encoding="utf-8") if args.file else sys.stdin))
+        beside = [p.name for p in args.file.parent.glob("*") if p.is_file()]
+        raise UserError(f"--file {args.file} is no file; {did_you_mean(args.file.name, beside)}")
+    with args.file.open("rb") if args.file else contextlib.nullcontext(sys.stdin.buffer) as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                raise UserError(f"{args.file or 'standard input'}:{number}: expected UTF-8, got other bytes") from None
 
 
 def chunks(items: Iterable[str], size: int) -> Iterable[list[str]]:

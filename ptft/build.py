@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ptft import checkpoint, cost, data, freeze, mesh, models, objectives, optim, pipeline, record, step
 from ptft import config as configs
-from ptft import cost, data, freeze, mesh, models, objectives, optim, pipeline, record, step
 from ptft import tokenizer as tokenizers
 from ptft.config import Config, Field, Spec
 from ptft.errors import UserError, did_you_mean
@@ -154,25 +154,25 @@ def _load_data(data_json: str, objective_json: str, init_from: str) -> Data:
     try:
         objective = objectives.build(config.objective, tokenizer, labels)
     except UserError as e:
-        raise (
-            e if labels else UserError(f"{e}: it is read as documents, without labels; set data.label to the column of the label")
-        ) from None
-    rows = {split: _rows(objective, source, tokenizer, split) for split, source in sources.items()}
-    for split, found in rows.items():
+        hint = "" if labels else ": it is read as documents; set data.label to the column of the label"
+        raise UserError(f"{e}{hint}") from None
+    cut = {split: rows(objective, source, tokenizer, f"data.{split}") for split, source in sources.items()}
+    for split, found in cut.items():
         if not len(found):
             raise UserError(f"data.{split} {config.data[split]} gives no example")
-    notes = {split: {**sources[split].notes, **rows[split].notes, "rows": len(rows[split])} for split in sources}
+    notes = {split: {**sources[split].notes, **cut[split].notes, "rows": len(cut[split])} for split in sources}
     prints = "-".join(s.fingerprint[:12] for s in sources.values())
-    return Data(tokenizer, labels, rows["train"], rows.get("dev"), rows.get("test"), prints, notes)
+    return Data(tokenizer, labels, cut["train"], cut.get("dev"), cut.get("test"), prints, notes)
 
 
-def _rows(objective: Objective, source: data.Source, tokenizer: Tokenizer, split: str) -> Rows:
+def rows(objective: Objective, source: data.Source, tokenizer: Tokenizer, where: str) -> Rows:
+    """The rows of a source; a UserError if its records are not what the objective reads."""
     try:
         return objective.rows(source, tokenizer)
     except KeyError as e:
         have = ", ".join(source.records[0])
         raise UserError(
-            f"data.{split}: the objective reads {e} of every record, these have {have}; "
+            f"{where}: the objective reads {e} of every record, these have {have}; "
             "labelled rows need data.label (and a pair data.text_b), documents none"
         ) from None
 
@@ -221,7 +221,7 @@ class Run(NamedTuple):
 
     config: Config
     data: Data
-    index: np.ndarray  # the training rows that are used
+    used: np.ndarray  # the training rows, i64[n]
     net: Net
     plan: freeze.Plan
     durations: Durations
@@ -236,11 +236,13 @@ def build(config: Config) -> Run:
     network = net(config, loaded.tokenizer, loaded.labels)
     if config.best not in ("", "last", *(known := metrics(network))):
         raise UserError(f"best: {config.best!r} is no metric of this objective; {did_you_mean(config.best, [*known, 'last'])}")
-    index = pipeline.subset(len(loaded.train), config.data.train_size, config.seed)
-    return Run(config, loaded, index, network, plan(config, network), durations(config, len(index)), grid)
+    if config.early_stop and (config.best == "last" or not config.data.dev):
+        raise UserError("early_stop needs data.dev and a metric that chooses the best (config.best is not 'last')")
+    used = pipeline.subset(len(loaded.train), config.data.train_size, config.seed)
+    return Run(config, loaded, used, network, plan(config, network), durations(config, len(used)), grid)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)
 def metrics(net: Net) -> list[str]:
     """Names of what an evaluation reports, found without computing any."""
     batch = {**net.objective.example(1), "row": np.zeros(1, np.int32), "valid": np.ones(1, np.float32)}
@@ -264,7 +266,7 @@ def program(run: Run) -> Program:
     return _program(run.net, json.dumps(c.optim.to_dict()), rates, d.warmup, d.total, c.batch, c.accumulate, c.parallel, run.mesh)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)
 def _program(
     net: Net, optim_json: str, rates: Any, warmup: int, total: int, batch: int, accumulate: int, parallel: str, grid: Any
 ) -> Program:
@@ -290,6 +292,25 @@ def _program(
     return Program(lambda params: jax.device_put(step.init_moving(params, tx), mesh.replicated(grid)), compiled, used)
 
 
+@functools.lru_cache(maxsize=64)
+def _init(net: Net) -> Callable[[int], Flat]:
+    return jax.jit(net.init)
+
+
+def start_params(run: Run, quiet: bool) -> Flat:
+    """Fresh weights, with the backbone of `init_from` over them; says what was loaded, new and unused."""
+    c = run.config
+    weights = c.init_weights  # read in any case: without init_from it is a default, not a dead key
+    loaded: Flat = {}
+    if c.init_from and weights:
+        loaded, what = checkpoint.load_params(Path(c.init_from), run.net.shapes())
+        if not quiet:
+            record.say(f"from {c.init_from} (step {what.step}): loaded {len(what.loaded)} tensors")
+            record.say(f"  new: {', '.join(what.new) or 'none'}")
+            record.say(f"  unused: {', '.join(what.unused) or 'none'}")
+    return jax.device_put({**_init(run.net)(c.seed), **loaded}, mesh.replicated(run.mesh))
+
+
 def describe(run: Run) -> None:
     """Says what will run: device, data, what moves, for how long."""
     record.say(f"device: {record.device()}")
@@ -306,7 +327,7 @@ def header(run: Run) -> dict[str, Any]:
         "config_hash": configs.digest(run.config),
         "versions": record.versions(),
         "device": record.device(),
-        "data": {"fingerprint": run.data.fingerprint, "notes": run.data.notes, "train_rows": len(run.index)},
+        "data": {"fingerprint": run.data.fingerprint, "notes": run.data.notes, "train_rows": len(run.used)},
         "tokenizer": run.data.tokenizer.fingerprint,
         "labels": list(run.data.labels),
         "freeze": run.plan.table(),

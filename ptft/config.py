@@ -49,9 +49,9 @@ class Field:
         if self.choices is not None and value not in self.choices:
             choices = list(map(str, self.choices))
             return f"{name}: {value!r} is not one of {', '.join(choices)}; {did_you_mean(str(value), choices)}"
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if not math.isfinite(value) or (self.lo is not None and value < self.lo) or (self.hi is not None and value > self.hi):
-                return f"{name}: {value!r} is out of range; expected {self._range()}"
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not (math.isfinite(value) and (self.lo is None or value >= self.lo) and (self.hi is None or value <= self.hi)):
+            return f"{name}: {value!r} is out of range; expected {self._range()}"
         why = self.check(value) if self.check else None
         return why and f"{name}: {why}"
 
@@ -212,7 +212,7 @@ def resolve(values: Mapping[str, Any], spec: Spec) -> Config:
     filled = _resolve(values, spec, "", problems, unknown)
     known = leaves(filled)
     for name, beside in unknown.items():
-        section, _, key = name.rpartition(".")
+        key = name.rpartition(".")[2]
         elsewhere = [k for k in known if k.rpartition(".")[2] == key and k != name]  # "lr" is optim.lr
         hint = did_you_mean(name, elsewhere) if elsewhere else did_you_mean(key, beside)
         problems.append(f"unknown key {name}; {hint}")

@@ -12,7 +12,7 @@ from ptft.errors import UserError
 def start() -> None:
     """Joins the other processes of a multi-process run, when the environment names a coordinator.
 
-    `launch/` sets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; on SLURM and Cloud TPU
+    `launch/local.sh` and `slurm.sbatch` set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; on Cloud TPU
     JAX_DISTRIBUTED=auto lets JAX find them itself.
     """
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):

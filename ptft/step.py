@@ -5,11 +5,13 @@ ones, and the optimizer, the clip and the norms never see anything else. What is
 optimizer state, and no backward pass below the lowest trainable layer.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -35,23 +37,23 @@ class Net(NamedTuple):
     head: nn.Module
     objective: Objective
 
-    def init(self, seed: int) -> Flat:
+    def init(self, seed: int | jax.Array) -> Flat:
         """Fresh float32 parameters `backbone/…`, `head/…`; the same seed gives the same head for every strategy."""
-        batch = {**self.objective.example(1), "row": jnp.zeros(1, jnp.int32), "valid": jnp.ones(1)}
+        return _compiled_init(self)(seed)
+
+    def create(self, seed: int | jax.Array) -> Flat:
+        """`init`, not compiled."""
+        batch = {**self.objective.example(1), "row": np.zeros(1, np.int32), "valid": np.ones(1, np.float32)}
         key = jax.random.key(seed)
-
-        def create(key: jax.Array) -> dict[str, Any]:
-            body, top = jax.random.split(key)
-            inputs = self.objective.prepare(_on_device(batch), _row_keys(key, jnp.zeros(1, jnp.int32)))
-            backbone = self.backbone.init(body, inputs)["params"]
-            outputs = self.backbone.apply({"params": backbone}, inputs)
-            return {"backbone": backbone, "head": self.head.init(top, outputs, inputs, False)["params"]}
-
-        return tree.flatten(jax.jit(create)(key))
+        body, top = jax.random.split(key)
+        inputs = self.objective.prepare(_on_device(batch), _row_keys(key, jnp.zeros(1, jnp.int32)))
+        backbone = self.backbone.init(body, inputs)["params"]
+        outputs = self.backbone.apply({"params": backbone}, inputs)
+        return tree.flatten({"backbone": backbone, "head": self.head.init(top, outputs, inputs, False)["params"]})
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Names and shapes of the parameters, without computing any."""
-        return jax.eval_shape(lambda: self.init(0))
+        return dict(_shapes(self))
 
     def predict(self, params: Flat, inputs: Mapping[str, jax.Array], dropout: jax.Array | None = None) -> Any:
         """Backbone and head on prepared inputs -> the objective's predictions."""
@@ -64,6 +66,17 @@ class Net(NamedTuple):
         """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; a `dropout` key means training."""
         inputs = self.objective.prepare(batch, _row_keys(key, batch["row"]))
         return self.objective.terms(self.predict(params, inputs, dropout), inputs)
+
+
+# Runs of one process that differ in seed alone, such as a benchmark's, compile once.
+@functools.lru_cache(maxsize=64)
+def _compiled_init(net: Net) -> Callable[..., Flat]:
+    return jax.jit(net.create)
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(net: Net) -> dict[str, jax.ShapeDtypeStruct]:
+    return jax.eval_shape(lambda: net.create(0))
 
 
 def _on_device(batch: Mapping[str, Any]) -> dict[str, jax.Array]:

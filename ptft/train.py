@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ptft import build, checkpoint, cost, mesh, pipeline, record, step
+from ptft import build, checkpoint, cost, mesh, pipeline, record, step, tree
 from ptft import config as configs
 from ptft.build import Program, Run
 from ptft.config import Config
@@ -50,17 +50,19 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
     built = build.build(config)
     if not quiet:
         build.describe(built)
+    at = checkpoint.newest(workdir)
+    fresh = build.start_params(built, quiet) if at is None else {}  # before compiling: what does not fit shows early
     prog, header = build.program(built), build.header(built)
     if not quiet:
         record.say(cost.describe(prog.cost))
-    moving, frozen, progress = start(built, prog, workdir, header, quiet)
+    moving, frozen, progress = start(built, prog, fresh) if at is None else resume(built, prog, workdir, at, header)
     record.write_json(workdir / "config.json", config.to_dict())
     record.write_json(workdir / "run.json", {**header, "cost": prog.cost._asdict()})
     if record.is_lead():
         built.data.tokenizer.save(workdir / "tokenizer")
 
-    at, total = int(moving.step), built.durations.total
-    with closing(record.Log(workdir, resume_step=at, tensorboard=config.tensorboard, total_steps=total, quiet=quiet)) as log:
+    total = built.durations.total
+    with closing(record.Log(workdir, resume_step=at or 0, tensorboard=config.tensorboard, total_steps=total, quiet=quiet)) as log:
         moving, progress, pace = fit(built, prog, moving, frozen, progress, workdir, header, log)
         result = final_metrics(built, {**frozen, **moving.params}, int(moving.step), progress, workdir, log)
     trainable, total = built.plan.counts()
@@ -84,7 +86,7 @@ def fit(
     c, d, dev = built.config, built.durations, built.data.dev
     metric, at = c.best or built.net.objective.best, int(moving.step)
     seed = jax.device_put(np.uint32(c.seed), mesh.replicated(built.mesh))
-    batches = pipeline.train_batches(built.data.train, built.index, c.seed, c.batch, at, d.total)
+    batches = pipeline.train_batches(built.data.train, built.used, c.seed, c.batch, at, d.total)
     window: list[record.Sums] = [_sums(progress.window)] if progress.window else []
     pace: list[float] = []
     done = at == d.total or 0 < c.early_stop <= progress.waited
@@ -94,7 +96,8 @@ def fit(
             moving, sums = prog.train(moving, frozen, mesh.put(next(batches), built.mesh), seed)
             window.append(sums)
             stop = bool(caught)  # read once: a later signal counts at the next step
-            due_eval = dev is not None and (k == d.total or (d.evaluate > 0 and k % d.evaluate == 0))
+            # The last step is evaluated below, once more or, where no best is chosen, only there.
+            due_eval = dev is not None and ((k == d.total and metric != "last") or (d.evaluate > 0 and k % d.evaluate == 0))
             due_save = k == d.total or (d.save > 0 and k % d.save == 0)
             due_line = due_eval or due_save or k % d.log == 0
             if not (due_line or stop):
@@ -137,8 +140,8 @@ def final_metrics(built: Run, params: Flat, steps: int, progress: Progress, work
     for split, rows, limit in (("dev", built.data.dev, c.data.dev_size), ("test", built.data.test, 0)):
         if rows is not None:
             result[split] = evaluate(built.net, params, rows, c.eval_batch or c.batch, built.mesh, limit)
-    if "test" in result:
-        log.write(best_step, "test", result["test"])
+            if split == "test" or progress.best is None:
+                log.write(best_step, split, result[split])
     return result
 
 
@@ -157,13 +160,14 @@ def finished(config: Config, workdir: Path) -> dict[str, Any] | None:
     return build.read_run(workdir, "result.json") if (workdir / "result.json").exists() else None
 
 
-def start(built: Run, prog: Program, workdir: Path, header: dict[str, Any], quiet: bool) -> tuple[step.Moving, Flat, Progress]:
-    """What moves and what is frozen: at the newest good step in `workdir`, else at step 0."""
-    everywhere, trainable = mesh.replicated(built.mesh), built.plan.trainable
-    at = checkpoint.newest(workdir)
-    if at is None:
-        params = start_params(built, quiet)
-        return prog.init({n: params[n] for n in trainable}), {n: x for n, x in params.items() if n not in built.plan.rates}, Progress()
+def start(built: Run, prog: Program, params: Flat) -> tuple[step.Moving, Flat, Progress]:
+    """What moves and what is frozen, at step 0."""
+    moving, frozen = tree.split(params, built.plan.trainable)
+    return prog.init(moving), frozen, Progress()
+
+
+def resume(built: Run, prog: Program, workdir: Path, at: int, header: dict[str, Any]) -> tuple[step.Moving, Flat, Progress]:
+    """What moves and what is frozen, at a checkpoint. Raises UserError if it was made from other data."""
     meta = checkpoint.read_meta(workdir, at)
     now, then = ((h["data"]["fingerprint"], h["tokenizer"], h["labels"]) for h in (header, meta))
     if now != then:
@@ -172,33 +176,13 @@ def start(built: Run, prog: Program, workdir: Path, header: dict[str, Any], quie
             f"{' and '.join(changed)} changed since step {at} of {workdir}: the files that config.data names are not what they were; "
             "restore them, or train in another --workdir"
         )
-    shapes = built.net.shapes()
-    moving = jax.eval_shape(prog.init, {n: shapes[n] for n in trainable})
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (shapes, moving.opt))
+    everywhere, shapes = mesh.replicated(built.mesh), built.net.shapes()
+    empty = jax.eval_shape(prog.init, tree.split(shapes, built.plan.trainable)[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (shapes, empty.opt))
     params, opt = checkpoint.restore(workdir, at, *like)
+    moving, frozen = tree.split(params, built.plan.trainable)
     record.say(f"resuming at step {at} of {built.durations.total}")
-    moving = step.Moving(jax.device_put(np.int32(at), everywhere), {n: params[n] for n in trainable}, opt)
-    return moving, {n: x for n, x in params.items() if n not in built.plan.rates}, Progress(**meta["progress"])
-
-
-@functools.lru_cache(maxsize=4)
-def _init(net: step.Net) -> Callable[[int], Flat]:
-    return jax.jit(net.init)
-
-
-def start_params(built: Run, quiet: bool) -> Flat:
-    """Fresh weights, with the backbone of `init_from` over them; says what was loaded, new and unused."""
-    c = built.config
-    weights = c.init_weights  # read in any case: without init_from it is a default, not a dead key
-    params = _init(built.net)(c.seed)
-    if c.init_from and weights:
-        loaded, what = checkpoint.load_params(Path(c.init_from), built.net.shapes())
-        params |= loaded
-        if not quiet:
-            record.say(f"from {c.init_from} (step {what.step}): loaded {len(what.loaded)} tensors")
-            record.say(f"  new: {', '.join(what.new) or 'none'}")
-            record.say(f"  unused: {', '.join(what.unused) or 'none'}")
-    return jax.device_put(params, mesh.replicated(built.mesh))
+    return step.Moving(jax.device_put(np.int32(at), everywhere), moving, opt), frozen, Progress(**meta["progress"])
 
 
 def judge(metric: str, value: float, k: int, progress: Progress) -> Progress:
@@ -229,7 +213,7 @@ def preemption() -> Iterator[list[int]]:
             signal.signal(number, before)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)
 def _eval_step(net: step.Net) -> Callable[..., Any]:
     return jax.jit(step.eval_step(net))
 
@@ -239,21 +223,6 @@ def evaluate(net: step.Net, params: Flat, rows: Rows, batch: int, grid: Any, lim
     batch = math.ceil(batch / grid.size) * grid.size
     parts = [_eval_step(net)(params, mesh.put(b, grid)) for b in pipeline.eval_batches(rows, batch, limit)]
     return net.objective.report(_total(parts))
-
-
-@functools.lru_cache(maxsize=4)
-def _predict_step(net: step.Net) -> Callable[..., jax.Array]:
-    def probabilities(params: Flat, batch: dict[str, jax.Array]) -> jax.Array:
-        keys = jax.random.split(jax.random.key(0), len(batch["row"]))
-        return jax.nn.softmax(net.predict(params, net.objective.prepare(batch, keys)))
-
-    return jax.jit(probabilities)
-
-
-def predict(net: step.Net, params: Flat, rows: Rows, batch: int) -> np.ndarray:
-    """Class probabilities f32[N, k] of a classifier's rows."""
-    parts = [_predict_step(net)(params, b) for b in pipeline.eval_batches(rows, batch)]
-    return np.concatenate(parts)[: len(rows)]
 
 
 def _total(parts: list[record.Sums]) -> record.Sums:

@@ -6,6 +6,7 @@ Hochreiter & Schmidhuber 1997; sizes as in the Keras IMDb example: embedding 100
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -45,7 +46,8 @@ class LSTM(nn.Module):
         lengths = batch["mask"].sum(-1)
         if start == 0:
             cell = nn.OptimizedLSTMCell(self.hidden, dtype=self.dtype, name="block_0")
-            x = nn.RNN(cell, name="rnn")(x, seq_lengths=lengths)
+            with jax.numpy_dtype_promotion("standard"):  # the state stays float32 beside products in bfloat16
+                x = nn.RNN(cell, name="rnn")(x, seq_lengths=lengths).astype(self.dtype)
         weight = batch["mask"] if self.pooling == "mean" else jnp.arange(x.shape[1]) == lengths[:, None] - 1
         weight = weight.astype(x.dtype)
         pooled = jnp.einsum("bt,btd->bd", weight, x) / jnp.maximum(weight.sum(-1, keepdims=True), 1)

@@ -198,7 +198,8 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, outputs: Mapping[str, Array], batch: Mapping[str, Array], train: bool) -> dict[str, Array]:
         x = jnp.take_along_axis(outputs["hidden"], batch["position"][:, :, None], axis=1)
-        x = LayerNorm(name="norm")(gelu(dense(x.shape[-1], self.dtype, "transform")(x)))
+        width = outputs["word_table"].shape[-1]  # BERT's hidden size; an LSTM's embedding size
+        x = LayerNorm(name="norm")(gelu(dense(width, self.dtype, "transform")(x)))
         out = {"mlm": Decoder(name="decoder")(x, outputs["word_table"])}
         return {**out, "nsp": dense(2, self.dtype, "nsp")(outputs["pooled"]).astype(jnp.float32)} if self.nsp else out
 
@@ -287,7 +288,7 @@ class MlmNsp:
 
 
 def build(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> MlmNsp:
-    predictions = config.max_predictions or int(np.ceil(config.seq_len * config.mask_prob))
+    predictions = min(config.max_predictions or int(np.ceil(config.seq_len * config.mask_prob)), config.seq_len)
     return MlmNsp(
         config.seq_len,
         config.nsp,

@@ -1,0 +1,133 @@
+"""Tiny data, configs and runs that the flow tests share."""
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from ptft import build, checkpoint, pipeline, train
+from ptft import config as configs
+from ptft.__main__ import main
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa good bad".split()
+
+
+def sentence(rng: random.Random, words: int = 6) -> str:
+    return " ".join(rng.choices(WORDS, k=words))
+
+
+def documents(path: Path, n: int = 24, seed: int = 0) -> Path:
+    """One sentence a line, a blank line between documents."""
+    rng = random.Random(seed)
+    path.write_text("\n\n".join("\n".join(sentence(rng, rng.randint(3, 8)) for _ in range(rng.randint(2, 5))) for _ in range(n)) + "\n")
+    return path
+
+
+def table(path: Path, n: int = 20, seed: int = 0, header: str = "sentence\tlabel") -> Path:
+    """A tsv file with two labels, 0 and 1, and as many texts as the header says."""
+    rng = random.Random(seed)
+    texts = header.count("\t")
+    rows = ["\t".join([*(sentence(rng) for _ in range(texts)), str(i % 2)]) for i in range(n)]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with dotted keys changed."""
+    for key, value in changes.items():
+        configs.set_key(values, key, value)
+    return values
+
+
+def pretraining(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Eight steps of an epoch of about six; lines, evaluations and checkpoints fall on different steps."""
+    values: dict[str, Any] = {
+        "batch": 8, "train_for": "8 steps", "log_every": "2 steps", "eval_every": "3 steps", "save_every": "4 steps", "warmup": "2 steps",
+        "model": {"layers": 1, "hidden": 64, "max_len": 32, "dropout": 0.1},
+        "objective": {"name": "mlm_nsp", "seq_len": 16},
+        "optim": {"lr": 1e-3, "bias_correction": False},
+        "data": {"train": f"files:{folder}/docs.txt", "dev": f"files:{folder}/docs_dev.txt", "vocab_size": 120},
+    }  # fmt: skip
+    if not (folder / "docs.txt").exists():
+        documents(folder / "docs.txt")
+        documents(folder / "docs_dev.txt", n=6, seed=1)
+    return changed(values, changes)
+
+
+def finetuning(folder: Path, init: Path, **changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "batch": 8, "train_for": "8 steps", "log_every": "2 steps", "eval_every": "3 steps", "save_every": "4 steps",
+        "init_from": str(init), "freeze": "top-1",
+        "objective": {"name": "classify", "seq_len": 16},
+        "optim": {"lr": 1e-3},
+        "data": {"train": f"files:{folder}/train.tsv", "dev": f"files:{folder}/dev.tsv", "test": f"files:{folder}/test.tsv", "label": "label"},
+    }  # fmt: skip
+    if not (folder / "train.tsv").exists():
+        for seed, (name, n) in enumerate({"train": 20, "dev": 10, "test": 11}.items()):
+            table(folder / f"{name}.tsv", n, seed)
+    return changed(values, changes)
+
+
+def run(values: dict[str, Any], workdir: Path) -> dict[str, Any]:
+    return train.run(build.resolve(values), workdir, quiet=True)
+
+
+def pretrained(folder: Path) -> Path:
+    """A finished pretraining run in `folder/pre`."""
+    run(pretraining(folder), folder / "pre")
+    return folder / "pre"
+
+
+def page(path: Path, values: dict[str, Any]) -> str:
+    """The values as a config file."""
+    path.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n    return ConfigDict({values!r})\n")
+    return str(path)
+
+
+def ptft(*args: Any) -> int:
+    """The command line, in this process."""
+    return main([str(a) for a in args])
+
+
+def at_batch(monkeypatch: pytest.MonkeyPatch, k: int, action: Callable[[], Any]) -> None:
+    """Does something just before step `k`."""
+    original = pipeline.train_batches
+
+    def batches(rows: Any, used: np.ndarray, seed: int, batch: int, start: int, stop: int) -> Iterator[Any]:
+        for number, made in enumerate(original(rows, used, seed, batch, start, stop), start + 1):
+            if number == k:
+                action()
+            yield made
+
+    monkeypatch.setattr(pipeline, "train_batches", batches)
+
+
+def sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def state(workdir: Path, step: int) -> dict[str, bytes]:
+    """Every array of a checkpoint, parameters and optimizer, byte by byte."""
+    folder = checkpoint._folder(workdir, "checkpoints", step)
+    out = {}
+    for item in ("params", "opt"):
+        stored = checkpoint._stored(folder, item)
+        want = {n: checkpoint._abstract(jax.ShapeDtypeStruct(x.shape, x.dtype)) for n, x in stored.items()}
+        out |= {f"{item} {name}": np.asarray(x).tobytes() for name, x in checkpoint._read(folder, item, want).items()}
+    return out
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its content."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()} if folder.exists() else {}

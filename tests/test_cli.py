@@ -1,0 +1,385 @@
+"""The command line: mistakes end with one clear message, exit code 2, and nothing written; and what the verbs print."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import flow
+import pytest
+
+from ptft import build, checkpoint
+from ptft.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A pretraining run `pre`, a finetuned `fine`, one of pairs `pairs`, and pages for all of them."""
+    folder = tmp_path_factory.mktemp("home")
+    flow.pretrained(folder)
+    fine = flow.finetuning(folder, folder / "pre", **{"data.names": ["no", "yes"], "data.dev_size": 7})
+    flow.run(fine, folder / "fine")
+    flow.table(folder / "pairs.tsv", header="sentence\tother\tlabel")
+    one = {"data.train": f"files:{folder}/pairs.tsv", "data.dev": "", "data.test": "", "data.text_b": "other", "train_for": "1 step"}
+    flow.run(flow.finetuning(folder, folder / "pre", **one), folder / "pairs")
+    flow.page(folder / "pre.py", flow.pretraining(folder))
+    flow.page(folder / "fine.py", fine)
+    return folder
+
+
+def mistake(capsys, *args):
+    """Runs a command that must fail as a user's mistake; its message."""
+    capsys.readouterr()
+    assert flow.ptft(*args) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"ptft {args[0]}: ") and "Traceback" not in captured.err
+    return captured.err.removeprefix(f"ptft {args[0]}: ").strip()
+
+
+# ------------------------------------------------------------------------------------------------ mistakes in the config
+
+CONFIG = {
+    "an unknown key": (["batsh=8"], "unknown key batsh; did you mean 'batch'"),
+    "a key without its section": (["lr=0.1"], "unknown key lr; did you mean 'optim.lr'?"),
+    "a key of another section": (["model.bacth=1"], "unknown key model.bacth; there is: dropout, hidden, layers"),
+    "out of range": (["seed=-1"], "seed: -1 is out of range; expected 0 … 2147483647"),
+    "of another type": (["batch=many"], "batch: expected a whole number, got 'many'"),
+    "no choice": (["parallel=pmapp"], "parallel: 'pmapp' is not one of jit, pmap; did you mean 'pmap'?"),
+    "no duration": (["train_for=3 epoks"], "train_for: expected a duration such as '500 steps', '3 epochs'"),
+    "a share of nothing": (["train_for=10%"], "train_for: expected a duration such as"),
+    "no step": (["train_for=0 steps"], "train_for: '0 steps' is no step at all"),
+    "several at once": (["batsh=8", "seed=-1", "optim.lr=x"], "the config has 3 problems:\n  seed: -1 is"),
+    "no such model": (["model.name=brt"], "model.name: there is no models/brt.py; did you mean 'bert'?"),
+    "no such objective": (["objective.name=clasify"], "objective.name: there is no objectives/clasify.py; did you mean 'classify'?"),
+    "no such metric": (["best=acuracy"], "best: 'acuracy' is no metric of this objective; did you mean 'accuracy'"),
+    "early stop without a best": (["early_stop=2", "best=last"], "early_stop needs data.dev and a metric"),
+    "no such strategy": (["freeze=tpo-1"], "freeze='tpo-1' is no strategy; did you mean"),
+    "too many blocks": (["freeze=top-3"], "freeze='top-3': the model has 1 blocks; expected top-1"),
+    "a rule that matches nothing": (
+        ["freeze=[('backbone/blok_0/.*','train'),('.*','freeze')]"],
+        r"rule \('backbone/blok_0/.*', 'train'\) matches no parameter; did you mean 'backbone/block_0/",
+    ),
+    "a rule that never wins": (["freeze=[('.*','train'),('head/.*','freeze')]"], r"never wins: rules above it claim all it matches"),
+    "no rule for the rest": (["freeze=[('head/.*','train')]"], "no rule claims backbone/.* end the list with a rule such as"),
+    "an unknown action": (["freeze=[('.*','thaw')]"], "thaw"),
+    "nothing left to train": (["freeze=[('.*','freeze')]"], "leaves nothing to train"),
+    "batch and devices": (["batch=6"], "batch: 6 is not divisible by 4 devices; the nearest sizes are 4 and 8"),
+    "batch and accumulation": (["accumulate=3"], "batch: 8 is not divisible by 4 devices x 3 accumulation steps; the nearest sizes are 12"),
+    "more devices than there are": (["devices=5"], r"devices: asked for 5, this machine has 4 \(cpu\)"),
+    "rows longer than the model": (["objective.seq_len=64"], "objective.seq_len: 64 tokens do not fit a model of 32 positions; expected at most 32"),
+    "too many examples": (["data.train_size=21"], "data.train_size: asked for 21 examples, files:.*train.tsv has 20"),
+    "names for other labels": (["data.names=('a','b','c')"], r"data.names: 3 names for 2 labels \(0, 1\)"),
+    "another model than the checkpoint's": (
+        ["model.hidden=128"],
+        r"path +have +want(.|\n)*backbone/embeddings/norm/bias +(float32)?\[64\] +(float32)?\[128\]",
+    ),
+    "a deeper model than the checkpoint's": (["model.layers=2"], "backbone/block_1/attention/key/bias +missing"),
+    "init_from that does not exist": (["init_from={home}/prre"], "prre is not the folder of a run: it does not exist; did you mean 'pre'"),
+    "init_from that is no run": (["init_from={home}"], "is not the folder of a run: it has no config.json"),
+    "another tokenizer": (["data.tokenizer={vocab}"], r"data.tokenizer .*vocab.txt \(10 entries\) is not the one that .*pre was trained with \(\d+ entries\)"),
+    "a missing file": (["data.train=files:{home}/trian.tsv"], "no file matches .*trian.tsv; in .* did you mean 'train.tsv'"),
+    "no kind": (["data.train={home}/train.tsv"], "there is no data/.*|expected KIND:WHERE with a KIND of corpus, files, tfds"),
+    "an unknown kind": (["data.train=file:{home}/train.tsv"], "there is no data/file.py; did you mean 'files'"),
+    "no training data": (["data.train="], "data.train is empty; expected KIND:WHERE"),
+    "no such column": (["data.label=labels"], "train.tsv has no column 'labels' .data.label.; it has 'sentence', 'label'"),
+    "no label": (["data.label="], r"classify needs at least two classes.*it is read as documents; set data.label"),
+    "labels for documents": (["objective.name=mlm_nsp"], "data.train: the objective reads 'sentences' of every record, these have text, label, where"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONFIG)
+@pytest.mark.parametrize("check", [False, True], ids=["train", "check"])
+def test_a_mistake_in_the_config(case, check, home, tmp_path, capsys):
+    items, expected = CONFIG[case]
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\nc\nd\ne\n")
+    flags = [f"--config.{i.format(home=home, vocab=tmp_path / 'vocab.txt')}" for i in items]
+    message = mistake(capsys, "train", "--config", home / "fine.py", "--workdir", tmp_path / "run", *flags, *["--check"] * check)
+    assert re.search(expected, message), message
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------ mistakes in the data
+
+DATA = {
+    "empty": ("", r"data 'files:.*' is empty: 0 records"),
+    "a header alone": ("sentence\tlabel\n", r"data 'files:.*' is empty: 0 records"),
+    "one class": ("sentence\tlabel\n" + "a\t1\n" * 9, r"classify needs at least two classes; the training data has \['1'\]"),
+    "a row that is too short": ("sentence\tlabel\na\t1\nb\n", r"mine.tsv:3: expected 2 columns, got 1 .*on_bad_row='skip'"),
+    "other bytes": (b"sentence\tlabel\na\t1\n\xff\xfe\t0\n", r"mine.tsv:3: expected UTF-8, got other bytes"),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_a_mistake_in_the_data(case, home, tmp_path, capsys):
+    content, expected = DATA[case]
+    (tmp_path / "mine.tsv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    flags = [f"--config.data.train=files:{tmp_path}/mine.tsv", "--config.data.dev=", "--config.data.test="]
+    message = mistake(capsys, "train", "--config", home / "fine.py", "--workdir", tmp_path / "run", *flags)
+    assert re.search(expected, message), message
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_label_names_its_row(home, tmp_path, capsys):
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\na\t1\nb\t7\n")
+    args = ("train", "--config", home / "fine.py", "--workdir", tmp_path / "run", f"--config.data.dev=files:{tmp_path}/dev.tsv")
+    assert re.search(r"dev.tsv:3: label '7' is unknown; expected one of '0', '1'", mistake(capsys, *args))
+
+
+def test_broken_rows_may_be_skipped_and_are_counted(home, tmp_path, capsys):
+    rows = (home / "train.tsv").read_text() + "alpha\nbeta\n"
+    (tmp_path / "mine.tsv").write_text(rows)
+    args = ("train", "--config", home / "fine.py", "--check", f"--config.data.train=files:{tmp_path}/mine.tsv")
+    assert "mine.tsv:22: expected 2 columns, got 1" in mistake(capsys, *args)
+    assert flow.ptft(*args, "--config.data.on_bad_row=skip") == 0
+    assert re.search(r"train +20 records, 2 skipped rows", capsys.readouterr().out)
+
+
+def test_empty_and_long_texts_are_kept_and_counted(home, tmp_path, capsys):
+    (tmp_path / "mine.tsv").write_text((home / "train.tsv").read_text() + "\t0\n  \t1\n" + "alpha " * 40 + "\t1\n")
+    args = ("train", "--config", home / "fine.py", "--check", f"--config.data.train=files:{tmp_path}/mine.tsv")
+    assert flow.ptft(*args) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"train +23 records, 2 empty text, 1 truncated", said)
+    assert "23 rows" in said
+    config = build.resolve(flow.finetuning(home, home / "pre", **{"data.train": f"files:{tmp_path}/mine.tsv"}))
+    loaded = build.load_data(config)
+    batch = loaded.train.batch(build.np.arange(20, 23))
+    assert batch["length"].tolist() == [2, 2, 16]
+    assert loaded.tokenizer.tokens(batch["tokens"][0, :2].tolist()) == ["[CLS]", "[SEP]"]
+    assert loaded.tokenizer.tokens(batch["tokens"][2].tolist())[-1] == "[SEP]"
+
+
+# ------------------------------------------------------------------------------------------------ mistakes in the command
+
+
+def test_a_misspelt_flag(home, capsys):
+    assert "unknown argument '--workdri'; did you mean '--workdir'" in mistake(
+        capsys, "train", "--config", home / "fine.py", "--workdri", "x"
+    )
+    assert "unknown argument '--config.seed=1'" in mistake(capsys, "eval", "--workdir", home / "fine", "--config.seed=1")
+    assert "--config.KEY=VALUE" in mistake(capsys, "train", "--config", home / "fine.py", "--confg.seed=1")
+
+
+def test_an_unknown_verb_or_a_missing_argument_is_code_2(capsys):
+    for argv in (["trian"], [], ["eval"]):
+        with pytest.raises(SystemExit) as e:
+            main(argv)
+        assert e.value.code == 2
+    assert "trian" in capsys.readouterr().err
+
+
+def test_a_missing_page_or_workdir(home, tmp_path, capsys):
+    assert re.search(r"fin.py does not exist; did you mean '.*fine.py'", mistake(capsys, "train", "--config", home / "fin.py"))
+    assert "--workdir DIR is missing" in mistake(capsys, "train", "--config", home / "fine.py")
+
+
+def test_a_workdir_that_is_a_file(home, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    said = mistake(capsys, "train", "--config", home / "fine.py", "--workdir", tmp_path / "file")
+    assert re.search("--workdir .*file is a file; expected a folder", said)
+    said = mistake(capsys, "train", "--config", home / "fine.py", "--workdir", tmp_path / "file" / "below")
+    assert said.endswith("Not a directory") and str(tmp_path) in said
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_workdir_of_another_config(home, capsys):
+    before = flow.listing(home / "fine")
+    for flags in ([], ["--check"]):
+        said = mistake(capsys, "train", "--config", home / "fine.py", "--workdir", home / "fine", "--config.optim.lr=0.5", *flags)
+        assert re.search(r"holds a run of another config; these keys differ .there -> asked.:\n  optim.lr: 0.001 -> 0.5\nchoose", said)
+    assert flow.listing(home / "fine") == before
+
+
+def test_damaged_files_of_a_run(home, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(home / "fine", run)
+    for name in ("config.json", "run.json"):
+        whole = (run / name).read_text()
+        (run / name).write_text(whole[: len(whole) // 2])
+        assert re.search(f"run/{name} is damaged .*; restore it", mistake(capsys, "predict", "--workdir", run, "--text", "x"))
+        (run / name).write_text(whole)
+    (run / "tokenizer" / "vocab.txt").write_text("\n".join(reversed((run / "tokenizer" / "vocab.txt").read_text().split())) + "\n")
+    said = mistake(capsys, "predict", "--workdir", run, "--text", "x")
+    assert re.search(r"run/tokenizer \(\d+ entries\) is not the one that .*run was trained with", said)
+    said = mistake(capsys, "train", "--config", home / "fine.py", "--check", f"--config.init_from={run}")
+    assert re.search(r"run/tokenizer \(\d+ entries\) is not the one", said)
+    shutil.rmtree(run / "tokenizer")
+    assert "there is no vocabulary at" in mistake(capsys, "predict", "--workdir", run, "--text", "x")
+
+
+def test_a_flipped_bit_is_found(home, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(home / "fine", run)
+    weights = max((p for p in (run / "best").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    assert flow.ptft("predict", "--workdir", run, "--text", "x") == 0  # from the newest checkpoint instead
+    said = capsys.readouterr().out
+    assert "WARNING" in said and weights.name in said
+    shutil.rmtree(run / "checkpoints")
+    assert "no usable checkpoint in" in mistake(capsys, "predict", "--workdir", run, "--text", "x")
+
+
+def test_a_folder_that_is_no_run(home, tmp_path, capsys):
+    for verb in ("eval", "predict"):
+        said = mistake(capsys, verb, "--workdir", home / "fin")
+        assert re.search("fin is not the folder of a run: it does not exist; did you mean 'fine'", said)
+    assert re.search("it has no config.json", mistake(capsys, "eval", "--workdir", tmp_path))
+
+
+def test_a_bench_page_is_not_trained(tmp_path, capsys):
+    page = flow.page(tmp_path / "page.py", {"bench": {"seeds": [0]}})
+    assert "is a page for ptft bench" in mistake(capsys, "train", "--config", page, "--workdir", tmp_path / "run")
+
+
+def test_debug_shows_the_traceback(home):
+    with pytest.raises(build.UserError):
+        flow.ptft("train", "--debug", "--config", home / "nowhere.py")
+
+
+def test_a_real_process_ends_with_code_2_and_one_message(home):
+    done = subprocess.run(
+        [sys.executable, "-m", "ptft", "train", "--config", home / "fine.py", "--workdir", home / "x", "--config.batsh=1"],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "ptft train: the config has a problem:\n  unknown key batsh; did you mean 'batch' or 'eval_batch' or 'data'?\n"
+
+
+# ------------------------------------------------------------------------------------------------ predict
+
+
+@pytest.fixture
+def predict(home, capsys):
+    def call(*args, run="fine"):
+        capsys.readouterr()
+        assert flow.ptft("predict", "--workdir", home / run, *args) == 0
+        return capsys.readouterr()
+
+    return call
+
+
+def test_predict_texts(predict):
+    out = predict("--text", "good good", "--text", "bad bad").out.splitlines()
+    assert [line.split("\t")[2] for line in out] == ["good good", "bad bad"]
+    for label, p, _ in (line.split("\t") for line in out):
+        assert label in ("no", "yes") and 0.5 <= float(p) <= 1
+
+
+def test_predict_keeps_the_order_of_a_file_and_of_standard_input(predict, tmp_path, monkeypatch):
+    texts = [f"alpha {'beta ' * (i % 5)}{i}" for i in range(300)]  # more than one chunk
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
+    rows = [json.loads(line) for line in predict("--file", tmp_path / "in.txt", "--json").out.splitlines()]
+    assert [r["text"] for r in rows] == texts
+    for r in rows:
+        assert set(r["probabilities"]) == {"no", "yes"} and sum(r["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert r["label"] == max(r["probabilities"], key=r["probabilities"].get)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "in.txt").read_bytes())))
+    assert [json.loads(line) for line in predict("--json").out.splitlines()] == rows
+    one = json.loads(predict("--json", "--text", texts[7]).out)
+    assert one["probabilities"]["yes"] == pytest.approx(rows[7]["probabilities"]["yes"], abs=1e-6)
+
+
+def test_predict_takes_empty_and_long_lines(predict, tmp_path):
+    (tmp_path / "in.txt").write_bytes("\ufeffalpha\r\n\r\n".encode() + b"beta " * 5000 + "\r\n中文\n".encode())
+    found = predict("--file", tmp_path / "in.txt", "--json")
+    assert [r["text"] for r in map(json.loads, found.out.splitlines())] == ["alpha", "", "beta " * 5000, "中文"]
+    assert found.err == "ptft predict: 1 texts are longer than 16 tokens and were cut\n"
+
+
+def test_predict_nothing(predict, tmp_path):
+    (tmp_path / "in.txt").touch()
+    assert predict("--file", tmp_path / "in.txt").out == ""
+
+
+def test_predict_pairs(predict, home, capsys):
+    assert predict("--text", "good\tbad", run="pairs").out.endswith("\tgood\tbad\n")
+    said = mistake(capsys, "predict", "--workdir", home / "pairs", "--text", "good bad")
+    assert said == "this run classifies pairs: expected two texts with a tab between them, got 'good bad'"
+
+
+def test_predict_wrong_files(home, tmp_path, capsys):
+    (tmp_path / "texts.txt").write_bytes(b"alpha\n\xff\xfe\n")
+    said = mistake(capsys, "predict", "--workdir", home / "fine", "--file", tmp_path / "text.txt")
+    assert re.search("--file .*text.txt is no file; did you mean 'texts.txt'", said)
+    said = mistake(capsys, "predict", "--workdir", home / "fine", "--file", tmp_path / "texts.txt")
+    assert said.endswith("texts.txt:2: expected UTF-8, got other bytes")
+    assert "is no file" in mistake(capsys, "predict", "--workdir", home / "fine", "--file", tmp_path)
+
+
+def test_predict_needs_a_classifier(home, capsys):
+    said = mistake(capsys, "predict", "--workdir", home / "pre", "--text", "x")
+    assert said.endswith("pre was trained on 'mlm_nsp'; predict needs a run of 'classify'")
+
+
+# ------------------------------------------------------------------------------------------------ eval, plan, train --check
+
+
+@pytest.mark.parametrize(("run", "split"), [("fine", "dev"), ("fine", "test"), ("pre", "dev")])
+def test_eval_gives_the_numbers_of_the_run(run, split, home, capsys):
+    capsys.readouterr()
+    assert flow.ptft("eval", "--workdir", home / run, "--split", split) == 0
+    found = json.loads(capsys.readouterr().out)
+    result = json.loads((home / run / "result.json").read_text())[split]
+    assert {k: found[k] for k in result} == result
+    assert found["rows"] == ({"dev": 7, "test": 11}[split] if run == "fine" else found["rows"])
+
+
+def test_eval_on_other_data(home, capsys):
+    capsys.readouterr()
+    assert flow.ptft("eval", "--workdir", home / "fine", "--data", f"files:{home}/train.tsv") == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 20
+    assert "the run has no data.test; give a source with --data" in mistake(capsys, "eval", "--workdir", home / "pre")
+    said = mistake(capsys, "eval", "--workdir", home / "fine", "--data", f"files:{home}/docs.txt")
+    assert "is plain text and has no column 'label'" in said
+
+
+def test_plan_prints_counts_and_cost(home, capsys):
+    before = flow.listing(home)
+    capsys.readouterr()
+    assert flow.ptft("plan", "--config", home / "fine.py", "--freeze", "head", "--freeze", "full") == 0
+    said = capsys.readouterr().out
+    counts = re.findall(r"trainable ([\d,]+) of ([\d,]+) parameters", said)
+    assert counts[0][0] == "130" and counts[1][0] == counts[1][1] == counts[0][1]
+    shares = [float(x) for x in re.findall(r"\(([\d.]+)% of training everything\)", said)]
+    assert shares[0] < 60 and shares[1] == 100
+    assert said.count("GFLOP") == 2 and flow.listing(home) == before
+
+
+def test_plan_knows_strategies(home, capsys):
+    assert "is no strategy; did you mean" in mistake(capsys, "plan", "--config", home / "fine.py", "--freeze", "heed")
+
+
+def test_check_trains_and_writes_nothing(home, tmp_path, capsys, monkeypatch):
+    before = flow.listing(home)
+    monkeypatch.chdir(tmp_path)
+    assert flow.ptft("train", "--config", home / "fine.py", "--workdir", "run", "--check") == 0
+    said = capsys.readouterr().out
+    for part in ("20 records", "trainable ", "a step costs", "8 steps of 8 examples", "new: head/classifier/bias", "nothing was trained"):
+        assert part in said
+    assert list(tmp_path.iterdir()) == [] and flow.listing(home) == before
+
+
+def test_train_prints_the_result(home, capsys):
+    assert flow.ptft("train", "--config", home / "fine.py", "--workdir", home / "fine") == 0
+    said = capsys.readouterr().out
+    result = json.loads((home / "fine" / "result.json").read_text())
+    assert f"test: loss {result['test']['loss']:.4f}, accuracy {result['test']['accuracy']:.4f}" in said
+    assert f"step {result['best_step']} of 8 in " in said
+
+
+def test_the_run_can_be_loaded_without_its_page(home, tmp_path):
+    """eval and predict read the folder alone: moved, and with its data and pages gone, it still predicts."""
+    shutil.copytree(home / "fine", tmp_path / "moved")
+    config = json.loads((tmp_path / "moved" / "config.json").read_text())
+    config["init_from"] = str(tmp_path / "gone")
+    (tmp_path / "moved" / "config.json").write_text(json.dumps(config))
+    assert flow.ptft("predict", "--workdir", tmp_path / "moved", "--text", "good") == 0
+    assert checkpoint.newest(tmp_path / "moved") == 8

@@ -1,0 +1,259 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptft import build, config
+from ptft.config import Config, Field
+from ptft.errors import UserError
+
+SPEC = {
+    "lr": Field(1e-3, float, lo=0, hi=1),
+    "batch": Field(32, int, lo=1),
+    "size": Field("mini", str, choices=("tiny", "mini")),
+    "flag": Field(False, bool),
+    "rules": Field((), tuple),
+    "train_for": Field("3 epochs", (str, int), check=config.duration),
+    "optim": {"clip": Field(1.0, float, lo=0), "name": Field("adamw", str)},
+    "model": lambda section: {"name": Field("bert", str), **({"cell": Field(1, int)} if section.get("name") == "lstm" else {})},
+}
+
+
+def problems(values):
+    with pytest.raises(UserError) as e:
+        config.resolve(values, SPEC)
+    return str(e.value)
+
+
+# ------------------------------------------------------------------------------------------------ resolve
+
+
+def test_defaults_are_filled_in():
+    c = config.resolve({"lr": 0.5, "optim": {}}, SPEC)
+    assert (c.lr, c.batch, c.optim.clip, c.model.name) == (0.5, 32, 1.0, "bert")
+
+
+def test_all_problems_are_told_at_once():
+    said = problems({"batsh": 3, "lr": 2.0, "size": "huge", "optim": {"clip": -1, "klip": 1}, "flag": 1, "train_for": "3 epoks"})
+    assert said.splitlines()[0] == "the config has 7 problems:"
+    for part in (
+        "lr: 2.0 is out of range; expected 0 … 1",
+        "size: 'huge' is not one of tiny, mini",
+        "flag: expected True or False, got 1",
+        "train_for: expected a duration such as '500 steps', '3 epochs' or '20000 examples', got '3 epoks'",
+        "optim.clip: -1 is out of range; expected >= 0",
+        "unknown key batsh; did you mean 'batch'?",
+        "unknown key optim.klip; did you mean 'clip'?",
+    ):
+        assert f"\n  {part}" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"lr": "fast"}, "lr: expected a number, got 'fast'"),
+        ({"lr": math.inf}, "lr: inf is out of range"),
+        ({"lr": math.nan}, "lr: nan is out of range"),
+        ({"lr": True}, "lr: expected a number, got True"),
+        ({"batch": 3.0}, "batch: expected a whole number, got 3.0"),
+        ({"batch": 0}, "batch: 0 is out of range; expected >= 1"),
+        ({"rules": "full"}, "rules: expected a list, got 'full'"),
+        ({"optim": 3}, "optim: expected a section of keys, got 3"),
+        ({"model": "bert"}, "model: expected a section of keys, got 'bert'"),
+        ({"model": {"name": 3}}, "model.name: expected text, got 3"),
+        ({"model": {"cell": 3}}, "unknown key model.cell; there is: name"),
+        ({"clip": 3}, "unknown key clip; did you mean 'optim.clip'?"),
+        ({"zzz": 3}, "unknown key zzz; there is: batch"),
+    ],
+)
+def test_one_problem(values, part):
+    assert problems(values).startswith("the config has a problem:\n  " + part)
+
+
+def test_a_section_may_choose_its_spec():
+    assert config.resolve({"model": {"name": "lstm", "cell": 3}}, SPEC).model.cell == 3
+
+
+def test_a_missing_plug_in_is_one_of_the_problems():
+    with pytest.raises(UserError, match=r"2 problems(.|\n)*seed: -1(.|\n)*model.name: there is no models/brt.py; did you mean 'bert'"):
+        build.resolve({"model": {"name": "brt"}, "seed": -1})
+
+
+def test_what_is_right_is_accepted():
+    c = config.resolve({"lr": 1, "flag": True, "rules": [("a", "train")], "train_for": 100}, SPEC)
+    assert c.lr == 1 and c.flag is True and c.rules == [["a", "train"]] and c.train_for == 100
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def test_keys_that_nobody_read_are_known():
+    c = config.resolve({}, SPEC)
+    assert set(c.unread()) == set(config.leaves(c.to_dict()))
+    _ = c.lr, c["optim"]["clip"], list(c.model.values())
+    assert set(c.unread()) == {"batch", "size", "flag", "rules", "train_for", "optim.name"}
+    _ = c.optim  # a section alone is not its keys
+    assert "optim.name" in c.unread()
+
+
+def test_an_absent_key_is_an_error():
+    c = config.resolve({}, SPEC)
+    with pytest.raises(AttributeError, match=r"config has no key optim\.momentum"):
+        _ = c.optim.momentum
+    assert c.optim.get("momentum", 7) == 7
+
+
+def test_replace_leaves_the_original():
+    c = config.resolve({}, SPEC)
+    d = c.replace(**{"optim.clip": 5.0, "batch": 8})
+    assert (d.optim.clip, d.batch, c.optim.clip, c.batch) == (5.0, 8, 1.0, 32)
+
+
+# ------------------------------------------------------------------------------------------------ identity
+
+
+def test_json_round_trip():
+    c = config.resolve({"rules": (("a.*", "train"), ("b", "freeze")), "size": "tiny"}, SPEC)
+    back = json.loads(config.to_json(c))
+    assert back == c.to_dict()
+    assert config.difference(back, config.resolve(back, SPEC).to_dict()) == []
+    assert config.digest(back) == config.digest(c) == config.digest(config.resolve(back, SPEC))
+
+
+def test_free_keys_do_not_count():
+    base = build.resolve({}).to_dict()
+    for key, value in {"log_every": "7 steps", "save_every": "9", "keep": 5, "tensorboard": True, "devices": 2, "parallel": "pmap"}.items():
+        assert key in config.FREE
+        other = {**base, key: value}
+        assert config.digest(other) == config.digest(base) and config.difference(base, other) == []
+    assert len(config.FREE) == 6
+
+
+@pytest.mark.parametrize("key", ["seed", "optim.lr", "data.train", "model.dropout", "freeze"])
+def test_every_other_key_counts(key):
+    base = build.resolve({})
+    other = base.replace(**{key: 1})
+    assert config.digest(other) != config.digest(base)
+    (line,) = config.difference(base.to_dict(), other.to_dict())
+    assert line.startswith(f"{key}: ") and line.endswith("-> 1")
+
+
+def test_the_digest_does_not_depend_on_the_order_of_keys():
+    assert config.digest({"a": 1, "b": {"c": 2, "d": 3}}) == config.digest({"b": {"d": 3, "c": 2}, "a": 1})
+
+
+# ------------------------------------------------------------------------------------------------ durations
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("500", 500), (500, 500), ("500 steps", 500), ("1 step", 1), ("3 epochs", 19), ("0.5 epoch", 4), ("100 examples", 7),
+     ("10%", 8), ("0", 0), (" 2  epochs ", 13), ("12.5%", 10)],
+)  # fmt: skip
+def test_durations(text, expected):
+    assert config.steps("warmup", text, batch=16, examples=100, total=80) == expected
+
+
+@pytest.mark.parametrize("text", ["3 epoks", "-3", "", "1.5 steps", "1.5", "three", "3 epochs 2", "1e3", "101%"])
+def test_what_is_no_duration(text):
+    with pytest.raises(UserError, match="warmup: "):
+        config.steps("warmup", text, batch=16, examples=100, total=80)
+
+
+def test_a_share_needs_a_whole():
+    with pytest.raises(UserError, match=r"train_for: expected a duration such as .*, got '10%'"):
+        config.steps("train_for", "10%", batch=16, examples=100)
+
+
+@given(st.integers(1, 50), st.integers(1, 500), st.integers(1, 64))
+def test_an_epoch_covers_every_example(epochs, examples, batch):
+    n = config.steps("train_for", f"{epochs} epochs", batch=batch, examples=examples)
+    assert (n - 1) * batch < epochs * examples <= n * batch
+
+
+# ------------------------------------------------------------------------------------------------ arguments and overrides
+
+
+def test_arguments():
+    a = config.parse_arg("mini,seq_len=64,lr=1,flag=true", size="tiny", seq_len=128, lr=0.5, flag=False)
+    assert (a.size, a.seq_len, a.lr, a.flag) == ("mini", 64, 1, True)
+    assert config.parse_arg("", size="tiny").size == "tiny"
+    assert config.parse_arg("init=runs/a=b", size="", init="").init == "runs/a=b"
+
+
+@pytest.mark.parametrize(
+    ("arg", "part"),
+    [
+        ("sice=mini", "no 'sice'; did you mean 'size'?"),
+        ("seq_len=long", "config argument seq_len: expected a whole number, got 'long'"),
+        ("mini,64", "config argument '64': no '64'"),
+    ],
+)
+def test_wrong_arguments(arg, part):
+    with pytest.raises(UserError) as e:
+        config.parse_arg(arg, size="tiny", seq_len=128)
+    assert part in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("item", "key", "value"),
+    [
+        ("lr=1e-3", "lr", 1e-3),
+        ("batch=8", "batch", 8),
+        ("flag=false", "flag", False),
+        ("flag=True", "flag", True),
+        ("train_for=100", "train_for", "100"),  # a text key stays text
+        ("optim.name=sgd", "optim.name", "sgd"),
+        ("new.key=x y", "new.key", "x y"),
+        ("train_for=[('.*','train')]", "train_for", [(".*", "train")]),  # a list may stand in for a name
+        ("path=a=b", "path", "a=b"),
+    ],
+)
+def test_overrides(item, key, value):
+    values = {"lr": 1.0, "batch": 1, "flag": True, "train_for": "3 epochs", "optim": {"name": "adamw"}}
+    config.override(values, [item])
+    got = config.leaves(values)[key]
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("item", "part"), [("lr", "--config.lr: expected --config.KEY=VALUE"), ("lr.x=1", "--config.lr.x: 'lr' is a value, not a section")]
+)
+def test_wrong_overrides(item, part):
+    with pytest.raises(UserError) as e:
+        config.override({"lr": 1.0}, [item])
+    assert part in str(e.value)
+
+
+# ------------------------------------------------------------------------------------------------ pages
+
+
+def test_a_missing_page_shows_those_beside_it(tmp_path):
+    (tmp_path / "pretrain.py").touch()
+    with pytest.raises(UserError, match=r"pretrian.py does not exist; did you mean '.*pretrain\.py'"):
+        config.load(f"{tmp_path}/pretrian.py:size=tiny")
+
+
+def test_a_page_without_get_config(tmp_path):
+    (tmp_path / "page.py").write_text("x = 1\n")
+    with pytest.raises(UserError, match=r"page.py has no get_config\(\)"):
+        config.load(f"{tmp_path}/page.py")
+
+
+def test_a_page_that_is_not_python(tmp_path):
+    (tmp_path / "page.json").write_text("{}")
+    with pytest.raises(UserError, match="page.json is not a Python file"):
+        config.load(f"{tmp_path}/page.json")
+
+
+def test_a_page_gets_its_argument(tmp_path):
+    (tmp_path / "page.py").write_text("def get_config(arg):\n    return {'arg': arg}\n")
+    assert config.load(f"{tmp_path}/page.py:a=1,b=2") == {"arg": "a=1,b=2"}
+    assert config.load(f"{tmp_path}/page.py") == {"arg": ""}
+
+
+def test_a_config_is_read_only():
+    with pytest.raises(TypeError):
+        Config({"a": 1})["a"] = 2  # type: ignore[index]

@@ -1,0 +1,305 @@
+"""Backbones against independent numpy versions (float64), and the names that checkpoints depend on."""
+
+import functools
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from scipy.special import erf, expit
+
+from ptft import config, freeze, models, objectives, tree
+from ptft.errors import UserError
+from ptft.models.layers import NORMAL, LayerNorm, gelu
+from ptft.step import Net
+
+GOLDEN = Path(__file__).parent / "golden"
+T = 12
+
+
+def backbone(model, **values):
+    return tiny.net(model, dropout=0.0, **values).backbone
+
+
+@functools.cache
+def weights(model, **values):
+    """Nested float32 weights of a backbone, far from their initial values, biases and scales too."""
+    net = tiny.net(model, dropout=0.0, **values)
+    return tree.unflatten(tiny.params(net, seed=3))["backbone"]
+
+
+def inputs(seed=0, width=T, pad=0):
+    """A batch of rows of different lengths, as `prepare` gives it."""
+    rng = np.random.default_rng(seed)
+    length = np.array([T, 7, 3, 1])
+    mask = np.arange(width) < length[:, None]
+    tokens = rng.integers(5, tiny.TOKENIZER.vocab_size, (4, T))
+    types = rng.integers(0, 2, (4, T))
+    tokens, types = (np.pad(x, ((0, 0), (0, width - T))) for x in (tokens, types))
+    return {"tokens": np.where(mask, tokens, pad).astype(np.int32), "types": np.where(mask, types, 0).astype(np.int32), "mask": mask}
+
+
+def apply(module, w, batch):
+    return jax.jit(lambda w, b: module.apply({"params": w}, b))(w, batch)
+
+
+# --- BERT -------------------------------------------------------------------------------------------------------------
+
+
+def norm(x, p):
+    mean = x.mean(-1, keepdims=True)
+    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-12) * p["scale"] + p["bias"]
+
+
+def linear(x, p):
+    return x @ p["kernel"] + p["bias"]
+
+
+def numpy_bert(w, batch, layers, heads):
+    """The encoder written from the paper and google-research/bert's modeling.py, one head at a time."""
+    w = jax.tree.map(lambda x: np.asarray(x, np.float64), w)
+    e = w["embeddings"]
+    x = e["word"]["embedding"][batch["tokens"]] + e["type"]["embedding"][batch["types"]]
+    x = norm(x + e["position"]["embedding"][: x.shape[1]], e["norm"])
+    for i in range(layers):
+        p = w[f"block_{i}"]
+        q, k, v = (linear(x, p["attention"][n]) for n in ("query", "key", "value"))
+        mixed = []
+        for part in np.split(np.arange(x.shape[-1]), heads):
+            scores = np.einsum("bqd,bkd->bqk", q[..., part], k[..., part]) / np.sqrt(len(part))
+            scores = np.where(batch["mask"][:, None, :], scores, -np.inf)
+            a = np.exp(scores - scores.max(-1, keepdims=True))
+            mixed.append(a / a.sum(-1, keepdims=True) @ v[..., part])
+        x = norm(x + linear(np.concatenate(mixed, -1), p["attention"]["out"]), p["attention_norm"])
+        up = linear(x, p["ffn"]["up"])
+        x = norm(x + linear(up * 0.5 * (1 + erf(up / np.sqrt(2))), p["ffn"]["down"]), p["ffn_norm"])
+    return x, np.tanh(linear(x[:, 0], w["pooler"]))
+
+
+@pytest.fixture(scope="module")
+def bert():
+    module, w, batch = backbone("bert", hidden=128), weights("bert", hidden=128), inputs()
+    return module, w, batch, apply(module, w, batch)
+
+
+def test_bert_is_the_original_architecture(bert):
+    _, w, batch, got = bert
+    hidden, pooled = numpy_bert(w, batch, layers=2, heads=2)
+    np.testing.assert_allclose(got["hidden"][batch["mask"]], hidden[batch["mask"]], atol=2e-5)
+    np.testing.assert_allclose(got["pooled"], pooled, atol=2e-5)
+    np.testing.assert_array_equal(got["word_table"], w["embeddings"]["word"]["embedding"])
+
+
+def test_the_gelu_is_exact_and_not_the_tanh_approximation():
+    x = np.linspace(-4, 4, 81, dtype=np.float32)
+    exact = x * 0.5 * (1 + erf(x / np.sqrt(2)))
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), exact, atol=1e-6)
+    assert np.abs(np.asarray(jax.nn.gelu(x, approximate=True)) - exact).max() > 1e-4
+
+
+def test_a_layernorm_of_tiny_numbers_shows_the_epsilon():
+    """With deviations of 1e-5 an epsilon of 1e-6 would flatten what 1e-12 leaves alone."""
+    x = 1e-5 * np.random.default_rng(0).standard_normal((2, 64)).astype(np.float32)
+    out = LayerNorm().apply({"params": {"scale": np.ones(64, np.float32), "bias": np.zeros(64, np.float32)}}, jnp.asarray(x))
+    assert np.asarray(out).std(-1) == pytest.approx(0.995, abs=6e-3)
+
+
+@pytest.mark.parametrize(("model", "more"), [("bert", {}), ("lstm", {"pooling": "last"}), ("lstm", {"pooling": "mean"})])
+def test_padding_changes_nothing(model, more):
+    module, w = backbone(model, **more), weights(model, **more)
+    plain, longer, other = (apply(module, w, inputs(**kw)) for kw in ({}, {"width": 20}, {"pad": 33}))
+    real = inputs()["mask"]
+    for out in (longer, other):
+        np.testing.assert_allclose(out["pooled"], plain["pooled"], atol=2e-6)
+        np.testing.assert_allclose(out["hidden"][:, :T][real], plain["hidden"][real], atol=2e-6)
+
+
+def test_what_is_masked_out_is_not_seen_but_what_is_not_is(bert):
+    module, w, batch, plain = bert
+    tokens = batch["tokens"].copy()
+    tokens[0, 5] += 1
+    assert np.abs(apply(module, w, {**batch, "tokens": tokens})["pooled"][0] - plain["pooled"][0]).max() > 1e-3
+
+
+def test_a_row_of_padding_only_gives_numbers():
+    batch = inputs()
+    batch["mask"] = batch["mask"] & (np.arange(4) > 0)[:, None]
+    for model in ("bert", "lstm"):
+        out = apply(backbone(model), weights(model), batch)
+        assert all(np.isfinite(x).all() for x in out.values())
+
+
+def test_bert_may_be_entered_at_any_block(bert):
+    module, w, batch, whole = bert
+    for start in (0, 1, 2):
+        below = backbone("bert", hidden=128, layers=start) if start else None
+        if start == 0:
+            e = jax.tree.map(lambda x: np.asarray(x, np.float64), w["embeddings"])
+            x = e["word"]["embedding"][batch["tokens"]] + e["type"]["embedding"][batch["types"]] + e["position"]["embedding"][:T]
+            hidden = norm(x, e["norm"]).astype(np.float32)
+        else:
+            hidden = apply(below, w, batch)["hidden"]
+        entered = jax.jit(functools.partial(module.apply, start=start))({"params": w}, batch, hidden=hidden)
+        for name in ("hidden", "pooled", "word_table"):
+            np.testing.assert_allclose(entered[name], whole[name], atol=3e-6)
+
+
+def test_a_sequence_that_is_too_long_for_the_positions():
+    with pytest.raises(UserError, match=r"40 tokens do not fit 32 positions; lower objective.seq_len"):
+        jax.eval_shape(lambda w, b: backbone("bert").apply({"params": w}, b), weights("bert"), inputs(width=40))
+
+
+def test_a_width_that_is_no_multiple_of_a_head():
+    with pytest.raises(UserError, match="expected a multiple of 64"):
+        tiny.net("bert", hidden=100)
+
+
+@pytest.mark.parametrize(
+    ("size", "published"),  # of google-research/bert, vocabulary 30,522
+    [("tiny", 4_385_920), ("mini", 11_170_560), ("small", 28_763_648), ("medium", 41_373_184), ("base", 109_482_240), ("large", 335_141_888)],
+)
+def test_sizes_have_the_published_numbers_of_parameters(size, published):
+    values = {"name": "bert", "size": size}
+    module = models.build(config.resolve(values, models.spec(values)), 30522, jnp.float32)
+    shapes = jax.eval_shape(lambda b: module.init(jax.random.key(0), b), inputs())["params"]
+    assert tree.count(tree.flatten(shapes)) == published
+
+
+# --- LSTM -------------------------------------------------------------------------------------------------------------
+
+
+def numpy_lstm(w, batch):
+    """Hochreiter & Schmidhuber with a forget gate, one row and one token at a time."""
+    w = jax.tree.map(lambda x: np.asarray(x, np.float64), w)
+    c, rows = w["block_0"], []
+    for tokens, mask in zip(batch["tokens"], batch["mask"], strict=True):
+        h = cell = np.zeros(c["hi"]["bias"].shape)
+        states = []
+        for t in tokens[: mask.sum()]:
+            x = w["embeddings"]["embedding"][t]
+            i, f, g, o = (x @ c[f"i{n}"]["kernel"] + h @ c[f"h{n}"]["kernel"] + c[f"h{n}"]["bias"] for n in "ifgo")
+            cell = expit(f) * cell + expit(i) * np.tanh(g)
+            h = expit(o) * np.tanh(cell)
+            states.append(h)
+        rows.append(np.array(states))
+    return rows
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_lstm_and_its_pooling(pooling):
+    module, w, batch = backbone("lstm", pooling=pooling), weights("lstm", pooling=pooling), inputs()
+    got = apply(module, w, batch)
+    rows = numpy_lstm(w, batch)
+    for i, states in enumerate(rows):
+        np.testing.assert_allclose(got["hidden"][i, : len(states)], states, atol=1e-5)
+    np.testing.assert_allclose(got["pooled"], [s[-1] if pooling == "last" else s.mean(0) for s in rows], atol=1e-5)
+
+
+def test_lstm_may_be_entered_after_its_block():
+    module, w, batch = backbone("lstm"), weights("lstm"), inputs()
+    whole = apply(module, w, batch)
+    entered = jax.jit(functools.partial(module.apply, start=1))({"params": w}, batch, hidden=whole["hidden"])
+    np.testing.assert_array_equal(entered["pooled"], whole["pooled"])
+
+
+# --- names, dtypes, initial values ------------------------------------------------------------------------------------
+
+
+def named(model):
+    """Names and shapes of a small net of each kind, per objective."""
+    sizes = {"bert": {"size": "tiny"}, "lstm": {}}[model]
+    values = {"name": model, **sizes}
+    out = {}
+    for task in ("classify", "mlm_nsp"):
+        module = models.build(config.resolve(values, models.spec(values)), tiny.TOKENIZER.vocab_size, jnp.float32)
+        objective = tiny.objective(task)
+        shapes = Net(module, objective.head(jnp.float32), objective).shapes()
+        assert {s.dtype for s in shapes.values()} == {jnp.dtype("float32")}
+        out[task] = {n: list(s.shape) for n, s in sorted(shapes.items())}
+    return out
+
+
+@pytest.mark.parametrize("model", ["bert", "lstm"])
+def test_golden_names_and_shapes(model):
+    """Names are a file format: whoever changes them changes every checkpoint. `python tests/test_models.py` writes the files anew."""
+    assert named(model) == json.loads((GOLDEN / f"{model}.json").read_text())
+
+
+@pytest.mark.parametrize("model", ["bert", "lstm"])
+def test_every_group_is_live_and_stem_and_blocks_do_not_overlap(model):
+    names = [n for n in named(model)["mlm_nsp"] if n.startswith("backbone/")]
+    groups = models.groups(model)
+    for role, pattern in groups.items():
+        rules = [(pattern.format(0), "train"), (".*", "freeze")]
+        assert 0 in tree.match(names, rules).values(), role
+    depth = freeze._depth(groups, names)
+    order = ["stem", *range(depth)]
+    patterns = [groups["stem"], *(groups["block"].format(i) for i in range(depth))]
+    if "pooler" in groups:
+        order, patterns = [*order, "pooler"], [*patterns, groups["pooler"]]
+    claimed = tree.match(names, [(p, "train") for p in patterns])  # total: together they are the whole backbone
+    assert set(claimed.values()) == set(range(len(order)))
+
+
+@pytest.mark.parametrize("model", ["bert", "lstm"])
+@pytest.mark.parametrize("task", ["classify", "mlm_nsp"])
+def test_bfloat16_computes_in_bfloat16_and_reports_in_float32(model, task):
+    net = tiny.net(model, task, dtype="bfloat16")
+    shapes = net.shapes()
+    assert {s.dtype for s in shapes.values()} == {jnp.dtype("float32")}
+
+    def outputs(p, batch, key):
+        keys = jax.random.split(key, 4)
+        ready = net.objective.prepare(batch, keys)
+        return net.backbone.apply({"params": tree.unflatten(p)["backbone"]}, ready), net.sums(p, batch, key, key)
+
+    out, sums = jax.eval_shape(outputs, shapes, tiny.batch(net, 4), jax.random.key(0))
+    assert out["hidden"].dtype == out["pooled"].dtype == jnp.bfloat16
+    assert {s.dtype for s in jax.tree.leaves(sums)} == {jnp.dtype("float32")}
+
+
+def test_bert_in_bfloat16_is_near_float32(bert):
+    _, w, batch, exact = bert
+    rough = apply(tiny.net("bert", dtype="bfloat16", dropout=0.0, hidden=128).backbone, w, batch)
+    difference = np.abs(np.asarray(rough["pooled"], np.float32) - exact["pooled"])
+    assert 0 < difference.max() < 0.1
+
+
+def test_initial_values():
+    """Biases 0, scales 1, all else small; names and shapes are those foretold without computing."""
+    net = tiny.net("bert", "classify", layers=1)
+    params = net.init(5)
+    for name, x in params.items():
+        if name.endswith("/bias"):
+            assert not np.any(x), name
+        elif name.endswith("norm/scale"):
+            assert np.all(np.asarray(x) == 1), name
+        else:
+            assert 0 < np.abs(x).max() <= 0.0400001, name
+    assert {n: s.shape for n, s in net.shapes().items()} == {n: x.shape for n, x in params.items()}
+
+
+@pytest.mark.xfail(reason="the deviation is 0.0155: jax's truncated_normal does not rescale, so the factor 0.88 cuts twice")
+def test_weights_are_drawn_as_berts():
+    """TensorFlow's truncated_normal_initializer(0.02): a normal of deviation 0.02 cut at two of them, which leaves 0.0176."""
+    x = np.asarray(NORMAL(jax.random.key(0), (200, 200)))
+    assert np.abs(x).max() == pytest.approx(0.04, rel=1e-2)
+    assert x.std() == pytest.approx(0.02 * 0.87962566, rel=0.01)
+
+
+def test_a_model_that_does_not_exist_lists_those_that_do():
+    with pytest.raises(UserError, match=r"there is no models/brt.py; did you mean 'bert'"):
+        models.spec({"name": "brt"})
+    with pytest.raises(UserError, match=r"there is no objectives/x.py; there is: classify, mlm_nsp"):
+        objectives.spec({"name": "x"})
+
+
+if __name__ == "__main__":
+    for name in ("bert", "lstm"):
+        text = json.dumps(named(name), indent=1)
+        text = re.sub(r"\[[^\]]*\]", lambda shape: json.dumps(json.loads(shape[0])), text)  # a shape is one line
+        (GOLDEN / f"{name}.json").write_text(text + "\n")
