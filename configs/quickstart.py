@@ -20,25 +20,25 @@ def get_config(arg: str = "") -> ConfigDict:
 def pretrain() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
-    c.batch = 64
-    c.train_for = "800 steps"
+    c.batch = 32
+    c.train_for = "1500 steps"
     c.warmup = "20%"
-    c.eval_every = "200 steps"
-    c.save_every = "200 steps"
-    c.log_every = "50 steps"
+    c.eval_every = "500 steps"
+    c.save_every = "500 steps"
+    c.log_every = "100 steps"
 
     c.model = ConfigDict()
     c.model.name = "bert"
     c.model.size = "tiny"
-    c.model.max_len = 64
+    c.model.max_len = 128
     c.model.dropout = 0.0
 
     c.objective = ConfigDict()
     c.objective.name = "mlm_nsp"
-    c.objective.seq_len = 64
+    c.objective.seq_len = 128
 
     c.optim = ConfigDict()
-    c.optim.lr = 1e-3
+    c.optim.lr = 2e-3
     c.optim.bias_correction = False
 
     c.data = ConfigDict()
@@ -51,13 +51,13 @@ def pretrain() -> ConfigDict:
 
 def bench(init: str) -> ConfigDict:
     c = ConfigDict()
-    c.batch = 32
+    c.batch = 16
     c.eval_batch = 256
-    c.train_for = "6 epochs"
+    c.train_for = "10 epochs"
     c.warmup = "10%"
     c.eval_every = "0"
     c.save_every = "0"
-    c.log_every = "1 epoch"
+    c.log_every = "5 epochs"
     c.best = "last"
     c.init_from = init
 

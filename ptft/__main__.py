@@ -166,7 +166,7 @@ def predict_verb(args: argparse.Namespace, overrides: list[str]) -> None:
             else:
                 print(f"{labels[best]}\t{p[best]:.4f}\t{text}")
     if cut:
-        print(f"ptft predict: {cut} texts are longer than {config.objective.seq_len} tokens and were cut", file=sys.stderr)
+        print(f"ptft predict: cut texts longer than {config.objective.seq_len} tokens: {cut}", file=sys.stderr)
 
 
 def text_records(texts: Sequence[str], pairs: bool) -> list[dict[str, str]]:

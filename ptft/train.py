@@ -136,11 +136,13 @@ def final_metrics(built: Run, params: Flat, steps: int, progress: Progress, work
         like = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in params.items()}
         params, loaded = checkpoint.load_params(workdir, like, skip="", new_ok="")
         best_step = loaded.step
+    every = built.durations.evaluate
+    logged = c.best != "last" or (every > 0 and steps % every == 0)  # the loop wrote the dev line of this step
     result: dict[str, Any] = {"best_step": best_step, "steps": steps}
     for split, rows, limit in (("dev", built.data.dev, c.data.dev_size), ("test", built.data.test, 0)):
         if rows is not None:
             result[split] = evaluate(built.net, params, rows, c.eval_batch or c.batch, built.mesh, limit)
-            if split == "test" or progress.best is None:
+            if split == "test" or not logged:
                 log.write(best_step, split, result[split])
     return result
 

@@ -16,7 +16,7 @@ from ptft import build, checkpoint, pipeline, train
 from ptft import config as configs
 from ptft.__main__ import main
 
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa good bad".split()
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "good", "bad"]
 
 
 def sentence(rng: random.Random, words: int = 6) -> str:
@@ -67,7 +67,7 @@ def finetuning(folder: Path, init: Path, **changes: Any) -> dict[str, Any]:
         "init_from": str(init), "freeze": "top-1",
         "objective": {"name": "classify", "seq_len": 16},
         "optim": {"lr": 1e-3},
-        "data": {"train": f"files:{folder}/train.tsv", "dev": f"files:{folder}/dev.tsv", "test": f"files:{folder}/test.tsv", "label": "label"},
+        "data": {split: f"files:{folder}/{split}.tsv" for split in ("train", "dev", "test")} | {"label": "label"},
     }  # fmt: skip
     if not (folder / "train.tsv").exists():
         for seed, (name, n) in enumerate({"train": 20, "dev": 10, "test": 11}.items()):

@@ -72,7 +72,7 @@ CONFIG = {
     "batch and devices": (["batch=6"], "batch: 6 is not divisible by 4 devices; the nearest sizes are 4 and 8"),
     "batch and accumulation": (["accumulate=3"], "batch: 8 is not divisible by 4 devices x 3 accumulation steps; the nearest sizes are 12"),
     "more devices than there are": (["devices=5"], r"devices: asked for 5, this machine has 4 \(cpu\)"),
-    "rows longer than the model": (["objective.seq_len=64"], "objective.seq_len: 64 tokens do not fit a model of 32 positions; expected at most 32"),
+    "rows longer than the model": (["objective.seq_len=64"], "objective.seq_len: 64 tokens do not fit a model of 32 positions; .* 32"),
     "too many examples": (["data.train_size=21"], "data.train_size: asked for 21 examples, files:.*train.tsv has 20"),
     "names for other labels": (["data.names=('a','b','c')"], r"data.names: 3 names for 2 labels \(0, 1\)"),
     "another model than the checkpoint's": (
@@ -82,14 +82,14 @@ CONFIG = {
     "a deeper model than the checkpoint's": (["model.layers=2"], "backbone/block_1/attention/key/bias +missing"),
     "init_from that does not exist": (["init_from={home}/prre"], "prre is not the folder of a run: it does not exist; did you mean 'pre'"),
     "init_from that is no run": (["init_from={home}"], "is not the folder of a run: it has no config.json"),
-    "another tokenizer": (["data.tokenizer={vocab}"], r"data.tokenizer .*vocab.txt \(10 entries\) is not the one that .*pre was trained with \(\d+ entries\)"),
+    "another tokenizer": (["data.tokenizer={vocab}"], r"txt \(10 entries\) is not the one that .*pre was trained with \(\d+ entries\)"),
     "a missing file": (["data.train=files:{home}/trian.tsv"], "no file matches .*trian.tsv; in .* did you mean 'train.tsv'"),
     "no kind": (["data.train={home}/train.tsv"], "there is no data/.*|expected KIND:WHERE with a KIND of corpus, files, tfds"),
     "an unknown kind": (["data.train=file:{home}/train.tsv"], "there is no data/file.py; did you mean 'files'"),
     "no training data": (["data.train="], "data.train is empty; expected KIND:WHERE"),
     "no such column": (["data.label=labels"], "train.tsv has no column 'labels' .data.label.; it has 'sentence', 'label'"),
     "no label": (["data.label="], r"classify needs at least two classes.*it is read as documents; set data.label"),
-    "labels for documents": (["objective.name=mlm_nsp"], "data.train: the objective reads 'sentences' of every record, these have text, label, where"),
+    "labels for documents": (["objective.name=mlm_nsp"], "data.train: the objective reads 'sentences' of every record, these have text"),
 }  # fmt: skip
 
 
@@ -291,7 +291,7 @@ def test_predict_takes_empty_and_long_lines(predict, tmp_path):
     (tmp_path / "in.txt").write_bytes("\ufeffalpha\r\n\r\n".encode() + b"beta " * 5000 + "\r\n中文\n".encode())
     found = predict("--file", tmp_path / "in.txt", "--json")
     assert [r["text"] for r in map(json.loads, found.out.splitlines())] == ["alpha", "", "beta " * 5000, "中文"]
-    assert found.err == "ptft predict: 1 texts are longer than 16 tokens and were cut\n"
+    assert found.err == "ptft predict: cut texts longer than 16 tokens: 1\n"
 
 
 def test_predict_nothing(predict, tmp_path):

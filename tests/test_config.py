@@ -244,7 +244,7 @@ def test_a_page_without_get_config(tmp_path):
 
 def test_a_page_that_is_not_python(tmp_path):
     (tmp_path / "page.json").write_text("{}")
-    with pytest.raises(UserError, match="page.json is not a Python file"):
+    with pytest.raises(UserError, match=r"page\.json is not a Python file"):
         config.load(f"{tmp_path}/page.json")
 
 

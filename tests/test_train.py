@@ -125,7 +125,7 @@ def test_changed_data_stop_a_resume(home, tmp_path, monkeypatch):
     flow.table(tmp_path / "mine.tsv", 20, seed=9)
     build._load_data.cache_clear()
     before = flow.listing(tmp_path / "run")
-    with pytest.raises(UserError, match="the data changed since step 3 of .*run: the files that config.data names"):
+    with pytest.raises(UserError, match=r"the data changed since step 3 of .*run: the files that config.data names"):
         flow.run(values, tmp_path / "run")
     assert flow.listing(tmp_path / "run") == before
 
@@ -212,12 +212,19 @@ def test_nan_everywhere_leaves_the_last_step(home, tmp_path, monkeypatch):
     scripted(monkeypatch, [math.nan] * 4)
     result = flow.run(flow.finetuning(home, home / "pre", **{"data.test": ""}), tmp_path / "run")
     assert result["best_step"] == 8 and not (tmp_path / "run" / "best").exists()
+    assert dev_lines(tmp_path / "run") == [3, 6, 8]
 
 
-def test_the_last_step_may_be_asked_for(home, tmp_path, monkeypatch):
+def dev_lines(workdir):
+    return [line["step"] for line in flow.lines(workdir) if line["split"] == "dev"]
+
+
+@pytest.mark.parametrize(("every", "steps"), [("4", [4, 8]), ("3", [3, 6, 8]), ("0", [8])])
+def test_the_last_step_may_be_asked_for(every, steps, home, tmp_path, monkeypatch):
     scripted(monkeypatch, [0.9, 0.5, 0.4, 0.4])
-    result = flow.run(flow.finetuning(home, home / "pre", best="last", **{"data.test": ""}), tmp_path / "run")
-    assert result["best_step"] == 8 and result["dev"]["accuracy"] == 0.4
+    result = flow.run(flow.finetuning(home, home / "pre", best="last", eval_every=every, **{"data.test": ""}), tmp_path / "run")
+    assert result["best_step"] == 8 and not (tmp_path / "run" / "best").exists()
+    assert dev_lines(tmp_path / "run") == steps  # each once
 
 
 @pytest.mark.parametrize(

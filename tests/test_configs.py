@@ -1,0 +1,178 @@
+"""Every shipped page, shrunk, trains one step, and every key of it is read."""
+
+import json
+from pathlib import Path
+
+import flow
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ptft import build, tasks, train
+from ptft import config as configs
+from ptft.bench import protocol, runner
+from ptft.errors import UserError
+
+PAGES = Path(__file__).parents[1] / "configs"
+SMALL = {"layers": 1, "hidden": 64, "max_len": 32}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A pretraining run in `pre`, and below `data` every task's files as its authors lay them out."""
+    folder = tmp_path_factory.mktemp("home")
+    flow.pretrained(folder)
+    data = folder / "data"
+    for name in ("cola/raw", "sst2_glue", "mrpc", "rte", "chnsenticorp", "simplewiki/AA", "zhwiki/AA"):
+        (data / name).mkdir(parents=True)
+    texts = [line.split("\t")[0] for line in flow.table(folder / "t.tsv", 12).read_text().splitlines()[1:]]
+    rows = [(text, i % 2) for i, text in enumerate(texts)]
+
+    def write(path, header, line):
+        (data / path).write_text("".join(f"{x}\n" for x in [*header, *(line(text, label) for text, label in rows)]), encoding="utf-8")
+
+    for split in ("in_domain_train", "in_domain_dev", "out_of_domain_dev"):
+        write(f"cola/raw/{split}.tsv", [], lambda text, label: f"gj04\t{label}\t\t{text}")
+    for split in ("train", "dev", "test"):
+        write(f"sst2_glue/{split}.tsv", ["sentence\tlabel"], lambda text, label: f"{text}\t{label}")
+        write(f"chnsenticorp/{split}.tsv", ["label\ttext_a"], lambda text, label: f"{label}\t很好 {text}")
+    for split in ("train", "test"):
+        header = ["\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
+        write(f"mrpc/msr_paraphrase_{split}.txt", header, lambda text, label: f'{label}\t1\t2\t{text}\tand "{text}')
+    columns = {"sentence1": texts, "sentence2": texts, "label": [label for _, label in rows]}
+    for split in ("train", "validation"):
+        pyarrow.parquet.write_table(pyarrow.table(columns), data / f"rte/{split}-00000-of-00001.parquet")
+    for split in ("train", "val", "test"):
+        for i, (text, label) in enumerate(rows):
+            file = data / "aclImdb" / split / ("neg", "pos")[label] / f"{i}_7.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+    for name, dev in (("simplewiki", "99"), ("zhwiki", "39")):
+        for number in ("00", dev):
+            page = {"id": "1", "url": "x", "title": "T", "text": "\n".join(text + "." for text in texts)}
+            (data / name / "AA" / f"wiki_{number}").write_text("".join(json.dumps({**page, "id": str(i)}) + "\n" for i in range(8)))
+    return folder
+
+
+def load(page, arg=""):
+    return configs.load(f"{PAGES / page}.py:{arg}")
+
+
+def one_step(values, workdir, **changes):
+    """Trains one step of a page; no key of it may be left unread."""
+    config = build.resolve(flow.changed(values, {"train_for": "1 step", "batch": 4, "eval_batch": 4, **changes}))
+    result = train.run(config, workdir, quiet=True)
+    assert result["steps"] == 1 and config.unread() == []
+    return result
+
+
+def test_every_page_has_a_test():
+    tested = {"pretrain", "finetune", "bench", "imdb_lstm", "quickstart"}
+    assert {p.stem for p in PAGES.glob("*.py")} == tested
+
+
+@pytest.mark.parametrize("page", sorted(p.stem for p in PAGES.glob("*.py")))
+def test_a_page_says_its_command_and_is_a_page(page):
+    text = (PAGES / f"{page}.py").read_text()
+    doc = text.split('"""')[1]
+    assert ("ptft " in doc or "bash launch/" in doc) and "Cost" in doc and "esult" in doc
+    assert len(text.splitlines()) <= 120
+
+
+@pytest.mark.parametrize("corpus", ["simplewiki", "zhwiki"])
+def test_pretrain(corpus, home, tmp_path):
+    values = load("pretrain", f"corpus={corpus},root={home}/data,seq_len=32")
+    assert values["batch"] == 128
+    one_step(values, tmp_path / "run", model={**values["model"], **SMALL}, **{"data.vocab_size": 120})
+
+
+def test_pretrain_on_the_embedded_corpus_or_on_any_other(home, tmp_path):
+    assert load("pretrain")["data"]["train"] == "corpus:documents@train"
+    values = load("pretrain", "size=base,corpus=mine")
+    assert values["model"]["size"] == "base" and values["data"]["train"] == ""
+    with pytest.raises(UserError, match=r"data\.train is empty"):
+        build.build(build.resolve(flow.changed(values, {"batch": 8})))
+
+
+@pytest.mark.parametrize("task", sorted(tasks.FILES))
+def test_finetune(task, home, tmp_path):
+    values = load("finetune", f"task={task},init={home / 'pre'},root={home / 'data'},seq_len=32,freeze=head")
+    splits = {split for split in ("dev", "test") if values["data"][split]}
+    result = one_step(values, tmp_path / "run")
+    assert splits <= result.keys() and result["trainable"] == 130
+    metrics = result["dev" if "dev" in splits else "test"]
+    assert set(metrics) == {"loss", "accuracy", "macro_f1", "matthews"}
+    notes = result["data"]["notes"]["train"]
+    assert notes["rows"] == 12 and not notes.get("skipped_rows")
+
+
+@pytest.mark.parametrize("task", sorted(tasks.TFDS))
+def test_finetune_through_tfds_resolves(task, home):
+    config = build.resolve(load("finetune", f"task={task},init={home / 'pre'}"))
+    assert config.data.train.startswith("tfds:") and config.data.dev and config.data.text and config.data.label
+    assert bool(config.data.text_b) == (task not in ("cola", "sst2", "imdb"))
+
+
+def test_an_unknown_task_shows_the_known_ones():
+    with pytest.raises(UserError, match=r"no task 'sst3' in TFDS.*did you mean 'sst2'"):
+        load("finetune", "task=sst3")
+    with pytest.raises(UserError, match=r"no task 'qqp' as files; there is|no task 'qqp' as files; did you mean"):
+        load("finetune", "task=qqp,root=/data")
+
+
+def cells(values, workdir):
+    """One seed of a benchmark, a step each; no key of any cell may be left unread."""
+    seen = []
+
+    def one(config, folder):
+        result = train.run(config, folder, quiet=True)
+        assert config.unread() == [] and result["steps"] == 1
+        seen.append(config)
+        return result
+
+    changes = {"train_for": "1 step", "batch": 4, "eval_batch": 4, "objective.seq_len": 16, "data.train_size": 8, "bench.seeds": [3]}
+    rows = runner.run(flow.changed(values, changes), build.resolve, workdir, one)
+    assert [r["status"] for r in rows] == ["ok"] * len(values["bench"]["strategies"]), [r["error"] for r in rows]
+    assert all(config.data.train_size == 8 and config.seed == 3 for config in seen)
+    return rows
+
+
+def test_bench(home, tmp_path):
+    values = load("bench", f"task=sst2,init={home / 'pre'},root={home / 'data'}")
+    names = [s["name"] for s in values["bench"]["strategies"]]
+    assert names[0] == "full" and "full, random init" in names and len(names) == 10
+    # Three stand for the ten: the others differ in the strategy's name alone, which every strategy's own test covers.
+    values["bench"]["strategies"] = [s for s in values["bench"]["strategies"] if s["name"] in ("full", "bitfit", "full, random init")]
+    rows = cells(values, tmp_path / "bench")
+    assert rows[1]["trainable"] < rows[0]["trainable"] == rows[2]["trainable"] and {r["metric"] for r in rows} == {"accuracy"}
+
+
+def test_every_strategy_of_the_benchmarks_fits_its_model(home):
+    for values in (load("bench", f"init={home / 'pre'},root={home / 'data'}"), load("quickstart", f"stage=bench,init={home / 'pre'}")):
+        found = protocol.cells(values, build.resolve)
+        assert len(found) == 5 * len(values["bench"]["strategies"])
+        loaded = build.load_data(build.resolve(flow.finetuning(home, home / "pre")))
+        for cell in found[: len(values["bench"]["strategies"])]:
+            assert build.plan(
+                cell.config, build.net(cell.config.replace(**{"objective.seq_len": 16}), loaded.tokenizer, loaded.labels)
+            ).rows
+
+
+def test_imdb_lstm(home, tmp_path):
+    values = load("imdb_lstm", f"root={home / 'data'}/aclImdb")
+    result = one_step(values, tmp_path / "run", **{"objective.seq_len": 6, "data.vocab_size": 120, "model.embedding": 8, "model.hidden": 8})
+    assert result["trainable"] == result["total"] and result["data"]["notes"]["train"]["truncated"] > 0
+    assert load("imdb_lstm")["data"]["train"] == "tfds:imdb_reviews@train[:90%]"
+
+
+def test_quickstart(home, tmp_path):
+    values = load("quickstart", "pretrain")
+    data = {"data.train": f"files:{home}/docs.txt", "data.dev": f"files:{home}/docs_dev.txt", "data.vocab_size": 120, "data.dev_size": 9}
+    one_step(values, tmp_path / "pre", model={**values["model"], **SMALL}, **{"objective.seq_len": 32}, **data)
+    values = load("quickstart", f"bench,init={tmp_path / 'pre'}")
+    assert values["data"]["test"] == "corpus:libraries@test"
+    for split in ("train", "dev", "test"):
+        values["data"][split] = f"files:{home}/data/sst2_glue/{split}.tsv"
+    values["data"]["label"] = "label"
+    values["bench"]["strategies"] = [s for s in values["bench"]["strategies"] if s["name"] in ("full", "head")]
+    cells(values, tmp_path / "bench")
