@@ -29,6 +29,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.init_from = a.init
     c.freeze = a.freeze
 
+    c.model = ConfigDict()  # name and size are those of the run in init
+    c.model.dropout = 0.1
+
     c.objective = ConfigDict()
     c.objective.name = "classify"
     c.objective.seq_len = a.seq_len

@@ -36,7 +36,8 @@ def _matmul_loops(hlo: str) -> int:
 
     def multiplies(name: str, seen: frozenset[str] = frozenset()) -> bool:
         text = bodies.get(name, "")
-        if re.search(r" (?:dot|convolution|custom-call)\(", text):
+        # A backend may hand products to a library (cuBLAS, oneDNN); other custom calls, such as TopK, are none.
+        if re.search(r" (?:dot|convolution)\(|custom_call_target=\"[^\"]*(?:gemm|matmul|conv)", text):
             return True
         called = set(re.findall(r"(?:calls|to_apply|body|fusion|computation)=%?([\w.\-]+)", text)) - seen
         return any(multiplies(c, seen | called | {name}) for c in called)

@@ -30,9 +30,7 @@ _GLUE = {
     "wnli": ("sentence1", "sentence2", "label"),
 }
 TFDS = {
-    name: Task(
-        f"glue/{name}@train[:95%]", f"glue/{name}@train[95%:]", f"glue/{name}@validation" + "_matched" * (name == "mnli"), columns
-    )
+    name: Task(f"glue/{name}@train[:95%]", f"glue/{name}@train[95%:]", f"glue/{name}@validation" + "_matched" * (name == "mnli"), columns)
     for name, columns in _GLUE.items()
 }
 TFDS["imdb"] = Task("imdb_reviews@train[:90%]", "imdb_reviews@train[90%:]", "imdb_reviews@test", ("text", "", "label"))

@@ -54,7 +54,7 @@ CONFIG = {
     "no duration": (["train_for=3 epoks"], "train_for: expected a duration such as '500 steps', '3 epochs'"),
     "a share of nothing": (["train_for=10%"], "train_for: expected a duration such as"),
     "no step": (["train_for=0 steps"], "train_for: '0 steps' is no step at all"),
-    "several at once": (["batsh=8", "seed=-1", "optim.lr=x"], "the config has 3 problems:\n  seed: -1 is"),
+    "several at once": (["batsh=8", "seed=-1", "optim.lr=x", "warmup=ten"], "the config has 4 problems:\n  seed: -1 is"),
     "no such model": (["model.name=brt"], "model.name: there is no models/brt.py; did you mean 'bert'?"),
     "no such objective": (["objective.name=clasify"], "objective.name: there is no objectives/clasify.py; did you mean 'classify'?"),
     "no such metric": (["best=acuracy"], "best: 'acuracy' is no metric of this objective; did you mean 'accuracy'"),

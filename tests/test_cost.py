@@ -14,7 +14,7 @@ def compiled(f, *shapes):
     return jax.jit(f).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile(FAST)
 
 
-def of_step(model="bert", task="classify", accumulate=1, chosen=None, parts=1):
+def of_step(model="bert", task="classify", accumulate=1, chosen=None):
     net = tiny.net(model, task, dropout=0.1)
     inside, outside = tree.split(net.shapes(), chosen or net.shapes())
     tx = optim.build(tiny.optimizer(), dict.fromkeys(inside, 1.0), 1, 5)
@@ -63,7 +63,7 @@ def test_a_step_of_bert_costs_what_its_products_cost(task):
     forward = layers * b * t * (24 * d * d + 4 * t * d) + b * 2 * d * d
     if task == "mlm_nsp":
         forward += b * net.objective.predictions * 2 * d * (d + v)
-    assert once.flops == pytest.approx(3 * forward, rel=0.15)
+    assert 1 < once.flops / (3 * forward) < 1.2  # what is not a product comes on top
 
 
 @pytest.mark.parametrize("task", ["classify", "mlm_nsp"])

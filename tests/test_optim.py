@@ -129,7 +129,8 @@ def test_adafactor():
         for n in names:
             p[n] = p[n] - rate(t, 0.01) * u[n] / max(1.0, np.sqrt((u[n] ** 2).mean()))
             np.testing.assert_allclose(got[t][n], p[n], rtol=1e-4, atol=1e-5)
-    state = optim.build(tiny.optimizer(name="adafactor"), dict.fromkeys(names, 1.0), 0, 9).init({n: jnp.asarray(x, jnp.float32) for n, x in params.items()})
+    start = {n: jnp.asarray(x, jnp.float32) for n, x in params.items()}
+    state = optim.build(tiny.optimizer(name="adafactor"), dict.fromkeys(names, 1.0), 0, 9).init(start)
     assert sum(x.size for x in jax.tree.leaves(state)) < 1000  # and not 130 * 140
 
 

@@ -1,4 +1,5 @@
 import itertools
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from ptft import pipeline
 class Numbers:
     """Rows that say which they are."""
 
-    notes = {}
+    notes: ClassVar[dict[str, int]] = {}
 
     def __init__(self, n):
         self.n = n

@@ -63,6 +63,4 @@ def batch(net: Net, n: int, seed: int = 0) -> dict[str, np.ndarray]:
 def params(net: Net, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights without compiling an initializer; LayerNorm scales around 1."""
     rng = np.random.default_rng(seed)
-    return {
-        n: (float(n.endswith("norm/scale")) + 0.1 * rng.standard_normal(s.shape)).astype(np.float32) for n, s in net.shapes().items()
-    }
+    return {n: (float(n.endswith("norm/scale")) + 0.1 * rng.standard_normal(s.shape)).astype(np.float32) for n, s in net.shapes().items()}

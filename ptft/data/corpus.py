@@ -52,7 +52,7 @@ EXTRA = ("orbax", "tensorflow_datasets", "grain", "jaxlib", "huggingface_hub", "
 SKIP = {"tests", "test", "testing", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__", "_vendor", "vendor"}
 SHARES = {"test": 0.15, "dev": 0.10}  # of a library's paragraphs; its train split has the rest
 DEV_SHARE = 0.03  # of all paragraphs: documents@dev
-MIN_WORDS = 12  # of a labelled paragraph
+MIN_WORDS = 25  # of a labelled paragraph
 BALANCE = 4  # no class has more than so many times the paragraphs of the smallest
 
 

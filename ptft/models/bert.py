@@ -22,6 +22,7 @@ SPEC = {
     "layers": Field(0, int, lo=0, doc="0: as the size says"),
     "hidden": Field(0, int, lo=0, doc="0: as the size says"),
     "max_len": Field(512, int, lo=1, doc="positions in the table"),
+    "pooling": Field("cls", str, choices=("cls", "mean"), doc="what the pooler reads: [CLS] as the original, or the mean of all tokens"),
     "types": Field(2, int, lo=1),
     "dropout": Field(0.1, float, lo=0, hi=0.99, doc="of hidden states and of attention weights"),
 }
@@ -85,6 +86,7 @@ class Bert(nn.Module):
     max_len: int
     types: int
     dropout: float
+    pooling: str
     dtype: Any
 
     @nn.compact
@@ -95,7 +97,12 @@ class Bert(nn.Module):
         x = embeddings(batch["tokens"], batch["types"], train) if hidden is None else hidden
         for i in range(start, self.layers):
             x = Block(self.hidden // 64, self.dropout, self.dtype, name=f"block_{i}")(x, batch["mask"], train)
-        pooled = jnp.tanh(dense(self.hidden, self.dtype, "pooler")(x[:, 0]))
+        if self.pooling == "mean":
+            weight = batch["mask"].astype(x.dtype)
+            summary = jnp.einsum("bt,btd->bd", weight, x) / jnp.maximum(weight.sum(-1, keepdims=True), 1)
+        else:
+            summary = x[:, 0]
+        pooled = jnp.tanh(dense(self.hidden, self.dtype, "pooler")(summary))
         return {"hidden": x, "pooled": pooled, "word_table": embeddings.word.embedding}
 
 
@@ -104,4 +111,4 @@ def build(config: Config, vocab_size: int, dtype: Any) -> Bert:
     layers, hidden = config.layers or layers, config.hidden or hidden
     if hidden % 64:
         raise UserError(f"model.hidden: expected a multiple of 64 (heads are 64 wide), got {hidden}")
-    return Bert(layers, hidden, vocab_size, config.max_len, config.types, config.dropout, dtype)
+    return Bert(layers, hidden, vocab_size, config.max_len, config.types, config.dropout, config.pooling, dtype)

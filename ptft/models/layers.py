@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-# BERT draws every weight from a normal distribution of deviation 0.02, cut at two deviations
-# (google-research/bert modeling.py). Linen's truncated_normal rescales, TensorFlow's does not: 0.88 undoes that.
-NORMAL = nn.initializers.truncated_normal(0.02 * 0.87962566)
+# BERT draws every weight from a normal distribution of deviation 0.02 cut at two deviations, and does not rescale what is
+# left (google-research/bert modeling.py); neither does jax.
+NORMAL = nn.initializers.truncated_normal(0.02)
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:

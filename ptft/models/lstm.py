@@ -47,7 +47,7 @@ class LSTM(nn.Module):
         if start == 0:
             cell = nn.OptimizedLSTMCell(self.hidden, dtype=self.dtype, name="block_0")
             with jax.numpy_dtype_promotion("standard"):  # the state stays float32 beside products in bfloat16
-                x = nn.RNN(cell, name="rnn")(x, seq_lengths=lengths).astype(self.dtype)
+                x = jnp.asarray(nn.RNN(cell, name="rnn")(x, seq_lengths=lengths), self.dtype)
         weight = batch["mask"] if self.pooling == "mean" else jnp.arange(x.shape[1]) == lengths[:, None] - 1
         weight = weight.astype(x.dtype)
         pooled = jnp.einsum("bt,btd->bd", weight, x) / jnp.maximum(weight.sum(-1, keepdims=True), 1)
