@@ -2,9 +2,9 @@
 
     ptft train --config configs/finetune.py:task=sst2,init=runs/simplewiki,freeze=top-1,root=data --workdir runs/sst2
 
-Arguments: `task`, one of ptft/tasks.py; `init`, the folder of a pretraining run; `freeze`, a strategy; `root`, a folder that holds the
-task's files as its authors publish them: empty reads TFDS instead, where GLUE needs the [tf] extra once, to prepare it;
-`seq_len`; `epochs`.
+Arguments: `task`, one of ptft/tasks.py, or empty for a table of your own in config.data; `init`, the folder of a pretraining
+run; `freeze`, a strategy; `root`, a folder that holds the task's files in the layout of ptft/tasks.py: empty reads TFDS
+instead, where GLUE needs the [tf] extra once, to prepare it; `seq_len`; `epochs`.
 Cost: seconds a thousand examples for the tiny sizes on two CPU cores. Result: see the README's table of real runs.
 """
 
@@ -39,5 +39,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim = ConfigDict()
     c.optim.lr = 5e-4 if a.freeze == "full" else 1e-3  # the fewer parameters move, the further each has to go
 
-    c.data = tasks.data(a.task, a.root)
+    c.data = tasks.data(a.task, a.root) if a.task else ConfigDict()
     return c

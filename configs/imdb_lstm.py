@@ -1,7 +1,7 @@
 """The classic IMDb classifier: embedding 100, LSTM 128, vocabulary 10,000, the last 100 tokens, batch 32, Adam.
 
     ptft train --config configs/imdb_lstm.py --workdir runs/imdb_lstm                        # through TFDS
-    ptft train --config configs/imdb_lstm.py:root=data/aclImdb --workdir runs/imdb_lstm      # the authors' folder
+    ptft train --config configs/imdb_lstm.py:root=data/aclImdb --workdir runs/imdb_lstm      # train, val, test / pos, neg
 
 No pretraining: the baseline that a pretrained encoder has to beat, and the proof that a backbone is one file.
 Cost and result: see the README's table of real runs.

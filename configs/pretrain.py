@@ -10,6 +10,7 @@ Cost and result of the command above: see the README's table of real runs (about
 from ml_collections import ConfigDict
 
 from ptft.config import parse_arg
+from ptft.errors import UserError, did_you_mean
 
 CORPORA = {
     "embedded": ("corpus:documents@train", "corpus:documents@dev"),
@@ -20,7 +21,9 @@ CORPORA = {
 
 def get_config(arg: str = "") -> ConfigDict:
     a = parse_arg(arg, size="tiny", corpus="embedded", root="data", seq_len=128)
-    train, dev = CORPORA.get(a.corpus, ("", ""))
+    if a.corpus not in CORPORA:
+        raise UserError(f"no corpus {a.corpus!r}; {did_you_mean(a.corpus, CORPORA)}")
+    train, dev = CORPORA[a.corpus]
 
     c = ConfigDict()
     c.seed = 0

@@ -18,7 +18,7 @@ import numpy as np
 
 from ptft import build, checkpoint, cost, freeze, mesh, pipeline, record, report, train
 from ptft import config as configs
-from ptft.bench import runner
+from ptft.bench import protocol, runner
 from ptft.config import Config
 from ptft.data import Source
 from ptft.errors import UserError, did_you_mean
@@ -78,7 +78,8 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         built = build.build(config)
         build.describe(built)
         build.start_params(built, quiet=False)
-        record.say(cost.describe(build.program(built).cost))
+        traced = built._replace(config=config.replace(parallel="jit"))  # the same step; under pmap it has no whole-program form
+        record.say(cost.describe(build.program(traced).cost))
         record.say("checked; nothing was trained")
         return
     if not args.workdir:
@@ -93,7 +94,7 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     values = load_config(args, overrides)
     values.pop("bench", None)
-    built = build.build(build.resolve(values))
+    built = build.build(build.resolve({**values, "parallel": "jit"}))
     strategies = args.freeze or [built.config.freeze]
     full = build.program(with_freeze(built, "full")).cost
     for strategy in strategies:
@@ -110,12 +111,25 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     values = load_config(args, overrides)
     if not values.get("data", {}).get("test"):
         raise UserError("a benchmark quotes numbers of a test split; expected data.test='KIND:WHERE'")
-
-    def one(config: Config, workdir: Path) -> dict[str, Any]:
-        return train.run(config, workdir, quiet=True)
-
-    runner.run(values, build.resolve, args.workdir, one)
+    check_strategies(values)
+    rows = runner.run(values, build.resolve, args.workdir, lambda config, workdir: train.run(config, workdir, quiet=True))
     record.say(f"next: ptft report {args.workdir}")
+    if failed := sum(row["status"] != "ok" for row in rows):
+        record.say(f"{failed} of {len(rows)} cells failed; the same command tries them again")
+        raise SystemExit(1)
+
+
+def check_strategies(values: dict[str, Any]) -> None:
+    """Resolves every strategy on the model before the first cell runs, and says all problems at once."""
+    problems: dict[str, None] = {}
+    for cell in protocol.cells(values, build.resolve):
+        try:
+            loaded = build.load_data(cell.config)
+            build.plan(cell.config, build.net(cell.config, loaded.tokenizer, loaded.labels))
+        except UserError as e:
+            problems[f"{cell.strategy}: {e}"] = None
+    if problems:
+        raise UserError("the benchmark has strategies that cannot run:\n  " + "\n  ".join(problems))
 
 
 def report_verb(args: argparse.Namespace, overrides: list[str]) -> None:

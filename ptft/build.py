@@ -40,7 +40,7 @@ SPEC: Spec = {
     "parallel": Field("jit", str, choices=("jit", "pmap")),
     "devices": Field(0, int, lo=0, doc="0: all of them"),
     "dtype": Field("float32", str, choices=("float32", "bfloat16"), doc="of the computation; weights are float32"),
-    "tensorboard": Field(False, bool),
+    "tensorboard": Field(None, (bool, type(None)), doc="None: where tensorboardX is installed"),
     "model": models.spec,
     "objective": objectives.spec,
     "optim": optim.SPEC,
@@ -250,6 +250,11 @@ def metrics(net: Net) -> list[str]:
     return list(net.objective.report(jax.tree.map(lambda s: np.ones(s.shape, s.dtype), sums)))
 
 
+def metric(run: Run) -> str:
+    """The dev metric that chooses the best step, or "last"."""
+    return run.config.best or run.net.objective.best
+
+
 class Program(NamedTuple):
     """Compiled for one shape of run; runs that differ in seed and data alone share it."""
 
@@ -288,7 +293,7 @@ def _program(
             {k: shape(v, by_rows) for k, v in example.items()},
             jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere),
         ).compile()
-        compiled, used = aot, cost.of(aot, accumulate)
+        compiled, used = aot, cost.of(aot, accumulate, grid.size)
     return Program(lambda params: jax.device_put(step.init_moving(params, tx), mesh.replicated(grid)), compiled, used)
 
 
@@ -317,6 +322,8 @@ def describe(run: Run) -> None:
     for split, notes in run.data.notes.items():
         counts = (f"{n:,} {name.replace('_', ' ')}" for name, n in notes.items() if n or name == "records")
         record.say(f"  {split:<5} " + ", ".join(counts))
+    if run.data.labels:
+        record.say(f"  {len(run.data.labels)} labels: {', '.join(run.config.data.names or run.data.labels)}")
     record.say(f"freeze: {run.config.freeze}\n{freeze.describe(run.plan)}")
     record.say(f"{run.durations.total} steps of {run.config.batch} examples")
 
@@ -324,6 +331,7 @@ def describe(run: Run) -> None:
 def header(run: Run) -> dict[str, Any]:
     """What a run's files say of where its numbers come from."""
     return {
+        "config": run.config.to_dict(),
         "config_hash": configs.digest(run.config),
         "versions": record.versions(),
         "device": record.device(),

@@ -7,15 +7,15 @@ import jax
 
 
 class Cost(NamedTuple):
-    """FLOPs of one step, and bytes: arguments (parameters, optimizer state, batch) and temporaries. None: not known."""
+    """FLOPs of one step, and bytes on a device: arguments (parameters, optimizer state, batch) and temporaries. None: not known."""
 
     flops: float | None
     argument_bytes: int | None
     temp_bytes: int | None
 
 
-def of(compiled: jax.stages.Compiled, accumulate: int = 1) -> Cost:
-    """The cost of a compiled step of `accumulate` parts.
+def of(compiled: jax.stages.Compiled, accumulate: int = 1, devices: int = 1) -> Cost:
+    """The cost of a compiled step of `accumulate` parts over `devices`: FLOPs of all of them, bytes of one.
 
     XLA counts the body of a loop once. The loop over parts is undone here; any other loop around matrix products, such
     as an LSTM's over time, makes the FLOPs unknown rather than wrong. Loops without any, such as those of the random
@@ -25,7 +25,7 @@ def of(compiled: jax.stages.Compiled, accumulate: int = 1) -> Cost:
     loops = _matmul_loops(compiled.as_text() or "")
     analysis: Any = compiled.cost_analysis() or {}
     known = loops == 0 or (accumulate > 1 and loops == 1)
-    flops = float(analysis["flops"]) * accumulate if known and "flops" in analysis else None
+    flops = float(analysis["flops"]) * accumulate * devices if known and "flops" in analysis else None
     return Cost(flops, memory and memory.argument_size_in_bytes, memory and memory.temp_size_in_bytes)
 
 
@@ -47,7 +47,8 @@ def _matmul_loops(hlo: str) -> int:
 
 def describe(cost: Cost, full: Cost | None = None) -> str:
     """One line; with `full`, also the share of the full step's FLOPs."""
-    flops = "unknown (the step loops)" if cost.flops is None else f"{cost.flops / 1e9:.3g} GFLOP"
+    unknown = "an unknown number of FLOP (it loops over time, or runs under pmap)"
+    flops = unknown if cost.flops is None else f"{cost.flops / 1e9:.3g} GFLOP"
     if full and full.flops and cost.flops is not None:
         flops += f" ({cost.flops / full.flops:.1%} of training everything)"
     if cost.argument_bytes is not None:

@@ -132,7 +132,7 @@ def plan(strategy: str | Sequence[Sequence[str]], groups: Mapping[str, str], par
         chosen = rules(strategy, groups, names)
     else:
         for rule in strategy:
-            if isinstance(rule, str) or len(rule) != 2:
+            if not isinstance(rule, list | tuple) or len(rule) != 2:
                 raise UserError(f"freeze rule {rule!r}: expected a pair (pattern, action)")
         chosen = [(str(p), str(a)) for p, a in strategy]
     rates = [_rate(action) for _, action in chosen]

@@ -55,7 +55,8 @@ def _bench_page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
     notes = []
     if listed := bench.get("cells"):
         older = sum(row["cell"] not in listed for row in rows)
-        rows = [{**row, "strategy": listed[row["cell"]][0]} for row in rows if row["cell"] in listed]
+        now: dict[str, Any] = {key: bench[key] for key in ("task", "metric") if key in bench}  # a row says what they were when it ran
+        rows = [row | now | {"strategy": listed[row["cell"]][0]} for row in rows if row["cell"] in listed]
         missing = len(listed) - len(rows)
         notes += [f"{missing} of {len(listed)} cells have not run yet."] * bool(missing)
         notes += [f"{older} runs of an earlier config of this benchmark are left out."] * bool(older)
@@ -193,7 +194,7 @@ def _run_page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
         if result.get("total"):
             share = _percent(result["trainable"] / result["total"])
             lead[0] += f" {result['trainable']:,} of {result['total']:,} parameters moved ({share})."
-        lead += [f"The numbers are of step {result['best_step']:,}, the best on dev."] if result.get("best_step") else []
+        lead += [f"The numbers are of step {result['best_step']:,}, the best on dev."] if result.get("chosen_by") else []
     else:
         lead.append(f"Not finished: the newest line is of step {rows[-1]['step']:,}." if rows else "Nothing has been logged yet.")
     section = {

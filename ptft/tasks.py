@@ -34,7 +34,7 @@ TFDS = {
     for name, columns in _GLUE.items()
 }
 TFDS["imdb"] = Task("imdb_reviews@train[:90%]", "imdb_reviews@train[90%:]", "imdb_reviews@test", ("text", "", "label"))
-# As files below one folder.
+# As files below one folder, in this layout; labels are 0 and 1, or the folders neg and pos.
 FILES = {
     "cola": Task(
         "cola/raw/in_domain_train.tsv", "cola/raw/in_domain_dev.tsv", "cola/raw/out_of_domain_dev.tsv", ("3", "", "1"), header=False
@@ -62,5 +62,6 @@ def data(task: str, root: str = "") -> ConfigDict:
     c.header = t.header
     c.names = NAMES.get(task, ())
     if root:
+        c.labels = ("neg", "pos") if task == "imdb" else ("0", "1")
         c.format = FORMAT.get(task, "auto")
     return c

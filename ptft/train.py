@@ -1,6 +1,7 @@
 """The one loop, for pretraining and finetuning."""
 
 import functools
+import importlib.util
 import math
 import signal
 import statistics
@@ -30,6 +31,7 @@ class Progress(NamedTuple):
     best: float | None = None
     best_step: int = 0
     waited: int = 0  # evaluations since the best
+    seconds: float = 0.0  # in the loop, over all starts: steps, evaluations and saves, without loading and compiling
     window: Any = None  # {name: [sum, weight]} since the last line of the log, where a signal cut it short
 
 
@@ -42,10 +44,9 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
       UserError: a mistake in config or data, or a loss that is not finite.
       SystemExit(75): stopped by SIGTERM or SIGINT, and saved.
     """
-    begun = time.perf_counter()
     if (done := finished(config, workdir)) is not None:
         if not quiet:
-            record.say(f"{workdir} holds this run, finished; its result:")
+            record.say(f"{workdir} holds this run, finished; its result (the data were not read again):")
         return done
     built = build.build(config)
     if not quiet:
@@ -62,13 +63,14 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
         built.data.tokenizer.save(workdir / "tokenizer")
 
     total = built.durations.total
-    with closing(record.Log(workdir, resume_step=at or 0, tensorboard=config.tensorboard, total_steps=total, quiet=quiet)) as log:
+    board = importlib.util.find_spec("tensorboardX") is not None if config.tensorboard is None else config.tensorboard
+    with closing(record.Log(workdir, resume_step=at or 0, tensorboard=board, total_steps=total, quiet=quiet)) as log:
         moving, progress, pace = fit(built, prog, moving, frozen, progress, workdir, header, log)
         result = final_metrics(built, {**frozen, **moving.params}, int(moving.step), progress, workdir, log)
     trainable, total = built.plan.counts()
     result |= {
-        "seconds": time.perf_counter() - begun,
-        "seconds_per_step": statistics.median(pace[1:] or pace or [math.nan]),
+        "seconds": progress.seconds,
+        "seconds_per_step": statistics.median(pace[1:] or pace) if pace else progress.seconds / max(int(moving.step), 1),
         "trainable": trainable,
         "total": total,
         "trainable_share": trainable / total,
@@ -84,7 +86,7 @@ def fit(
 ) -> tuple[step.Moving, Progress, list[float]]:
     """The loop, from the step that `moving` is at; also returns the seconds a step between two lines of the log."""
     c, d, dev = built.config, built.durations, built.data.dev
-    metric, at = c.best or built.net.objective.best, int(moving.step)
+    chosen_by, at = build.metric(built), int(moving.step)
     seed = jax.device_put(np.uint32(c.seed), mesh.replicated(built.mesh))
     batches = pipeline.train_batches(built.data.train, built.used, c.seed, c.batch, at, d.total)
     window: list[record.Sums] = [_sums(progress.window)] if progress.window else []
@@ -92,12 +94,13 @@ def fit(
     done = at == d.total or 0 < c.early_stop <= progress.waited
     with preemption() as caught:
         clock = time.perf_counter()
+        begun = clock - progress.seconds
         for k in range(at + 1, at + 1 if done else d.total + 1):
             moving, sums = prog.train(moving, frozen, mesh.put(next(batches), built.mesh), seed)
             window.append(sums)
-            stop = bool(caught)  # read once: a later signal counts at the next step
+            stop = mesh.agreed(bool(caught))  # read once: a later signal counts at the next step
             # The last step is evaluated below, once more or, where no best is chosen, only there.
-            due_eval = dev is not None and ((k == d.total and metric != "last") or (d.evaluate > 0 and k % d.evaluate == 0))
+            due_eval = dev is not None and ((k == d.total and chosen_by != "last") or (d.evaluate > 0 and k % d.evaluate == 0))
             due_save = k == d.total or (d.save > 0 and k % d.save == 0)
             due_line = due_eval or due_save or k % d.log == 0
             if not (due_line or stop):
@@ -112,11 +115,12 @@ def fit(
             if due_eval and dev is not None:
                 values = evaluate(built.net, params, dev, c.eval_batch or c.batch, built.mesh, c.data.dev_size)
                 log.write(k, "dev", values)
-                if metric != "last":
-                    progress = judge(metric, values[metric], k, progress)
+                if chosen_by != "last":
+                    progress = judge(chosen_by, values[chosen_by], k, progress)
                     if progress.best_step == k:
                         checkpoint.save_best(workdir, k, params, header)
             done = k == d.total or 0 < c.early_stop <= progress.waited
+            progress = progress._replace(seconds=time.perf_counter() - begun)
             if due_save or done or stop:
                 progress = progress._replace(window=jax.tree.map(lambda x: np.asarray(x).tolist(), window[0]) if window else None)
                 checkpoint.save(workdir, k, params, moving.opt, {**header, "progress": progress._asdict()}, keep=c.keep)
@@ -136,9 +140,8 @@ def final_metrics(built: Run, params: Flat, steps: int, progress: Progress, work
         like = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in params.items()}
         params, loaded = checkpoint.load_params(workdir, like, skip="", new_ok="")
         best_step = loaded.step
-    every = built.durations.evaluate
-    logged = c.best != "last" or (every > 0 and steps % every == 0)  # the loop wrote the dev line of this step
-    result: dict[str, Any] = {"best_step": best_step, "steps": steps}
+    logged = c.best != "last" or (built.durations.evaluate > 0 and steps % built.durations.evaluate == 0)
+    result: dict[str, Any] = {"best_step": best_step, "steps": steps, "chosen_by": None if progress.best is None else build.metric(built)}
     for split, rows, limit in (("dev", built.data.dev, c.data.dev_size), ("test", built.data.test, 0)):
         if rows is not None:
             result[split] = evaluate(built.net, params, rows, c.eval_batch or c.batch, built.mesh, limit)
@@ -191,7 +194,7 @@ def judge(metric: str, value: float, k: int, progress: Progress) -> Progress:
     """Whether step `k` is the best so far; NaN never is. Losses and perplexity fall, everything else rises."""
     falls = "loss" in metric or "perplexity" in metric
     better = math.isfinite(value) and (progress.best is None or (value < progress.best if falls else value > progress.best))
-    return Progress(value, k) if better else progress._replace(waited=progress.waited + 1)
+    return progress._replace(best=value, best_step=k, waited=0) if better else progress._replace(waited=progress.waited + 1)
 
 
 @contextmanager

@@ -88,10 +88,10 @@ def test_pretrain(corpus, home, tmp_path):
 
 def test_pretrain_on_the_embedded_corpus_or_on_any_other(home, tmp_path):
     assert load("pretrain")["data"]["train"] == "corpus:documents@train"
-    values = load("pretrain", "size=base,corpus=mine")
-    assert values["model"]["size"] == "base" and values["data"]["train"] == ""
-    with pytest.raises(UserError, match=r"data\.train is empty"):
-        build.build(build.resolve(flow.changed(values, {"batch": 8})))
+    values = load("pretrain", "size=base,corpus=zhwiki,root=there")
+    assert values["model"]["size"] == "base" and values["data"]["train"] == "files:there/zhwiki/AA/wiki_?[0-8]"
+    with pytest.raises(UserError, match=r"no corpus 'zhwik'; did you mean 'zhwiki'"):
+        load("pretrain", "corpus=zhwik")
 
 
 @pytest.mark.parametrize("task", sorted(tasks.FILES))

@@ -89,4 +89,4 @@ def test_what_is_frozen_has_no_optimizer_state():
 def test_text():
     assert cost.describe(Cost(2.5e9, 3 * 2**20, 2**21)) == "a step costs 2.5 GFLOP, 3 MiB state and batch, 2 MiB temporaries"
     assert cost.describe(Cost(1e9, None, None), Cost(4e9, None, None)) == "a step costs 1 GFLOP (25.0% of training everything)"
-    assert cost.describe(Cost(None, None, None)) == "a step costs unknown (the step loops)"
+    assert cost.describe(Cost(None, None, None)) == "a step costs an unknown number of FLOP (it loops over time, or runs under pmap)"

@@ -95,6 +95,9 @@ def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: Rows, labe
     """A source from (where, text, text_b or None, label); `labels` empty: the distinct ones, sorted."""
     examples = list(found)
     names = tuple(map(str, labels)) or tuple(sorted({e[3] for e in examples}, key=_label_order))
+    if not labels and any(re.fullmatch(r"-\d+", n) for n in names):
+        where, _, _, label = next(e for e in examples if re.fullmatch(r"-\d+", e[3]))
+        raise UserError(f"{where}: label {label!r} is negative: no label? data.labels says which there are")
     ids = {name: i for i, name in enumerate(names)}
     if len(ids) < len(names):
         raise UserError(f"data.labels has a label twice: {', '.join(map(repr, names))}")

@@ -126,7 +126,8 @@ def _known() -> set[str]:
 
 
 def _column(name: str, features: Any, key: str, asked: str) -> str:
-    texts = [n for n, f in features.items() if isinstance(f, tfds.features.Text)]
+    # Sorted: a prepared data set gives its features back in no order.
+    texts = sorted(n for n, f in features.items() if isinstance(f, tfds.features.Text))
     column = asked or next((n for n in ("text", "sentence") if n in texts), texts[0] if texts else "")
     if column not in features:
         raise UserError(f"tfds:{name} has no column {column!r} (data.{key}); it has {', '.join(map(repr, features))}")

@@ -225,6 +225,11 @@ class MlmNsp:
     def rows(self, source: Source, tokenizer: Tokenizer) -> PairRows:
         """Cuts the corpus `passes` times; which pairs come out depends on the pass and the document alone."""
         docs = tokenize(source, tokenizer)
+        if self.nsp and len(docs) < 2:
+            raise UserError(
+                "next-sentence prediction takes random sentences from another document, and the corpus is one document; "
+                "put a blank line between documents, or set objective.nsp=False"
+            )
         cut = cut_pairs if self.nsp else cut_single
         room = self.seq_len - (3 if self.nsp else 2)
         rows = [
