@@ -88,14 +88,15 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     for split in ("dev", "test"):
         if split in result:
             record.say(f"{split}: " + ", ".join(f"{k} {v:.4f}" for k, v in result[split].items() if v is not None))
-    record.say(f"step {result['best_step']} of {result['steps']} in {args.workdir}")
+    chosen = f"the best by {result['chosen_by']}" if result.get("chosen_by") else "the last"
+    record.say(f"these are of step {result['best_step']}, {chosen}, of {result['steps']} in {args.workdir}")
 
 
 def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     values = load_config(args, overrides)
     values.pop("bench", None)
     built = build.build(build.resolve({**values, "parallel": "jit"}))
-    strategies = args.freeze or [built.config.freeze]
+    strategies = [configs.literal(f) for f in args.freeze] if args.freeze else [built.config.freeze]
     full = build.program(with_freeze(built, "full")).cost
     for strategy in strategies:
         one = with_freeze(built, strategy)
@@ -153,7 +154,7 @@ def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     config, tokenizer, net, params, labels = load_run(args.workdir)
     where = config.data[args.split] if args.split in ("train", "dev", "test") and not args.data else args.data
     if not where:
-        raise UserError(f"the run has no data.{args.split}; give a source with --data KIND:WHERE")
+        raise UserError(f"the run has no data.{args.split}; give another --split, or a source with --data KIND:WHERE")
     source = build.data.load(where, config.data, labels)
     rows = build.rows(net.objective, source, tokenizer, where)
     limit = config.data.dev_size if args.split == "dev" and not args.data else 0  # as in training
@@ -207,6 +208,8 @@ def probabilities(net: Net, params: Flat, rows: Rows, batch: int) -> np.ndarray:
 
 def read_texts(args: argparse.Namespace) -> Iterable[str]:
     """--text, --file, or standard input, one text a line."""
+    if args.text is not None and args.file:
+        raise UserError("--text and --file were both given; expected one of them, or neither and texts on standard input")
     if args.text is not None:
         yield from args.text
         return
@@ -256,7 +259,10 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "plan": (
         plan_verb,
         "print what a strategy trains and costs",
-        {**CONFIG, "--freeze": {"action": "append", "metavar": "NAME", "help": "a strategy; may be given several times"}},
+        {
+            **CONFIG,
+            "--freeze": {"action": "append", "metavar": "NAME", "help": "a strategy or a list of rules; may be given several times"},
+        },
     ),
     "bench": (bench_verb, "compare strategies over seeds; the same command goes on", {**CONFIG, **WORKDIR}),
     "report": (report_verb, "write report.md, report.png and report.html", {"folder": {"type": Path, "help": "of a benchmark or a run"}}),

@@ -181,16 +181,21 @@ def call(path_and_arg: str, function: str) -> Any:
     return out.to_dict() if isinstance(out, ConfigDict) else out
 
 
+def literal(text: str) -> Any:
+    """A Python literal, true, false or none, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
 def override(values: dict[str, Any], items: list[str]) -> None:
     """Applies `key=value` items in place; values are Python literals or bare text. `resolve` checks them."""
     for item in items:
         key, eq, text = item.partition("=")
         if not eq:
             raise UserError(f"--config.{item}: expected --config.KEY=VALUE")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        value = literal(text)
         node: Any = values
         for part in key.split(".")[:-1]:
             node = node.get(part, {}) if isinstance(node, Mapping) else node

@@ -336,7 +336,7 @@ def test_eval_on_other_data(home, capsys):
     capsys.readouterr()
     assert flow.ptft("eval", "--workdir", home / "fine", "--data", f"files:{home}/train.tsv") == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 20
-    assert "the run has no data.test; give a source with --data" in mistake(capsys, "eval", "--workdir", home / "pre")
+    assert "the run has no data.test; give another --split, or a source with --data" in mistake(capsys, "eval", "--workdir", home / "pre")
     said = mistake(capsys, "eval", "--workdir", home / "fine", "--data", f"files:{home}/docs.txt")
     assert "is plain text and has no column 'label'" in said
 
@@ -372,7 +372,7 @@ def test_train_prints_the_result(home, capsys):
     said = capsys.readouterr().out
     result = json.loads((home / "fine" / "result.json").read_text())
     assert f"test: loss {result['test']['loss']:.4f}, accuracy {result['test']['accuracy']:.4f}" in said
-    assert f"step {result['best_step']} of 8 in " in said
+    assert f"these are of step {result['best_step']}, the best by accuracy, of 8 in " in said
 
 
 def test_the_run_can_be_loaded_without_its_page(home, tmp_path):
@@ -383,3 +383,13 @@ def test_the_run_can_be_loaded_without_its_page(home, tmp_path):
     (tmp_path / "moved" / "config.json").write_text(json.dumps(config))
     assert flow.ptft("predict", "--workdir", tmp_path / "moved", "--text", "good") == 0
     assert checkpoint.newest(tmp_path / "moved") == 8
+
+
+def test_plan_takes_a_list_of_rules(home, capsys):
+    rules = "[['head/.*', 'train'], ['.*', 'freeze']]"
+    assert flow.ptft("plan", "--config", home / "fine.py", "--freeze", rules) == 0
+    assert "head/classifier" in capsys.readouterr().out
+
+
+def test_predict_text_and_file_are_one_too_many(home, capsys):
+    assert "expected one of them" in mistake(capsys, "predict", "--workdir", home / "fine", "--text", "good", "--file", "there.txt")
