@@ -123,7 +123,8 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 def check_strategies(values: dict[str, Any]) -> None:
     """Resolves every strategy on the model before the first cell runs, and says all problems at once."""
     problems: dict[str, None] = {}
-    for cell in protocol.cells(values, build.resolve):
+    one_each = {cell.strategy: cell for cell in protocol.cells(values, build.resolve)}
+    for cell in one_each.values():
         try:
             loaded = build.load_data(cell.config)
             build.plan(cell.config, build.net(cell.config, loaded.tokenizer, loaded.labels))
@@ -152,7 +153,7 @@ def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[st
 def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     """A split of the run's own data, or any other source of the same layout."""
     config, tokenizer, net, params, labels = load_run(args.workdir)
-    where = config.data[args.split] if args.split in ("train", "dev", "test") and not args.data else args.data
+    where = args.data or config.data[args.split]
     if not where:
         raise UserError(f"the run has no data.{args.split}; give another --split, or a source with --data KIND:WHERE")
     source = build.data.load(where, config.data, labels)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import checkpoint, cost, data, freeze, mesh, models, objectives, optim, pipeline, record, step
+from ptft import checkpoint, cost, data, freeze, mesh, models, objectives, optim, pipeline, record, step, tree
 from ptft import config as configs
 from ptft import tokenizer as tokenizers
 from ptft.config import Config, Field, Spec
@@ -245,8 +245,7 @@ def build(config: Config) -> Run:
 @functools.lru_cache(maxsize=64)
 def metrics(net: Net) -> list[str]:
     """Names of what an evaluation reports, found without computing any."""
-    batch = {**net.objective.example(1), "row": np.zeros(1, np.int32), "valid": np.ones(1, np.float32)}
-    sums = jax.eval_shape(step.eval_step(net), net.shapes(), batch)
+    sums = jax.eval_shape(step.eval_step(net), net.shapes(), net.example(1))
     return list(net.objective.report(jax.tree.map(lambda s: np.ones(s.shape, s.dtype), sums)))
 
 
@@ -285,21 +284,16 @@ def _program(
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         params = {n: shape(s, everywhere) for n, s in net.shapes().items()}
-        moving = jax.eval_shape(lambda p: step.init_moving(p, tx), {n: params[n] for n, _ in rates})
-        example = {**net.objective.example(batch), "row": np.zeros(batch, np.int32), "valid": np.zeros(batch, np.float32)}
+        trainable, frozen = tree.split(params, dict(rates))
+        moving = jax.eval_shape(lambda p: step.init_moving(p, tx), trainable)
         aot = compiled.lower(  # type: ignore[attr-defined]
             jax.tree.map(lambda x: shape(x, everywhere), moving),
-            {n: s for n, s in params.items() if n not in dict(rates)},
-            {k: shape(v, by_rows) for k, v in example.items()},
+            frozen,
+            {k: shape(v, by_rows) for k, v in net.example(batch).items()},
             jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere),
         ).compile()
         compiled, used = aot, cost.of(aot, accumulate, grid.size)
     return Program(lambda params: jax.device_put(step.init_moving(params, tx), mesh.replicated(grid)), compiled, used)
-
-
-@functools.lru_cache(maxsize=64)
-def _init(net: Net) -> Callable[[int], Flat]:
-    return jax.jit(net.init)
 
 
 def start_params(run: Run, quiet: bool) -> Flat:
@@ -313,7 +307,7 @@ def start_params(run: Run, quiet: bool) -> Flat:
             record.say(f"from {c.init_from} (step {what.step}): loaded {len(what.loaded)} tensors")
             record.say(f"  new: {', '.join(what.new) or 'none'}")
             record.say(f"  unused: {', '.join(what.unused) or 'none'}")
-    return jax.device_put({**_init(run.net)(c.seed), **loaded}, mesh.replicated(run.mesh))
+    return jax.device_put({**run.net.init(c.seed), **loaded}, mesh.replicated(run.mesh))
 
 
 def describe(run: Run) -> None:

@@ -147,12 +147,7 @@ def parse_arg(arg: str, **defaults: Any) -> Any:
 def _typed(name: str, text: str, like: Any) -> Any:
     if isinstance(like, str):
         return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(like, bool) and str(text).lower() in ("true", "false"):
-        value = str(text).lower() == "true"
+    value = literal(text)
     if like is not None and not isinstance(value, type(like)) and not (isinstance(like, float) and isinstance(value, int)):
         raise UserError(f"{name}: expected {_kind_name(type(like))}, got {text!r}")
     return value
@@ -160,11 +155,6 @@ def _typed(name: str, text: str, like: Any) -> Any:
 
 def load(path_and_arg: str) -> dict[str, Any]:
     """Runs `get_config(arg)` of `path.py:arg` (a config is code: run only your own) -> nested dict."""
-    return call(path_and_arg, "get_config")
-
-
-def call(path_and_arg: str, function: str) -> Any:
-    """Runs one function of a config file with its argument; a ConfigDict comes back as a dict."""
     path, _, arg = path_and_arg.partition(":")
     file = Path(path)
     if not file.is_file():
@@ -175,9 +165,9 @@ def call(path_and_arg: str, function: str) -> Any:
         raise UserError(f"{path} is not a Python file; a config is a page such as configs/pretrain.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, function):
-        raise UserError(f"{path} has no {function}()")
-    out = getattr(module, function)(arg)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} has no get_config()")
+    out = module.get_config(arg)
     return out.to_dict() if isinstance(out, ConfigDict) else out
 
 

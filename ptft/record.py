@@ -57,14 +57,14 @@ def divide(s: Sums) -> dict[str, Any]:
     return out
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The JSON form of a value: arrays as lists, NaN and infinity as None (JSON has neither)."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _plain(np.asarray(value).tolist())
+        return plain(np.asarray(value).tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
@@ -76,7 +76,7 @@ def write_json(path: Path, value: Any) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(path.name + ".tmp")
-    tmp.write_text(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    tmp.write_text(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(tmp, path)
 
 
@@ -149,18 +149,18 @@ class Log:
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Records the metrics of one split ("train", "dev" or "test") at one step; on disk when it returns."""
-        plain = _plain(values)
+        recorded = plain(values)
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, "split": split, **plain}, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.write(json.dumps({"step": step, "split": split, **recorded}, ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
         if self._board is not None:
-            for name, value in plain.items():
+            for name, value in recorded.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{split}/{name}", value, step)
         if self._quiet:
             return
         numbers = "  ".join(
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items() if not isinstance(v, list | dict)
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in recorded.items() if not isinstance(v, list | dict)
         )
         if self._bar is not None and split == "train":
             self._bar.update(self._task, completed=step, description=numbers)

@@ -43,13 +43,16 @@ class Net(NamedTuple):
 
     def create(self, seed: int | jax.Array) -> Flat:
         """`init`, not compiled."""
-        batch = {**self.objective.example(1), "row": np.zeros(1, np.int32), "valid": np.ones(1, np.float32)}
         key = jax.random.key(seed)
         body, top = jax.random.split(key)
-        inputs = self.objective.prepare(_on_device(batch), _row_keys(key, jnp.zeros(1, jnp.int32)))
+        inputs = self.objective.prepare(_on_device(self.example(1)), _row_keys(key, jnp.zeros(1, jnp.int32)))
         backbone = self.backbone.init(body, inputs)["params"]
         outputs = self.backbone.apply({"params": backbone}, inputs)
         return tree.flatten({"backbone": backbone, "head": self.head.init(top, outputs, inputs, False)["params"]})
+
+    def example(self, batch: int) -> dict[str, np.ndarray]:
+        """Host arrays of the shapes and dtypes of a batch, for tracing without data."""
+        return {**self.objective.example(batch), "row": np.zeros(batch, np.int32), "valid": np.ones(batch, np.float32)}
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Names and shapes of the parameters, without computing any."""

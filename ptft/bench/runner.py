@@ -143,18 +143,11 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    line = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+    line = json.dumps(record.plain(row), ensure_ascii=False, allow_nan=False)
     with path.open("a", encoding="utf-8") as f:
         f.write(line + "\n")
         f.flush()
         os.fsync(f.fileno())
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity are not JSON: null."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _drop_checkpoints(folder: Path) -> None:
