@@ -186,7 +186,8 @@ def net(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Net:
             f"expected at most {config.model.max_len} (texts longer than that are cut), or a larger model.max_len"
         )
     objective = objectives.build(config.objective, tokenizer, labels)
-    return Net(models.build(config.model, tokenizer.vocab_size, dtype), objective.head(dtype), objective)
+    backbone = models.build(config.model, tokenizer.vocab_size, dtype)
+    return Net(backbone, objective.head(dtype, backbone.style), objective)
 
 
 def plan(config: Config, net: Net) -> freeze.Plan:

@@ -35,7 +35,7 @@ def net(model: str = "bert", task: str = "classify", dtype: str = "float32", **v
     backbone = models.build(config.resolve(values, models.spec(values)), TOKENIZER.vocab_size, jnp.dtype(dtype))
     shared = {"dropout": values["dropout"]} if "dropout" in values and task == "classify" else {}
     made = objective(task, **shared)
-    return Net(backbone, made.head(jnp.dtype(dtype)), made)
+    return Net(backbone, made.head(jnp.dtype(dtype), backbone.style), made)
 
 
 def batch(net: Net, n: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 A model file exports
   SPEC            the keys of `config.model` that it reads;
-  build(config, vocab_size, dtype) -> nn.Module   the backbone;
+  build(config, vocab_size, dtype) -> nn.Module   the backbone; its `style` says how a head on it looks;
   GROUPS          its parameters by role, as patterns: what freeze strategies speak.
 
 A backbone is called as `module(batch, train=, start=0, hidden=None)`. `batch` holds `tokens` i32[B, T], `mask`

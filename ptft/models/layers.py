@@ -1,7 +1,7 @@
 """Layers shared by backbones and heads."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,48 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.gelu(x, approximate=False)
 
 
-def dense(features: int, dtype: Any, name: str | None = None, init: Callable[..., Any] = NORMAL) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
+# By the names that published checkpoints use (`hidden_act`).
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_new": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+class Style(NamedTuple):
+    """What a head must share with the backbone below it."""
+
+    activation: str = "gelu"
+    epsilon: float = 1e-12
+    bias: bool = True
+
+
+def dense(features: int, dtype: Any, name: str | None = None, init: Callable[..., Any] = NORMAL, bias: bool = True) -> nn.Dense:
+    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
 
 
 class LayerNorm(nn.Module):
     """LayerNorm with BERT's epsilon, computed in float32 and returned in the input's dtype."""
 
+    epsilon: float = 1e-12
+    bias: bool = True
+
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
-        return (centred * jax.lax.rsqrt(variance + 1e-12) * scale + bias).astype(x.dtype)
+        out = centred * jax.lax.rsqrt(variance + self.epsilon) * scale
+        return (out + self.param("bias", nn.initializers.zeros, (x.shape[-1],)) if self.bias else out).astype(x.dtype)
+
+
+def masked_mean(x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
+    """The mean over real tokens; zero where there is none."""
+    weight = mask.astype(x.dtype)
+    return jnp.einsum("bt,btd->bd", weight, x) / jnp.maximum(weight.sum(-1, keepdims=True), 1)
 
 
 class SelfAttention(nn.Module):
@@ -54,11 +81,12 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with a GELU between them."""
+    """Two dense layers with an activation between them."""
 
     width: int
     dtype: Any
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return dense(x.shape[-1], self.dtype, "down")(gelu(dense(self.width, self.dtype, "up")(x)))
+        return dense(x.shape[-1], self.dtype, "down")(ACTIVATIONS[self.activation](dense(self.width, self.dtype, "up")(x)))

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ptft.config import Config, Field
+from ptft.models.layers import Style, masked_mean
 
 SPEC = {
     "embedding": Field(100, int, lo=1),
@@ -37,6 +38,8 @@ class LSTM(nn.Module):
     dropout: float
     dtype: Any
 
+    style = Style()
+
     @nn.compact
     def __call__(
         self, batch: Mapping[str, Array], train: bool = False, start: int = 0, hidden: Float[Array, "B T D"] | None = None
@@ -48,10 +51,8 @@ class LSTM(nn.Module):
             cell = nn.OptimizedLSTMCell(self.hidden, dtype=self.dtype, name="block_0")
             with jax.numpy_dtype_promotion("standard"):  # the state stays float32 beside products in bfloat16
                 x = jnp.asarray(nn.RNN(cell, name="rnn")(x, seq_lengths=lengths), self.dtype)
-        weight = batch["mask"] if self.pooling == "mean" else jnp.arange(x.shape[1]) == lengths[:, None] - 1
-        weight = weight.astype(x.dtype)
-        pooled = jnp.einsum("bt,btd->bd", weight, x) / jnp.maximum(weight.sum(-1, keepdims=True), 1)
-        return {"hidden": x, "pooled": pooled, "word_table": word.embedding}
+        chosen = batch["mask"] if self.pooling == "mean" else jnp.arange(x.shape[1]) == lengths[:, None] - 1
+        return {"hidden": x, "pooled": masked_mean(x, chosen), "word_table": word.embedding}
 
 
 def build(config: Config, vocab_size: int, dtype: Any) -> LSTM:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Key
 from ptft import plugins
 from ptft.config import Config, Field, Spec
 from ptft.data import Source
+from ptft.models.layers import Style
 from ptft.record import Sums
 from ptft.tokenizer import Tokenizer
 
@@ -37,6 +38,7 @@ class Objective(Protocol):
 
     loss: tuple[str, ...]  # the terms whose means add up to the loss
     best: str  # the metric that chooses the best checkpoint: higher is better unless it is a loss
+    carries_head: bool  # whether a run from weights with this objective's head goes on with it, or makes a new one
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> Rows: ...
 
@@ -48,7 +50,9 @@ class Objective(Protocol):
         """Host arrays -> what backbone and head read. Random choices are drawn from one key a row."""
         ...
 
-    def head(self, dtype: Any) -> nn.Module: ...
+    def head(self, dtype: Any, style: Style) -> nn.Module:
+        """The head over a backbone of this style."""
+        ...
 
     def terms(self, predictions: Any, batch: Mapping[str, Array]) -> Sums:
         """`{name: (sum, weight)}` over the batch."""

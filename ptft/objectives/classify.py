@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 from ptft.config import Config, Field
 from ptft.data import Source
 from ptft.errors import UserError
-from ptft.models.layers import dense
+from ptft.models.layers import Style, dense
 from ptft.objectives import pair_inputs, token_dtype
 from ptft.record import Sums, divide
 from ptft.tokenizer import Tokenizer
@@ -69,6 +69,7 @@ class Classify:
     vocab_size: int
     loss: tuple[str, ...] = ("loss",)
     best: str = "accuracy"
+    carries_head: bool = False
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> TextRows:
         """Tokenizes every record; texts longer than the row are cut and counted, empty ones kept as [CLS] [SEP]."""
@@ -111,7 +112,7 @@ class Classify:
     def prepare(self, batch: Mapping[str, Array], keys: Key[Array, "B"]) -> dict[str, Array]:
         return pair_inputs(batch)
 
-    def head(self, dtype: Any) -> nn.Module:
+    def head(self, dtype: Any, style: Style) -> nn.Module:
         return Head(len(self.labels), self.dropout, dtype)
 
     def terms(self, predictions: Float[Array, "B k"], batch: Mapping[str, Array]) -> Sums:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ptft.config import Config, Field
 from ptft.data import Source
 from ptft.errors import UserError
-from ptft.models.layers import LayerNorm, dense, gelu
+from ptft.models.layers import ACTIVATIONS, LayerNorm, Style, dense
 from ptft.objectives import pair_inputs, token_dtype
 from ptft.record import Sums, divide
 from ptft.tokenizer import Tokenizer
@@ -194,12 +194,15 @@ class Head(nn.Module):
 
     nsp: bool
     dtype: Any
+    style: Style = Style()
 
     @nn.compact
     def __call__(self, outputs: Mapping[str, Array], batch: Mapping[str, Array], train: bool) -> dict[str, Array]:
         x = jnp.take_along_axis(outputs["hidden"], batch["position"][:, :, None], axis=1)
         width = outputs["word_table"].shape[-1]  # BERT's hidden size; an LSTM's embedding size
-        x = LayerNorm(name="norm")(gelu(dense(width, self.dtype, "transform")(x)))
+        activation, epsilon, bias = self.style
+        x = ACTIVATIONS[activation](dense(width, self.dtype, "transform", bias=bias)(x))
+        x = LayerNorm(epsilon, bias, name="norm")(x)
         out = {"mlm": Decoder(name="decoder")(x, outputs["word_table"])}
         return {**out, "nsp": dense(2, self.dtype, "nsp")(outputs["pooled"]).astype(jnp.float32)} if self.nsp else out
 
@@ -217,6 +220,7 @@ class MlmNsp:
     mask_id: int
 
     best: str = "mlm_loss"
+    carries_head: bool = True
 
     @property
     def loss(self) -> tuple[str, ...]:
@@ -269,8 +273,8 @@ class MlmNsp:
         masked = tokens.at[jnp.arange(len(tokens))[:, None], where].set(new, mode="drop")
         return {**batch, "tokens": masked, "position": position, "target": target, "masked": weight.astype(jnp.float32)}
 
-    def head(self, dtype: Any) -> nn.Module:
-        return Head(self.nsp, dtype)
+    def head(self, dtype: Any, style: Style) -> nn.Module:
+        return Head(self.nsp, dtype, style)
 
     def terms(self, predictions: Mapping[str, Array], batch: Mapping[str, Array]) -> Sums:
         xent = optax.softmax_cross_entropy_with_integer_labels
