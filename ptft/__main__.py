@@ -1,4 +1,4 @@
-"""`ptft VERB`: train, eval, plan, bench, report, predict.
+"""`ptft VERB`: train, eval, plan, bench, report, predict, import, export.
 
 Exit codes: 0 done, 75 preempted and saved, 2 the user's mistake (one message; --debug shows the traceback), else a crash.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft import build, checkpoint, cost, freeze, mesh, pipeline, record, report, train
+from ptft import build, checkpoint, cost, exchange, freeze, mesh, pipeline, record, report, train
 from ptft import config as configs
 from ptft.bench import protocol, runner
 from ptft.config import Config
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides = [r.removeprefix("--config.") for r in rest if r.startswith("--config.")]
         unknown = [r for r in rest if not r.startswith("--config.") or not hasattr(args, "config")]
         if unknown:
-            known = [f"--{k}" for k in vars(args) if k not in ("verb", "folder")] + ["--config.KEY=VALUE"] * hasattr(args, "config")
+            flags = [f"--{k}" for k in vars(args) if k not in ("verb", "folder", "checkpoint")]
+            known = flags + ["--config.KEY=VALUE"] * hasattr(args, "config")
             raise UserError(f"unknown argument {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
         mesh.start()
         VERBS[args.verb][0](args, overrides)
@@ -138,6 +139,14 @@ def report_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     for kind, path in report.write(args.folder).items():
         record.say(f"{kind}: {path}")
     print((args.folder / "report.md").read_text(encoding="utf-8"))
+
+
+def import_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    exchange.import_run(args.checkpoint, args.workdir)
+
+
+def export_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    exchange.export_run(args.workdir, args.to)
 
 
 def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[str]]:
@@ -267,6 +276,16 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     ),
     "bench": (bench_verb, "compare strategies over seeds; the same command goes on", {**CONFIG, **WORKDIR}),
     "report": (report_verb, "write report.md, report.png and report.html", {"folder": {"type": Path, "help": "of a benchmark or a run"}}),
+    "import": (
+        import_verb,
+        "make a run of a checkpoint in Hugging Face's format",
+        {"checkpoint": {"metavar": "FOLDER", "help": "config.json, model.safetensors, tokenizer; or hf:ORG/NAME"}, **WORKDIR},
+    ),
+    "export": (
+        export_verb,
+        "write a run as a folder that transformers loads",
+        {**WORKDIR, "--to": {"required": True, "type": Path, "metavar": "FOLDER", "help": "a new folder"}},
+    ),
     "predict": (
         predict_verb,
         "label and probabilities of texts",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import checkpoint, cost, data, freeze, mesh, models, objectives, optim, pipeline, record, step, tree
+from ptft import checkpoint, cost, data, freeze, hub, mesh, models, objectives, optim, pipeline, record, step, tree
 from ptft import config as configs
 from ptft import tokenizer as tokenizers
 from ptft.config import Config, Field, Spec
@@ -34,7 +34,7 @@ SPEC: Spec = {
     "keep": Field(2, int, lo=1, doc="checkpoints to keep"),
     "early_stop": Field(0, int, lo=0, doc="stop after this many evaluations without a better best; 0: never"),
     "best": Field("", str, doc="dev metric that chooses the best checkpoint; '': the objective's; 'last': the last step"),
-    "init_from": Field("", str, doc="folder of a run whose backbone, tokenizer and model size are taken"),
+    "init_from": Field("", str, doc="a run, a folder in Hugging Face's format or hf:ORG/NAME: backbone, tokenizer and model size are its"),
     "init_weights": Field(True, bool, doc="False: take tokenizer and size from init_from, but start from random weights"),
     "freeze": Field("full", (str, tuple), doc="a strategy's name, or a list of (pattern, action)"),
     "parallel": Field("jit", str, choices=("jit", "pmap")),
@@ -75,7 +75,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
     """Checks a config; with `init_from`, the model's keys default to those of that run."""
     start, own = values.get("init_from"), values.get("model", {})
     if start and isinstance(start, str) and isinstance(own, Mapping):
-        base = read_run(Path(start), "config.json")["model"]
+        base = hub.model_keys(hub.open_folder(start)) if hub.is_folder(start) else read_run(Path(start), "config.json")["model"]
         if own.get("name", base["name"]) == base["name"]:
             values = {**values, "model": {**base, **own}}
     return configs.resolve(values, SPEC)
@@ -108,7 +108,8 @@ def run_tokenizer(workdir: Path) -> Tokenizer:
 def load_tokenizer(config: Config) -> Tokenizer | None:
     """The tokenizer that the config names, or None: train one."""
     given = config.data.tokenizer and tokenizers.load(config.data.tokenizer)
-    own = config.init_from and run_tokenizer(Path(config.init_from))
+    start = config.init_from
+    own = start and (tokenizers.load(hub.locate(start)) if hub.is_folder(start) else run_tokenizer(Path(start)))
     if given and own and given.fingerprint != own.fingerprint:
         raise UserError(
             f"data.tokenizer {config.data.tokenizer} ({given.vocab_size} entries) is not the one that {config.init_from} was trained "
@@ -186,6 +187,9 @@ def net(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Net:
             f"expected at most {config.model.max_len} (texts longer than that are cut), or a larger model.max_len"
         )
     objective = objectives.build(config.objective, tokenizer, labels)
+    rows = config.model.get("vocab", 0)
+    if 0 < rows < tokenizer.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, the model's word table {rows} rows: not a pair")
     backbone = models.build(config.model, tokenizer.vocab_size, dtype)
     return Net(backbone, objective.head(dtype, backbone.style), objective)
 
@@ -298,17 +302,25 @@ def _program(
 
 
 def start_params(run: Run, quiet: bool) -> Flat:
-    """Fresh weights, with the backbone of `init_from` over them; says what was loaded, new and unused."""
-    c = run.config
+    """The weights of `init_from`, and fresh ones for what it lacks; says what was loaded, new and unused."""
+    c, want = run.config, run.net.shapes()
     weights = c.init_weights  # read in any case: without init_from it is a default, not a dead key
     loaded: Flat = {}
     if c.init_from and weights:
-        loaded, what = checkpoint.load_params(Path(c.init_from), run.net.shapes())
+        skip, new_ok = "" if run.net.objective.carries_head else "head/.*", "(head|backbone/pooler)/.*"
+        if hub.is_folder(c.init_from):
+            folder = hub.open_folder(c.init_from)
+            loaded, what = hub.load_params(folder, want, skip=skip, new_ok=new_ok)
+            origin = f"{folder.kind}, {folder.dtype} in the file, float32 here"
+        else:
+            loaded, what = checkpoint.load_params(Path(c.init_from), want, skip=skip, new_ok=new_ok)
+            origin = f"step {what.step}"
         if not quiet:
-            record.say(f"from {c.init_from} (step {what.step}): loaded {len(what.loaded)} tensors")
+            record.say(f"from {c.init_from} ({origin}): loaded {len(what.loaded)} tensors")
             record.say(f"  new: {', '.join(what.new) or 'none'}")
             record.say(f"  unused: {', '.join(what.unused) or 'none'}")
-    return jax.device_put({**run.net.init(c.seed), **loaded}, mesh.replicated(run.mesh))
+    fresh = run.net.init(c.seed, tuple(n for n in want if n not in loaded))
+    return jax.device_put({n: loaded[n] if n in loaded else fresh[n] for n in want}, mesh.replicated(run.mesh))
 
 
 def describe(run: Run) -> None:

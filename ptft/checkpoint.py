@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from ptft import record
-from ptft.errors import UserError, did_you_mean
+from ptft.errors import UserError, did_you_mean, table
 from ptft.tree import Flat, diff, flatten, unflatten
 
 # Orbax logs every failure with several tracebacks from its threads, and then raises it as well.
@@ -93,7 +93,7 @@ def restore(workdir: Path, step: int, params_like: Flat, opt_like: Any) -> tuple
     want_opt = {_opt_name(path): _abstract(leaf) for path, leaf in named}
     rows = _clashes(have["params"], want_params) + _clashes(have_opt, want_opt)
     if rows:
-        raise UserError(f"the checkpoint {folder} does not fit this model and optimizer:\n{_table(rows)}")
+        raise UserError(f"the checkpoint {folder} does not fit this model and optimizer:\n{table(rows)}")
     params = _read(folder, "params", want_params)
     leaves = _read(folder, "opt", {f"{i:05d}": want_opt[path] for i, path in enumerate(paths)})
     by_path = dict(zip(paths, leaves.values(), strict=True))
@@ -122,12 +122,14 @@ class Loaded(NamedTuple):
     step: int
 
 
-def load_params(workdir: Path, want: Flat, *, skip: str = "head/.*", new_ok: str = "head/.*", best: bool = True) -> tuple[Flat, Loaded]:
+def load_params(
+    workdir: Path, want: Flat | None, *, skip: str = "head/.*", new_ok: str = "head/.*", best: bool = True
+) -> tuple[Flat, Loaded]:
     """Parameters of another run, by name; every name on both sides is accounted for.
 
     Args:
       workdir: the folder of the run to take from.
-      want: `{"a/b/c": ShapeDtypeStruct}` of the model to fill; its dtypes and shardings hold.
+      want: `{"a/b/c": ShapeDtypeStruct}` of the model to fill; its dtypes and shardings hold. None: all that is stored.
       skip: a pattern (full match) of names that are never taken.
       new_ok: a pattern (full match) of names that may be absent from the checkpoint.
       best: take the best step if there is one, else (or when False) the newest.
@@ -144,12 +146,13 @@ def load_params(workdir: Path, want: Flat, *, skip: str = "head/.*", new_ok: str
         raise UserError(_nothing(workdir))
     folder = _folder(workdir, kind, step)
     have = _stored(folder, "params")
+    want = want if want is not None else {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in have.items()}
     offered = {name: leaf for name, leaf in have.items() if not re.fullmatch(skip, name)}
     found = diff(offered, want)
     rows = [(name, _shape(offered[name]), _shape(want[name])) for name, _, _ in found.shape]
     rows += [(name, "missing", _shape(want[name])) for name in found.missing if not re.fullmatch(new_ok, name)]
     if rows:
-        raise UserError(f"the checkpoint {folder} is of another model:\n{_table(rows)}\nuse the configuration that it was trained with")
+        raise UserError(f"the checkpoint {folder} is of another model:\n{table(rows)}\nuse the configuration that it was trained with")
     params = _read(folder, "params", {name: _abstract(want[name]) for name in found.same})
     unused = [name for name in have if name not in params]
     return {name: params[name] for name in found.same}, Loaded(found.same, found.missing, unused, step)
@@ -324,10 +327,3 @@ def _clashes(have: Flat, want: Flat) -> list[tuple[str, str, str]]:
     shown = [{name: _shape(leaf) for name, leaf in side.items()} for side in (have, want)]
     names = dict.fromkeys([*want, *have])
     return [(n, shown[0].get(n, "missing"), shown[1].get(n, "not wanted")) for n in names if shown[0].get(n) != shown[1].get(n)]
-
-
-def _table(rows: list[tuple[str, str, str]], most: int = 20) -> str:
-    more = [f"  … and {len(rows) - most} more"] if len(rows) > most else []
-    rows = [("path", "have", "want"), *rows[:most]]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return "\n".join([f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in rows] + more)

@@ -21,3 +21,11 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     shown = ", ".join(options[:20]) + (" …" if len(options) > 20 else "")
     return f"there is: {shown}" if shown else "there is none"
+
+
+def table(rows: list[tuple[str, str, str]], most: int = 20) -> str:
+    """Rows (path, have, want) as lines, the first `most` of them."""
+    more = [f"  … and {len(rows) - most} more"] if len(rows) > most else []
+    rows = [("path", "have", "want"), *rows[:most]]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return "\n".join([f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in rows] + more)

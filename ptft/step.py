@@ -37,9 +37,9 @@ class Net(NamedTuple):
     head: nn.Module
     objective: Objective
 
-    def init(self, seed: int | jax.Array) -> Flat:
-        """Fresh float32 parameters `backbone/…`, `head/…`; the same seed gives the same head for every strategy."""
-        return _compiled_init(self)(seed)
+    def init(self, seed: int | jax.Array, names: tuple[str, ...] | None = None) -> Flat:
+        """Fresh float32 parameters `backbone/…`, `head/…`, or those in `names` alone, which are the same as with all of them."""
+        return _compiled_init(self, names)(seed)
 
     def create(self, seed: int | jax.Array) -> Flat:
         """`init`, not compiled."""
@@ -73,8 +73,8 @@ class Net(NamedTuple):
 
 # Runs of one process that differ in seed alone, such as a benchmark's, compile once.
 @functools.lru_cache(maxsize=64)
-def _compiled_init(net: Net) -> Callable[..., Flat]:
-    return jax.jit(net.create)
+def _compiled_init(net: Net, names: tuple[str, ...] | None) -> Callable[..., Flat]:
+    return jax.jit(lambda seed: {n: x for n, x in net.create(seed).items() if names is None or n in names})
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,4 +1,5 @@
 """WordPiece: train it, load a `vocab.txt`, save it with the run. Ids are those of Google's BERT for the same vocabulary.
+Any other `tokenizer.json` (byte-level BPE, SentencePiece) is loaded and used as it is.
 
 The work is done by the `tokenizers` library. Its own BERT normalizer and splitter differ from BERT in a few places
 (it drops private-use characters, knows only the punctuation of an old Unicode version, misspells a range of rare Chinese
@@ -9,8 +10,9 @@ exact. Text that merely looks like a special token, "[MASK]" in a review, is tex
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -20,6 +22,13 @@ from ptft.errors import UserError, did_you_mean
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 200  # BERT: a longer word is [UNK]
+ROLES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
 
 # NUL, the replacement character, control and format characters vanish; tab and line ends are white space.
 _CONTROL = Regex(r"[\x00\x{FFFD}\p{Cf}[\p{Cc}&&[^\t\n\r]]]")
@@ -36,6 +45,7 @@ class Tokenizer:
       vocab: the entries; the id of an entry is its place.
       pad, unk, cls, sep, mask: ids of the special tokens.
       continues: bool [V], True for entries that continue a word ("##ing").
+      between: how many [SEP] stand between two texts (RoBERTa: 2).
       fingerprint: sha256 hex of all that decides the ids.
     """
 
@@ -52,6 +62,7 @@ class Tokenizer:
             raise UserError(f"the vocabulary has {twice!r} twice, on lines {list(vocab).index(twice) + 1} and {ids[twice] + 1}")
         self.vocab, self.lowercase, self.vocab_size = tuple(vocab), lowercase, len(vocab)
         self.pad, self.unk, self.cls, self.sep, self.mask = (ids[s] for s in SPECIALS)
+        self.between = 1
         self.continues = np.array([t.startswith("##") and len(t) > 2 for t in vocab], dtype=bool)
         self.fingerprint = hashlib.sha256(json.dumps(["wordpiece", MAX_WORD, lowercase, *vocab]).encode()).hexdigest()
         self._hf = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD))
@@ -89,6 +100,48 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
+class Pretrained(Tokenizer):
+    """A tokenizer.json as it is: whatever vocabulary, normalizer and splitter it holds. Special tokens in a text are text."""
+
+    def __init__(self, hf: tokenizers.Tokenizer, settings: Mapping[str, Any]):
+        """`settings`: the tokenizer_config.json, whose `cls_token` and the like say what the special tokens are called."""
+        hf.no_truncation()
+        hf.no_padding()
+        ids = hf.get_vocab(with_added_tokens=True)
+        self._hf, self._settings = hf, dict(settings)
+        for role, names in ROLES.items():
+            given = settings.get(f"{role}_token")
+            given = given.get("content") if isinstance(given, Mapping) else given
+            found = [n for n in (given, *names) if n in ids]
+            if not found:
+                raise UserError(
+                    f"the tokenizer has no {role} token; expected one of {', '.join(names)}, or {role}_token in tokenizer_config.json"
+                )
+            setattr(self, role, ids[found[0]])
+            self._settings[f"{role}_token"] = found[0]
+        self.vocab_size = max(ids.values()) + 1
+        by_id = {i: token for token, i in ids.items()}
+        self.vocab = tuple(by_id.get(i, "") for i in range(self.vocab_size))
+        marked = [t.startswith(("Ġ", "▁")) for t in self.vocab]
+        special = {self.pad, self.unk, self.cls, self.sep, self.mask}
+        self.continues = np.array(
+            [
+                not begins and i not in special if any(marked) else t.startswith("##")
+                for i, (t, begins) in enumerate(zip(self.vocab, marked, strict=True))
+            ]
+        )
+        self.between = hf.encode("a", "a").ids[1:-1].count(self.sep)
+        self.fingerprint = hashlib.sha256(hf.to_str().encode()).hexdigest()
+        hf.encode_special_tokens = True
+
+    def save(self, folder: Path | str) -> None:
+        """Writes tokenizer.json and tokenizer_config.json."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._hf.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _whole(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
 
@@ -103,7 +156,9 @@ def _splitter() -> pre_tokenizers.PreTokenizer:
 
 
 def load(path: Path | str, lowercase: bool | None = None) -> Tokenizer:
-    """Loads a vocabulary: the folder of a run, a folder with a vocab.txt, or the file itself (ids = line numbers).
+    """Loads a vocabulary: the folder of a run, a folder with a tokenizer.json or a vocab.txt, or the file itself.
+
+    The ids of a vocab.txt are its line numbers. A tokenizer.json that is BERT's WordPiece is read as its vocabulary.
 
     Args:
       path: where it is.
@@ -113,6 +168,9 @@ def load(path: Path | str, lowercase: bool | None = None) -> Tokenizer:
       UserError: no such file, not UTF-8, no special tokens, a line twice.
     """
     file = _find(Path(path))
+    settings = _object(file.parent / "tokenizer_config.json")
+    if file.name == "tokenizer.json":
+        return _from_json(file, settings)
     try:
         lines = file.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines: Chinese BERT has U+2028 as an entry
     except UnicodeDecodeError as e:
@@ -120,12 +178,8 @@ def load(path: Path | str, lowercase: bool | None = None) -> Tokenizer:
     if lines[-1] == "":
         lines.pop()
     vocab = [line.removesuffix("\r") for line in lines]
-    settings = file.parent / "tokenizer_config.json"
-    if lowercase is None and settings.is_file():
-        try:
-            lowercase = json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case")
-        except (ValueError, AttributeError) as e:
-            raise UserError(f"{settings} should be a JSON object with do_lower_case: {e}") from None
+    if lowercase is None:
+        lowercase = settings.get("do_lower_case")
     if lowercase is None:
         words = (w for w in vocab if not (w.startswith(("[", "<")) and w.endswith(("]", ">"))))
         lowercase = not any("A" <= c <= "Z" for w in words for c in w)
@@ -135,10 +189,44 @@ def load(path: Path | str, lowercase: bool | None = None) -> Tokenizer:
         raise UserError(f"{file}: {e}") from None
 
 
+def _object(file: Path) -> dict[str, Any]:
+    """A file's JSON object; {} if there is no file."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as e:
+        raise UserError(f"{file} is no JSON: {e}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    try:
+        hf = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as e:  # the library raises Exception itself
+        raise UserError(f"{file} is no tokenizer that the tokenizers library reads: {e}") from None
+    found = _object(file)
+    normalizer = found.get("normalizer") or {}
+    ids = hf.get_vocab(with_added_tokens=True)
+    if normalizer.get("type") == "BertNormalizer" and found["model"]["type"] == "WordPiece":
+        lower = normalizer["lowercase"]
+        usual = normalizer["handle_chinese_chars"] and normalizer["strip_accents"] in (None, lower)
+        if usual and set(SPECIALS) <= ids.keys() == found["model"]["vocab"].keys() and sorted(ids.values()) == list(range(len(ids))):
+            return Tokenizer(sorted(ids, key=ids.__getitem__), lower)
+    try:
+        return Pretrained(hf, settings)
+    except UserError as e:
+        raise UserError(f"{file}: {e}") from None
+
+
 def _find(path: Path) -> Path:
-    for file in (path, path / "tokenizer" / "vocab.txt", path / "vocab.txt"):
-        if file.is_file():
-            return file
+    for folder in (path / "tokenizer", path):
+        full, plain = folder / "tokenizer.json", folder / "vocab.txt"
+        # Our own folders hold both, and then vocab.txt is the exact one; a vocabulary that is not WordPiece has no vocab.txt.
+        if found := [f for f in (plain, full) if f.is_file()]:
+            return found[0]
+    if path.is_file():
+        return path
     named = sorted(path.glob("*vocab.txt"))  # bert-base-uncased-vocab.txt
     if len(named) == 1:
         return named[0]

@@ -14,11 +14,13 @@ from scipy.special import erf, expit
 
 from ptft import config, freeze, models, objectives, tree
 from ptft.errors import UserError
+from ptft.models import modernbert
 from ptft.models.layers import NORMAL, LayerNorm, gelu
 from ptft.step import Net
 
 GOLDEN = Path(__file__).parent / "golden"
 T = 12
+MODELS = ("bert", "modernbert", "lstm")
 
 
 def backbone(model, **values):
@@ -50,13 +52,13 @@ def apply(module, w, batch):
 # --- BERT -------------------------------------------------------------------------------------------------------------
 
 
-def norm(x, p):
+def norm(x, p, epsilon=1e-12):
     mean = x.mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-12) * p["scale"] + p["bias"]
+    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + epsilon) * p["scale"] + p.get("bias", 0)
 
 
 def linear(x, p):
-    return x @ p["kernel"] + p["bias"]
+    return x @ p["kernel"] + p.get("bias", 0)
 
 
 def numpy_bert(w, batch, layers, heads):
@@ -117,7 +119,15 @@ def test_a_layernorm_of_tiny_numbers_shows_the_epsilon():
 
 
 @pytest.mark.parametrize(
-    ("model", "more"), [("bert", {}), ("bert", {"pooling": "mean"}), ("lstm", {"pooling": "last"}), ("lstm", {"pooling": "mean"})]
+    ("model", "more"),
+    [
+        ("bert", {}),
+        ("bert", {"pooling": "mean"}),
+        ("modernbert", {}),
+        ("modernbert", {"pooling": "mean"}),
+        ("lstm", {"pooling": "last"}),
+        ("lstm", {"pooling": "mean"}),
+    ],
 )
 def test_padding_changes_nothing(model, more):
     module, w = backbone(model, **more), weights(model, **more)
@@ -138,7 +148,7 @@ def test_what_is_masked_out_is_not_seen_but_what_is_not_is(bert):
 def test_a_row_of_padding_only_gives_numbers():
     batch = inputs()
     batch["mask"] = batch["mask"] & (np.arange(4) > 0)[:, None]
-    for model, more in (("bert", {}), ("bert", {"pooling": "mean"}), ("lstm", {})):
+    for model, more in (("bert", {}), ("bert", {"pooling": "mean"}), ("modernbert", {"pooling": "mean"}), ("lstm", {})):
         out = apply(backbone(model, **more), weights(model), batch)
         assert all(np.isfinite(x).all() for x in out.values())
 
@@ -158,9 +168,10 @@ def test_bert_may_be_entered_at_any_block(bert):
             np.testing.assert_allclose(entered[name], whole[name], atol=3e-6)
 
 
-def test_a_sequence_that_is_too_long_for_the_positions():
+@pytest.mark.parametrize("model", ["bert", "modernbert"])
+def test_a_sequence_that_is_too_long_for_the_positions(model):
     with pytest.raises(UserError, match=r"40 tokens do not fit 32 positions; lower objective.seq_len"):
-        jax.eval_shape(lambda w, b: backbone("bert").apply({"params": w}, b), weights("bert"), inputs(width=40))
+        jax.eval_shape(lambda w, b: backbone(model).apply({"params": w}, b), weights(model), inputs(width=40))
 
 
 def test_a_width_that_is_no_multiple_of_a_head():
@@ -184,6 +195,117 @@ def test_sizes_have_the_published_numbers_of_parameters(size, published):
     module = models.build(config.resolve(values, models.spec(values)), 30522, jnp.float32)
     shapes = jax.eval_shape(lambda b: module.init(jax.random.key(0), b), inputs())["params"]
     assert tree.count(tree.flatten(shapes)) == published
+
+
+# --- ModernBERT -------------------------------------------------------------------------------------------------------
+
+
+def turned(x, theta):
+    """Rotary positions as complex numbers: features i and i + half are one, turned by its position times its frequency."""
+    half = x.shape[-1] // 2
+    z = x[..., :half] + 1j * x[..., half:]
+    z = z * np.exp(1j * np.arange(x.shape[1])[:, None] * theta ** (-np.arange(half) / half))
+    return np.concatenate([z.real, z.imag], -1)
+
+
+def numpy_modernbert(w, batch, pooling):
+    """The encoder written from the paper, one head at a time, with the sizes of `tiny`; and what each block gets."""
+    w = jax.tree.map(lambda x: np.asarray(x, np.float64), w)
+    size, gelu = tiny.SIZES["modernbert"], lambda x: x * 0.5 * (1 + erf(x / np.sqrt(2)))
+    x = norm(w["embeddings"]["word"]["embedding"][batch["tokens"]], w["embeddings"]["norm"], 1e-5)
+    inside, at = [], np.arange(x.shape[1])
+    for i in range(size["layers"]):
+        inside.append(x.astype(np.float32))
+        p, local = w[f"block_{i}"], i % size["global_every"] > 0
+        seen = batch["mask"][:, None, :] & (~local | (np.abs(at[:, None] - at) <= size["window"] // 2))
+        y = norm(x, p["attention_norm"], 1e-5) if i else x
+        q, k, v = (linear(y, p["attention"][n]) for n in ("query", "key", "value"))
+        mixed = []
+        for part in np.split(np.arange(x.shape[-1]), size["heads"]):
+            q_part, k_part = (turned(y[..., part], 10_000 if local else 160_000) for y in (q, k))
+            scores = np.where(seen, np.einsum("bqd,bkd->bqk", q_part, k_part) / np.sqrt(len(part)), -1e9)
+            a = np.exp(scores - scores.max(-1, keepdims=True))
+            mixed.append(a / a.sum(-1, keepdims=True) @ v[..., part])
+        x = x + linear(np.concatenate(mixed, -1), p["attention"]["out"])
+        y = norm(x, p["ffn_norm"], 1e-5)
+        x = x + linear(gelu(linear(y, p["ffn"]["up"])) * linear(y, p["ffn"]["gate"]), p["ffn"]["down"])
+    inside.append(x.astype(np.float32))
+    x = norm(x, w["final_norm"], 1e-5)
+    first = np.array([row[m].mean(0) for row, m in zip(x, batch["mask"], strict=True)]) if pooling == "mean" else x[:, 0]
+    return x, norm(gelu(linear(first, w["pooler"]["dense"])), w["pooler"]["norm"], 1e-5), inside
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_modernbert_is_the_published_architecture(pooling):
+    module, w, batch = backbone("modernbert", pooling=pooling), weights("modernbert"), inputs()
+    got = apply(module, w, batch)
+    hidden, pooled, _ = numpy_modernbert(w, batch, pooling)
+    np.testing.assert_allclose(got["hidden"][batch["mask"]], hidden[batch["mask"]], atol=2e-5)
+    np.testing.assert_allclose(got["pooled"], pooled, atol=2e-5)
+    np.testing.assert_array_equal(got["word_table"], w["embeddings"]["word"]["embedding"])
+    assert module.style == ("gelu", 1e-5, False)  # of heads on it
+
+
+def test_modernbert_may_be_entered_at_any_block():
+    module, w, batch = backbone("modernbert"), weights("modernbert"), inputs()
+    whole, inside = apply(module, w, batch), numpy_modernbert(w, batch, "cls")[-1]
+    for start, hidden in enumerate(inside):  # after the last block there is still the last norm
+        entered = jax.jit(functools.partial(module.apply, start=start))({"params": w}, batch, hidden=hidden)
+        np.testing.assert_allclose(entered["hidden"][batch["mask"]], whole["hidden"][batch["mask"]], atol=2e-5)
+        np.testing.assert_allclose(entered["pooled"], whole["pooled"], atol=2e-5)
+
+
+@pytest.mark.parametrize(("block", "first"), [(1, T - 1 - 3), (2, 0)])
+def test_a_local_block_sees_half_a_window_to_each_side_and_a_global_one_everything(block, first):
+    module, w, batch = backbone("modernbert", layers=block + 1), weights("modernbert"), inputs()
+    hidden = np.random.default_rng(0).standard_normal((4, T, 64)).astype(np.float32)
+    other = hidden.copy()
+    other[0, -1] += 1
+    run = jax.jit(functools.partial(module.apply, start=block))
+    before, after = (np.asarray(run({"params": w}, batch, hidden=x)["hidden"]) for x in (hidden, other))
+    moved = np.abs(after - before)[0].max(-1)
+    assert np.flatnonzero(moved).tolist() == list(range(first, T))
+
+
+def test_rotary_positions_are_far_apart_by_their_distance_alone():
+    """Scores of turned vectors depend on how far apart they stand, at the far end of 8192 positions, too."""
+    q, k = np.random.default_rng(0).standard_normal((2, 1, 1, 1, 64)).astype(np.float32)
+    cos, sin = modernbert.turns(8192, 64, 160_000.0)
+    q, k = (np.asarray(modernbert.rotate(jnp.broadcast_to(x, (1, 8192, 1, 64)), (cos, sin)))[0, :, 0] for x in (q, k))
+    for distance in (0, 1, 100):
+        scores = (q[distance:] * k[: 8192 - distance]).sum(-1)
+        np.testing.assert_allclose(scores, scores[0], atol=0.02)
+    assert np.abs(q[0] @ k[0] - q[100] @ k[0]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"hidden": 60, "heads": 8}, r"model.hidden: 60 is not divisible into 8 heads; expected a multiple, or another model.heads"),
+        ({"hidden": 60, "heads": 4}, r"model.heads: 4 heads are 15 wide; rotary positions turn pairs, so expected an even width"),
+    ],
+)
+def test_a_modernbert_of_a_width_that_cannot_be(sizes, message):
+    with pytest.raises(UserError, match=message):
+        tiny.net("modernbert", **sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "published"),  # of transformers' ModernBertModel, vocabulary 50,368
+    [({}, 149_014_272), ({"layers": 28, "hidden": 1024, "heads": 16, "ffn": 2624}, 394_781_696)],
+)
+def test_modernbert_has_the_published_number_of_parameters(sizes, published):
+    values = {"name": "modernbert", **sizes}
+    module = models.build(config.resolve(values, models.spec(values)), 50368, jnp.float32)
+    shapes = tree.flatten(jax.eval_shape(lambda b: module.init(jax.random.key(0), b), inputs())["params"])
+    pooler = tree.count({n: s for n, s in shapes.items() if n.startswith("pooler/")})  # there, it belongs to the heads
+    assert tree.count(shapes) - pooler == published
+
+
+def test_training_the_top_of_modernbert_trains_its_last_norm():
+    net = tiny.net("modernbert")
+    plan = freeze.plan("top-1", models.groups("modernbert"), net.shapes())
+    assert {n.split("/")[1] for n in plan.trainable if n.startswith("backbone/")} == {"block_2", "final_norm", "pooler"}
 
 
 # --- LSTM -------------------------------------------------------------------------------------------------------------
@@ -228,7 +350,7 @@ def test_lstm_may_be_entered_after_its_block():
 
 def named(model):
     """Names and shapes of a small net of each kind, per objective."""
-    sizes = {"bert": {"size": "tiny"}, "lstm": {}}[model]
+    sizes = {"bert": {"size": "tiny"}, "modernbert": {"layers": 2, "hidden": 128, "heads": 2, "ffn": 192}, "lstm": {}}[model]
     values = {"name": model, **sizes}
     out = {}
     for task in ("classify", "mlm_nsp"):
@@ -240,13 +362,13 @@ def named(model):
     return out
 
 
-@pytest.mark.parametrize("model", ["bert", "lstm"])
+@pytest.mark.parametrize("model", MODELS)
 def test_golden_names_and_shapes(model):
     """Names are a file format: whoever changes them changes every checkpoint. `python tests/test_models.py` writes the files anew."""
     assert named(model) == json.loads((GOLDEN / f"{model}.json").read_text())
 
 
-@pytest.mark.parametrize("model", ["bert", "lstm"])
+@pytest.mark.parametrize("model", MODELS)
 def test_every_group_is_live_and_stem_and_blocks_do_not_overlap(model):
     names = [n for n in named(model)["mlm_nsp"] if n.startswith("backbone/")]
     groups = models.groups(model)
@@ -262,7 +384,7 @@ def test_every_group_is_live_and_stem_and_blocks_do_not_overlap(model):
     assert set(claimed.values()) == set(range(len(order)))
 
 
-@pytest.mark.parametrize("model", ["bert", "lstm"])
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("task", ["classify", "mlm_nsp"])
 def test_bfloat16_computes_in_bfloat16_and_reports_in_float32(model, task):
     net = tiny.net(model, task, dtype="bfloat16")
@@ -279,16 +401,18 @@ def test_bfloat16_computes_in_bfloat16_and_reports_in_float32(model, task):
     assert {s.dtype for s in jax.tree.leaves(sums)} == {jnp.dtype("float32")}
 
 
-def test_bert_in_bfloat16_is_near_float32(bert):
-    _, w, batch, exact = bert
-    rough = apply(tiny.net("bert", dtype="bfloat16", dropout=0.0, hidden=128).backbone, w, batch)
+@pytest.mark.parametrize("model", ["bert", "modernbert"])
+def test_bfloat16_is_near_float32(model):
+    w, batch = weights(model), inputs()
+    rough, exact = (apply(tiny.net(model, dtype=dtype, dropout=0.0).backbone, w, batch) for dtype in ("bfloat16", "float32"))
     difference = np.abs(np.asarray(rough["pooled"], np.float32) - exact["pooled"])
     assert 0 < difference.max() < 0.1
 
 
-def test_initial_values():
+@pytest.mark.parametrize("model", ["bert", "modernbert"])
+def test_initial_values(model):
     """Biases 0, scales 1, all else small; names and shapes are those foretold without computing."""
-    net = tiny.net("bert", "classify", layers=1)
+    net = tiny.net(model, "classify", layers=1)
     params = net.init(5)
     for name, x in params.items():
         if name.endswith("/bias"):
@@ -296,7 +420,8 @@ def test_initial_values():
         elif name.endswith("norm/scale"):
             assert np.all(np.asarray(x) == 1), name
         else:
-            assert 0 < np.abs(x).max() <= 0.0400001, name
+            deep = model == "modernbert" and re.search(r"/(out|down|pooler/dense)/kernel", name)
+            assert 0 < np.abs(x).max() <= (0.0400001 / np.sqrt(2) if deep else 0.0400001), name
     assert {n: s.shape for n, s in net.shapes().items()} == {n: x.shape for n, x in params.items()}
 
 
@@ -315,7 +440,7 @@ def test_a_model_that_does_not_exist_lists_those_that_do():
 
 
 if __name__ == "__main__":
-    for name in ("bert", "lstm"):
+    for name in MODELS:
         text = json.dumps(named(name), indent=1)
         text = re.sub(r"\[[^\]]*\]", lambda shape: json.dumps(json.loads(shape[0])), text)  # a shape is one line
         (GOLDEN / f"{name}.json").write_text(text + "\n")

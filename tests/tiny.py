@@ -16,6 +16,7 @@ TOKENIZER = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *PI
 LABELS = ("no", "maybe", "yes")
 SIZES = {
     "bert": {"layers": 2, "hidden": 64, "max_len": 32},
+    "modernbert": {"layers": 3, "hidden": 64, "heads": 4, "ffn": 48, "max_len": 32, "window": 6, "global_every": 2},
     "lstm": {"embedding": 12, "hidden": 16},
 }
 

@@ -36,7 +36,7 @@ SPEC = {
     "types": Field(2, int, lo=0, doc="token types; 1: all tokens are of type 0; 0: no table"),
     "activation": Field("gelu", str, choices=("gelu", "gelu_new", "relu", "silu"), doc="of the feed-forward layers"),
     "epsilon": Field(1e-12, float, lo=0, doc="of the LayerNorms"),
-    "pooling": Field("cls", str, choices=("cls", "mean"), doc="the pooler on [CLS], as the original, or the mean of all tokens"),
+    "pooling": Field("cls", str, choices=("cls", "first", "mean"), doc="the pooler on [CLS], [CLS] itself, or the mean of all tokens"),
     "pooler": Field("tanh", str, choices=("tanh", "relu", "gelu"), doc="activation of the pooler"),
     "dropout": Field(0.1, float, lo=0, hi=0.99, doc="of hidden states and of attention weights"),
 }
@@ -135,6 +135,8 @@ class Bert(nn.Module):
             x = Block(s, name=f"block_{i}")(x, batch["mask"], train)
         if s.pooling == "mean":
             pooled = masked_mean(x, batch["mask"])
+        elif s.pooling == "first":
+            pooled = x[:, 0]
         else:
             pooled = ACTIVATIONS[s.pooler](dense(s.hidden, s.dtype, "pooler")(x[:, 0]))
         return {"hidden": x, "pooled": pooled, "word_table": embeddings.word.embedding}

@@ -62,6 +62,22 @@ def masked_mean(x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Arr
     return jnp.einsum("bt,btd->bd", weight, x) / jnp.maximum(weight.sum(-1, keepdims=True), 1)
 
 
+def attend(
+    q: Float[Array, "B T H W"],
+    k: Float[Array, "B T H W"],
+    v: Float[Array, "B T H W"],
+    seen: Bool[Array, "B #T T"],
+    drop: Callable[[jax.Array], jax.Array],
+) -> Float[Array, "B T D"]:
+    """Scaled dot-product attention of queries to the keys that they have seen, heads side by side; softmax in float32."""
+    b, t, heads, width = q.shape
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * jnp.asarray(width**-0.5, q.dtype)
+    # finfo.min, not -inf: a row of padding only must give a number, even though nobody reads it.
+    scores = jnp.where(seen[:, None], scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    weights = drop(jax.nn.softmax(scores).astype(q.dtype))
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, t, heads * width)
+
+
 class SelfAttention(nn.Module):
     """Multi-head scaled dot-product attention (Vaswani et al. 2017), bidirectional; padding is masked out."""
 
@@ -73,11 +89,8 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], train: bool) -> Float[Array, "B T D"]:
         b, t, d = x.shape
         q, k, v = (dense(d, self.dtype, name)(x).reshape(b, t, self.heads, d // self.heads) for name in ("query", "key", "value"))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * jnp.asarray((d // self.heads) ** -0.5, self.dtype)
-        # finfo.min, not -inf: a row of padding only must give a number, even though nobody reads it.
-        scores = jnp.where(mask[:, None, None, :], scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
-        weights = nn.Dropout(self.dropout)(jax.nn.softmax(scores).astype(self.dtype), deterministic=not train)
-        return dense(d, self.dtype, "out")(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, t, d))
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        return dense(d, self.dtype, "out")(attend(q, k, v, mask[:, None, :], drop))
 
 
 class FeedForward(nn.Module):

@@ -28,7 +28,7 @@ SPEC = {
 
 @dataclass(frozen=True)
 class TextRows:
-    """Ragged token ids of `[CLS] text [SEP]` or `[CLS] text [SEP] text_b [SEP]`, padded when a batch is cut."""
+    """Ragged token ids of `[CLS] text [SEP]` or `[CLS] text [SEP] text_b [SEP]` (RoBERTa: twice [SEP]), padded when a batch is cut."""
 
     tokens: np.ndarray  # all rows, one after the other
     start: np.ndarray  # i64[N + 1]
@@ -79,11 +79,12 @@ class Classify:
         b = tokenizer.encode([r["text_b"] for r in records]) if pair else [[] for _ in a]
         rows, second, truncated = [], [], 0
         for x, y in zip(a, b, strict=True):
-            room = self.seq_len - (3 if pair else 2)
+            room = self.seq_len - (2 + tokenizer.between if pair else 2)
             truncated += len(x) + len(y) > room
             x, y = self._cut(x, y, room)
-            second.append(len(x) + 2)
-            rows.append([tokenizer.cls, *x, tokenizer.sep, *y, *([tokenizer.sep] if pair else [])])
+            middle = [tokenizer.sep] * (tokenizer.between if pair else 1)
+            second.append(1 + len(x) + len(middle))
+            rows.append([tokenizer.cls, *x, *middle, *y, *([tokenizer.sep] if pair else [])])
         label = np.asarray([r.get("label", 0) for r in records], np.int32)
         bad = np.flatnonzero((label < 0) | (label >= len(self.labels)))
         if len(bad):

@@ -228,6 +228,8 @@ class MlmNsp:
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> PairRows:
         """Cuts the corpus `passes` times; which pairs come out depends on the pass and the document alone."""
+        if self.nsp and tokenizer.between != 1:
+            raise UserError("this tokenizer puts two separators between texts, and its models know no NSP; set objective.nsp=False")
         docs = tokenize(source, tokenizer)
         if self.nsp and len(docs) < 2:
             raise UserError(

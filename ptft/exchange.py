@@ -1,0 +1,106 @@
+"""A checkpoint from outside becomes the folder of a run; a run becomes a folder that transformers loads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ptft import build, checkpoint, hub, record
+from ptft import config as configs
+from ptft import tokenizer as tokenizers
+from ptft.config import Config
+from ptft.errors import UserError
+
+
+def import_run(where: str, workdir: Path) -> None:
+    """Makes the folder of a run of a checkpoint, its heads included, and says what was found.
+
+    Raises:
+      UserError: whatever `hub` refuses, or a workdir that holds something; nothing is written then.
+    """
+    _must_be_new(workdir)
+    folder = hub.open_folder(where)
+    tokenizer, labels = tokenizers.load(folder.path), hub.labels(folder)
+    keys = hub.model_keys(folder)
+    nsp = folder.family.mlm.get("head/nsp", "no such head") + ".weight" in folder.tensors
+    objective = {**({"name": "classify"} if labels else {"name": "mlm_nsp", "nsp": nsp}), "seq_len": min(512, keys["max_len"])}
+    config = build.resolve({"model": keys, "objective": objective, "data": {"names": labels}})
+    # A pooler comes along even where the model's own pooling does not read it.
+    whole = build.net(config.replace(**{"model.pooling": "cls"}), tokenizer, labels).shapes()
+    params, what = hub.load_params(folder, whole, skip="", new_ok="(head|backbone/pooler)/.*")
+    origin = {"from": where, "model_type": folder.kind, "architectures": folder.config.get("architectures"), "dtype": folder.dtype}
+    header = {
+        "config": config.to_dict(),
+        "config_hash": configs.digest(config),
+        "versions": record.versions(),
+        "tokenizer": tokenizer.fingerprint,
+        "labels": labels,
+        "imported": origin,
+    }
+    record.write_json(workdir / "config.json", config.to_dict())
+    tokenizer.save(workdir / "tokenizer")
+    checkpoint.save_best(workdir, 0, params, header)
+    record.write_json(workdir / "run.json", header)
+    record.say(f"{where}: {folder.kind}, {len(params)} tensors, {folder.dtype} in the file, float32 here")
+    record.say("  model: " + ", ".join(f"{k} {v}" for k, v in keys.items()))
+    record.say(
+        f"  tokenizer: {tokenizer.vocab_size:,} entries; objective: {objective['name']}"
+        + (f", labels {', '.join(labels)}" if labels else "")
+    )
+    record.say(f"  not in the file: {', '.join(n for n in what.new) or 'nothing'}")
+    record.say(f"  unused: {', '.join(what.unused) or 'nothing'}")
+    record.say(f"next: ptft train --config configs/finetune.py:task=sst2,init={workdir} --workdir …")
+
+
+def export_run(workdir: Path, to: Path) -> None:
+    """Writes a run, pretrained, finetuned or imported, as a folder in Hugging Face's format, with a model card."""
+    _must_be_new(to)
+    config = configs.resolve(build.read_run(workdir, "config.json"), build.SPEC)
+    run = build.read_run(workdir, "run.json")
+    tokenizer, labels = build.run_tokenizer(workdir), list(config.data.names) or run["labels"]
+    params, what = checkpoint.load_params(workdir, None, skip="")
+    dtype = run.get("imported", {}).get("dtype", "float32")  # untouched weights go out as they came in
+    shape = getattr(build.net(config, tokenizer, run["labels"] or ["0", "1"]).backbone, "shape", None)
+    left = hub.write(to, config, shape, params, tokenizer, labels, dtype if dtype in hub.FLOATS.values() else "float32")
+    (to / "README.md").write_text(card(config, run, _result(workdir), what.step), encoding="utf-8")
+    record.say(f"{to}: {len(params) - len(left)} tensors of step {what.step}, {dtype}; {', '.join(sorted(p.name for p in to.iterdir()))}")
+    if left:
+        record.say(f"  left out, transformers has no place for them: {', '.join(left)}")
+
+
+def _must_be_new(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; expected the name of a new folder")
+
+
+def _result(workdir: Path) -> dict[str, Any]:
+    return build.read_run(workdir, "result.json") if (workdir / "result.json").is_file() else {}
+
+
+def card(config: Config, run: dict[str, Any], result: dict[str, Any], step: int) -> str:
+    """The model card: task, data, what was trained, metrics, versions. Paths of this machine stay here."""
+    task, data = config.objective.name, config.data
+    lines = ["---", "library_name: transformers", "tags: [ptft]"]
+    lines += [f"pipeline_tag: {tag}" for tag in ({"classify": "text-classification"}.get(task),) if tag]
+    lines += ["---", "", f"# {config.model.get('family', config.model.name)}, {task}", ""]
+    rows = [("objective", task), ("step", step)]
+    rows += [(f"data.{split}", data[split].rpartition("/")[2]) for split in ("train", "dev", "test") if data[split]]
+    if labels := list(data.names) or run["labels"]:
+        rows.append(("labels", ", ".join(labels)))
+    if config.init_from:
+        rows.append(("started from", config.init_from.rpartition("/")[2] if not config.init_from.startswith("hf:") else config.init_from))
+    if "imported" in run:
+        rows.append(("imported from", run["imported"]["from"].rpartition("/")[2]))
+    if result:
+        rows += [("freeze", config.freeze), ("parameters that moved", f"{result['trainable']:,} of {result['total']:,}")]
+        rows += [(f"{split} {name}", f"{x:.4f}") for split in ("dev", "test") for name, x in result.get(split, {}).items() if x is not None]
+    rows += [("config hash", run["config_hash"]), ("versions", ", ".join(f"{k} {v}" for k, v in run["versions"].items()))]
+    lines += ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
+    lines += [
+        "The configuration that made it:",
+        "",
+        "```json",
+        json.dumps({k: config.to_dict()[k] for k in ("optim", "objective", "model")}, indent=1),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,360 @@
+"""Checkpoints in Hugging Face's format, in and out: safetensors and JSON only, nothing in a file is ever executed.
+
+In: `config.json` becomes the keys of `config.model`; the headers of the weight files are checked against the shapes of
+that model; only then are the weights read, one tensor at a time. Out: the same tables of names backwards.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ptft import checkpoint
+from ptft.config import Config
+from ptft.errors import UserError, did_you_mean, table
+from ptft.hub_names import ACTIVATIONS, DEFAULTS, FAMILIES, Family, Place, places
+from ptft.tokenizer import Tokenizer
+from ptft.tree import Flat
+
+UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+BUFFERS = re.compile(r".*(position_ids|token_type_ids|inv_freq)|.*decoder\.bias")  # beside the parameters, or again
+REMOTE = "hf:"
+WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json")
+
+
+class Tensor(NamedTuple):
+    """An entry of a header."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Folder(NamedTuple):
+    """A checkpoint whose headers were read, and nothing else."""
+
+    path: Path
+    kind: str  # its model_type
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]  # by their newest names, without the prefix of a model with a head
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.kind]
+
+    @property
+    def dtype(self) -> str:
+        """The floating dtypes of its weights."""
+        return "/".join(sorted({FLOATS[t.dtype] for t in self.tensors.values() if t.dtype in FLOATS}))
+
+
+# In.
+
+
+def is_folder(where: str) -> bool:
+    """Whether `where` names a checkpoint from outside, read or refused here, rather than the folder of a run."""
+    path = Path(where)
+    if where.startswith(REMOTE) or path.suffix in UNSAFE:
+        return True
+    return path.is_dir() and not (path / "run.json").exists() and any(p.suffix in (".safetensors", *UNSAFE) for p in path.iterdir())
+
+
+@functools.lru_cache(maxsize=8)
+def locate(where: str) -> Path:
+    """The local folder of `where`; `hf:ORG/NAME` is downloaded (or found in the cache) by huggingface_hub."""
+    if not where.startswith(REMOTE):
+        return Path(where)
+    name = where.removeprefix(REMOTE)
+    how = "or give the folder of a download: config.json, model.safetensors and the tokenizer's files"
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(f"{where} needs huggingface_hub: pip install 'ptft[hub]', {how}") from None
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*WANTED, "1_Pooling/config.json"]))
+    except Exception as e:  # a dozen kinds: no network, no such repository, not allowed
+        raise UserError(f"{where} could not be fetched ({type(e).__name__}: {str(e).splitlines()[0][:120]}); go online, {how}") from None
+
+
+def open_folder(where: str | Path) -> Folder:
+    """Reads `config.json` and the headers of the weight files.
+
+    Raises:
+      UserError: no such folder, an architecture or a file format that is not read, a damaged file.
+    """
+    path = locate(str(where))
+    if path.suffix in UNSAFE:
+        raise UserError(_unsafe([path.name]))
+    if not path.is_dir():
+        beside = [p.name for p in path.absolute().parent.glob("*") if p.is_dir()]
+        raise UserError(f"expected a folder with config.json and model.safetensors, got {path}; {did_you_mean(path.name, beside)}")
+    files = _weight_files(path)
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} has no config.json; it holds {', '.join(sorted(p.name for p in path.iterdir()))}")
+    config = _json(path / "config.json")
+    kind = str(config.get("model_type", ""))
+    if kind not in FAMILIES:
+        raise UserError(f"{path}: the architecture {kind!r} is not one that ptft has; {did_you_mean(kind, FAMILIES)}")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= _header(file, FAMILIES[kind].prefix)
+    return Folder(path, kind, config, tensors)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{file} is no JSON ({e}); fetch it again") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _unsafe(names: Sequence[str]) -> str:
+    return (
+        f"{', '.join(names)}: ptft reads safetensors only, because pickles run code and TensorFlow's own format is out of scope. Where "
+        "transformers and the file's framework are installed, AutoModel.from_pretrained(FOLDER).save_pretrained(NEW) writes a "
+        "model.safetensors (for Google's TensorFlow files with transformers 4: BertForPreTraining.from_pretrained(…, from_tf=True))"
+    )
+
+
+def _weight_files(path: Path) -> list[Path]:
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").is_file():
+        return [path / "model.safetensors"]
+    if index.is_file():
+        names = sorted({str(name) for name in _json(index).get("weight_map", {}).values()})
+        for name in names:
+            if Path(name).name != name or not (path / name).is_file():
+                raise UserError(f"{index} names the file {name!r}, which is not in {path}; fetch it again")
+        if names:
+            return [path / name for name in names]
+    there = sorted(p.name for p in path.iterdir())
+    if other := [n for n in there if Path(n).suffix in UNSAFE or ".ckpt" in n]:
+        raise UserError(f"{path} has no model.safetensors but {_unsafe(other)}")
+    raise UserError(f"{path} has no model.safetensors; it holds {', '.join(there) or 'nothing'}")
+
+
+def _header(file: Path, prefix: str) -> dict[str, Tensor]:
+    found = {}
+    try:
+        with safetensors.safe_open(file, "numpy") as f:
+            for name in f.keys():  # noqa: SIM118, it is no mapping
+                entry = f.get_slice(name)
+                # Old files say gamma and beta (TensorFlow's words) for a LayerNorm's weight and bias.
+                new = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name.removeprefix(prefix)))
+                found[new] = Tensor(file, name, entry.get_dtype(), tuple(entry.get_shape()))
+    except safetensors.SafetensorError as e:
+        raise UserError(f"{file} is no intact safetensors file ({e}); it was cut short, or is another format: fetch it again") from None
+    return found
+
+
+def model_keys(folder: Folder) -> dict[str, Any]:
+    """`config.json` -> the keys of `config.model`."""
+    c, family = folder.config, folder.family
+    for key, ok in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
+        if c.get(key, ok) not in (ok, None):
+            raise UserError(f"{folder.path}/config.json: {key} is {c[key]!r}; ptft has {ok!r} only")
+    if c.get("quantization_config"):
+        raise UserError(f"{folder.path} is quantized; expected float32, float16 or bfloat16 weights")
+    keys = {ours: c.get(theirs, DEFAULTS[theirs]) for ours, theirs in family.keys.items()}
+    if keys["activation"] not in ACTIVATIONS:
+        raise UserError(f"{folder.path}/config.json: the activation {keys['activation']!r} is not one of {', '.join(ACTIVATIONS)}")
+    keys = {"name": family.model, "family": folder.kind, **keys, **family.fixed, "activation": ACTIVATIONS[keys["activation"]]}
+    if "roberta" in folder.kind:
+        keys["offset"] = c.get("pad_token_id", 1) + 1  # positions begin after that of padding
+        keys["max_len"] -= keys["offset"]
+    if keys.get("embedding") == keys["hidden"]:
+        keys["embedding"] = 0
+    pooling = folder.path / "1_Pooling" / "config.json"  # a sentence encoder
+    if pooling.is_file():
+        modes = [k.removeprefix("pooling_mode_") for k, on in _json(pooling).items() if k.startswith("pooling_mode_") and on is True]
+        if modes not in (["mean_tokens"], ["cls_token"]):
+            raise UserError(f"{pooling}: pooling by {' and '.join(modes) or 'nothing'}; ptft has mean_tokens and cls_token")
+        keys["pooling"] = {"mean_tokens": "mean", "cls_token": "first"}[modes[0]]
+    return keys
+
+
+def labels(folder: Folder) -> list[str]:
+    """The class names of a sequence classifier, in the order of their ids; [] if the file is no classifier."""
+    names = folder.config.get("id2label") or {}
+    if not any(str(a).endswith("ForSequenceClassification") for a in folder.config.get("architectures") or ()) or len(names) < 2:
+        return []
+    if folder.config.get("problem_type") not in (None, "single_label_classification") or sorted(map(int, names)) != list(range(len(names))):
+        return []
+    return [str(names[str(i)]) for i in range(len(names))]
+
+
+class Found(NamedTuple):
+    """A parameter of ours, the tensor that holds it, and the shape that this tensor must have."""
+
+    name: str
+    place: Place
+    shape: tuple[int, ...]
+
+
+def load_params(
+    folder: Folder, want: Flat, *, skip: str = "head/.*", new_ok: str = "(head|backbone/pooler)/.*"
+) -> tuple[Flat, checkpoint.Loaded]:
+    """Parameters f32 from a checkpoint, by name; every name on both sides is accounted for, as `checkpoint.load_params` does.
+
+    Nothing is read or allocated before all names, shapes and dtypes fit. An MLM head whose decoder is a matrix of its own
+    is left out: here the decoder is the word table.
+
+    Raises:
+      UserError: a tensor is missing, has another shape or no floating dtype (path, have, want), or holds NaN or infinity.
+    """
+    found, new, rows = [], [], []
+    tied = _tied(folder) if any(n.startswith("head/decoder") and not re.fullmatch(skip, n) for n in want) else True
+    for name, leaf in want.items():
+        at = [p for p in places(folder.family, name) if p.name in folder.tensors]
+        if re.fullmatch(skip, name) or not at or (not tied and name.startswith("head/")):
+            new.append(name)
+            if not re.fullmatch(f"{skip}|{new_ok}", name):
+                rows.append((places(folder.family, name)[0].name if places(folder.family, name) else name, "missing", f"for {name}"))
+            continue
+        shape = leaf.shape[::-1] if at[0].transposed else leaf.shape
+        found.append(Found(name, at[0], (shape[0] * at[0].parts, *shape[1:])))
+    for _, place, shape in found:
+        have = folder.tensors[place.name]
+        if have.shape != shape or have.dtype not in FLOATS:
+            rows.append((have.name, f"{have.dtype}{list(have.shape)}", f"{'/'.join(FLOATS)}{list(shape)}"))
+    if rows:
+        raise UserError(f"the weights of {folder.path} are not what its config.json says:\n{table(rows)}")
+    params = {name: jnp.asarray(_read(folder, place)) for name, place, _ in found}
+    used = {place.name for _, place, _ in found} | {folder.family.decoder if tied else ""}
+    unused = [t.name for n, t in folder.tensors.items() if n not in used and not BUFFERS.fullmatch(n)]
+    return params, checkpoint.Loaded(list(params), new, unused, 0)
+
+
+def _read(folder: Folder, place: Place) -> np.ndarray:
+    tensor = folder.tensors[place.name]
+    # Opened anew for each tensor: the pages of an open file count as memory of this process.
+    with safetensors.safe_open(tensor.file, "numpy") as f:
+        rows = tensor.shape[0] // place.parts
+        x = f.get_slice(tensor.name)[place.part * rows : (place.part + 1) * rows]
+    x = np.ascontiguousarray(x.T if place.transposed else x, np.float32)
+    if not np.isfinite(x).all():
+        raise UserError(f"{tensor.file}: {tensor.name} holds NaN or infinity; fetch the file again")
+    return x
+
+
+def _tied(folder: Folder) -> bool:
+    """Whether the MLM decoder, if the file has one, is the word table; compared a thousand rows at a time."""
+    word = places(folder.family, "backbone/embeddings/word/embedding")[0].name
+    pair = [folder.tensors.get(n) for n in (folder.family.decoder, word)]
+    own, table = pair
+    if own is None or table is None:
+        return folder.config.get("tie_word_embeddings", True) is not False
+    if own.shape != table.shape:
+        return False
+    with safetensors.safe_open(own.file, "numpy") as a, safetensors.safe_open(table.file, "numpy") as b:
+        x, y = a.get_slice(own.name), b.get_slice(table.name)
+        return all(np.array_equal(x[i : i + 1000], y[i : i + 1000]) for i in range(0, own.shape[0], 1000))
+
+
+# Out.
+
+
+def write(to: Path, config: Config, shape: Any, params: Flat, tokenizer: Tokenizer, labels: Sequence[str], dtype: str) -> list[str]:
+    """Writes `model.safetensors`, `config.json` and the tokenizer into the folder `to`; returns the names left out.
+
+    Args:
+      config: of the run.
+      shape: of the backbone, whose fields are the keys of `config.model` with nothing left open.
+      params: `backbone/**` and the head, if there is one.
+      labels: of a classifier, for people.
+      dtype: "float32", "float16" or "bfloat16".
+    Raises:
+      UserError: transformers has no such model.
+    """
+    kind = config.model.get("family", config.model.name)
+    if kind not in FAMILIES:
+        raise UserError(f"transformers has no model like {config.model.name!r}; there is {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    head = "classify" if "head/classifier/kernel" in params else "mlm" if "head/decoder/bias" in params else ""
+    nsp = head == "mlm" and "head/nsp/kernel" in params and "head/nsp" in family.mlm
+    _check_shape(kind, shape, head)
+    tensors, left = outside(family, params, head, nsp)
+    if lost := [n for n in left if not n.startswith(("backbone/pooler/", "head/nsp/"))]:
+        raise UserError(f"model.family={kind!r} has no place for {', '.join(lost[:5])}; expected another family, of {', '.join(FAMILIES)}")
+    what = {"classify": "ForSequenceClassification", "mlm": "ForPreTraining" if nsp else "ForMaskedLM", "": "Model"}[head]
+    to.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file({n: x.astype(dtype) for n, x in tensors.items()}, to / "model.safetensors", metadata={"format": "pt"})
+    values = {"architectures": [family.stem + what], "model_type": kind, "dtype": dtype, **_outside_keys(kind, shape, tokenizer)}
+    if head == "classify":
+        values |= {"id2label": {str(i): n for i, n in enumerate(labels)}, "label2id": {n: i for i, n in enumerate(labels)}}
+        values |= {"problem_type": "single_label_classification", family.dropout: config.objective.dropout}
+    _write_json(to / "config.json", values)
+    tokenizer.save(to)
+    if not head and shape.pooling != "cls":
+        _write_pooling(to, shape)
+    return left
+
+
+def outside(family: Family, params: Mapping[str, Any], head: str, nsp: bool) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Parameters under the names and in the layout of a file, and the names of those that have no place there.
+
+    Args:
+      head: "classify", "mlm" or "" for the encoder alone.
+      nsp: whether an "mlm" head has next-sentence prediction too, and so the encoder a pooler.
+    """
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    left = []
+    for name, x in params.items():
+        at = places(family, name, (head,) if head else ())
+        if not at or (head == "mlm" and not nsp and name.startswith("backbone/pooler/")):
+            left.append(name)
+            continue
+        full = family.prefix * (at[0].inner and head != "") + at[0].name
+        parts.setdefault(full, {})[at[0].part] = np.asarray(x).T if at[0].transposed else np.asarray(x)
+    return {n: np.ascontiguousarray(np.concatenate([p[i] for i in sorted(p)])) for n, p in parts.items()}, left
+
+
+def _check_shape(kind: str, shape: Any, head: str) -> None:
+    """Refuses what a config.json of this kind cannot say."""
+    wanted = {"pooler": "tanh", "offset": 0, **FAMILIES[kind].fixed}
+    if "roberta" in kind:
+        wanted["offset"] = shape.offset
+    if head == "classify":
+        wanted["pooling"] = "cls"
+    for key, value in wanted.items():
+        if getattr(shape, key, value) != value:
+            raise UserError(
+                f"transformers' {FAMILIES[kind].stem} knows model.{key}={value!r} only, this run has {getattr(shape, key)!r}: "
+                f"train with --config.model.{key}={value} to export it"
+            )
+
+
+def _outside_keys(kind: str, shape: Any, tokenizer: Tokenizer) -> dict[str, Any]:
+    values = {theirs: getattr(shape, ours) for ours, theirs in FAMILIES[kind].keys.items()}
+    values["max_position_embeddings"] += getattr(shape, "offset", 0)
+    if values.get("embedding_size") == 0:
+        values["embedding_size"] = shape.hidden
+    attention = "attention_dropout" if kind == "distilbert" else "attention_probs_dropout_prob"
+    values |= {attention: shape.dropout, "pad_token_id": tokenizer.pad, "tie_word_embeddings": True}
+    return values | ({"bos_token_id": tokenizer.cls, "eos_token_id": tokenizer.sep} if "roberta" in kind else {})
+
+
+def _write_pooling(to: Path, shape: Any) -> None:
+    """What makes the folder a sentence encoder for sentence-transformers."""
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{k}"} for i, (p, k) in enumerate(kinds.items())]
+    (to / "1_Pooling").mkdir(exist_ok=True)
+    mode = {f"pooling_mode_{m}": m == {"mean": "mean_tokens", "first": "cls_token"}[shape.pooling] for m in ("mean_tokens", "cls_token")}
+    _write_json(to / "modules.json", modules)
+    _write_json(to / "1_Pooling" / "config.json", {"word_embedding_dimension": shape.hidden, **mode})
+
+
+def _write_json(file: Path, values: Any) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,72 @@
+"""What ptft computes from a checkpoint, in transformers' names and layout, beside what transformers computed."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ptft import build, hub, tree
+from ptft import tokenizer as tokenizers
+from ptft.step import Net
+
+
+def net(folder: Path, **model: Any) -> tuple[Net, hub.Folder]:
+    """The net of a checkpoint, with the head that its file has, or a new one."""
+    opened = hub.open_folder(folder)
+    labels = hub.labels(opened)
+    keys = hub.model_keys(opened)
+    nsp = "cls.seq_relationship.weight" in opened.tensors
+    objective = {"name": "classify"} if labels else {"name": "mlm_nsp", "nsp": nsp, "max_predictions": 3}
+    config = build.resolve({"model": {**keys, **model}, "objective": {**objective, "seq_len": 12}})
+    return build.net(config, tokenizers.load(folder), labels), opened
+
+
+def loss(net: Net, params: dict[str, Any], batch: dict[str, Any]) -> tuple[jax.Array, Any]:
+    predictions = net.predict(params, batch)
+    sums = net.objective.terms(predictions, batch)
+    return jnp.stack([sums[n][0] / sums[n][1] for n in net.objective.loss]).sum(), predictions
+
+
+def computed(folder: Path, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Hidden states, pooled output, logits, loss and gradients, named as the script that makes the files names them."""
+    made, opened = net(folder)
+    family = opened.family
+    params, _ = hub.load_params(opened, made.shapes(), skip="nothing")
+    fresh = made.init(0)
+    params = {n: params.get(n, fresh[n]) for n in fresh}
+    inside = {"params": tree.unflatten(params)["backbone"]}
+    out, state = made.backbone.apply(inside, batch, capture_intermediates=True, mutable=["intermediates"])
+    blocks = tree.flatten(state["intermediates"])
+    found = {f"hidden_{i + 1}": blocks[f"block_{i}/__call__"][0] for i in range(made.backbone.shape.layers)}
+    found |= {"hidden_0": blocks["embeddings/__call__"][0], "hidden": out["hidden"], "pooled": out["pooled"]}
+    (value, predictions), grads = jax.jit(jax.value_and_grad(lambda p: loss(made, p, batch), has_aux=True))(params)
+    head = "classify" if "head/classifier/kernel" in params else "mlm"
+    found |= {"loss": value, **(predictions if isinstance(predictions, dict) else {"logits": predictions})}
+    named, _ = hub.outside(family, grads, head, nsp="head/nsp/kernel" in params)
+    return {k: np.asarray(v) for k, v in {**found, **{f"grad {n}": g for n, g in named.items()}}.items()}
+
+
+def differences(folder: Path, want: dict[str, np.ndarray]) -> dict[str, float]:
+    """Largest difference of every tensor, relative to its scale (the largest value), at real tokens only.
+
+    Some gradients are zero but for rounding (a key's bias shifts all scores alike): the scale of a gradient is at least a
+    thousandth of the largest one.
+    """
+    batch = {k.removeprefix("in "): v for k, v in want.items() if k.startswith("in ")}
+    have = computed(folder, batch)
+    out = {}
+    floor = 1e-3 * max((np.abs(x).max() for n, x in want.items() if n.startswith("grad ")), default=0)
+    for name, theirs in want.items():
+        if name.startswith("in ") or name not in have:
+            continue
+        ours = have[name]
+        if name.startswith("hidden"):
+            ours, theirs = ours[batch["mask"]], theirs[batch["mask"]]
+        if name == "mlm":
+            rows = np.arange(len(theirs))[:, None]
+            at = batch["masked"] > 0
+            ours, theirs = ours[at], theirs[rows, batch["position"]][at]
+        out[name] = float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), floor if name.startswith("grad ") else 1e-6))
+    return out
