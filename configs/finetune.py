@@ -3,14 +3,14 @@
     ptft train --config configs/finetune.py:task=sst2,init=runs/simplewiki,freeze=top-1,root=data --workdir runs/sst2
 
 Arguments: `task`, one of ptft/tasks.py, or empty for a table of your own in config.data; `init`, the folder of a pretraining
-run; `freeze`, a strategy; `root`, a folder that holds the task's files in the layout of ptft/tasks.py: empty reads TFDS
+run, a folder in Hugging Face's format, or hf:ORG/NAME; `freeze`, a strategy; `root`, a folder that holds the task's files in the layout of ptft/tasks.py: empty reads TFDS
 instead, where GLUE needs the [tf] extra once, to prepare it; `seq_len`; `epochs`.
 Cost: seconds a thousand examples for the tiny sizes on two CPU cores. Result: see the README's table of real runs.
 """
 
 from ml_collections import ConfigDict
 
-from ptft import tasks
+from ptft import hub, tasks
 from ptft.config import parse_arg
 
 
@@ -37,7 +37,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.objective.seq_len = a.seq_len
 
     c.optim = ConfigDict()
-    c.optim.lr = 5e-4 if a.freeze == "full" else 1e-3  # the fewer parameters move, the further each has to go
+    # The fewer parameters move, the further each has to go; weights that were pretrained for days want smaller steps.
+    full, part = (5e-5, 5e-4) if hub.is_imported(a.init) else (5e-4, 1e-3)
+    c.optim.lr = full if a.freeze == "full" else part
 
     c.data = tasks.data(a.task, a.root) if a.task else ConfigDict()
     return c

@@ -211,8 +211,11 @@ def _predict_step(net: Net) -> Callable[..., jax.Array]:
 
 
 def probabilities(net: Net, params: Flat, rows: Rows, batch: int) -> np.ndarray:
-    """Class probabilities f32[N, k] of a classifier's rows."""
-    parts = [_predict_step(net)(params, b) for b in pipeline.eval_batches(rows, batch)]
+    """Class probabilities f32[N, k] of a classifier's rows. One short text is not padded to a batch of long ones."""
+    parts = []
+    for b in pipeline.eval_batches(rows, min(batch, len(rows))):
+        width = 32 * -(-int(b["length"].max()) // 32)
+        parts.append(_predict_step(net)(params, {**b, "tokens": b["tokens"][:, :width]}))
     return np.concatenate(parts)[: len(rows)]
 
 

