@@ -2,7 +2,7 @@
 
     ptft train --config configs/pretrain.py:size=tiny,corpus=simplewiki,root=data --workdir runs/simplewiki
 
-Arguments: `size` tiny … large; `corpus` embedded, simplewiki or zhwiki (WikiExtractor output in `root`/NAME/AA), or any
+Arguments: `size` tiny … large; `init`, a run or a checkpoint to go on from, heads and size included; `corpus` embedded, simplewiki or zhwiki (WikiExtractor output in `root`/NAME/AA), or any
 source through --config.data.train and --config.data.dev. The default, tiny on the embedded corpus, needs no files.
 Cost and result of the command above: see the README's table of real runs (about half an hour of two CPU cores).
 """
@@ -20,7 +20,7 @@ CORPORA = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    a = parse_arg(arg, size="tiny", corpus="embedded", root="data", seq_len=128)
+    a = parse_arg(arg, size="tiny", corpus="embedded", root="data", seq_len=128, init="")
     if a.corpus not in CORPORA:
         raise UserError(f"no corpus {a.corpus!r}; {did_you_mean(a.corpus, CORPORA)}")
     train, dev = CORPORA[a.corpus]
@@ -34,10 +34,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.save_every = "1000 steps"
     c.log_every = "100 steps"
 
+    c.init_from = a.init
     c.model = ConfigDict()
-    c.model.name = "bert"
-    c.model.size = a.size
-    c.model.max_len = 128
+    if not a.init:  # else all but the dropout is as it was there
+        c.model.name = "bert"
+        c.model.size = a.size
+        c.model.max_len = 128
     c.model.dropout = 0.0  # a budget of minutes sees each sentence about twice: there is nothing to overfit
 
     c.objective = ConfigDict()
@@ -46,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.optim = ConfigDict()
     c.optim.name = "adamw"
-    c.optim.lr = 2e-3  # for small batches and two layers; larger sizes want 1e-4 … 5e-4
+    c.optim.lr = 1e-4 if a.init else 2e-3  # for small batches and two layers; larger sizes want 1e-4 … 5e-4
     c.optim.bias_correction = False
 
     c.data = ConfigDict()

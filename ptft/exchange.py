@@ -87,9 +87,9 @@ def card(config: Config, run: dict[str, Any], result: dict[str, Any], step: int)
     if labels := list(data.names) or run["labels"]:
         rows.append(("labels", ", ".join(labels)))
     if config.init_from:
-        rows.append(("started from", config.init_from.rpartition("/")[2] if not config.init_from.startswith("hf:") else config.init_from))
+        rows.append(("started from", Path(config.init_from).name if not config.init_from.startswith("hf:") else config.init_from))
     if "imported" in run:
-        rows.append(("imported from", run["imported"]["from"].rpartition("/")[2]))
+        rows.append(("imported from", Path(run["imported"]["from"]).name))
     if result:
         rows += [("freeze", config.freeze), ("parameters that moved", f"{result['trainable']:,} of {result['total']:,}")]
         rows += [(f"{split} {name}", f"{x:.4f}") for split in ("dev", "test") for name, x in result.get(split, {}).items() if x is not None]

@@ -32,7 +32,7 @@ ONLY = {
     "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False, "norm_bias": False, "attention_bias": False,
     "mlp_bias": False, "classifier_bias": False, "decoder_bias": True, "rope_type": "default", "rope_scaling": None,
 }  # fmt: skip
-WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json", "vocab.txt", "tokenizer*.json", "special_tokens_map.json")
+WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json", "vocab.txt", "tokenizer*.json", "1_Pooling/config.json")
 
 
 class Tensor(NamedTuple):
@@ -81,19 +81,20 @@ def is_imported(where: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def locate(where: str) -> Path:
-    """The local folder of `where`; `hf:ORG/NAME` is downloaded (or found in the cache) by huggingface_hub."""
+    """The local folder of `where`; `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` is downloaded, or found in huggingface_hub's cache."""
     if not where.startswith(REMOTE):
         return Path(where)
-    name = where.removeprefix(REMOTE)
+    name, _, revision = where.removeprefix(REMOTE).partition("@")
     how = "or give the folder of a download: config.json, model.safetensors and the tokenizer's files"
     try:
         import huggingface_hub
     except ImportError:
         raise UserError(f"{where} needs huggingface_hub: pip install 'ptft[hub]', {how}") from None
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*WANTED, "1_Pooling/config.json"]))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=WANTED))
     except Exception as e:  # a dozen kinds: no network, no such repository, not allowed
-        raise UserError(f"{where} could not be fetched ({type(e).__name__}: {str(e).splitlines()[0][:120]}); go online, {how}") from None
+        why = f"{type(e).__name__}: {str(e).partition(chr(10))[0][:120]}"
+        raise UserError(f"{where} could not be fetched ({why}); go online, {how}") from None
 
 
 def open_folder(where: str | Path) -> Folder:
@@ -259,7 +260,7 @@ def load_params(
         if have.shape != shape or have.dtype not in FLOATS:
             rows.append((have.name, f"{have.dtype}{list(have.shape)}", f"{'/'.join(FLOATS)}{list(shape)}"))
     if rows:
-        raise UserError(f"the weights of {folder.path} are not what its config.json says:\n{table(rows)}")
+        raise UserError(f"the weights of {folder.path} do not fit its config.json, or config.model over it:\n{table(rows)}")
     params = {name: jnp.asarray(_read(folder, place)) for name, place, _ in found}
     used = {place.name for _, place, _ in found} | {folder.family.decoder if tied else ""}
     unused = [t.name for n, t in folder.tensors.items() if n not in used and not BUFFERS.fullmatch(n)]
@@ -289,7 +290,8 @@ def _tied(folder: Folder) -> bool:
         return False
     with safetensors.safe_open(own.file, "numpy") as a, safetensors.safe_open(table.file, "numpy") as b:
         x, y = a.get_slice(own.name), b.get_slice(table.name)
-        return all(np.array_equal(x[i : i + 1000], y[i : i + 1000]) for i in range(0, own.shape[0], 1000))
+        ends = [(i, min(i + 1000, own.shape[0])) for i in range(0, own.shape[0], 1000)]  # a slice beyond the end is an error
+        return all(np.array_equal(x[i:j], y[i:j]) for i, j in ends)
 
 
 # Out.
