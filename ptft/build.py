@@ -121,7 +121,10 @@ def load_tokenizer(config: Config) -> Tokenizer | None:
 def texts(records: Sequence[Mapping[str, Any]]) -> Any:
     """Every text of a source, to train a tokenizer on."""
     for r in records:
-        yield from r["sentences"] if "sentences" in r else (r[k] for k in ("text", "text_b") if k in r)
+        if "words" in r:
+            yield " ".join(r["words"])
+        else:
+            yield from r["sentences"] if "sentences" in r else (r[k] for k in ("text", "text_b") if k in r)
 
 
 def load_data(config: Config) -> Data:
@@ -155,7 +158,7 @@ def _load_data(data_json: str, objective_json: str, init_from: str) -> Data:
     try:
         objective = objectives.build(config.objective, tokenizer, labels)
     except UserError as e:
-        hint = "" if labels else ": it is read as documents; set data.label to the column of the label"
+        hint = "" if labels else ": it is read as documents; set data.label to the column of the label, or data.format='conll'"
         raise UserError(f"{e}{hint}") from None
     cut = {split: rows(objective, source, tokenizer, f"data.{split}") for split, source in sources.items()}
     for split, found in cut.items():
@@ -174,7 +177,7 @@ def rows(objective: Objective, source: data.Source, tokenizer: Tokenizer, where:
         have = ", ".join(source.records[0])
         raise UserError(
             f"{where}: the objective reads {e} of every record, these have {have}; "
-            "labelled rows need data.label (and a pair data.text_b), documents none"
+            "labelled rows need data.label (and a pair data.text_b), documents none, tagged words data.format='conll'"
         ) from None
 
 
@@ -271,15 +274,24 @@ def program(run: Run) -> Program:
     """Compiles the training step of a run, ahead of time where there is a whole-program form (`jit`)."""
     c, d = run.config, run.durations
     _ = list(c.optim.values())  # a cached program read them
-    rates = tuple(run.plan.rates.items())
-    return _program(run.net, json.dumps(c.optim.to_dict()), rates, d.warmup, d.total, c.batch, c.accumulate, c.parallel, run.mesh)
+    factors = tuple((r.name, r.rate, r.decay) for r in run.plan.rows if r.rate)
+    return _program(run.net, json.dumps(c.optim.to_dict()), factors, d.warmup, d.total, c.batch, c.accumulate, c.parallel, run.mesh)
 
 
 @functools.lru_cache(maxsize=64)
 def _program(
-    net: Net, optim_json: str, rates: Any, warmup: int, total: int, batch: int, accumulate: int, parallel: str, grid: Any
+    net: Net,
+    optim_json: str,
+    factors: tuple[tuple[str, float, float], ...],
+    warmup: int,
+    total: int,
+    batch: int,
+    accumulate: int,
+    parallel: str,
+    grid: Any,
 ) -> Program:
-    tx = optim.build(Config(json.loads(optim_json)), dict(rates), warmup, total)
+    rates, decays = {n: rate for n, rate, _ in factors}, {n: decay for n, _, decay in factors}
+    tx = optim.build(Config(json.loads(optim_json)), rates, warmup, total, decays)
     compiled = step.compile_train(net, tx, grid, accumulate, parallel)
     used = cost.Cost(None, None, None)
     if parallel == "jit":
@@ -289,7 +301,7 @@ def _program(
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         params = {n: shape(s, everywhere) for n, s in net.shapes().items()}
-        trainable, frozen = tree.split(params, dict(rates))
+        trainable, frozen = tree.split(params, rates)
         moving = jax.eval_shape(lambda p: step.init_moving(p, tx), trainable)
         aot = compiled.lower(  # type: ignore[attr-defined]
             jax.tree.map(lambda x: shape(x, everywhere), moving),

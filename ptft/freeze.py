@@ -4,20 +4,35 @@ A strategy speaks the groups that its model exports (`GROUPS`), never paths. The
 always trained.
 
   full               everything
-  head               the head alone (linear probe)
-  top-K              the K blocks nearest to the output, and the pooler
-  bottom-K           the K blocks nearest to the input
+  head               the head alone (linear probe: Alain & Bengio 2016, arXiv 1610.01644)
+  top-K              the K blocks nearest to the output, and the pooler (Lee et al. 2019, arXiv 1911.03090)
+  bottom-K           the K blocks nearest to the input (surgical finetuning: Lee et al. 2022, arXiv 2210.11466)
+  layers=LIST        these blocks, numbered from 0 at the input: layers=0,2,5-7
+  every-N            every N-th block, counted from the input, the last of each N (block expansion: Wu et al. 2024, arXiv 2401.02415)
   embeddings         the embeddings alone
   freeze-embeddings  everything but the embeddings
   bitfit             all biases (Ben Zaken et al. 2021, arXiv 2106.10199)
-  layernorm          all LayerNorm scales and biases
-  attention          the attention matrices and their biases
+  bitfit=LIST        the biases of these modules: bitfit=query,up is the subset of that paper
+  layernorm          all LayerNorm scales and biases (Zhao et al. 2023, arXiv 2312.11420)
+  attention          the attention matrices and their biases (Touvron et al. 2022, arXiv 2203.09795)
   ffn                the feed-forward matrices and their biases
+  pooler             what lies between the last block and the head
+  random=SHARE,SEED  tensors drawn at random until they hold this share of the backbone: a control
+
+Sets combine from left to right: `top-2+bitfit` trains what either trains, `top-2&bitfit` what both do, `full!embeddings`
+the first without the second. Learning rates follow after an @, each block's by its distance from the head:
+
+  NAME@decay=R       the rate falls by the factor R a block from the head down (Clark et al. 2020, arXiv 2003.10555)
+  NAME@ulmfit        the same with R = 1/2.6 (discriminative finetuning: Howard & Ruder 2018, arXiv 1801.06146)
+
+A rule list says the same by hand: `[(pattern, action), …]`, full match, first wins, with the actions `freeze`, `train`,
+`train(lr=F)` and `train(lr=F, wd=G)`: factors of the learning rate and of the weight decay.
 
 Ties: with `mlm_nsp` the decoder is the word-embedding table, so whatever freezes or trains the embeddings does the same
-to the decoder's matrix.
+to the decoder's matrix. A table that is trained gets both gradients, the decoder's and the embeddings'.
 """
 
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +45,14 @@ Rules = Sequence[tuple[str, str]]
 
 HEAD = ("head/.*", "train")
 REST = ("backbone/.*", "freeze")
-NAMES = ("full", "head", "top-K", "bottom-K", "embeddings", "freeze-embeddings", "bitfit", "layernorm", "attention", "ffn")
+NAMES = (
+    "full", "head", "top-K", "bottom-K", "layers=LIST", "every-N", "embeddings", "freeze-embeddings", "bitfit", "bitfit=LIST", "layernorm",
+    "attention", "ffn", "pooler", "random=SHARE,SEED",
+)  # fmt: skip
+RATES = ("decay=R", "ulmfit")
 # strategy -> the group it trains
-GROUP = {"embeddings": "stem", "bitfit": "bias", "layernorm": "norm", "attention": "attention", "ffn": "ffn"}
+GROUP = {"embeddings": "stem", "bitfit": "bias", "layernorm": "norm", "attention": "attention", "ffn": "ffn", "pooler": "pooler"}
+FACTOR = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)"
 
 
 @dataclass(frozen=True)
@@ -43,11 +63,12 @@ class Row:
     shape: tuple[int, ...]
     pattern: str
     rate: float  # multiplies the learning rate; 0: frozen
+    decay: float = 1.0  # multiplies the weight decay
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The resolved table: every parameter, the rule that claimed it, and its learning-rate factor."""
+    """The resolved table: every parameter, the rule that claimed it, and its factors."""
 
     rows: tuple[Row, ...]
 
@@ -60,6 +81,11 @@ class Plan:
         """Learning-rate factor of every trainable parameter."""
         return {r.name: r.rate for r in self.rows if r.rate}
 
+    @property
+    def decays(self) -> dict[str, float]:
+        """Weight-decay factor of every trainable parameter."""
+        return {r.name: r.decay for r in self.rows if r.rate}
+
     def counts(self) -> tuple[int, int]:
         """(trainable, total) numbers of parameters."""
         sizes = [(r.rate, tree.count({r.name: r})) for r in self.rows]
@@ -67,36 +93,113 @@ class Plan:
 
     def table(self) -> list[dict[str, Any]]:
         """The plan as JSON."""
-        return [{"name": r.name, "shape": list(r.shape), "rule": r.pattern, "rate": r.rate} for r in self.rows]
+        return [{"name": r.name, "shape": list(r.shape), "rule": r.pattern, "rate": r.rate, "decay": r.decay} for r in self.rows]
 
 
-def rules(strategy: str, groups: Mapping[str, str], names: Sequence[str]) -> Rules:
-    """The ordered rules of a named strategy on a model with these groups and parameter names."""
-    depth = _depth(groups, names)
-    if strategy == "full":
+def rules(strategy: str, groups: Mapping[str, str], params: Mapping[str, Any]) -> Rules:
+    """The ordered rules of a named strategy on a model with these groups and parameters (arrays or shapes)."""
+    sets, _, rates = strategy.partition("@")
+    first, *more = re.split(r"([+&!])", sets)
+    chosen = patterns(first, strategy, groups, params)
+    for op, text in zip(more[::2], more[1::2], strict=True):
+        chosen = _combine(op, chosen, patterns(text, strategy, groups, params))
+    actions = [(p, "train") for p in chosen]
+    if "@" in strategy:
+        actions = [
+            (_both(p, level), f"train(lr={rate:.6g})") for p, _ in actions for level, rate in _levels(rates, strategy, groups, params)
+        ]
+    if actions == [("backbone/.*", "train")]:
         return [(".*", "train")]
-    if strategy == "head":
-        return [HEAD, REST]
-    if strategy == "freeze-embeddings":
-        return [(_group(strategy, "stem", groups), "freeze"), (".*", "train")]
-    if strategy in GROUP:
-        return [HEAD, (_group(strategy, GROUP[strategy], groups), "train"), REST]
-    if found := re.fullmatch(r"(top|bottom)-(\d+)", strategy):
-        k = int(found[2])
+    ordered = [HEAD, *actions, REST]
+    claimed = set(tree.claims(list(params), [p for p, _ in ordered]).values())
+    if sets != "head" and claimed.isdisjoint(range(1, len(ordered) - 1)):
+        raise UserError(f"freeze={strategy!r} trains nothing but the head on this model; say freeze='head' if that is meant")
+    return [rule for i, rule in enumerate(ordered) if i in claimed]
+
+
+def patterns(text: str, strategy: str, groups: Mapping[str, str], params: Mapping[str, Any]) -> list[str]:
+    """The backbone's parameters that one name trains."""
+    depth = _depth(groups, params)
+    name, _, argument = text.partition("=")
+    if text == "full":
+        return ["backbone/.*"]
+    if text == "head":
+        return []
+    if text == "freeze-embeddings":
+        return _combine("!", ["backbone/.*"], [_group(strategy, "stem", groups)])
+    if text in GROUP:
+        return [_group(strategy, GROUP[text], groups)]
+    if found := re.fullmatch(r"(top|bottom|every)-(\d+)", text):
+        k, which = int(found[2]), found[1]
         if not 1 <= k <= depth:
-            raise UserError(f"freeze={strategy!r}: the model has {depth} blocks; expected {found[1]}-1 … {found[1]}-{depth}")
-        chosen = range(depth - k, depth) if found[1] == "top" else range(k)
-        moving = [groups["pooler"]] if found[1] == "top" and "pooler" in groups else []
-        moving += [groups["block"].format(i) for i in chosen]
-        rest = [REST] if any(not any(re.fullmatch(p, n) for p in [*moving, HEAD[0]]) for n in names) else []
-        return [HEAD, *((p, "train") for p in moving), *rest]
-    raise UserError(f"freeze={strategy!r} is no strategy; {did_you_mean(strategy, NAMES)} (or a list of rules)")
+            raise UserError(f"freeze={strategy!r}: the model has {depth} blocks; expected {which}-1 … {which}-{depth}")
+        blocks = {"top": range(depth - k, depth), "bottom": range(k), "every": range(k - 1, depth, k)}[which]
+        pooler = [groups["pooler"]] if which == "top" and "pooler" in groups else []
+        return [*pooler, *(groups["block"].format(i) for i in blocks)]
+    if name == "layers" and (numbers := _numbers(argument)):
+        if max(numbers) >= depth:
+            raise UserError(f"freeze={strategy!r}: the model has the blocks 0 … {depth - 1}, not {max(numbers)}")
+        return [groups["block"].format(i) for i in numbers]
+    if name == "bitfit" and argument:
+        return [_bias(module, strategy, groups, params) for module in argument.split(",")]
+    if name == "random" and (found := re.fullmatch(rf"{FACTOR},(\d+)", argument)) and 0 < float(found[1]) <= 1:
+        return _random(float(found[1]), int(found[2]), params)
+    raise UserError(f"freeze={strategy!r}: {text!r} is no strategy; {did_you_mean(text, NAMES)} (or a list of rules)")
 
 
-def _depth(groups: Mapping[str, str], names: Sequence[str]) -> int:
+def _both(a: str, b: str) -> str:
+    return f"(?={a}$){b}"
+
+
+def _combine(op: str, left: list[str], right: list[str]) -> list[str]:
+    if op == "+":
+        return left + right
+    if op == "&":
+        return [_both(a, b) for a in left for b in right]
+    without = "|".join(right)
+    return [f"(?!({without})$){a}" for a in left] if right else left
+
+
+def _numbers(text: str) -> list[int]:
+    """ "0,2,5-7" -> [0, 2, 5, 6, 7]; [] if it is not of that form."""
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        return []
+    ranges = [part.partition("-") for part in text.split(",")]
+    return sorted({i for a, _, b in ranges for i in range(int(a), int(b or a) + 1)})
+
+
+def _bias(module: str, strategy: str, groups: Mapping[str, str], params: Mapping[str, Any]) -> str:
+    pattern = _both(_group(strategy, "bias", groups), rf"(.*/)?{re.escape(module)}/bias")
+    if not any(re.fullmatch(pattern, n) for n in params):
+        there = {n.split("/")[-2] for n in params if re.fullmatch(groups["bias"], n)}
+        raise UserError(f"freeze={strategy!r}: no module {module!r} has a bias; {did_you_mean(module, there)}")
+    return pattern
+
+
+def _random(share: float, seed: int, params: Mapping[str, Any]) -> list[str]:
+    backbone = {n: p for n, p in params.items() if n.startswith("backbone/")}
+    order, enough, taken = list(backbone), share * tree.count(backbone), list[str]()
+    random.Random(seed).shuffle(order)
+    while tree.count({n: backbone[n] for n in taken}) < enough:
+        taken.append(order.pop())
+    return [re.escape(n) for n in taken]
+
+
+def _levels(rates: str, strategy: str, groups: Mapping[str, str], params: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """(pattern, learning-rate factor) of every level of the backbone, the lowest first."""
+    found = re.fullmatch(rf"decay={FACTOR}", rates)
+    factor = 1 / 2.6 if rates == "ulmfit" else float(found[1]) if found else 0.0
+    if not 0 < factor <= 1:
+        raise UserError(f"freeze={strategy!r}: {rates!r} is no rule for rates; {did_you_mean(rates, RATES)}, with R above 0 and up to 1")
+    depth = _depth(groups, params)
+    blocks = [(groups["block"].format(i), factor ** (depth - i)) for i in range(depth)]
+    return [(groups["stem"], factor ** (depth + 1)), *blocks, ("backbone/.*", 1.0)]
+
+
+def _depth(groups: Mapping[str, str], params: Mapping[str, Any]) -> int:
     """Number of blocks that the parameter names show."""
     depth = 0
-    while any(re.fullmatch(groups["block"].format(depth), n) for n in names):
+    while any(re.fullmatch(groups["block"].format(depth), n) for n in params):
         depth += 1
     return depth
 
@@ -107,18 +210,20 @@ def _group(strategy: str, group: str, groups: Mapping[str, str]) -> str:
     return groups[group]
 
 
-def _rate(action: str) -> float:
-    """The factor of an action: "freeze" -> 0, "train" -> 1, "train(lr=0.1)" -> 0.1."""
+def _factors(action: str) -> tuple[float, float]:
+    """Factors of learning rate and weight decay: "freeze" -> (0, 1), "train" -> (1, 1), "train(lr=0.1, wd=0)" -> (0.1, 0)."""
     if action in ("freeze", "train"):
-        return float(action == "train")
-    found = re.fullmatch(r"train\(lr=([0-9.eE+-]+)\)", action)
+        return float(action == "train"), 1.0
+    found = re.fullmatch(rf"train\((?:lr={FACTOR})?(?:(?<=[0-9]), )?(?:wd={FACTOR})?\)", action)
     try:
-        rate = float(found[1]) if found else 0.0
+        rate, decay = (float(x) if x else 1.0 for x in found.groups()) if found and any(found.groups()) else (0.0, 0.0)
     except ValueError:
-        rate = 0.0
+        rate = decay = 0.0
     if not 0 < rate < float("inf"):
-        raise UserError(f"freeze action {action!r}: expected 'freeze', 'train' or 'train(lr=FACTOR)' with a factor above 0")
-    return rate
+        raise UserError(
+            f"freeze action {action!r}: expected 'freeze', 'train' or 'train(lr=FACTOR, wd=FACTOR)', one or both, with an lr above 0"
+        )
+    return rate, decay
 
 
 def plan(strategy: str | Sequence[Sequence[str]], groups: Mapping[str, str], params: Mapping[str, Any]) -> Plan:
@@ -129,15 +234,15 @@ def plan(strategy: str | Sequence[Sequence[str]], groups: Mapping[str, str], par
     """
     names = list(params)
     if isinstance(strategy, str):
-        chosen = rules(strategy, groups, names)
+        chosen = rules(strategy, groups, params)
     else:
         for rule in strategy:
             if not isinstance(rule, list | tuple) or len(rule) != 2:
                 raise UserError(f"freeze rule {rule!r}: expected a pair (pattern, action)")
         chosen = [(str(p), str(a)) for p, a in strategy]
-    rates = [_rate(action) for _, action in chosen]
+    factors = [_factors(action) for _, action in chosen]
     claimed = tree.match(names, chosen)
-    rows = tuple(Row(n, tuple(params[n].shape), chosen[claimed[n]][0], rates[claimed[n]]) for n in names)
+    rows = tuple(Row(n, tuple(params[n].shape), chosen[claimed[n]][0], *factors[claimed[n]]) for n in names)
     if not any(r.rate for r in rows):
         raise UserError(f"freeze={strategy!r} leaves nothing to train")
     return Plan(rows)
@@ -146,15 +251,19 @@ def plan(strategy: str | Sequence[Sequence[str]], groups: Mapping[str, str], par
 def describe(plan: Plan) -> str:
     """The plan as text, one line a rule-and-module, with counts."""
     lines, width = [], max(len(_module(r.name)) for r in plan.rows)
-    grouped: dict[tuple[str, str, float], int] = {}
+    grouped: dict[tuple[str, str, str], int] = {}
     for r in plan.rows:
-        key = (_module(r.name), r.pattern, r.rate)
+        key = (_module(r.name), r.pattern, _action(r))
         grouped[key] = grouped.get(key, 0) + tree.count({r.name: r})
-    for (module, pattern, rate), n in grouped.items():
-        action = "freeze" if not rate else "train" if rate == 1 else f"train(lr={rate:g})"
+    for (module, pattern, action), n in grouped.items():
         lines.append(f"  {module:<{width}}  {n:>12,}  {action:<14} {pattern}")
     trainable, total = plan.counts()
     return "\n".join([*lines, f"  trainable {trainable:,} of {total:,} parameters ({trainable / total:.2%})"])
+
+
+def _action(row: Row) -> str:
+    factors = [f"{name}={x:g}" for name, x in (("lr", row.rate), ("wd", row.decay)) if x != 1]
+    return "freeze" if not row.rate else f"train({', '.join(factors)})" if factors else "train"
 
 
 def _module(name: str) -> str:

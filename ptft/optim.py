@@ -56,15 +56,18 @@ def scale_by_adam_uncorrected(b1: float, b2: float, eps: float) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
-def build(config: Config, rates: Mapping[str, float], warmup: int, total: int) -> optax.GradientTransformation:
+def build(
+    config: Config, rates: Mapping[str, float], warmup: int, total: int, decays: Mapping[str, float] | None = None
+) -> optax.GradientTransformation:
     """clip -> direction -> decoupled decay -> learning rate x the parameter's own factor.
 
     Args:
       rates: learning-rate factor of every trainable parameter (`Plan.rates`).
       warmup, total: steps.
+      decays: weight-decay factors (`Plan.decays`), where they are not 1.
     """
-    decay_mask = {n: NO_DECAY.fullmatch(n) is None for n in rates}
-    decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask) if config.weight_decay else optax.identity()
+    strength = {n: config.weight_decay * (decays or {}).get(n, 1.0) for n in rates if NO_DECAY.fullmatch(n) is None}
+    decay = optax.stateless(lambda u, p: {n: x + strength[n] * p[n] if strength.get(n) else x for n, x in u.items()})
     if config.bias_correction:
         adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     else:

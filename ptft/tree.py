@@ -57,6 +57,13 @@ def count(flat: Mapping[str, Any]) -> int:
     return total
 
 
+def claims(names: Iterable[str], patterns: Sequence[str]) -> dict[str, int]:
+    """`{name: index of the first pattern that matches all of it}`; names that none matches are left out."""
+    compiled = [re.compile(p) for p in patterns]
+    first = {name: next((i for i, p in enumerate(compiled) if p.fullmatch(name)), None) for name in names}
+    return {name: i for name, i in first.items() if i is not None}
+
+
 def match(names: Sequence[str], rules: Sequence[tuple[str, str]]) -> dict[str, int]:
     """Which rule claims each name: an ordered table, full match, first wins.
 
@@ -70,23 +77,17 @@ def match(names: Sequence[str], rules: Sequence[tuple[str, str]]) -> dict[str, i
     Raises:
       UserError: a pattern that is no regular expression, a dead rule, or an unclaimed parameter.
     """
-    compiled = []
     for pattern, action in rules:
         try:
-            compiled.append(re.compile(pattern))
+            re.compile(pattern)
         except re.error as e:
             raise UserError(f"freeze rule ({pattern!r}, {action!r}) is not a regular expression: {e}") from None
-    claimed: dict[str, int] = {}
-    for name in names:
-        for i, rule in enumerate(compiled):
-            if rule.fullmatch(name):
-                claimed[name] = i
-                break
+    claimed = claims(names, [pattern for pattern, _ in rules])
     problems = []
     for i, (pattern, action) in enumerate(rules):
         if i in claimed.values():
             continue
-        if any(compiled[i].fullmatch(n) for n in names):
+        if any(re.fullmatch(pattern, n) for n in names):
             problems.append(f"rule ({pattern!r}, {action!r}) never wins: rules above it claim all it matches; delete it or move it up")
         else:
             problems.append(f"rule ({pattern!r}, {action!r}) matches no parameter; {did_you_mean(pattern, names)}")

@@ -10,11 +10,14 @@ import tiny
 from ptft import freeze, mesh, models, optim, step, tree
 from ptft.errors import UserError
 
-BERT = ("full", "head", "top-1", "top-2", "bottom-1", "embeddings", "freeze-embeddings", "bitfit", "layernorm", "attention", "ffn")
+BERT = (
+    "full", "head", "top-1", "top-2", "bottom-1", "embeddings", "freeze-embeddings", "bitfit", "layernorm", "attention", "ffn", "pooler",
+    "layers=0", "every-2", "bitfit=query,up", "top-1+layernorm", "top-1&bitfit", "full!attention", "bitfit+pooler!embeddings",
+)  # fmt: skip
 LSTM = ("full", "head", "top-1", "bottom-1", "embeddings", "freeze-embeddings", "bitfit")
 CASES = [
     *(("bert", "classify", s) for s in BERT),
-    *(("bert", "mlm_nsp", s) for s in BERT),
+    *(("bert", "mlm_nsp", s) for s in BERT[:11]),
     *(("lstm", "classify", s) for s in LSTM),
     ("lstm", "mlm_nsp", "freeze-embeddings"),
 ]
@@ -62,6 +65,14 @@ def expected(strategy, model, name):
         "layernorm": "norm" in name,
         "attention": "/attention/" in name,
         "ffn": "/ffn/" in name,
+        "pooler": part == "pooler",
+        "layers=0": part == "block_0",
+        "every-2": part == "block_1",
+        "bitfit=query,up": name.endswith(("/query/bias", "/up/bias")),
+        "top-1+layernorm": part in (top, "pooler") or "norm" in name,
+        "top-1&bitfit": part in (top, "pooler") and name.endswith("/bias"),
+        "full!attention": "/attention/" not in name,
+        "bitfit+pooler!embeddings": (name.endswith("/bias") or part == "pooler") and part != "embeddings",
     }[strategy]
 
 
@@ -156,7 +167,7 @@ def test_counts_table_and_text():
     plan = resolve("bert", "classify", "head")
     _, params = build("bert", "classify")
     assert plan.counts() == (64 * 3 + 3, sum(x.size for x in params.values()))
-    assert {"name": "head/classifier/bias", "shape": [3], "rule": "head/.*", "rate": 1.0} in plan.table()
+    assert {"name": "head/classifier/bias", "shape": [3], "rule": "head/.*", "rate": 1.0, "decay": 1.0} in plan.table()
     assert [r["name"] for r in plan.table()] == list(params)
     text = freeze.describe(plan)
     assert "trainable 195 of" in text and "head/classifier" in text and "freeze" in text
@@ -165,7 +176,8 @@ def test_counts_table_and_text():
 
 def test_the_documented_names_are_those_that_exist():
     for name in freeze.NAMES:
-        concrete = name.replace("K", "1")
+        concrete = name.replace("K", "1").replace("N", "1").replace("SHARE,SEED", "0.3,0")
+        concrete = concrete.replace("LIST", "0" if "layers" in name else "query")
         assert resolve("bert", "classify", concrete).trainable
         assert f"  {name} " in freeze.__doc__
 
@@ -203,6 +215,75 @@ def test_an_action_that_is_none(action):
 def test_a_rule_that_is_no_pair(rule):
     with pytest.raises(UserError, match="expected a pair"):
         resolve("bert", "classify", [rule])
+
+
+def test_blocks_by_number():
+    net, _ = build("bert", "classify", layers=4)
+    groups, shapes = models.groups("bert"), net.shapes()
+
+    def blocks(strategy):
+        return {n.split("/")[1] for n in freeze.plan(strategy, groups, shapes).trainable if "block_" in n}
+
+    assert blocks("layers=0,2-3") == {"block_0", "block_2", "block_3"}
+    assert blocks("every-2") == {"block_1", "block_3"} and blocks("every-3") == {"block_2"}
+    assert blocks("top-2") == {"block_2", "block_3"} == blocks("layers=2-3+head")
+
+
+def test_rates_fall_from_the_head_down():
+    plan = resolve("bert", "classify", "full@decay=0.5")
+    assert plan.rates["head/classifier/bias"] == plan.rates["backbone/pooler/bias"] == 1
+    assert plan.rates["backbone/block_1/ffn/up/bias"] == 0.5 and plan.rates["backbone/block_0/ffn/up/bias"] == 0.25
+    assert plan.rates["backbone/embeddings/word/embedding"] == 0.125
+    assert len(plan.trainable) == len(plan.rows)
+    part = resolve("bert", "classify", "top-1+bitfit@ulmfit")
+    assert part.trainable == resolve("bert", "classify", "top-1+bitfit").trainable
+    assert part.rates["backbone/block_1/ffn/up/kernel"] == pytest.approx(1 / 2.6, rel=1e-5)
+    assert part.rates["backbone/embeddings/norm/bias"] == pytest.approx(2.6**-3, rel=1e-5)
+
+
+def test_random_tensors_hold_the_share_and_hang_on_the_seed():
+    _, params = build("bert", "classify")
+    backbone = {n: p for n, p in params.items() if n.startswith("backbone/")}
+    for share in (0.1, 0.5, 1):
+        chosen = {n: params[n] for n in resolve("bert", "classify", f"random={share},7").trainable if n in backbone}
+        assert share <= tree.count(chosen) / tree.count(backbone)
+        assert share == 1 or len(chosen) < len(backbone)
+    assert resolve("bert", "classify", "random=0.1,7") == resolve("bert", "classify", "random=0.1,7")
+    assert len({resolve("bert", "classify", f"random=0.1,{seed}").trainable for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "says"),
+    [
+        ("layers=2", r"has the blocks 0 … 1, not 2"),
+        ("layers=", "'layers=' is no strategy; did you mean 'layers=LIST'"),
+        ("top-1+bitft", "'bitft' is no strategy; did you mean 'bitfit'"),
+        ("top-1+", "'' is no strategy"),
+        ("every-3", "expected every-1 … every-2"),
+        ("bitfit=quary", "no module 'quary' has a bias; did you mean 'query'"),
+        ("random=2,0", "'random=2,0' is no strategy"),
+        ("full@decay=2", "'decay=2' is no rule for rates; did you mean 'decay=R'"),
+        ("full@", "trains|is no rule for rates"),
+        ("layernorm&pooler", "trains nothing but the head"),
+    ],
+)
+def test_nonsense_gets_the_nearest_valid_thing(strategy, says):
+    with pytest.raises(UserError, match=says):
+        resolve("bert", "classify", strategy)
+
+
+def test_weight_decay_has_factors_too():
+    rules = [(r".*/block_1/ffn/.*", "train(lr=0.5, wd=3)"), (r".*/block_0/ffn/.*", "train(wd=0)"), ("head/.*", "train"), (".*", "freeze")]
+    plan = resolve("bert", "classify", rules)
+    assert plan.decays["backbone/block_1/ffn/up/kernel"] == 3 and plan.rates["backbone/block_1/ffn/up/kernel"] == 0.5
+    assert "train(lr=0.5, wd=3)" in freeze.describe(plan) and "train(wd=0)" in freeze.describe(plan)
+    # With no gradient at all the decay alone moves weights: by lr x decay x both factors, and never a bias.
+    _, params = build("bert", "classify")
+    inside = {n: jnp.asarray(params[n]) for n in plan.trainable}
+    tx = optim.build(tiny.optimizer(lr=0.1, weight_decay=0.01, decay="constant"), plan.rates, 0, 5, plan.decays)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, inside), tx.init(inside), inside)
+    for name, share in (("block_1/ffn/up/kernel", 1.5), ("block_0/ffn/up/kernel", 0), ("block_1/ffn/up/bias", 0)):
+        np.testing.assert_allclose(updates[f"backbone/{name}"], -0.1 * 0.01 * share * inside[f"backbone/{name}"], rtol=1e-5)
 
 
 def test_a_rule_list_must_be_total_and_live():

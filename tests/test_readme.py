@@ -39,7 +39,7 @@ def test_a_command_parses_and_its_page_loads(command, monkeypatch):
 
 def test_the_strategies_are_those_that_exist():
     table = README[README.index("| strategy | trains") :].split("\n\n")[0]
-    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`([a-zA-Z-]+)`", row.split("|")[1])}
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`([a-zA-Z=,-]+)`", row.split("|")[1])}
     assert named == set(freeze.NAMES)
 
 
