@@ -155,8 +155,10 @@ def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[st
     labels = build.read_run(workdir, "run.json")["labels"]
     tokenizer = build.run_tokenizer(workdir)
     net = build.net(config, tokenizer, labels)
-    params, _ = checkpoint.load_params(workdir, net.shapes(), skip="", new_ok="")
-    return config, tokenizer, net, params, labels
+    # An imported checkpoint may lack the pooler, where its head does not read it.
+    reads = config.objective.name == "classify" or config.objective.get("nsp", False)
+    params, what = checkpoint.load_params(workdir, net.shapes(), skip="", new_ok="" if reads else "backbone/pooler/.*")
+    return config, tokenizer, net, {**params, **(net.init(0, tuple(what.new)) if what.new else {})}, labels
 
 
 def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -22,7 +22,7 @@ def import_run(where: str, workdir: Path) -> None:
     tokenizer, labels = tokenizers.load(folder.path), hub.labels(folder)
     keys = hub.model_keys(folder)
     nsp = folder.family.mlm.get("head/nsp", "no such head") + ".weight" in folder.tensors
-    objective = {**({"name": "classify"} if labels else {"name": "mlm_nsp", "nsp": nsp}), "seq_len": min(512, keys["max_len"])}
+    objective = {**({"name": hub.task(folder)} if labels else {"name": "mlm_nsp", "nsp": nsp}), "seq_len": min(512, keys["max_len"])}
     config = build.resolve({"model": keys, "objective": objective, "data": {"names": labels}})
     # A pooler comes along even where the model's own pooling does not read it.
     whole = build.net(config.replace(**{"model.pooling": "cls"}), tokenizer, labels).shapes()
@@ -80,7 +80,7 @@ def card(config: Config, run: dict[str, Any], result: dict[str, Any], step: int)
     """The model card: task, data, what was trained, metrics, versions. Paths of this machine stay here."""
     task, data = config.objective.name, config.data
     lines = ["---", "library_name: transformers", "tags: [ptft]"]
-    lines += [f"pipeline_tag: {tag}" for tag in ({"classify": "text-classification"}.get(task),) if tag]
+    lines += [f"pipeline_tag: {tag}" for tag in ({"classify": "text-classification", "tag": "token-classification"}.get(task),) if tag]
     lines += ["---", "", f"# {config.model.get('family', config.model.name)}, {task}", ""]
     rows = [("objective", task), ("step", step)]
     rows += [(f"data.{split}", data[split].rpartition("/")[2]) for split in ("train", "dev", "test") if data[split]]

@@ -32,7 +32,13 @@ ONLY = {
     "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False, "norm_bias": False, "attention_bias": False,
     "mlp_bias": False, "classifier_bias": False, "decoder_bias": True, "rope_type": "default", "rope_scaling": None,
 }  # fmt: skip
-WANTED = ("config.json", "*.safetensors", "*.safetensors.index.json", "vocab.txt", "tokenizer*.json", "1_Pooling/config.json")
+# Kinds of heads: a parameter that tells, and the class in transformers.
+HEADS = {
+    "classify": ("head/classifier/kernel", "ForSequenceClassification"),
+    "tag": ("head/tagger/kernel", "ForTokenClassification"),
+    "mlm": ("head/decoder/bias", "ForMaskedLM"),
+}
+WANTED = ["config.json", "*.safetensors", "*.safetensors.index.json", "vocab.txt", "tokenizer*.json", "1_Pooling/config.json"]
 
 
 class Tensor(NamedTuple):
@@ -215,10 +221,16 @@ def _old_words(folder: Folder) -> dict[str, Any]:
     return c
 
 
+def task(folder: Folder) -> str:
+    """What a classifier learned, as the `architectures` say: "classify" (texts) or "tag" (words); "" if the file is none of ours."""
+    names = folder.config.get("architectures") or ()
+    return next((t for t in ("classify", "tag") if getattr(folder.family, t) and any(str(n).endswith(HEADS[t][1]) for n in names)), "")
+
+
 def labels(folder: Folder) -> list[str]:
-    """The class names of a sequence classifier, in the order of their ids; [] if the file is no classifier."""
+    """The class names of a classifier, in the order of their ids; [] if the file is no classifier of ours."""
     names = folder.config.get("id2label") or {}
-    if not any(str(a).endswith("ForSequenceClassification") for a in folder.config.get("architectures") or ()) or len(names) < 2:
+    if not task(folder) or len(names) < 2:
         return []
     if folder.config.get("problem_type") not in (None, "single_label_classification") or sorted(map(int, names)) != list(range(len(names))):
         return []
@@ -313,19 +325,27 @@ def write(to: Path, config: Config, shape: Any, params: Flat, tokenizer: Tokeniz
     if kind not in FAMILIES:
         raise UserError(f"transformers has no model like {config.model.name!r}; there is {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
-    head = "classify" if "head/classifier/kernel" in params else "mlm" if "head/decoder/bias" in params else ""
+    head = head_of(params)
     nsp = head == "mlm" and "head/nsp/kernel" in params and "head/nsp" in family.mlm
+    what = "ForPreTraining" if nsp else HEADS[head][1] if head else "Model"
+    if head and not getattr(family, head):
+        having = ", ".join(k for k, f in FAMILIES.items() if getattr(f, head))
+        raise UserError(
+            f"transformers' {family.stem}{what} has layers before its classifier that a run of {head!r} lacks; "
+            f"to export one, train a model of another kind: {having}"
+        )
     _check_shape(kind, shape, head)
     tensors, left = outside(family, params, head, nsp)
     if lost := [n for n in left if not n.startswith(("backbone/pooler/", "head/nsp/"))]:
         raise UserError(f"model.family={kind!r} has no place for {', '.join(lost[:5])}; expected another family, of {', '.join(FAMILIES)}")
-    what = {"classify": "ForSequenceClassification", "mlm": "ForPreTraining" if nsp else "ForMaskedLM", "": "Model"}[head]
     to.mkdir(parents=True, exist_ok=True)
     safetensors.numpy.save_file({n: x.astype(dtype) for n, x in tensors.items()}, to / "model.safetensors", metadata={"format": "pt"})
     values = {"architectures": [family.stem + what], "model_type": kind, "dtype": dtype, **_outside_keys(kind, shape, tokenizer)}
-    if head == "classify":
+    if head in ("classify", "tag"):
         values |= {"id2label": {str(i): n for i, n in enumerate(labels)}, "label2id": {n: i for i, n in enumerate(labels)}}
-        values |= {"problem_type": "single_label_classification", family.dropout: config.objective.dropout}
+        values[family.dropout] = config.objective.dropout
+    if head == "classify":
+        values["problem_type"] = "single_label_classification"
     _write_json(to / "config.json", values)
     tokenizer.save(to)
     if not head and shape.pooling != "cls":
@@ -333,18 +353,24 @@ def write(to: Path, config: Config, shape: Any, params: Flat, tokenizer: Tokeniz
     return left
 
 
+def head_of(params: Mapping[str, Any]) -> str:
+    """The kind of head among parameters: one of `HEADS`, or "" for the encoder alone."""
+    return next((kind for kind, (name, _) in HEADS.items() if name in params), "")
+
+
 def outside(family: Family, params: Mapping[str, Any], head: str, nsp: bool) -> tuple[dict[str, np.ndarray], list[str]]:
     """Parameters under the names and in the layout of a file, and the names of those that have no place there.
 
     Args:
-      head: "classify", "mlm" or "" for the encoder alone.
+      head: one of `HEADS`, or "" for the encoder alone.
       nsp: whether an "mlm" head has next-sentence prediction too, and so the encoder a pooler.
     """
     parts: dict[str, dict[int, np.ndarray]] = {}
     left = []
     for name, x in params.items():
         at = places(family, name, (head,) if head else ())
-        if not at or (head == "mlm" and not nsp and name.startswith("backbone/pooler/")):
+        unread = head == "tag" or (head == "mlm" and not nsp)
+        if not at or (unread and name.startswith("backbone/pooler/")):
             left.append(name)
             continue
         full = family.prefix * (at[0].inner and head != "") + at[0].name

@@ -25,6 +25,7 @@ class Family(NamedTuple):
     dropout: str = "classifier_dropout"  # key in config.json
     model: str = "bert"  # config.model.name
     fixed: Mapping[str, Any] = {}  # keys of config.model that its config.json does not hold, because they never differ
+    tag: Mapping[str, str] = {"head/tagger": "classifier"}
 
 
 class Place(NamedTuple):
@@ -178,6 +179,7 @@ FAMILIES: Mapping[str, Family] = {
             "dropout": "mlp_dropout",
         },
         model="modernbert",
+        tag={},  # theirs has the classifier's two layers before it
     ),
 }
 
@@ -192,12 +194,12 @@ DEFAULTS: Mapping[str, Any] = {
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "relu": "relu", "silu": "silu", "swish": "silu"}
 
 
-def places(family: Family, name: str, heads: tuple[str, ...] = ("classify", "mlm")) -> list[Place]:
+def places(family: Family, name: str, heads: tuple[str, ...] = ("classify", "mlm", "tag")) -> list[Place]:
     """Where a parameter may lie in a file, the likeliest first; none if the family has no such thing.
 
     Args:
       name: `backbone/block_3/attention/query/kernel`.
-      heads: the kinds of heads, "classify" or "mlm", that the file may have.
+      heads: the kinds of heads, "classify", "mlm" or "tag", that the file may have.
     """
     module, leaf = name.rsplit("/", 1)
     number = re.search(r"block_(\d+)", module)

@@ -46,6 +46,7 @@ class Tokenizer:
       pad, unk, cls, sep, mask: ids of the special tokens.
       continues: bool [V], True for entries that continue a word ("##ing").
       between: how many [SEP] stand between two texts (RoBERTa: 2).
+      before: what must stand before a word that is encoded alone (byte-level BPE: a space).
       fingerprint: sha256 hex of all that decides the ids.
     """
 
@@ -62,7 +63,7 @@ class Tokenizer:
             raise UserError(f"the vocabulary has {twice!r} twice, on lines {list(vocab).index(twice) + 1} and {ids[twice] + 1}")
         self.vocab, self.lowercase, self.vocab_size = tuple(vocab), lowercase, len(vocab)
         self.pad, self.unk, self.cls, self.sep, self.mask = (ids[s] for s in SPECIALS)
-        self.between = 1
+        self.between, self.before = 1, ""
         self.continues = np.array([t.startswith("##") and len(t) > 2 for t in vocab], dtype=bool)
         self.fingerprint = hashlib.sha256(json.dumps(["wordpiece", MAX_WORD, lowercase, *vocab]).encode()).hexdigest()
         self._hf = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD))
@@ -81,6 +82,10 @@ class Tokenizer:
         except TypeError:  # half a surrogate pair, as broken JSON has it, cannot cross into the library
             encoded = self._hf.encode_batch_fast([_whole(t) for t in texts], add_special_tokens=False)
         return [e.ids for e in encoded]
+
+    def encode_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Ids of each word as it stands inside of a text; [] for one that holds control characters alone."""
+        return self.encode([self.before + word for word in words])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text without special tokens; upper case, accents and spacing may be lost."""
@@ -131,6 +136,7 @@ class Pretrained(Tokenizer):
             ]
         )
         self.between = hf.encode("a", "a").ids[1:-1].count(self.sep)
+        self.before = " " if any(t.startswith("Ġ") for t in self.vocab) else ""
         self.fingerprint = hashlib.sha256(hf.to_str().encode()).hexdigest()
         hf.encode_special_tokens = True
 

@@ -17,6 +17,7 @@ from ptft import config as configs
 from ptft.__main__ import main
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "good", "bad"]
+TAGS = {"alpha": "B-PER", "beta": "I-PER", "gamma": "B-LOC", "delta": "I-LOC"}
 
 
 def sentence(rng: random.Random, words: int = 6) -> str:
@@ -72,6 +73,28 @@ def finetuning(folder: Path, init: Path, **changes: Any) -> dict[str, Any]:
     if not (folder / "train.tsv").exists():
         for seed, (name, n) in enumerate({"train": 20, "dev": 10, "test": 11}.items()):
             table(folder / f"{name}.tsv", n, seed)
+    return changed(values, changes)
+
+
+def tagged(path: Path, n: int, seed: int) -> Path:
+    """Some words are names, the others are none."""
+    rng = random.Random(seed)
+    texts = [rng.choices(WORDS[:8], k=rng.randint(3, 9)) for _ in range(n)]
+    path.write_text("\n".join("".join(f"{word}\t{TAGS.get(word, 'O')}\n" for word in words) for words in texts))
+    return path
+
+
+def tagging(folder: Path, **changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "batch": 16, "train_for": "20 steps", "log_every": "2 steps", "eval_every": "10 steps", "save_every": "0",
+        "model": {"layers": 1, "hidden": 64, "max_len": 16, "dropout": 0.0},
+        "objective": {"name": "tag", "seq_len": 12},
+        "optim": {"lr": 3e-3},
+        "data": {split: f"files:{folder}/{split}.conll" for split in ("train", "dev")} | {"vocab_size": 100},
+    }  # fmt: skip
+    if not (folder / "train.conll").exists():
+        tagged(folder / "train.conll", 64, 0)
+        tagged(folder / "dev.conll", 21, 1)
     return changed(values, changes)
 
 

@@ -18,7 +18,7 @@ def net(folder: Path, **model: Any) -> tuple[Net, hub.Folder]:
     labels = hub.labels(opened)
     keys = hub.model_keys(opened)
     nsp = "cls.seq_relationship.weight" in opened.tensors
-    objective = {"name": "classify"} if labels else {"name": "mlm_nsp", "nsp": nsp, "max_predictions": 3}
+    objective = {"name": hub.task(opened)} if labels else {"name": "mlm_nsp", "nsp": nsp, "max_predictions": 3}
     config = build.resolve({"model": {**keys, **model}, "objective": {**objective, "seq_len": 12}})
     return build.net(config, tokenizers.load(folder), labels), opened
 
@@ -48,9 +48,8 @@ def computed(folder: Path, batch: dict[str, np.ndarray], **model: Any) -> dict[s
     if "label" not in batch:
         return found
     (value, predictions), grads = jax.jit(jax.value_and_grad(lambda p: loss(made, p, batch), has_aux=True))(params)
-    head = "classify" if "head/classifier/kernel" in params else "mlm"
     found |= {"loss": value, **(predictions if isinstance(predictions, dict) else {"logits": predictions})}
-    named, _ = hub.outside(family, grads, head, nsp="head/nsp/kernel" in params)
+    named, _ = hub.outside(family, grads, hub.head_of(params), nsp="head/nsp/kernel" in params)
     return {k: np.asarray(v) for k, v in {**found, **{f"grad {n}": g for n, g in named.items()}}.items()}
 
 
@@ -68,7 +67,7 @@ def differences(folder: Path, want: dict[str, np.ndarray], **model: Any) -> dict
         if name.startswith("in ") or name not in have:
             continue
         ours = have[name]
-        if name.startswith("hidden"):
+        if name.startswith("hidden") or (name == "logits" and ours.ndim == 3):
             ours, theirs = ours[batch["mask"]], theirs[batch["mask"]]
         if name == "mlm":
             rows = np.arange(len(theirs))[:, None]

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ptft import build, hub
-from ptft.__main__ import main, text_records
+from ptft.__main__ import load_run, main, text_records
 
 if not os.environ.get("PTFT_PEERS"):
     pytest.importorskip("torch")
@@ -41,7 +41,9 @@ TEXTS = ["a gorgeous , witty , seductive movie", "Dull; and far too long!", "我
 def auto(folder: Path) -> type:
     """The Auto class that a user would call for a folder."""
     kind = hub._json(folder / "config.json")["architectures"][0]
-    what = next(w for w in ("ForPreTraining", "ForMaskedLM", "ForSequenceClassification", "Model") if kind.endswith(w))
+    what = next(
+        w for w in ("ForPreTraining", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "Model") if kind.endswith(w)
+    )
     return getattr(transformers, "AutoModel" + what.removeprefix("Model"))
 
 
@@ -128,15 +130,19 @@ def test_minilm_in_and_out_byte_for_byte(tmp_path):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A pretraining run with NSP, one without, and a classifier finetuned from the first."""
+    """A pretraining run with NSP, one without, a classifier finetuned from the first, and a tagger."""
     folder = tmp_path_factory.mktemp("runs")
     pre = flow.pretrained(folder)
     flow.run(flow.pretraining(folder, **{"objective.nsp": False}), folder / "masked")
     flow.run(flow.finetuning(folder, pre, **{"data.names": ("bad", "good")}), folder / "fine")
+    flow.run(flow.tagging(folder, train_for="2 steps"), folder / "tags")
     return folder
 
 
-@pytest.mark.parametrize("name, head", [("pre", "ForPreTraining"), ("masked", "ForMaskedLM"), ("fine", "ForSequenceClassification")])
+HEADS = {"pre": "ForPreTraining", "masked": "ForMaskedLM", "fine": "ForSequenceClassification", "tags": "ForTokenClassification"}
+
+
+@pytest.mark.parametrize("name, head", HEADS.items())
 def test_a_run_of_ours_is_loaded_whole(runs, tmp_path, name, head):
     assert flow.ptft("export", "--workdir", runs / name, "--to", tmp_path / "out") == 0
     model = load(tmp_path / "out")
@@ -168,3 +174,44 @@ def test_pairs_are_cut_as_theirs(runs):
     n = int(one["length"][0])
     assert one["tokens"][0, :n].tolist() == kept.input_ids
     assert (np.arange(n) >= one["second"][0]).astype(int).tolist() == kept.token_type_ids
+
+
+WORDS = [
+    ["U.S.", "##ing", "don't", "…", "C++", "naïve", "我非常喜欢", "x", "Antidisestablishmentarianism", "a_b", "the"],
+    ["The", ",", "cat"],
+    ["é"],
+]
+
+
+@pytest.mark.parametrize("case", ["minilm", "bert_tags", "roberta_tags", "xlm_roberta_masked"])
+def test_tags_are_on_the_pieces_that_are_theirs(case):
+    """Ids and words of `is_split_into_words`; byte-level BPE with `add_prefix_space`."""
+    folder = MINILM if case == "minilm" else make_hub.HERE / case
+    tokenizer = build.tokenizers.load(folder)
+    config = build.resolve({"objective": {"name": "tag", "seq_len": 100}})
+    objective = build.objectives.build(config.objective, tokenizer, [f"t{i}" for i in range(20)])
+    records = [{"words": w, "tags": list(range(len(w))), "where": ""} for w in WORDS]
+    batch = objective.rows(build.data.Source(records, (), "", {}), tokenizer).batch(np.arange(len(WORDS)))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)(WORDS, is_split_into_words=True)
+    for i, (ids, n) in enumerate(zip(theirs.input_ids, batch["length"], strict=True)):
+        assert batch["tokens"][i, :n].tolist() == ids
+        words = theirs.word_ids(i)
+        first = [-1 if w is None or w == words[at - 1] else w for at, w in enumerate(words)]
+        assert batch["tags"][i, :n].tolist() == first and set(first) == {-1, *range(len(WORDS[i]))}
+
+
+def test_the_pipeline_of_an_exported_tagger_says_what_we_say(runs, tmp_path):
+    flow.ptft("export", "--workdir", runs / "tags", "--to", tmp_path / "out")
+    pipe = transformers.pipeline("token-classification", model=str(tmp_path / "out"), ignore_labels=[])
+    words = ["alpha", "beta", "zeta", "gamma", "delta"]
+    _, tokenizer, net, params, labels = load_run(runs / "tags")
+    record = {"words": words, "tags": [0] * 5, "where": ""}
+    batch = net.objective.rows(build.data.Source([record], (), "", {}), tokenizer).batch(np.array([0]))
+    inputs = {k: build.jnp.asarray(v) for k, v in batch.items()}
+    shares = np.asarray(
+        build.jax.nn.softmax(net.predict(params, net.objective.prepare(inputs, build.jax.random.split(build.jax.random.key(0), 1))))
+    )
+    first = shares[0, np.flatnonzero(batch["tags"][0] == 0)]
+    found = {p["word"]: p for p in pipe(" ".join(words))}
+    assert [found[w]["entity"] for w in words] == [labels[i] for i in first.argmax(-1)]
+    assert [found[w]["score"] for w in words] == pytest.approx(first.max(-1).tolist(), abs=1e-5)

@@ -1,6 +1,6 @@
 """Sources of text: `load("KIND:REST", options)`; a file `ptft/data/KIND.py` is a kind.
 
-Each kind exports `open(rest, options, labels) -> Source` and usually ends in `documents` or `labelled`, which
+Each kind exports `open(rest, options, labels) -> Source` and usually ends in `documents`, `labelled` or `tagged`, which
 check, count and fingerprint what it read.
 """
 
@@ -15,7 +15,7 @@ from ptft import plugins
 from ptft.config import Config, Field, Spec
 from ptft.errors import UserError
 
-FORMATS = ("auto", "lines", "paragraphs", "tsv", "csv", "jsonl", "parquet", "wiki", "folder")
+FORMATS = ("auto", "lines", "paragraphs", "tsv", "csv", "jsonl", "parquet", "wiki", "folder", "conll")
 
 SPEC: Spec = {
     "format": Field("auto", choices=FORMATS, doc="how files are laid out; auto looks at the suffix and the first bytes"),
@@ -32,8 +32,9 @@ SPEC: Spec = {
 class Source:
     """What a kind of source yields.
 
-    `records` are documents `{"sentences": list[str]}` or examples `{"text": str, "label": int}` (pairs have
-    "text_b" too), each with "where": the file and line (or the TFDS record) it came from.
+    `records` are documents `{"sentences": list[str]}`, examples `{"text": str, "label": int}` (pairs have "text_b" too)
+    or tagged sentences `{"words": list[str], "tags": list[int]}`, each with "where": the file and line (or the TFDS
+    record) it came from.
     """
 
     records: Sequence[Mapping[str, Any]]
@@ -94,18 +95,15 @@ def documents(found: Iterable[tuple[str, list[str]]], rows: Rows) -> Source:
 def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: Rows, labels: Sequence[str]) -> Source:
     """A source from (where, text, text_b or None, label); `labels` empty: the distinct ones, sorted."""
     examples = list(found)
-    names = tuple(map(str, labels)) or tuple(sorted({e[3] for e in examples}, key=_label_order))
+    names = _names({e[3] for e in examples}, labels)
     if not labels and any(re.fullmatch(r"-\d+", n) for n in names):
         where, _, _, label = next(e for e in examples if re.fullmatch(r"-\d+", e[3]))
         raise UserError(f"{where}: label {label!r} is negative: no label? data.labels says which there are")
     ids = {name: i for i, name in enumerate(names)}
-    if len(ids) < len(names):
-        raise UserError(f"data.labels has a label twice: {', '.join(map(repr, names))}")
     records, digest = [], hashlib.sha256("\n".join(names).encode())
     for where, text, text_b, label in examples:
         if label not in ids:
-            shown = ", ".join(map(repr, names[:20])) + (" …" if len(names) > 20 else "")
-            rows.bad(where, f"label {label!r} is unknown; expected one of {shown}")
+            rows.bad(where, f"label {label!r} is unknown; expected one of {_shown(names)}")
             continue
         try:
             digest.update(f"\n\n{ids[label]}\n{text}\n{text_b}".encode())
@@ -118,6 +116,38 @@ def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: Rows, labe
         records.append({"text": text, **pair, "label": ids[label], "where": where})
     rows.notes["records"] = len(records)
     return Source(records, names, digest.hexdigest(), rows.notes)
+
+
+def tagged(found: Iterable[tuple[str, list[str], list[str]]], rows: Rows, labels: Sequence[str]) -> Source:
+    """A source from (where, words, their tags); `labels` empty: the distinct tags, sorted."""
+    sentences = list(found)
+    names = _names({tag for _, _, tags in sentences for tag in tags}, labels)
+    ids = {name: i for i, name in enumerate(names)}
+    records, digest = [], hashlib.sha256("\n".join(["tagged", *names]).encode())
+    for where, words, tags in sentences:
+        if unknown := [(w, t) for w, t in zip(words, tags, strict=True) if t not in ids]:
+            rows.bad(where, f"tag {unknown[0][1]!r} of {unknown[0][0]!r} is unknown; expected one of {_shown(names)}")
+            continue
+        try:
+            digest.update("".join(["\n", *(f"\n{ids[t]} {w}" for w, t in zip(words, tags, strict=True))]).encode())
+        except UnicodeEncodeError:
+            rows.bad(where, "the text is not valid Unicode")
+            continue
+        records.append({"words": words, "tags": [ids[t] for t in tags], "where": where})
+    rows.notes["records"] = len(records)
+    return Source(records, names, digest.hexdigest(), rows.notes)
+
+
+def _names(found: set[str], labels: Sequence[str]) -> tuple[str, ...]:
+    """The label names in the order of their ids: those that are given, or those that were found, sorted."""
+    names = tuple(map(str, labels)) or tuple(sorted(found, key=_label_order))
+    if len(set(names)) < len(names):
+        raise UserError(f"data.labels has a label twice: {', '.join(map(repr, names))}")
+    return names
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:20])) + (" …" if len(names) > 20 else "")
 
 
 def _label_order(label: str) -> tuple[bool, int, str]:

@@ -7,6 +7,7 @@
 | wiki | WikiExtractor's output, JSON lines or `<doc>` blocks; empty pages are left out and counted |
 | tsv csv jsonl parquet | a record a row, columns named in the config; without `label`, a row is a document |
 | folder | a folder of text files with a subfolder a class, as aclImdb; `unsup` is left out |
+| conll | a word a line, its tag in the last column (tabs, or else spaces between them); a blank line between sentences |
 
 A file may be gzipped (`.gz`); a new file starts a new document. A tsv file has no quoting: a quote is a character.
 """
@@ -26,13 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from ptft.config import Config
-from ptft.data import Rows, Source, documents, labelled, sentences
+from ptft.data import Rows, Source, documents, labelled, sentences, tagged
 from ptft.errors import UserError, did_you_mean
 
 SUFFIXES = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "lines"}
+SUFFIXES |= dict.fromkeys((".conll", ".iob", ".bio"), "conll")
 WIKI = re.compile(rb'<doc |\{"id": ?"[^"]*", ?"(revid|url)":')
 TAG = re.compile(r"</?[a-zA-Z]\w*[^<>]*>")
 UNDECODED = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is not UTF-8
+DIRTY = "expected UTF-8, got other bytes"
 
 
 def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
@@ -48,6 +51,8 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
         return labelled(_folders(found, rows), rows, names)
     files = [f for p in found for f in ([p] if p.is_file() else sorted(q for q in p.rglob("*") if q.is_file()))]
     formats = [_format(f, options.format) for f in files]
+    if "conll" in formats:
+        return _tagged(files, formats, options, rows, names)
     if not options.label:
         if options.text_b:
             raise UserError("data.text_b is set but data.label is not: pairs need labels")
@@ -111,7 +116,7 @@ def _lines(path: Path, rows: Rows) -> Iterator[tuple[int, str]]:
         lines.pop()
     for number, line in enumerate(lines, 1):
         if dirty and UNDECODED.search(line):
-            rows.bad(f"{path}:{number}", "expected UTF-8, got other bytes")
+            rows.bad(f"{path}:{number}", DIRTY)
         else:
             yield number, line.removesuffix("\r")
 
@@ -138,6 +143,35 @@ def _labelled(path: Path, how: str, options: Config, rows: Rows) -> Iterator[tup
     keys = ("text", "text_b", "label") if options.text_b else ("text", "label")
     for where, (text, *text_b, label) in _columns(path, how, options, rows, keys):
         yield where, text, text_b[0] if text_b else None, label
+
+
+def _tagged(files: Sequence[Path], formats: Sequence[str], options: Config, rows: Rows, names: Sequence[str]) -> Source:
+    if plain := next((f for f, how in zip(files, formats, strict=True) if how != "conll"), None):
+        raise UserError(f"{plain} has no tags and {files[formats.index('conll')]} does: give files of one format, or set data.format")
+    if given := next((k for k in ("text", "text_b", "label") if options[k]), None):
+        raise UserError(f"data.{given}={options[given]!r}: tagged words have no names of columns, the last one is the tag; leave it empty")
+    return tagged((s for f in files for s in _conll(f, rows)), rows, names)
+
+
+def _conll(path: Path, rows: Rows) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(where, words, tags) of each sentence; one with a broken line is left out whole."""
+    first, words, tags, broken = 0, list[str](), list[str](), False
+    for number, line in enumerate([*_text(path).split("\n"), ""], 1):
+        if not line.strip() or line.startswith("-DOCSTART-"):
+            if words and not broken:
+                yield f"{path}:{first}", words, tags
+            words, tags, broken = [], [], False
+            continue
+        columns = [c.strip(" ") for c in re.split("\t" if "\t" in line else " +", line.strip(" \r"))]
+        if UNDECODED.search(line) or len(columns) < 2 or not (columns[0] and columns[-1]):
+            if not broken:
+                want = "a word and its tag, with a tab or a space between them"
+                rows.bad(f"{path}:{number}", DIRTY if UNDECODED.search(line) else f"expected {want}, got {line[:40]!r}")
+            broken = True
+        else:
+            first = first if words else number
+            words.append(columns[0])
+            tags.append(columns[-1])
 
 
 def _pages(path: Path, rows: Rows) -> Iterator[tuple[str, list[str]]]:
@@ -252,7 +286,7 @@ def _csv(path: Path, rows: Rows) -> Iterator[tuple[int, list[str]]]:
             rows.bad(f"{path}:{number}", f"expected a row of comma-separated values: {e}; is a quote unbalanced?")
             continue
         if any(UNDECODED.search(v) for v in values):
-            rows.bad(f"{path}:{number}", "expected UTF-8, got other bytes")
+            rows.bad(f"{path}:{number}", DIRTY)
         elif values:
             yield number, values
 
@@ -293,6 +327,6 @@ def _folders(folders: list[Path], rows: Rows) -> Iterator[tuple[str, str, None, 
             for file in _texts(cls):
                 text = _text(file)
                 if UNDECODED.search(text):
-                    rows.bad(str(file), "expected UTF-8, got other bytes")
+                    rows.bad(str(file), DIRTY)
                 else:
                     yield str(file), text.strip(), None, cls.name

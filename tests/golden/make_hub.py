@@ -31,8 +31,10 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "bert_pretraining": (hf.BertForPreTraining, hf.BertConfig, BERT),
     "bert_masked": (hf.BertForMaskedLM, hf.BertConfig, {**BERT, "hidden_act": "gelu_new"}),
     "bert_classify": (hf.BertForSequenceClassification, hf.BertConfig, {**BERT, **THREE}),
+    "bert_tags": (hf.BertForTokenClassification, hf.BertConfig, {**BERT, **THREE}),
     "roberta_masked": (hf.RobertaForMaskedLM, hf.RobertaConfig, {**ROBERTA, "layer_norm_eps": 1e-5}),
     "roberta_classify": (hf.RobertaForSequenceClassification, hf.RobertaConfig, {**ROBERTA, **THREE}),
+    "roberta_tags": (hf.RobertaForTokenClassification, hf.RobertaConfig, {**ROBERTA, **THREE}),
     "xlm_roberta_masked": (hf.XLMRobertaForMaskedLM, hf.XLMRobertaConfig, {**SMALL, "vocab_size": 60, "type_vocab_size": 1}),
     "distilbert_masked": (hf.DistilBertForMaskedLM, hf.DistilBertConfig, {**DISTIL, "vocab_size": 60}),
     "distilbert_classify": (hf.DistilBertForSequenceClassification, hf.DistilBertConfig, {**DISTIL, **THREE, "vocab_size": 60}),
@@ -134,7 +136,8 @@ def inputs(name: str, vocab: int, pad: int, types: bool, seed: int) -> dict[str,
     second = np.array([5, 4, 3, 1])
     position = np.array([[1, 4, 9], [2, 6, 0], [1, 0, 0], [0, 0, 0]])
     masked = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0, 0]], np.float32)
-    return {
+    tags = {"tags": np.where(mask, rng.integers(0, 3, (4, T)), -1).astype(np.int32)} if name.endswith("tags") else {}
+    return tags | {
         "tokens": tokens.astype(np.int32), "mask": mask, "types": ((np.arange(T) >= second[:, None]) & mask & types).astype(np.int32),
         "position": position.astype(np.int32), "target": rng.integers(5, vocab, (4, 3)).astype(np.int32), "masked": masked,
         "next": np.array([0, 1, 1, 0], np.int32), "label": np.array([2, 0, 1, 1], np.int32), "valid": np.ones(4, np.float32),
@@ -153,6 +156,8 @@ def expected(model: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for at, target, on in zip(t["position"][row], t["target"][row], t["masked"][row], strict=True):
             labels[row, at] = target if on else labels[row, at]
     more = {"labels": t["label"]} if "Classification" in kind else {"labels": labels} if "Masked" in kind else {}
+    if "Token" in kind:
+        more = {"labels": torch.where(t["tags"] < 0, -100, t["tags"])}
     if kind == "BertForPreTraining":
         more = {"labels": labels, "next_sentence_label": t["next"]}
     out = model(**words, **more, output_hidden_states=True)
@@ -182,6 +187,10 @@ def write(name: str, folder: Path, seed: int) -> None:
     tokenizer(name, folder)
     cut = hf.AutoTokenizer.from_pretrained(folder)
     ids = {"single": cut(TEXTS[:5]).input_ids, "pair": cut(TEXTS[:4], TEXTS[1:5]).input_ids}
+    if name.endswith("tags"):
+        split = hf.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+        cut = split([t.split() for t in TEXTS[:5]], is_split_into_words=True)
+        ids |= {"split": cut.input_ids, "word_ids": [cut.word_ids(i) for i in range(5)]}
     (folder / "ids.json").write_text(json.dumps({"texts": TEXTS[:5], **ids}, ensure_ascii=False) + "\n", encoding="utf-8")
     c = model.config
     batch = inputs(name, min(c.vocab_size, 55), c.pad_token_id, getattr(c, "type_vocab_size", 0) > 1, seed)
