@@ -1,6 +1,10 @@
-"""Devices: one mesh axis, `data`; batches split over it, parameters on every device."""
+"""Devices and processes: one mesh axis, `data`; batches split over it, parameters on every device; how a run is asked to stop."""
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import jax
 import numpy as np
@@ -57,3 +61,24 @@ def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 def agreed(stop: bool) -> bool:
     """Whether any process was asked to stop: all must leave the loop at the same step."""
     return stop if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(stop)).any())
+
+
+@contextmanager
+def preemption() -> Iterator[list[int]]:
+    """A list that SIGTERM or SIGINT fills; a second signal ends the process at once."""
+    caught: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    try:
+        old = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not in the main thread: the caller handles signals
+        old = {}
+    try:
+        yield caught
+    finally:
+        for number, before in old.items():
+            signal.signal(number, before)

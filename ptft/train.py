@@ -3,18 +3,17 @@
 import functools
 import importlib.util
 import math
-import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ptft import build, checkpoint, cost, mesh, pipeline, record, step, tree
+from ptft import build, checkpoint, cost, ledger, mesh, pipeline, record, step, tree
 from ptft import config as configs
 from ptft.build import Program, Run
 from ptft.config import Config
@@ -66,6 +65,12 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
     board = importlib.util.find_spec("tensorboardX") is not None if config.tensorboard is None else config.tensorboard
     with closing(record.Log(workdir, resume_step=at or 0, tensorboard=board, total_steps=total, quiet=quiet)) as log:
         moving, progress, pace = fit(built, prog, moving, frozen, progress, workdir, header, log)
+        proof = ledger.make(built.plan, build.start_params(built, quiet=True), {**frozen, **moving.params}, moving.opt)
+        record.write_json(workdir / "freeze_ledger.json", proof)
+        if not quiet or not proof["holds"]:
+            record.say(ledger.describe(proof))
+        if not proof["holds"]:
+            raise RuntimeError(f"the freeze did not hold: see {workdir}/freeze_ledger.json")
         result = final_metrics(built, {**frozen, **moving.params}, int(moving.step), progress, workdir, log)
     trainable, total = built.plan.counts()
     result |= {
@@ -92,7 +97,7 @@ def fit(
     window: list[record.Sums] = [_sums(progress.window)] if progress.window else []
     pace: list[float] = []
     done = at == d.total or 0 < c.early_stop <= progress.waited
-    with preemption() as caught:
+    with mesh.preemption() as caught:
         clock = time.perf_counter()
         begun = clock - progress.seconds
         for k in range(at + 1, at + 1 if done else d.total + 1):
@@ -195,27 +200,6 @@ def judge(metric: str, value: float, k: int, progress: Progress) -> Progress:
     falls = "loss" in metric or "perplexity" in metric
     better = math.isfinite(value) and (progress.best is None or (value < progress.best if falls else value > progress.best))
     return progress._replace(best=value, best_step=k, waited=0) if better else progress._replace(waited=progress.waited + 1)
-
-
-@contextmanager
-def preemption() -> Iterator[list[int]]:
-    """A list that SIGTERM or SIGINT fills; a second signal ends the process at once."""
-    caught: list[int] = []
-
-    def handler(number: int, frame: Any) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    try:
-        old = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread: the caller handles signals
-        old = {}
-    try:
-        yield caught
-    finally:
-        for number, before in old.items():
-            signal.signal(number, before)
 
 
 @functools.lru_cache(maxsize=64)

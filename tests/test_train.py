@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from ptft import build, checkpoint, record, train
+from ptft import build, checkpoint, mesh, record, train
 from ptft.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -331,7 +331,7 @@ def test_without_a_dev_split_the_last_step_counts(home, tmp_path):
 
 
 def test_a_second_signal_ends_at_once():
-    with pytest.raises(KeyboardInterrupt), train.preemption() as caught:
+    with pytest.raises(KeyboardInterrupt), mesh.preemption() as caught:
         flow.sigterm()
         assert caught == [signal.SIGTERM]
         flow.sigterm()
