@@ -186,9 +186,14 @@ def model_keys(folder: Folder) -> dict[str, Any]:
     if c.get("quantization_config"):
         raise UserError(f"{folder.path} is quantized; expected float32, float16 or bfloat16 weights")
     keys = {ours: c.get(theirs, DEFAULTS[theirs]) for ours, theirs in family.keys.items()}
-    if keys["activation"] not in ACTIVATIONS:
-        raise UserError(f"{folder.path}/config.json: the activation {keys['activation']!r} is not one of {', '.join(ACTIVATIONS)}")
-    keys |= {"name": family.model, **family.fixed, "activation": ACTIVATIONS[keys["activation"]]}
+    for ours, theirs in family.keys.items():
+        value = keys[ours]
+        if ours not in ("activation", "pooling") and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise UserError(f"{folder.path}/config.json: {theirs} is {value!r}; expected a number")
+    act = keys["activation"]
+    if act not in ACTIVATIONS or c.get("classifier_activation", act) != act:
+        raise UserError(f"{folder.path}/config.json: the activation {act!r} (everywhere) is not one of {', '.join(ACTIVATIONS)}")
+    keys |= {"name": family.model, **family.fixed, "activation": ACTIVATIONS[act]}
     if family.model == "bert":
         keys["family"] = folder.kind
     if "roberta" in folder.kind:
