@@ -326,7 +326,7 @@ def write(to: Path, config: Config, shape: Any, params: Flat, tokenizer: Tokeniz
     Raises:
       UserError: transformers has no such model.
     """
-    kind = config.model.get("family", config.model.name)
+    kind = getattr(shape, "family", config.model.name)
     if kind not in FAMILIES:
         raise UserError(f"transformers has no model like {config.model.name!r}; there is {', '.join(FAMILIES)}")
     family = FAMILIES[kind]

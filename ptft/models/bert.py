@@ -56,6 +56,7 @@ GROUPS: Mapping[str, str] = {
 class Shape:
     """Everything of an encoder but its numbers; the words are those of `SPEC`."""
 
+    family: str
     layers: int
     hidden: int
     heads: int
@@ -150,6 +151,7 @@ def build(config: Config, vocab_size: int, dtype: Any) -> Bert:
         width = f"{heads} heads" if config.heads else "heads that are 64 wide"
         raise UserError(f"model.hidden: {hidden} is not divisible into {width}; expected a multiple, or another model.heads")
     shape = Shape(
+        config.family,
         layers, hidden, heads, config.ffn or 4 * hidden, config.embedding, config.vocab or vocab_size,
         config.max_len, config.offset, config.types, config.activation, config.epsilon, config.pooling, config.pooler,
         config.dropout, dtype,
