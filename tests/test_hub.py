@@ -27,7 +27,7 @@ import safetensors.numpy
 import tiny
 import tokenizers
 
-from ptft import build, checkpoint, config, data, exchange, hub, hub_names, objectives, record, tree
+from ptft import build, checkpoint, config, data, exchange, hub, hub_names, objectives, record, step, tree
 from ptft import tokenizer as ptft_tokenizers
 from ptft.errors import UserError
 
@@ -181,7 +181,7 @@ def texts(tmp_path_factory):
 
 def classify(texts: Path, init: Any, **changes: Any) -> dict[str, Any]:
     values = {
-        "batch": 8, "train_for": "2 steps", "init_from": str(init),
+        "batch": 8, "train_for": "2 steps", "init_from": str(init), "devices": 1,
         "objective": {"name": "classify", "seq_len": 16},
         "data": {"train": f"files:{texts}/train.tsv", "label": "label"},
     }  # fmt: skip
@@ -190,17 +190,23 @@ def classify(texts: Path, init: Any, **changes: Any) -> dict[str, Any]:
 
 def masked(texts: Path, init: Any, **changes: Any) -> dict[str, Any]:
     values = {
-        "batch": 8, "train_for": "2 steps", "init_from": str(init),
+        "batch": 8, "train_for": "2 steps", "init_from": str(init), "devices": 1,
         "objective": {"name": "mlm_nsp", "seq_len": 16},
         "data": {"train": f"files:{texts}/docs.txt"},
     }  # fmt: skip
     return flow.changed(values, changes)
 
 
+def fresh(net: step.Net, seed: int, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """New weights without compiling an initializer."""
+    return {n: x for n, x in tiny.params(net, seed).items() if names is None or n in names}
+
+
 def start(values: dict[str, Any]) -> tuple[dict[str, np.ndarray], str]:
     """The weights that a run starts from, and what it says of them."""
     run = build.build(build.resolve(values))
-    with contextlib.redirect_stdout(io.StringIO()) as out:
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step.Net, "init", fresh)
         params = build.start_params(run, quiet=False)
     return {n: np.asarray(x) for n, x in params.items()}, out.getvalue()
 
@@ -214,7 +220,7 @@ def test_every_architecture_has_a_golden_checkpoint():
 
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_gradients_are_those_of_transformers(case, monkeypatch):
-    monkeypatch.setattr(hub_compare.Net, "init", lambda net, seed: tiny.params(net))  # what the file lacks, without compiling
+    monkeypatch.setattr(step.Net, "init", fresh)  # for what the file lacks
     want = dict(np.load(GOLDEN / case / "expected.npz"))
     outputs = {n for n in want if not n.startswith(("in ", "grad "))}
     gradients = {n.removeprefix("grad ") for n in want if n.startswith("grad ")}
@@ -583,7 +589,7 @@ def test_a_classifier_gets_a_new_head(case, imported, trip, texts):
 
 
 def test_an_ordinary_run_passes_its_heads_on(tmp_path):
-    flow.run(flow.pretraining(tmp_path, **{"train_for": "1 step", "data.dev": ""}), tmp_path / "pre")
+    flow.run(flow.pretraining(tmp_path, **{"train_for": "1 step", "data.dev": "", "devices": 1}), tmp_path / "pre")
     stored = {n: np.asarray(x) for n, x in checkpoint.load_params(tmp_path / "pre", None, skip="")[0].items()}
     more = flow.pretraining(tmp_path, **{"init_from": str(tmp_path / "pre"), "seed": 7})
     del more["model"], more["data"]["vocab_size"]
