@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft import build, checkpoint, cost, exchange, freeze, mesh, pipeline, record, report, train
+from ptft import build, checkpoint, cost, exchange, freeze, mesh, models, pipeline, plans, record, report, train
 from ptft import config as configs
 from ptft.bench import protocol, runner
 from ptft.config import Config
@@ -96,17 +96,17 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     values = load_config(args, overrides)
     values.pop("bench", None)
-    built = build.build(build.resolve({**values, "parallel": "jit"}))
-    strategies = [configs.literal(f) for f in args.freeze] if args.freeze else [built.config.freeze]
-    full = build.program(with_freeze(built, "full")).cost
-    for strategy in strategies:
-        one = with_freeze(built, strategy)
-        record.say(f"freeze: {strategy}\n{freeze.describe(one.plan)}\n  {cost.describe(build.program(one).cost, full)}\n")
-
-
-def with_freeze(built: build.Run, strategy: Any) -> build.Run:
-    config = built.config.replace(freeze=strategy)
-    return built._replace(config=config, plan=build.plan(config, built.net))
+    outline = build.outline(build.resolve({**values, "parallel": "jit"}))
+    strategies = [configs.literal(f) for f in args.freeze] if args.freeze else [outline.config.freeze]
+    resolved = [(s, freeze.plan(s, models.groups(outline.config.model.name), outline.net.shapes())) for s in strategies]
+    rows = plans.rows(outline, strategies, args.probe)
+    if args.json:
+        print(json.dumps({"device": record.device(), "versions": record.versions(), "rows": rows}, ensure_ascii=False))
+        return
+    if len(strategies) == 1 or args.rules:
+        for strategy, plan in resolved:
+            print(f"freeze: {strategy}\n{freeze.describe(plan)}\n")
+    print(plans.text(rows))
 
 
 def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -277,6 +277,9 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
         {
             **CONFIG,
             "--freeze": {"action": "append", "metavar": "NAME", "help": "a strategy or a list of rules; may be given several times"},
+            "--probe": {"type": int, "default": 3, "metavar": "N", "help": "time N steps of each on this device; 0: none"},
+            "--rules": {"action": "store_true", "help": "also show what each strategy claims, rule by rule"},
+            "--json": {"action": "store_true", "help": "the table as JSON"},
         },
     ),
     "bench": (bench_verb, "compare strategies over seeds; the same command goes on", {**CONFIG, **WORKDIR}),

@@ -37,6 +37,7 @@ SPEC: Spec = {
     "init_from": Field("", str, doc="a run, a folder in Hugging Face's format or hf:ORG/NAME: backbone, tokenizer and model size are its"),
     "init_weights": Field(True, bool, doc="False: take tokenizer and size from init_from, but start from random weights"),
     "freeze": Field("full", (str, tuple), doc="a strategy's name, or a list of (pattern, action)"),
+    "strict_cost": Field(False, bool, doc="a compiled step that costs more than its freeze should is an error, not a warning"),
     "parallel": Field("jit", str, choices=("jit", "pmap")),
     "devices": Field(0, int, lo=0, doc="0: all of them"),
     "dtype": Field("float32", str, choices=("float32", "bfloat16"), doc="of the computation; weights are float32"),
@@ -248,6 +249,22 @@ def build(config: Config) -> Run:
         raise UserError("early_stop needs data.dev and a metric that chooses the best (config.best is not 'last')")
     used = pipeline.subset(len(loaded.train), config.data.train_size, config.seed)
     return Run(config, loaded, used, network, plan(config, network), durations(config, len(used)), grid)
+
+
+def outline(config: Config) -> Run:
+    """A run without its data, for what hangs on shapes alone. Where the config leaves tokenizer or labels to the data, of the
+    usual size: `data.vocab_size` entries, two classes."""
+    grid = mesh.make(config.devices)
+    mesh.check_batch(config.batch, config.accumulate, grid)
+    labels = tuple(map(str, config.data.labels or config.data.names or ("0", "1")))
+    tokenizer = load_tokenizer(config)
+    if tokenizer is None:
+        specials = tokenizers.SPECIALS
+        tokenizer = Tokenizer([*specials, *(f"w{i}" for i in range(config.data.vocab_size - len(specials)))], config.data.lowercase)
+    network = net(config, tokenizer, labels)
+    nothing: Any = None
+    data = Data(tokenizer, labels, nothing, None, None, "", {})
+    return Run(config, data, np.zeros(0, np.int64), network, plan(config, network), Durations(1000, 100, 0, 0, 100), grid)
 
 
 @functools.lru_cache(maxsize=64)

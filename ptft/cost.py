@@ -1,17 +1,23 @@
-"""What a step costs, from the compiled program itself."""
+"""What a plan costs before it runs: from the compiled step itself, and beside it from a formula.
 
+The two check each other: a backward pass that a mistake keeps alive shows in the compiled step and not in the formula.
+"""
+
+import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 
 class Cost(NamedTuple):
-    """FLOPs of one step, and bytes on a device: arguments (parameters, optimizer state, batch) and temporaries. None: not known."""
+    """FLOPs of one step, and bytes on a device. None: not known."""
 
     flops: float | None
-    argument_bytes: int | None
-    temp_bytes: int | None
+    argument_bytes: int | None  # parameters, optimizer state, batch
+    temp_bytes: int | None  # activations, gradients and whatever else lives during the step
+    peak_bytes: int | None = None  # all of them at once; what is updated in place counts once
 
 
 def of(compiled: jax.stages.Compiled, accumulate: int = 1, devices: int = 1) -> Cost:
@@ -26,7 +32,10 @@ def of(compiled: jax.stages.Compiled, accumulate: int = 1, devices: int = 1) -> 
     analysis: Any = compiled.cost_analysis() or {}
     known = loops == 0 or (accumulate > 1 and loops == 1)
     flops = float(analysis["flops"]) * accumulate * devices if known and "flops" in analysis else None
-    return Cost(flops, memory and memory.argument_size_in_bytes, memory and memory.temp_size_in_bytes)
+    if not memory:
+        return Cost(flops, None, None)
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    return Cost(flops, arguments, temporaries, arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes)
 
 
 def _matmul_loops(hlo: str) -> int:
@@ -54,3 +63,85 @@ def describe(cost: Cost, full: Cost | None = None) -> str:
     if cost.argument_bytes is not None:
         flops += f", {cost.argument_bytes / 2**20:.0f} MiB state and batch, {(cost.temp_bytes or 0) / 2**20:.0f} MiB temporaries"
     return f"a step costs {flops}"
+
+
+class Bytes(NamedTuple):
+    """What a plan keeps in a device's memory, and on disk."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    checkpoint: int  # parameters and optimizer state, before compression
+
+
+def of_plan(shapes: Mapping[str, Any], trainable: Sequence[str], opt: Any) -> Bytes:
+    """Bytes that follow from shapes alone: `opt` is the abstract optimizer state of what moves."""
+
+    def size(tree: Any) -> int:
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    everything, state = size(dict(shapes)), size(opt)
+    return Bytes(everything, size({n: shapes[n] for n in trainable}), state, everything + state)
+
+
+# Where in a block a module computes; what lies before the lowest leaf that moves needs no gradient of its input.
+_ORDER = {"attention_norm": 0, "query": 1, "key": 1, "value": 1, "out": 2, "ffn_norm": 3, "up": 4, "gate": 4, "down": 5}
+
+
+class Products(NamedTuple):
+    """FLOPs of the matrix products of one step, pass by pass."""
+
+    forward: float
+    activations: float  # gradients that pass through to lower layers
+    weights: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+def analytic(
+    shapes: Mapping[str, Any], moving: Sequence[str], groups: Mapping[str, str], batch: int, seq_len: int, predictions: int = 0
+) -> Products:
+    """The matrix products that a step of a Transformer encoder needs, and no others (after Kaplan et al. 2020, arXiv 2001.08361, 2.1).
+
+    A product y = x w of n rows costs 2 n |w| forward, as much for the gradient of w if w moves, and as much for that of x
+    if anything moves below. The attention's own two products pass a gradient on if the queries, keys or values, or
+    anything below them, move.
+
+    Args:
+      shapes: all parameters.
+      moving: the names of those that move.
+      predictions: masked positions a row, of a head that is tied to the word table; 0: the head reads the pooled output.
+    """
+    depth = max((int(m[1]) + 1 for n in shapes if (m := re.search(r"/block_(\d+)/", n))), default=0)
+
+    def place(name: str) -> tuple[int, int]:
+        if name.startswith("head/"):
+            return depth + 2, "decoder" in name
+        if re.fullmatch(groups["stem"], name):
+            return 0, 0
+        block = re.search(r"/block_(\d+)/", name)
+        return (int(block[1]) + 1, max(_ORDER.get(part, 0) for part in name.split("/"))) if block else (depth + 1, 0)
+
+    chosen = set(moving)
+    lowest = min(map(place, chosen))
+    forward = activations = weights = 0.0
+
+    def product(rows: int, size: float, moves: bool, passes_on: bool) -> None:
+        nonlocal forward, activations, weights
+        forward += 2 * rows * size
+        weights += 2 * rows * size * moves
+        activations += 2 * rows * size * passes_on
+
+    for name, leaf in shapes.items():
+        if name.endswith("/kernel"):
+            in_rows = name.startswith("backbone/block_") or "/project/" in name or name.startswith("head/tagger")
+            rows = batch * (seq_len if in_rows else predictions if "transform" in name else 1)
+            product(rows, math.prod(leaf.shape), name in chosen, place(name) > lowest)
+        if name.endswith("/value/kernel"):
+            product(2 * batch * seq_len, seq_len * leaf.shape[1], False, place(name) >= lowest)
+            activations += 4 * batch * seq_len**2 * leaf.shape[1] * (place(name) >= lowest)
+        if predictions and name.endswith(("word/embedding", "embeddings/embedding")):
+            product(batch * predictions, math.prod(leaf.shape), name in chosen, (depth + 2, 1) > lowest)
+    return Products(forward, activations, weights)

@@ -34,7 +34,7 @@ to the decoder's matrix. A table that is trained gets both gradients, the decode
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,10 +196,10 @@ def _levels(rates: str, strategy: str, groups: Mapping[str, str], params: Mappin
     return [(groups["stem"], factor ** (depth + 1)), *blocks, ("backbone/.*", 1.0)]
 
 
-def _depth(groups: Mapping[str, str], params: Mapping[str, Any]) -> int:
+def _depth(groups: Mapping[str, str], params: Iterable[str]) -> int:
     """Number of blocks that the parameter names show."""
-    depth = 0
-    while any(re.fullmatch(groups["block"].format(depth), n) for n in params):
+    names, depth = list(params), 0
+    while any(re.fullmatch(groups["block"].format(depth), n) for n in names):
         depth += 1
     return depth
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ptft import build, checkpoint, cost, ledger, mesh, pipeline, record, step, tree
+from ptft import build, checkpoint, cost, ledger, mesh, pipeline, plans, record, step, tree
 from ptft import config as configs
 from ptft.build import Program, Run
 from ptft.config import Config
@@ -55,6 +55,7 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
     prog, header = build.program(built), build.header(built)
     if not quiet:
         record.say(cost.describe(prog.cost))
+    plans.check(built, prog)
     moving, frozen, progress = start(built, prog, fresh) if at is None else resume(built, prog, workdir, at, header)
     record.write_json(workdir / "config.json", config.to_dict())
     record.write_json(workdir / "run.json", {**header, "cost": prog.cost._asdict()})

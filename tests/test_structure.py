@@ -12,7 +12,7 @@ from ptft.errors import UserError
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors", "plugins", "tree", "config", "record", "mesh", "tokenizer", "data", "packing", "models", "objectives", "pipeline",
-    "freeze", "adapters", "optim", "step", "cost", "ledger", "checkpoint", "hub_names", "hub", "tasks", "build", "train", "bench",
+    "freeze", "adapters", "optim", "step", "cost", "ledger", "checkpoint", "hub_names", "hub", "tasks", "build", "plans", "train", "bench",
     "figures", "report", "exchange", "__main__",
 ]  # fmt: skip
 TOP = {"pyproject.toml", "README.md", "LICENSE", "ptft", "configs", "tests", "launch"}
