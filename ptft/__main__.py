@@ -5,6 +5,7 @@ Exit codes: 0 done, 75 preempted and saved, 2 the user's mistake (one message; -
 
 import argparse
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -42,10 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as e:
-        if args.debug or (isinstance(e, OSError) and e.filename is None):
+        full = isinstance(e, OSError) and e.errno == errno.ENOSPC
+        if args.debug or (isinstance(e, OSError) and e.filename is None and not full):
             raise
         # A file that cannot be opened, made or written is a matter of the command, not of the program.
-        said = f"{e.filename}: {e.strerror}" if isinstance(e, OSError) else str(e)
+        said = f"{e.filename or 'the disk is full'}: {e.strerror}" if isinstance(e, OSError) else str(e)
         print(f"ptft {args.verb}: {said}", file=sys.stderr)
         return 2
     return 0

@@ -76,7 +76,9 @@ def resolve(values: Mapping[str, Any]) -> Config:
     """Checks a config; with `init_from`, the model's keys default to those of that run."""
     start, own = values.get("init_from"), values.get("model", {})
     if start and isinstance(start, str) and isinstance(own, Mapping):
-        base = hub.model_keys(hub.open_folder(start)) if hub.is_folder(start) else read_run(Path(start), "config.json")["model"]
+        base = hub.model_keys(hub.open_folder(start)) if hub.is_folder(start) else read_run(Path(start), "config.json").get("model")
+        if not isinstance(base, Mapping) or "name" not in base:
+            raise UserError(f"{start}/config.json is that of no run, and without weights no checkpoint: its section 'model' is missing")
         if own.get("name", base["name"]) == base["name"]:
             values = {**values, "model": {**base, **own}}
     return configs.resolve(values, SPEC)
@@ -375,4 +377,5 @@ def header(run: Run) -> dict[str, Any]:
         "tokenizer": run.data.tokenizer.fingerprint,
         "labels": list(run.data.labels),
         "freeze": run.plan.table(),
+        "imported": {"by": run.config.init_from} if hub.is_imported(run.config.init_from) and run.config.init_weights else None,
     }

@@ -1,6 +1,7 @@
 """A checkpoint from outside becomes the folder of a run; a run becomes a folder that transformers loads."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,19 @@ def export_run(workdir: Path, to: Path) -> None:
     run = build.read_run(workdir, "run.json")
     tokenizer, labels = build.run_tokenizer(workdir), list(config.data.names) or run["labels"]
     params, what = checkpoint.load_params(workdir, None, skip="")
-    dtype = run.get("imported", {}).get("dtype", "float32")  # untouched weights go out as they came in
+    dtype = (run.get("imported") or {}).get("dtype", "float32")  # untouched weights go out as they came in
     shape = getattr(build.net(config, tokenizer, run["labels"] or ["0", "1"]).backbone, "shape", None)
-    left = hub.write(to, config, shape, params, tokenizer, labels, dtype if dtype in hub.FLOATS.values() else "float32")
-    (to / "README.md").write_text(card(config, run, _result(workdir), what.step), encoding="utf-8")
+    dtype = dtype if dtype in hub.FLOATS.values() else "float32"
+    part = to.absolute().with_name(f".{to.absolute().name}.part")  # the folder appears once it is whole
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        left = hub.write(part, config, shape, params, tokenizer, labels, dtype)
+        (part / "README.md").write_text(card(config, run, _result(workdir), what.step), encoding="utf-8")
+        if to.exists():
+            to.rmdir()
+        part.rename(to)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     record.say(f"{to}: {len(params) - len(left)} tensors of step {what.step}, {dtype}; {', '.join(sorted(p.name for p in to.iterdir()))}")
     if left:
         record.say(f"  left out, transformers has no place for them: {', '.join(left)}")
@@ -88,7 +98,7 @@ def card(config: Config, run: dict[str, Any], result: dict[str, Any], step: int)
         rows.append(("labels", ", ".join(labels)))
     if config.init_from:
         rows.append(("started from", Path(config.init_from).name if not config.init_from.startswith("hf:") else config.init_from))
-    if "imported" in run:
+    if (run.get("imported") or {}).get("from"):
         rows.append(("imported from", Path(run["imported"]["from"]).name))
     if result:
         rows += [("freeze", config.freeze), ("parameters that moved", f"{result['trainable']:,} of {result['total']:,}")]

@@ -6,12 +6,14 @@ that model; only then are the weights read, one tensor at a time. Out: the same 
 
 import functools
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -19,7 +21,7 @@ import safetensors.numpy
 from ptft import checkpoint
 from ptft.config import Config
 from ptft.errors import UserError, did_you_mean, table
-from ptft.hub_names import ACTIVATIONS, DEFAULTS, FAMILIES, Family, Place, places
+from ptft.hub_names import ACTIVATIONS, DEFAULTS, FAMILIES, SILENT, Family, Place, places
 from ptft.tokenizer import Tokenizer
 from ptft.tree import Flat
 
@@ -74,15 +76,24 @@ class Folder(NamedTuple):
 def is_folder(where: str) -> bool:
     """Whether `where` names a checkpoint from outside, read or refused here, rather than the folder of a run."""
     path = Path(where)
-    if where.startswith(REMOTE) or path.suffix in UNSAFE:
+    if where.startswith(REMOTE) or (path.suffix in UNSAFE and not path.is_dir()):
         return True
-    return path.is_dir() and not (path / "run.json").exists() and any(p.suffix in (".safetensors", *UNSAFE) for p in path.iterdir())
+    if not where or not path.is_dir() or (path / "run.json").exists():
+        return False
+    names = [p.name for p in path.iterdir()]
+    if any(n.endswith((".safetensors", ".safetensors.index.json")) or _is_unsafe(n) for n in names):
+        return True
+    return "config.json" in names and "model_type" in _json(path / "config.json")
+
+
+def _is_unsafe(name: str) -> bool:
+    return name.endswith(UNSAFE) or ".ckpt" in name
 
 
 def is_imported(where: str) -> bool:
     """Whether `where` holds weights that were pretrained elsewhere: such a checkpoint, or a run that was made of one."""
     run = Path(where) / "run.json"
-    return is_folder(where) or (run.is_file() and "imported" in _json(run))
+    return is_folder(where) or (bool(where) and run.is_file() and _json(run).get("imported") is not None)
 
 
 @functools.lru_cache(maxsize=8)
@@ -110,12 +121,13 @@ def open_folder(where: str | Path) -> Folder:
       UserError: no such folder, an architecture or a file format that is not read, a damaged file.
     """
     path = locate(str(where))
-    if path.suffix in UNSAFE:
+    if path.suffix in UNSAFE and not path.is_dir():
         raise UserError(_unsafe([path.name]))
     if not path.is_dir():
         beside = [p.name for p in path.absolute().parent.glob("*") if p.is_dir()]
         raise UserError(f"expected a folder with config.json and model.safetensors, got {path}; {did_you_mean(path.name, beside)}")
-    files = _weight_files(path)
+    with _as_written(path / "model.safetensors.index.json"):
+        files = _weight_files(path)
     if not (path / "config.json").is_file():
         raise UserError(f"{path} has no config.json; it holds {', '.join(sorted(p.name for p in path.iterdir()))}")
     config = _json(path / "config.json")
@@ -124,25 +136,38 @@ def open_folder(where: str | Path) -> Folder:
         raise UserError(f"{path}: the architecture {kind!r} is not one that ptft has; {did_you_mean(kind, FAMILIES)}")
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors |= _header(file, FAMILIES[kind].prefix)
+        for name, tensor in _header(file, FAMILIES[kind].prefix):
+            if name in tensors:
+                raise UserError(f"{tensor.name} is in {path} twice, in {tensors[name].file.name} and in {file.name}; fetch it again")
+            tensors[name] = tensor
     return Folder(path, kind, config, tensors)
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{file} is no JSON ({e}); fetch it again") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected a JSON object, got {type(values).__name__}")
     return values
 
 
+@contextmanager
+def _as_written(file: Path) -> Iterator[None]:
+    """Values of other types than transformers writes are the file's mistake, wherever they are met."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as e:
+        raise UserError(f"{file} is not as transformers writes it ({type(e).__name__}: {e}); fetch it again") from None
+
+
 def _unsafe(names: Sequence[str]) -> str:
     return (
         f"{', '.join(names)}: ptft reads safetensors only, because pickles run code and TensorFlow's own format is out of scope. Where "
-        "transformers and the file's framework are installed, AutoModel.from_pretrained(FOLDER).save_pretrained(NEW) writes a "
-        "model.safetensors (for Google's TensorFlow files with transformers 4: BertForPreTraining.from_pretrained(…, from_tf=True))"
+        "transformers and the file's framework are installed, from_pretrained(FOLDER).save_pretrained(NEW), of the class that config.json "
+        "names in architectures, and of AutoTokenizer, writes a folder that is read (Google's TensorFlow files: with transformers 4, "
+        "BertForPreTraining.from_pretrained(…, from_tf=True))"
     )
 
 
@@ -158,20 +183,20 @@ def _weight_files(path: Path) -> list[Path]:
         if names:
             return [path / name for name in names]
     there = sorted(p.name for p in path.iterdir())
-    if other := [n for n in there if Path(n).suffix in UNSAFE or ".ckpt" in n]:
+    if other := [n for n in there if _is_unsafe(n)]:
         raise UserError(f"{path} has no model.safetensors but {_unsafe(other)}")
-    raise UserError(f"{path} has no model.safetensors; it holds {', '.join(there) or 'nothing'}")
+    raise UserError(f"{path} has no model.safetensors, the only kind of weights that ptft reads; it holds {', '.join(there) or 'nothing'}")
 
 
-def _header(file: Path, prefix: str) -> dict[str, Tensor]:
-    found = {}
+def _header(file: Path, prefix: str) -> list[tuple[str, Tensor]]:
+    found = []
     try:
         with safetensors.safe_open(file, "numpy") as f:
             for name in f.keys():  # noqa: SIM118, it is no mapping
                 entry = f.get_slice(name)
                 # Old files say gamma and beta (TensorFlow's words) for a LayerNorm's weight and bias.
                 new = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name.removeprefix(prefix)))
-                found[new] = Tensor(file, name, entry.get_dtype(), tuple(entry.get_shape()))
+                found.append((new, Tensor(file, name, entry.get_dtype(), tuple(entry.get_shape()))))
     except safetensors.SafetensorError as e:
         raise UserError(f"{file} is no intact safetensors file ({e}); it was cut short, or is another format: fetch it again") from None
     return found
@@ -179,17 +204,30 @@ def _header(file: Path, prefix: str) -> dict[str, Tensor]:
 
 def model_keys(folder: Folder) -> dict[str, Any]:
     """`config.json` -> the keys of `config.model`."""
+    with _as_written(folder.path / "config.json"):
+        return _model_keys(folder)
+
+
+def _model_keys(folder: Folder) -> dict[str, Any]:
     c, family = _old_words(folder), folder.family
     for key, ok in ONLY.items():
         if c.get(key, ok) not in (ok, None):
             raise UserError(f"{folder.path}/config.json: {key} is {c[key]!r}; ptft has {ok!r} only")
     if c.get("quantization_config"):
         raise UserError(f"{folder.path} is quantized; expected float32, float16 or bfloat16 weights")
-    keys = {ours: c.get(theirs, DEFAULTS[theirs]) for ours, theirs in family.keys.items()}
+    keys = {ours: c.get(theirs, {**DEFAULTS, **SILENT.get(folder.kind, {})}[theirs]) for ours, theirs in family.keys.items()}
     for ours, theirs in family.keys.items():
         value = keys[ours]
-        if ours not in ("activation", "pooling") and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-            raise UserError(f"{folder.path}/config.json: {theirs} is {value!r}; expected a number")
+        if ours not in ("activation", "pooling") and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31
+        ):
+            raise UserError(f"{folder.path}/config.json: {theirs} is {value!r}; expected a number from 0 to 2**31")
+    # Before a model of so many layers is traced.
+    before = next(spec.partition("{}")[0] for spec in family.body.values() if "{}" in spec)
+    blocks = {int(m[1]) + 1 for n in folder.tensors if (m := re.match(re.escape(before) + r"(\d+)\.", n))}
+    if max(blocks, default=0) != keys["layers"]:
+        row = (f"{before}*", f"{max(blocks, default=0)} layers", f"{keys['layers']} layers")
+        raise UserError(f"the weights of {folder.path} do not fit its config.json, or config.model over it:\n{table([row])}")
     act = keys["activation"]
     if act not in ACTIVATIONS or c.get("classifier_activation", act) != act:
         raise UserError(f"{folder.path}/config.json: the activation {act!r} (everywhere) is not one of {', '.join(ACTIVATIONS)}")
@@ -203,11 +241,24 @@ def model_keys(folder: Folder) -> dict[str, Any]:
         keys["embedding"] = 0
     pooling = folder.path / "1_Pooling" / "config.json"  # a sentence encoder
     if pooling.is_file():
-        modes = [k.removeprefix("pooling_mode_") for k, on in _json(pooling).items() if k.startswith("pooling_mode_") and on is True]
-        if modes not in (["mean_tokens"], ["cls_token"]):
-            raise UserError(f"{pooling}: pooling by {' and '.join(modes) or 'nothing'}; ptft has mean_tokens and cls_token")
-        keys["pooling"] = {"mean_tokens": "mean", "cls_token": "first"}[modes[0]]
+        keys["pooling"] = _pooling(pooling)
     return keys
+
+
+def _pooling(file: Path) -> str:
+    """How a sentence encoder pools, in the words of sentence-transformers, older and newer."""
+    said = _json(file)
+    modes = [k.removeprefix("pooling_mode_").partition("_")[0] for k, on in said.items() if k.startswith("pooling_mode_") and on is True]
+    mode = str(said.get("pooling_mode", " and ".join(modes)))
+    if mode not in ("mean", "cls"):
+        raise UserError(f"{file}: pooling by {mode or 'nothing'}; ptft has mean and cls")
+    modules = file.parent.parent / "modules.json"
+    listed = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
+    if other := [m["type"] for m in listed if m["type"].rpartition(".")[2] not in ("Transformer", "Pooling", "Normalize")]:
+        raise UserError(
+            f"{modules}: {', '.join(other)} after the encoder; ptft has Transformer, Pooling and, without any effect here, Normalize"
+        )
+    return {"mean": "mean", "cls": "first"}[mode]
 
 
 def _old_words(folder: Folder) -> dict[str, Any]:
@@ -234,12 +285,21 @@ def task(folder: Folder) -> str:
 
 def labels(folder: Folder) -> list[str]:
     """The class names of a classifier, in the order of their ids; [] if the file is no classifier of ours."""
-    names = folder.config.get("id2label") or {}
-    if not task(folder) or len(names) < 2:
+    kind = task(folder)
+    if not kind or folder.config.get("problem_type") not in (None, "single_label_classification"):
         return []
-    if folder.config.get("problem_type") not in (None, "single_label_classification") or sorted(map(int, names)) != list(range(len(names))):
+    head = {"classify": "head/classifier/kernel", "tag": "head/tagger/kernel"}[kind]
+    rows = next((folder.tensors[p.name].shape[0] for p in places(folder.family, head, (kind,)) if p.name in folder.tensors), 0)
+    with _as_written(folder.path / "config.json"):
+        # transformers leaves out the names where there are two classes of the names LABEL_0 and LABEL_1.
+        names = {int(i): str(n) for i, n in (folder.config.get("id2label") or {i: f"LABEL_{i}" for i in range(rows)}).items()}
+    if rows == 1:  # a regression
         return []
-    return [str(names[str(i)]) for i in range(len(names))]
+    if sorted(names) != list(range(rows)):
+        raise UserError(
+            f"{folder.path}/config.json: id2label has the ids {sorted(names)}, the classifier {rows} rows; expected 0 … {rows - 1}"
+        )
+    return [names[i] for i in range(rows)]
 
 
 class Found(NamedTuple):
@@ -262,7 +322,7 @@ def load_params(
       UserError: a tensor is missing, has another shape or no floating dtype (path, have, want), or holds NaN or infinity.
     """
     found, new, rows = [], [], []
-    tied = _tied(folder) if any(n.startswith("head/decoder") and not re.fullmatch(skip, n) for n in want) else True
+    tied = _whole_mlm(folder) if any(n.startswith("head/decoder") and not re.fullmatch(skip, n) for n in want) else True
     for name, leaf in want.items():
         at = [p for p in places(folder.family, name) if p.name in folder.tensors]
         if re.fullmatch(skip, name) or not at or (not tied and name.startswith("head/")):
@@ -278,32 +338,51 @@ def load_params(
             rows.append((have.name, f"{have.dtype}{list(have.shape)}", f"{'/'.join(FLOATS)}{list(shape)}"))
     if rows:
         raise UserError(f"the weights of {folder.path} do not fit its config.json, or config.model over it:\n{table(rows)}")
-    params = {name: jnp.asarray(_read(folder, place)) for name, place, _ in found}
+    params = {name: jax.device_put(_read(folder, place)) for name, place, _ in found}  # on a CPU without a copy
     used = {place.name for _, place, _ in found} | {folder.family.decoder if tied else ""}
     unused = [t.name for n, t in folder.tensors.items() if n not in used and not BUFFERS.fullmatch(n)]
     return params, checkpoint.Loaded(list(params), new, unused, 0)
 
 
 def _read(folder: Folder, place: Place) -> np.ndarray:
+    """One parameter, filled in slices of 8 MiB; the file is opened anew for each, since its pages count as memory while it is open."""
     tensor = folder.tensors[place.name]
-    # Opened anew for each tensor: the pages of an open file count as memory of this process.
-    with safetensors.safe_open(tensor.file, "numpy") as f:
-        rows = tensor.shape[0] // place.parts
-        x = f.get_slice(tensor.name)[place.part * rows : (place.part + 1) * rows]
-    x = np.ascontiguousarray(x.T if place.transposed else x, np.float32)
-    if not np.isfinite(x).all():
-        raise UserError(f"{tensor.file}: {tensor.name} holds NaN or infinity; fetch the file again")
-    return x
+    rows = tensor.shape[0] // place.parts
+    shape = (rows, *tensor.shape[1:])
+    out = _aligned(shape[::-1] if place.transposed else shape)
+    target = out.T if place.transposed else out
+    step = max(1, 2**21 // max(math.prod(shape[1:]), 1))
+    for at in range(0, rows, step):
+        end = min(at + step, rows)
+        with safetensors.safe_open(tensor.file, "numpy") as f:
+            part = f.get_slice(tensor.name)[place.part * rows + at : place.part * rows + end]
+        if not np.isfinite(part).all():
+            raise UserError(f"{tensor.file}: {tensor.name} holds NaN or infinity; fetch the file again")
+        target[at:end] = part
+    return out
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """An empty f32 array at a multiple of 64 bytes, which jax on a CPU takes as it is."""
+    n = 4 * math.prod(shape)
+    raw: np.ndarray = np.empty(n + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + n].view(np.float32).reshape(shape)
+
+
+def _whole_mlm(folder: Folder) -> bool:
+    """Whether the file has an MLM head, all of it, that fits: in ModernBERT's classifiers two of its tensors are there, too."""
+    names = [f"head/{n}" for n in ("transform/kernel", "norm/scale", "decoder/bias")]
+    return all(places(folder.family, n, ("mlm",))[0].name in folder.tensors for n in names) and _tied(folder)
 
 
 def _tied(folder: Folder) -> bool:
-    """Whether the MLM decoder, if the file has one, is the word table; compared a thousand rows at a time."""
+    """Whether the MLM decoder, if the file holds one, is the word table; compared a thousand rows at a time."""
     word = places(folder.family, "backbone/embeddings/word/embedding")[0].name
-    pair = [folder.tensors.get(n) for n in (folder.family.decoder, word)]
-    own, table = pair
+    own, table = (folder.tensors.get(n) for n in (folder.family.decoder, word))
     if own is None or table is None:
         return folder.config.get("tie_word_embeddings", True) is not False
-    if own.shape != table.shape:
+    if own.shape != table.shape or len(own.shape) != 2 or own.dtype not in FLOATS or table.dtype not in FLOATS:
         return False
     with safetensors.safe_open(own.file, "numpy") as a, safetensors.safe_open(table.file, "numpy") as b:
         x, y = a.get_slice(own.name), b.get_slice(table.name)
@@ -339,7 +418,7 @@ def write(to: Path, config: Config, shape: Any, params: Flat, tokenizer: Tokeniz
             f"transformers' {family.stem}{what} has layers before its classifier that a run of {head!r} lacks; "
             f"to export one, train a model of another kind: {having}"
         )
-    _check_shape(kind, shape, head)
+    _check_shape(kind, shape, "nsp" if nsp else head, tokenizer)
     tensors, left = outside(family, params, head, nsp)
     if lost := [n for n in left if not n.startswith(("backbone/pooler/", "head/nsp/"))]:
         raise UserError(f"model.family={kind!r} has no place for {', '.join(lost[:5])}; expected another family, of {', '.join(FAMILIES)}")
@@ -352,7 +431,10 @@ def write(to: Path, config: Config, shape: Any, params: Flat, tokenizer: Tokeniz
     if head == "classify":
         values["problem_type"] = "single_label_classification"
     _write_json(to / "config.json", values)
-    tokenizer.save(to)
+    types = ["token_type_ids"] if getattr(shape, "types", 0) > 1 and "roberta" not in kind else []
+    side = "left" if config.objective.get("truncate") == "tail" else "right"  # texts are cut as the run cuts them
+    more = {"model_max_length": config.objective.seq_len, "truncation_side": side}
+    tokenizer.save(to, model_input_names=["input_ids", *types, "attention_mask"], **more)
     if not head and shape.pooling != "cls":
         _write_pooling(to, shape)
     return left
@@ -383,12 +465,14 @@ def outside(family: Family, params: Mapping[str, Any], head: str, nsp: bool) -> 
     return {n: np.ascontiguousarray(np.concatenate([p[i] for i in sorted(p)])) for n, p in parts.items()}, left
 
 
-def _check_shape(kind: str, shape: Any, head: str) -> None:
+def _check_shape(kind: str, shape: Any, head: str, tokenizer: Tokenizer) -> None:
     """Refuses what a config.json of this kind cannot say."""
-    wanted = {"pooler": "tanh", "offset": 0, **FAMILIES[kind].fixed}
-    if "roberta" in kind:
-        wanted["offset"] = shape.offset
-    if head == "classify" and "pooling" not in FAMILIES[kind].keys:
+    wanted = {"pooler": "tanh", "offset": tokenizer.pad + 1 if "roberta" in kind else 0, **FAMILIES[kind].fixed}
+    if "types" in FAMILIES[kind].keys and shape.types == 0:
+        wanted["types"] = 2
+    if kind == "electra" and shape.embedding == shape.hidden:
+        wanted["embedding"] = 0
+    if head in ("classify", "nsp") and "pooling" not in FAMILIES[kind].keys:
         wanted["pooling"] = "cls"
     for key, value in wanted.items():
         if getattr(shape, key, value) != value:

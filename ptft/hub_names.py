@@ -191,6 +191,13 @@ DEFAULTS: Mapping[str, Any] = {
     "hidden_activation": "gelu", "norm_eps": 1e-5, "classifier_pooling": "cls", "mlp_dropout": 0.0,
     "n_layers": 6, "dim": 768, "n_heads": 12, "hidden_dim": 3072, "activation": "gelu", "dropout": 0.1, "vocab_size": 30522,
 }  # fmt: skip
+SILENT: Mapping[str, Mapping[str, Any]] = {
+    "roberta": {"vocab_size": 50265},
+    "electra": {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+    "modernbert": {
+        "vocab_size": 50368, "num_hidden_layers": 22, "intermediate_size": 1152, "max_position_embeddings": 8192,
+    },
+}  # fmt: skip
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "relu": "relu", "silu": "silu", "swish": "silu"}
 
 

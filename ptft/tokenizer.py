@@ -95,14 +95,14 @@ class Tokenizer:
         """The vocabulary entries of `ids`."""
         return [self.vocab[i] for i in ids]
 
-    def save(self, folder: Path | str) -> None:
-        """Writes vocab.txt, tokenizer.json (for the `tokenizers` library) and tokenizer_config.json (lower-casing)."""
+    def save(self, folder: Path | str, **settings: Any) -> None:
+        """Writes vocab.txt, tokenizer.json (for the `tokenizers` library) and tokenizer_config.json (lower-casing, and `settings`)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "vocab.txt").write_text("".join(t + "\n" for t in self.vocab), encoding="utf-8", newline="\n")
         self._hf.save(str(folder / "tokenizer.json"))
-        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": self.lowercase}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        names = {f"{role}_token": name for role, (name, _) in ROLES.items()}
+        _write_settings(folder, {"do_lower_case": self.lowercase, **names, **settings})
 
 
 class Pretrained(Tokenizer):
@@ -117,7 +117,7 @@ class Pretrained(Tokenizer):
         for role, names in ROLES.items():
             given = settings.get(f"{role}_token")
             given = given.get("content") if isinstance(given, Mapping) else given
-            found = [n for n in (given, *names) if n in ids]
+            found = [n for n in (given, *names) if isinstance(n, str) and n in ids]
             if not found:
                 raise UserError(
                     f"the tokenizer has no {role} token; expected one of {', '.join(names)}, or {role}_token in tokenizer_config.json"
@@ -135,17 +135,25 @@ class Pretrained(Tokenizer):
                 for i, (t, begins) in enumerate(zip(self.vocab, marked, strict=True))
             ]
         )
-        self.between = hf.encode("a", "a").ids[1:-1].count(self.sep)
+        self.between = max(1, hf.encode("a", "a").ids[1:-1].count(self.sep))
         self.before = " " if any(t.startswith("Ġ") for t in self.vocab) else ""
         self.fingerprint = hashlib.sha256(hf.to_str().encode()).hexdigest()
         hf.encode_special_tokens = True
 
-    def save(self, folder: Path | str) -> None:
+    def save(self, folder: Path | str, **settings: Any) -> None:
         """Writes tokenizer.json and tokenizer_config.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._hf.save(str(folder / "tokenizer.json"))
-        (folder / "tokenizer_config.json").write_text(json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        kept = {k: v for k, v in self._settings.items() if k not in ("name_or_path", "tokenizer_file")}
+        _write_settings(folder, {**kept, **settings})
+
+
+def _write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """tokenizer_config.json. Other classes than the plain one make a tokenizer of their own out of the vocabulary, which differs."""
+    plain = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
+    text = json.dumps({**settings, **plain}, indent=2, ensure_ascii=False)
+    (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _whole(text: str) -> str:
@@ -184,15 +192,31 @@ def load(path: Path | str, lowercase: bool | None = None) -> Tokenizer:
     if lines[-1] == "":
         lines.pop()
     vocab = [line.removesuffix("\r") for line in lines]
-    if lowercase is None:
-        lowercase = settings.get("do_lower_case")
+    if lowercase is None and isinstance(settings.get("do_lower_case"), bool):
+        lowercase = settings["do_lower_case"]
     if lowercase is None:
         words = (w for w in vocab if not (w.startswith(("[", "<")) and w.endswith(("]", ">"))))
         lowercase = not any("A" <= c <= "Z" for w in words for c in w)
     try:
+        if settings.get("tokenize_chinese_chars") is False or settings.get("strip_accents") not in (None, lowercase):
+            return _other_wordpiece(vocab, lowercase, settings)
         return Tokenizer(vocab, lowercase)
     except UserError as e:
         raise UserError(f"{file}: {e}") from None
+
+
+def _other_wordpiece(vocab: Sequence[str], lowercase: bool, settings: Mapping[str, Any]) -> Tokenizer:
+    """WordPiece that keeps accents in lower case, strips them in cased text, or leaves Chinese characters in their words."""
+    Tokenizer(vocab, lowercase)  # its checks
+    ids = {token: i for i, token in enumerate(vocab)}
+    hf = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    chinese, strip = settings.get("tokenize_chinese_chars") is not False, settings.get("strip_accents")
+    hf.normalizer = normalizers.BertNormalizer(handle_chinese_chars=chinese, strip_accents=strip, lowercase=lowercase)
+    hf.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    hf.decoder = decoders.WordPiece()
+    hf.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    hf.add_special_tokens(list(SPECIALS))
+    return Pretrained(hf, settings)
 
 
 def _object(file: Path) -> dict[str, Any]:
@@ -206,13 +230,31 @@ def _object(file: Path) -> dict[str, Any]:
     return values
 
 
+def _is_ours(found: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json was written by `Tokenizer.save`."""
+    model, normalizer = found.get("model") or {}, found.get("normalizer") or {}
+    return model.get("type") == "WordPiece" and model.get("max_input_chars_per_word") == MAX_WORD and normalizer.get("type") == "Sequence"
+
+
 def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    found = _object(file)
+    if settings.get("word_tokenizer_type", "basic") != "basic":
+        raise UserError(f"{file}: words are cut by {settings['word_tokenizer_type']!r} first, which ptft does not have")
+    normalizer, splitter = found.get("normalizer") or {}, found.get("pre_tokenizer") or {}
+    # What tokenizer_config.json says goes before what tokenizer.json says.
+    for key, name in (
+        ("do_lower_case", "lowercase"),
+        ("strip_accents", "strip_accents"),
+        ("tokenize_chinese_chars", "handle_chinese_chars"),
+    ):
+        if normalizer.get("type") == "BertNormalizer" and isinstance(settings.get(key), bool):
+            normalizer[name] = settings[key]
+    if splitter.get("type") == "ByteLevel" and isinstance(settings.get("add_prefix_space"), bool):
+        splitter["add_prefix_space"] = settings["add_prefix_space"]
     try:
-        hf = tokenizers.Tokenizer.from_file(str(file))
+        hf = tokenizers.Tokenizer.from_str(json.dumps(found))
     except Exception as e:  # the library raises Exception itself
         raise UserError(f"{file} is no tokenizer that the tokenizers library reads: {e}") from None
-    found = _object(file)
-    normalizer = found.get("normalizer") or {}
     ids = hf.get_vocab(with_added_tokens=True)
     if normalizer.get("type") == "BertNormalizer" and found["model"]["type"] == "WordPiece":
         lower = normalizer["lowercase"]
@@ -228,9 +270,11 @@ def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
 def _find(path: Path) -> Path:
     for folder in (path / "tokenizer", path):
         full, plain = folder / "tokenizer.json", folder / "vocab.txt"
-        # Our own folders hold both, and then vocab.txt is the exact one; a vocabulary that is not WordPiece has no vocab.txt.
-        if found := [f for f in (plain, full) if f.is_file()]:
-            return found[0]
+        # In our own folders vocab.txt says it all; in others tokenizer.json may hold settings and added tokens that it does not.
+        if full.is_file() and not (plain.is_file() and _is_ours(_object(full))):
+            return full
+        if plain.is_file():
+            return plain
     if path.is_file():
         return path
     named = sorted(path.glob("*vocab.txt"))  # bert-base-uncased-vocab.txt

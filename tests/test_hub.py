@@ -37,7 +37,6 @@ KINDS = {p.name: json.loads((p / "config.json").read_text())["model_type"] for p
 CASES = [name for name, kind in KINDS.items() if kind in hub_names.FAMILIES]
 CLASSIFIERS = [name for name in CASES if name.endswith("_classify")]
 MASKED = [name for name in CASES if name.endswith("_masked")]
-CRASH = pytest.mark.xfail(strict=True, reason="ends with a traceback and not with a message")
 DTYPES = {"float32": ("F32", np.float32), "float16": ("F16", np.float16), "bfloat16": ("BF16", ml_dtypes.bfloat16)}
 
 
@@ -324,7 +323,6 @@ def test_a_tokenizer_json_that_is_berts_becomes_our_own(tmp_path):
     assert ptft_tokenizers.load(tmp_path).fingerprint == own.fingerprint
 
 
-@pytest.mark.xfail(strict=True, reason="vocab.txt is read first, and strip_accents and the like with it are not")
 def test_a_tokenizer_json_says_more_than_the_vocab_txt_beside_it(tmp_path):
     """German uncased models keep their accents."""
     vocab = [*ptft_tokenizers.SPECIALS, "a", "ä"]
@@ -337,7 +335,6 @@ def test_a_tokenizer_json_says_more_than_the_vocab_txt_beside_it(tmp_path):
     assert ptft_tokenizers.load(tmp_path).encode(["Ä a"]) == [hf.encode("Ä a").ids] == [[6, 5]]
 
 
-@pytest.mark.xfail(strict=True, reason="no separator is counted, and none is put between the texts of a pair")
 def test_a_tokenizer_json_that_adds_no_separators(tmp_path):
     hf = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({w: i for i, w in enumerate([*ptft_tokenizers.SPECIALS, "a"])}, unk_token="[UNK]")
@@ -673,7 +670,6 @@ def test_predict_with_an_imported_classifier(case, tmp_path, capsys):
     assert np.ptp(shares, axis=0).max() > 0.01  # the texts differ
 
 
-@pytest.mark.xfail(strict=True, reason="imported as an encoder without a head; the classifier is dropped as unused")
 def test_a_classifier_of_two_classes_without_names(tmp_path):
     """transformers writes no id2label then, because LABEL_0 and LABEL_1 are its default."""
 
@@ -735,8 +731,8 @@ def test_the_mean_is_taken_over_real_tokens(tmp_path):
 def test_other_poolings_are_refused(modes, tmp_path, capsys):
     folder = pooling(copy("bert_bare", tmp_path / "in"), *modes)
     found = mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
-    assert "1_Pooling/config.json: pooling by" in found and "ptft has mean_tokens and cls_token" in found
-    assert ("max_tokens" in found) == ("max_tokens" in modes) and not (tmp_path / "run").exists()
+    assert "1_Pooling/config.json: pooling by" in found and "ptft has mean and cls" in found
+    assert ("by max;" in found) == ("max_tokens" in modes) and not (tmp_path / "run").exists()
 
 
 def test_an_encoder_with_a_pooler_is_no_sentence_encoder(trip):
@@ -806,7 +802,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "torch": (replaced("pytorch_model.bin", b"x"), f"no model.safetensors but pytorch_model.bin: {NO_PICKLES}"),
     "tensorflow": (replaced("tf_model.h5", b"x"), f"no model.safetensors but tf_model.h5: {NO_PICKLES}"),
     "flax": (replaced("flax_model.msgpack", b"x"), f"no model.safetensors but flax_model.msgpack: {NO_PICKLES}"),
-    "no weights": (without("model.safetensors"), "has no model.safetensors; it holds config.json, tokenizer_config.json, vocab.txt"),
+    "no weights": (without("model.safetensors"), "has no model.safetensors, .*; it holds config.json, tokenizer_config.json, vocab.txt"),
     "half a file": (cut(lambda n: n // 2), CUT),
     "less than a header": (cut(lambda n: 100), CUT),
     "four bytes": (cut(lambda n: 4), CUT),
@@ -828,7 +824,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         holds(UP, lambda x: None),
         WRONG + r"  encoder.layer.1.intermediate.dense.weight +missing +for backbone/block_1/ffn/up/kernel$",
     ),
-    "a missing layer": (says(num_hidden_layers=3), WRONG + r"  encoder.layer.2.*missing +for backbone/block_2/"),
+    "a missing layer": (says(num_hidden_layers=3), WRONG + r"  encoder.layer.* +2 layers +3 layers"),
     "whole numbers": (holds(UP, lambda x: x.astype(np.int32)), WRONG + rf"  {UP} +I32\[24, 16\] +F32/F16/BF16\[24, 16\]$"),
     "bytes": (holds(UP, lambda x: x.astype(np.uint8)), WRONG + rf"  {UP} +U8\[24, 16\] "),
     "doubles": (holds(UP, lambda x: x.astype(np.float64)), WRONG + rf"  {UP} +F64\[24, 16\] "),
@@ -850,7 +846,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "heads that do not divide": (says(num_attention_heads=3), "model.hidden: 16 is not divisible into 3 heads"),
     "an index out of the folder": (moved_out, "the file '../up/model.safetensors', which is not in"),
     "an index with a whole path": (index({"a": "/etc/passwd"}), "the file '/etc/passwd', which is not in"),
-    "an index of nothing": (index({}), "has no model.safetensors; it holds"),
+    "an index of nothing": (index({}), "has no model.safetensors, .*; it holds"),
     "a damaged index": (replaced("model.safetensors.index.json", "{"), "index.json is no JSON"),
     "no tokenizer": (without("vocab.txt", "tokenizer_config.json"), "there is no vocabulary at .*/in: expected"),
     "a damaged tokenizer": (
@@ -942,13 +938,11 @@ def test_googles_format_is_out_of_scope(tmp_path, capsys):
     assert re.search(NO_PICKLES, found) and "bert_model.ckpt.index" in found and "from_tf=True" in found
 
 
-@pytest.mark.xfail(strict=True, reason="is_folder takes it for the folder of a run: 'it has no config.json'")
 def test_init_from_googles_format_says_so_too(texts, tmp_path, capsys):
     page = flow.page(tmp_path / "page.py", classify(texts, google(tmp_path / "in")))
     assert re.search(NO_PICKLES, mistake(capsys, "train", "--config", page, "--workdir", tmp_path / "run"))
 
 
-@CRASH
 @pytest.mark.parametrize("change", [without("model.safetensors"), index({"a": "gone.safetensors"})], ids=["no weights", "index alone"])
 def test_init_from_a_folder_without_weights(change, texts, tmp_path, capsys):
     folder = copy("bert_pretraining", tmp_path / "in")
@@ -971,10 +965,9 @@ ODD: dict[str, tuple[str, Callable[[Path], None]]] = {
     "an index that is a list": ("bert_bare", index(["model.safetensors"])),
     "positions without end": ("bert_bare", says(max_position_embeddings=10**12)),
 }
-CRASHES = ODD.keys() - {"no position", "words for positions"}
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=CRASH) if c in CRASHES else c for c in ODD])
+@pytest.mark.parametrize("case", ODD)
 def test_odd_values_are_no_crash(case, tmp_path):
     name, change = ODD[case]
     folder = copy(name, tmp_path / "in")
@@ -1091,10 +1084,7 @@ WRONGLY_SAID: dict[str, tuple[dict[str, Any], bool, str]] = {
 }  # fmt: skip
 
 
-SILENT_EXPORT = pytest.mark.xfail(strict=True, reason="exported all the same")
-
-
-@pytest.mark.parametrize("case", [*UNSAYABLE, *(pytest.param(c, marks=SILENT_EXPORT) for c in WRONGLY_SAID)])
+@pytest.mark.parametrize("case", [*UNSAYABLE, *WRONGLY_SAID])
 def test_a_model_that_a_config_json_cannot_say(case, tmp_path, capsys):
     model, labelled, expected = {**UNSAYABLE, **WRONGLY_SAID}[case]
     run = planted(tmp_path / "run", ("no", "yes") if labelled else (), model=model)
@@ -1128,7 +1118,7 @@ def test_what_can_be_said_is_exported(tmp_path):
 ABSURD = {
     "width": {"hidden_size": 10**7},
     "table": {"vocab_size": 2 * 10**9},
-    "feed-forward": {"intermediate_size": 10**15},
+    "feed-forward": {"intermediate_size": 2**30},
 }
 
 
@@ -1142,7 +1132,6 @@ def test_absurd_sizes_are_refused_before_anything_is_read(case, tmp_path, capsys
     assert re.search(WRONG, found), found
 
 
-@pytest.mark.xfail(strict=True, reason="traced layer by layer before anything is checked: 2,000 layers take a minute")
 def test_an_absurd_number_of_layers_is_refused_before_they_are_built(tmp_path, capsys, monkeypatch):
     folder = copy("bert_pretraining", tmp_path / "in", num_hidden_layers=10**6)
     monkeypatch.setattr(build, "net", lambda *args: pytest.fail("built before the number of layers was checked"))
@@ -1191,7 +1180,8 @@ def large(tmp_path_factory):
     for name in ("vocab.txt", "tokenizer_config.json"):
         shutil.copy(GOLDEN / "bert_masked" / name, folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", **sizes, "max_position_embeddings": 128}))
-    opened = hub.Folder(folder, "bert", json_of(folder / "config.json"), {})
+    blocks = {f"encoder.layer.{i}.output.dense.weight": None for i in range(5)}
+    opened = hub.Folder(folder, "bert", json_of(folder / "config.json"), blocks)
     made = build.resolve({"model": hub.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
     shapes = build.net(made, ptft_tokenizers.load(folder), ()).shapes()
     ours = {n: np.full(s.shape, 0.5, np.float32) for n, s in shapes.items()}
@@ -1202,9 +1192,6 @@ def large(tmp_path_factory):
     return folder.parent
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the largest tensor lies in memory up to three times: mapped pages, the slice, the copy that jax makes"
-)
 @pytest.mark.parametrize("form", ["one", "shards"])
 def test_peak_memory_is_that_of_the_weights(form, large):
     files = list((large / form).glob("*.safetensors"))
@@ -1269,7 +1256,6 @@ def test_no_path_of_this_machine_goes_out(finetuned, trip, texts):
             assert not [p for p in places if p.encode() in content], name
 
 
-@pytest.mark.xfail(strict=True, reason="tokenizer_config.json goes out as it came in, name_or_path and all")
 def test_no_path_of_another_tokenizer_config_goes_out(tmp_path):
     folder = copy("roberta_masked", tmp_path / "in")
     file = folder / "tokenizer_config.json"

@@ -97,7 +97,8 @@ class Embeddings(nn.Module):
             raise UserError(f"sequences of {tokens.shape[1]} tokens do not fit {s.max_len} positions; lower objective.seq_len")
         x = self.word(tokens) + self.position(jnp.arange(s.offset, s.offset + tokens.shape[1]))
         if s.types:
-            x = x + self.type(jnp.minimum(types, s.types - 1))
+            # RoBERTa's tokenizers give the second text no type of its own, even where there is a row for it.
+            x = x + self.type(jnp.zeros_like(types) if s.types == 1 or "roberta" in s.family else types)
         x = self.drop(self.norm(x), deterministic=not train)
         return self.project(x) if s.embedding else x
 
@@ -123,7 +124,9 @@ class Bert(nn.Module):
 
     @property
     def style(self) -> Style:
-        return Style(self.shape.activation, self.shape.epsilon)
+        # The MLM heads of RoBERTa, XLM-R and ELECTRA have a GELU, whatever their blocks have.
+        blocks = self.shape.family in ("bert", "distilbert")
+        return Style(self.shape.activation if blocks else "gelu", self.shape.epsilon)
 
     @nn.compact
     def __call__(

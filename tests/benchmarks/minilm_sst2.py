@@ -152,6 +152,8 @@ def main() -> None:
         made = config(args.data, args.out, minilm, args, seed)
         for kind in results:
             file = args.out / f"{kind}_{seed}.json"
+            if file.exists() and json.loads(file.read_text())["config"] != configs.digest(made):
+                raise SystemExit(f"{file} is of another configuration; choose another OUT")
             if not file.exists():
                 if kind == "ptft":
                     accuracy = train.run(made, args.out / f"ptft_{seed}")["test"]["accuracy"]
