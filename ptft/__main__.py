@@ -154,7 +154,10 @@ def export_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[str]]:
     """A trained run from its folder alone: the JSON config, the tokenizer, the best (or newest) parameters."""
     config = configs.resolve(build.read_run(workdir, "config.json"), build.SPEC)
-    labels = build.read_run(workdir, "run.json")["labels"]
+    run = build.read_run(workdir, "run.json")
+    if (run.get("imported") or {}).get("head") is False:
+        raise UserError(f"{workdir} is an encoder without a head; finetune it first, with init={workdir}")
+    labels = run["labels"]
     tokenizer = build.run_tokenizer(workdir)
     net = build.net(config, tokenizer, labels)
     # An imported checkpoint may lack the pooler, where its head does not read it.

@@ -87,6 +87,8 @@ def resolve(values: Mapping[str, Any]) -> Config:
 def read_run(workdir: Path, name: str) -> Any:
     """A JSON file of a run's folder; what reads a run never executes a config."""
     file = workdir / name
+    if hub.is_folder(str(workdir)):
+        raise UserError(f"{workdir} is no run but a folder in Hugging Face's format; first: ptft import {workdir} --workdir RUN")
     if not file.is_file():
         beside = sorted(p.name for p in (workdir if workdir.is_dir() else workdir.parent).glob("*"))
         what, near = (f"has no {name}", name) if workdir.is_dir() else ("does not exist", workdir.name)

@@ -134,7 +134,14 @@ def parse_arg(arg: str, **defaults: Any) -> Any:
     Values take the type of their default; the first bare word is the first key.
     """
     out = ConfigDict(defaults)
-    for i, item in enumerate(filter(None, (arg or "").split(","))):
+    items: list[str] = []
+    for item in filter(None, (arg or "").split(",")):
+        # A comma inside a value such as freeze=layers=0,2 or freeze=bitfit=query,up separates no arguments.
+        if items and "=" not in item and items[-1].count("=") == 2:
+            items[-1] += "," + item
+        else:
+            items.append(item)
+    for i, item in enumerate(items):
         key, eq, text = item.partition("=")
         if not eq and i == 0:
             key, text = next(iter(defaults)), item

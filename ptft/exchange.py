@@ -29,6 +29,7 @@ def import_run(where: str, workdir: Path) -> None:
     whole = build.net(config.replace(**{"model.pooling": "cls"}), tokenizer, labels).shapes()
     params, what = hub.load_params(folder, whole, skip="", new_ok="(head|backbone/pooler)/.*")
     origin = {"from": where, "model_type": folder.kind, "architectures": folder.config.get("architectures"), "dtype": folder.dtype}
+    origin["head"] = any(n.startswith("head/") for n in params)
     header = {
         "config": config.to_dict(),
         "config_hash": configs.digest(config),
@@ -49,7 +50,8 @@ def import_run(where: str, workdir: Path) -> None:
     )
     record.say(f"  not in the file: {', '.join(n for n in what.new) or 'nothing'}")
     record.say(f"  unused: {', '.join(what.unused) or 'nothing'}")
-    record.say(f"next: ptft train --config configs/finetune.py:task=sst2,init={workdir} --workdir …")
+    ready = f"ptft predict --workdir {workdir} --text …" if objective["name"] == "classify" else ""
+    record.say(f"next: {ready or f'ptft train --config configs/finetune.py:task=sst2,init={workdir} --workdir …'}")
 
 
 def export_run(workdir: Path, to: Path) -> None:

@@ -98,7 +98,7 @@ class Plan:
 
 def rules(strategy: str, groups: Mapping[str, str], params: Mapping[str, Any]) -> Rules:
     """The ordered rules of a named strategy on a model with these groups and parameters (arrays or shapes)."""
-    sets, _, rates = strategy.partition("@")
+    sets, _, rates = strategy.replace(" ", "").partition("@")
     first, *more = re.split(r"([+&!])", sets)
     chosen = patterns(first, strategy, groups, params)
     for op, text in zip(more[::2], more[1::2], strict=True):
@@ -189,8 +189,10 @@ def _levels(rates: str, strategy: str, groups: Mapping[str, str], params: Mappin
     """(pattern, learning-rate factor) of every level of the backbone, the lowest first."""
     found = re.fullmatch(rf"decay={FACTOR}", rates)
     factor = 1 / 2.6 if rates == "ulmfit" else float(found[1]) if found else 0.0
-    if not 0 < factor <= 1:
-        raise UserError(f"freeze={strategy!r}: {rates!r} is no rule for rates; {did_you_mean(rates, RATES)}, with R above 0 and up to 1")
+    if found and not 0 < factor <= 1:
+        raise UserError(f"freeze={strategy!r}: the rate {found[1]} is out of range; expected a factor above 0 and up to 1")
+    if not factor:
+        raise UserError(f"freeze={strategy!r}: {rates!r} is no rule for rates; {did_you_mean(rates, RATES)}")
     depth = _depth(groups, params)
     blocks = [(groups["block"].format(i), factor ** (depth - i)) for i in range(depth)]
     return [(groups["stem"], factor ** (depth + 1)), *blocks, ("backbone/.*", 1.0)]

@@ -76,7 +76,7 @@ class Folder(NamedTuple):
 def is_folder(where: str) -> bool:
     """Whether `where` names a checkpoint from outside, read or refused here, rather than the folder of a run."""
     path = Path(where)
-    if where.startswith(REMOTE) or (path.suffix in UNSAFE and not path.is_dir()):
+    if where.startswith(REMOTE) or (path.suffix in (".safetensors", *UNSAFE) and not path.is_dir()):
         return True
     if not where or not path.is_dir() or (path / "run.json").exists():
         return False
@@ -123,6 +123,8 @@ def open_folder(where: str | Path) -> Folder:
     path = locate(str(where))
     if path.suffix in UNSAFE and not path.is_dir():
         raise UserError(_unsafe([path.name]))
+    if path.is_file():
+        raise UserError(f"{path} is a file; expected the folder that it lies in, with config.json and the tokenizer: {path.parent}")
     if not path.is_dir():
         beside = [p.name for p in path.absolute().parent.glob("*") if p.is_dir()]
         raise UserError(f"expected a folder with config.json and model.safetensors, got {path}; {did_you_mean(path.name, beside)}")

@@ -102,7 +102,8 @@ class Tokenizer:
         (folder / "vocab.txt").write_text("".join(t + "\n" for t in self.vocab), encoding="utf-8", newline="\n")
         self._hf.save(str(folder / "tokenizer.json"))
         names = {f"{role}_token": name for role, (name, _) in ROLES.items()}
-        _write_settings(folder, {"do_lower_case": self.lowercase, **names, **settings})
+        types = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+        _write_settings(folder, {"do_lower_case": self.lowercase, **names, **types, **settings})
 
 
 class Pretrained(Tokenizer):

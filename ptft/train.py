@@ -104,6 +104,7 @@ def fit(
         for k in range(at + 1, at + 1 if done else d.total + 1):
             moving, sums = prog.train(moving, frozen, mesh.put(next(batches), built.mesh), seed)
             window.append(sums)
+            jax.block_until_ready(window[-3:-2])  # steps run ahead of this loop, but not so far that a signal waits for many
             stop = mesh.agreed(bool(caught))  # read once: a later signal counts at the next step
             # The last step is evaluated below, once more or, where no best is chosen, only there.
             due_eval = dev is not None and ((k == d.total and chosen_by != "last") or (d.evaluate > 0 and k % d.evaluate == 0))

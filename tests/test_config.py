@@ -124,11 +124,19 @@ def test_json_round_trip():
 
 def test_free_keys_do_not_count():
     base = build.resolve({}).to_dict()
-    for key, value in {"log_every": "7 steps", "save_every": "9", "keep": 5, "tensorboard": True, "devices": 2, "parallel": "pmap"}.items():
+    for key, value in {
+        "log_every": "7 steps",
+        "save_every": "9",
+        "keep": 5,
+        "tensorboard": True,
+        "devices": 2,
+        "parallel": "pmap",
+        "strict_cost": True,
+    }.items():
         assert key in config.FREE
         other = {**base, key: value}
         assert config.digest(other) == config.digest(base) and config.difference(base, other) == []
-    assert len(config.FREE) == 6
+    assert len(config.FREE) == 7
 
 
 @pytest.mark.parametrize("key", ["seed", "optim.lr", "data.train", "model.dropout", "freeze"])
@@ -257,3 +265,11 @@ def test_a_page_gets_its_argument(tmp_path):
 def test_a_config_is_read_only():
     with pytest.raises(TypeError):
         Config({"a": 1})["a"] = 2  # type: ignore[index]
+
+
+def test_a_comma_inside_a_strategy_separates_no_arguments():
+    arg = config.parse_arg("task=sst2,freeze=layers=0,2,5-7,epochs=4", task="", freeze="full", epochs=3)
+    assert (arg.task, arg.freeze, arg.epochs) == ("sst2", "layers=0,2,5-7", 4)
+    assert config.parse_arg("freeze=bitfit=query,up", freeze="full").freeze == "bitfit=query,up"
+    with pytest.raises(UserError, match="no 'tiny'"):
+        config.parse_arg("freeze=head,tiny", freeze="full", size="mini")

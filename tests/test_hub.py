@@ -981,7 +981,7 @@ def test_a_folder_that_is_not_there(tmp_path, capsys):
     found = mistake(capsys, "import", tmp_path / "mnilm", "--workdir", tmp_path / "run")
     assert "expected a folder with config.json and model.safetensors, got " in found and "did you mean 'minilm'?" in found
     found = mistake(capsys, "import", tmp_path / "minilm" / "model.safetensors", "--workdir", tmp_path / "run")
-    assert "expected a folder with config.json and model.safetensors, got " in found
+    assert f"is a file; expected the folder that it lies in, with config.json and the tokenizer: {tmp_path / 'minilm'}" in found
 
 
 # ------------------------------------------------------------------------------------------------ hf:ORG/NAME
@@ -1295,3 +1295,56 @@ def test_the_card_of_an_unfinished_run_has_no_metrics(tmp_path):
     exchange.export_run(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| step | 3 |" in card and "| freeze |" not in card
+
+
+# ------------------------------------------------------------------------------------------------ what reviews found
+
+
+def test_a_tensor_that_is_there_twice_is_refused(tmp_path, capsys):
+    folder = copy("bert_masked", tmp_path / "in")
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    tensors["embeddings.LayerNorm.gamma"] = tensors["bert.embeddings.LayerNorm.weight"] + 1
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "twice" in mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
+
+
+def test_newer_words_of_sentence_encoders(tmp_path, capsys):
+    folder = copy("bert_bare", tmp_path / "in")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 16, "pooling_mode": "mean"}))
+    assert hub.model_keys(hub.open_folder(folder))["pooling"] == "mean"
+    (folder / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
+    assert "models.Dense after the encoder; ptft has Transformer, Pooling" in mistake(
+        capsys, "import", folder, "--workdir", tmp_path / "run"
+    )
+
+
+def test_a_folder_where_a_run_is_wanted_and_a_file_where_a_folder(tmp_path, capsys):
+    folder = copy("bert_bare", tmp_path / "in")
+    for verb in ("predict", "eval", "export"):
+        more = ["--to", tmp_path / "out"] if verb == "export" else []
+        assert f"first: ptft import {folder}" in mistake(capsys, verb, "--workdir", folder, *more)
+    found = mistake(capsys, "import", folder / "model.safetensors", "--workdir", tmp_path / "run")
+    assert "is a file; expected the folder" in found
+    flow.ptft("import", folder, "--workdir", tmp_path / "run")
+    assert "an encoder without a head; finetune it first" in mistake(capsys, "predict", "--workdir", tmp_path / "run", "--text", "x")
+
+
+def test_weights_from_elsewhere_stay_so(texts, tmp_path):
+    """A run that was made of a checkpoint is a start with small steps, too."""
+    folder = copy("bert_masked", tmp_path / "in")
+    flow.run(classify(texts, folder), tmp_path / "run")
+    assert hub.is_imported(str(folder)) and hub.is_imported(str(tmp_path / "run")) and not hub.is_imported("")
+    flow.run(classify(texts, folder, init_weights=False), tmp_path / "random")
+    assert not hub.is_imported(str(tmp_path / "random"))
+
+
+def test_an_export_that_fails_leaves_nothing(trip, tmp_path, monkeypatch):
+    run = trip("bert_masked").run
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hub.safetensors.numpy, "save_file", full)
+    assert flow.ptft("export", "--workdir", run, "--to", tmp_path / "new" / "out") == 2
+    assert not (tmp_path / "new" / "out").exists() and not list((tmp_path / "new").glob(".*"))

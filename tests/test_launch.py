@@ -93,7 +93,7 @@ def test_second_call_installs_nothing(clone: Path, tmp_path: Path):
 
     with (clone / "launch" / "constraints.txt").open("a") as file:
         file.write("# changed\n")
-    assert "[dev]" in call("quickstart.sh")[1][0]
+    assert "[dev,peers]" in call("quickstart.sh")[1][0]
     assert call("test.sh")[1] == []
 
 
