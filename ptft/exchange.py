@@ -29,6 +29,7 @@ def import_run(where: str, workdir: Path) -> None:
     whole = build.net(config.replace(**{"model.pooling": "cls"}), tokenizer, labels).shapes()
     params, what = hub.load_params(folder, whole, skip="", new_ok="(head|backbone/pooler)/.*")
     origin = {"from": where, "model_type": folder.kind, "architectures": folder.config.get("architectures"), "dtype": folder.dtype}
+    origin["sentence"] = hub.sentence(folder)
     origin["head"] = any(n.startswith("head/") for n in params)
     header = {
         "config": config.to_dict(),
@@ -67,7 +68,7 @@ def export_run(workdir: Path, to: Path) -> None:
     part = to.absolute().with_name(f".{to.absolute().name}.part")  # the folder appears once it is whole
     shutil.rmtree(part, ignore_errors=True)
     try:
-        left = hub.write(part, config, shape, params, tokenizer, labels, dtype)
+        left = hub.write(part, config, shape, params, tokenizer, labels, dtype, (run.get("imported") or {}).get("sentence", {}))
         (part / "README.md").write_text(card(config, run, _result(workdir), what.step), encoding="utf-8")
         if to.exists():
             to.rmdir()

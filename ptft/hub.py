@@ -263,6 +263,15 @@ def _pooling(file: Path) -> str:
     return {"mean": "mean", "cls": "first"}[mode]
 
 
+def sentence(folder: Folder) -> dict[str, Any]:
+    """What a sentence encoder does besides pooling, to be handed on: whether it normalizes, and where it cuts texts."""
+    modules, settings = folder.path / "modules.json", folder.path / "sentence_bert_config.json"
+    with _as_written(modules):
+        listed = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
+        normalizes = any(m["type"].endswith("Normalize") for m in listed)
+    return {"normalize": normalizes, "max_seq_length": _json(settings).get("max_seq_length") if settings.is_file() else None}
+
+
 def _old_words(folder: Folder) -> dict[str, Any]:
     """The config.json with ModernBERT's newer words, a list of layer types and a table of rotary bases, put back into the older ones."""
     c = dict(folder.config)
@@ -395,7 +404,9 @@ def _tied(folder: Folder) -> bool:
 # Out.
 
 
-def write(to: Path, config: Config, shape: Any, params: Flat, tokenizer: Tokenizer, labels: Sequence[str], dtype: str) -> list[str]:
+def write(
+    to: Path, config: Config, shape: Any, params: Flat, tokenizer: Tokenizer, labels: Sequence[str], dtype: str, told: Mapping[str, Any]
+) -> list[str]:
     """Writes `model.safetensors`, `config.json` and the tokenizer into the folder `to`; returns the names left out.
 
     Args:
@@ -404,6 +415,7 @@ def write(to: Path, config: Config, shape: Any, params: Flat, tokenizer: Tokeniz
       params: `backbone/**` and the head, if there is one.
       labels: of a classifier, for people.
       dtype: "float32", "float16" or "bfloat16".
+      told: what `sentence` said of the checkpoint that the run was imported from; {} if there was none.
     Raises:
       UserError: transformers has no such model.
     """
@@ -438,7 +450,7 @@ def write(to: Path, config: Config, shape: Any, params: Flat, tokenizer: Tokeniz
     more = {"model_max_length": config.objective.seq_len, "truncation_side": side}
     tokenizer.save(to, model_input_names=["input_ids", *types, "attention_mask"], **more)
     if not head and shape.pooling != "cls":
-        _write_pooling(to, shape)
+        _write_pooling(to, shape, told)
     return left
 
 
@@ -499,13 +511,14 @@ def _outside_keys(kind: str, shape: Any, tokenizer: Tokenizer) -> dict[str, Any]
     )
 
 
-def _write_pooling(to: Path, shape: Any) -> None:
+def _write_pooling(to: Path, shape: Any, told: Mapping[str, Any]) -> None:
     """What makes the folder a sentence encoder for sentence-transformers."""
-    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", **({"2_Normalize": "Normalize"} if told.get("normalize") else {})}
     modules = [{"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{k}"} for i, (p, k) in enumerate(kinds.items())]
     (to / "1_Pooling").mkdir(exist_ok=True)
     mode = {f"pooling_mode_{m}": m == {"mean": "mean_tokens", "first": "cls_token"}[shape.pooling] for m in ("mean_tokens", "cls_token")}
     _write_json(to / "modules.json", modules)
+    _write_json(to / "sentence_bert_config.json", {"max_seq_length": told.get("max_seq_length") or shape.max_len, "do_lower_case": False})
     _write_json(to / "1_Pooling" / "config.json", {"word_embedding_dimension": shape.hidden, **mode})
 
 

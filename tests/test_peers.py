@@ -112,12 +112,17 @@ def test_minilm_layer_by_layer():
     print("\n" + "\n".join(f"{name:10} {d:.1e}" for name, d in found.items()))
 
 
-def test_minilm_is_the_sentence_encoder_that_it_was():
+def test_minilm_is_the_sentence_encoder_that_it_was(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from sentence_transformers import SentenceTransformer
 
         theirs = SentenceTransformer(str(MINILM), device="cpu").encode(TEXTS, normalize_embeddings=True)
+        flow.ptft("import", MINILM, "--workdir", tmp_path / "run")
+        flow.ptft("export", "--workdir", tmp_path / "run", "--to", tmp_path / "out")
+        again = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+        assert again.max_seq_length == SentenceTransformer(str(MINILM), device="cpu").max_seq_length
+        np.testing.assert_allclose(again.encode(TEXTS), theirs, atol=1e-6)
     net, folder = hub_compare.net(MINILM)
     params, _ = hub.load_params(folder, net.shapes(), skip="nothing")
     tokenizer = build.tokenizers.load(MINILM)
