@@ -367,7 +367,7 @@ def test_the_names_of_every_family(kind, tmp_path):
     tokenizer = tokenizers.load(opened.path)
     net = build.net(resolved, tokenizer, IOB)
     params = tiny.params(net)
-    left = hub.write(tmp_path, resolved, net.backbone.shape, params, tokenizer, IOB, "float32")
+    left = hub.write(tmp_path, resolved, net.backbone.shape, params, tokenizer, IOB, "float32", {})
     assert left == ["backbone/pooler/bias", "backbone/pooler/kernel"]
     folder = hub.open_folder(tmp_path)
     again, what = hub.load_params(folder, net.shapes(), skip="nothing")
@@ -382,7 +382,7 @@ def test_modernberts_tagger_has_more_layers(tmp_path):
     with pytest.raises(
         UserError, match=r"ModernBertForTokenClassification has layers before its classifier that a run of 'tag' lacks; .*: bert, "
     ):
-        hub.write(tmp_path / "out", resolved, net.backbone.shape, tiny.params(net), tiny.TOKENIZER, IOB, "float32")
+        hub.write(tmp_path / "out", resolved, net.backbone.shape, tiny.params(net), tiny.TOKENIZER, IOB, "float32", {})
     assert not (tmp_path / "out").exists()
     for file in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / "modernbert_classify" / file, tmp_path)
