@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft import build, checkpoint, cost, exchange, freeze, mesh, models, pipeline, plans, record, report, train
+from ptft import build, checkpoint, cost, exchange, mesh, pipeline, plans, record, report, thin, train
 from ptft import config as configs
 from ptft.bench import protocol, runner
 from ptft.config import Config
@@ -100,14 +100,14 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     values.pop("bench", None)
     outline = build.outline(build.resolve({**values, "parallel": "jit"}))
     strategies = [configs.literal(f) for f in args.freeze] if args.freeze else [outline.config.freeze]
-    resolved = [(s, freeze.plan(s, models.groups(outline.config.model.name), outline.net.shapes())) for s in strategies]
+    resolved = [build.refrozen(outline, s) for s in strategies]  # what is wrong with any is said before the first is compiled
     rows = plans.rows(outline, strategies, args.probe)
     if args.json:
         print(json.dumps({"device": record.device(), "versions": record.versions(), "rows": rows}, ensure_ascii=False))
         return
     if len(strategies) == 1 or args.rules:
-        for strategy, plan in resolved:
-            print(f"freeze: {strategy}\n{freeze.describe(plan)}\n")
+        for run in resolved:
+            print("\n".join(build.describe_freeze(run)) + "\n")
     print(plans.text(rows))
 
 
@@ -129,8 +129,7 @@ def check_strategies(values: dict[str, Any]) -> None:
     one_each = {cell.strategy: cell for cell in protocol.cells(values, build.resolve)}
     for cell in one_each.values():
         try:
-            loaded = build.load_data(cell.config)
-            build.plan(cell.config, build.net(cell.config, loaded.tokenizer, loaded.labels))
+            build.build(cell.config)
         except UserError as e:
             problems[f"{cell.strategy}: {e}"] = None
     if problems:
@@ -148,22 +147,21 @@ def import_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def export_verb(args: argparse.Namespace, overrides: list[str]) -> None:
-    exchange.export_run(args.workdir, args.to)
+    exchange.export_run(args.workdir, args.to, args.merge)
 
 
 def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[str]]:
     """A trained run from its folder alone: the JSON config, the tokenizer, the best (or newest) parameters."""
-    config = configs.resolve(build.read_run(workdir, "config.json"), build.SPEC)
+    config, tokenizer, net = build.run_net(workdir)
     run = build.read_run(workdir, "run.json")
     if (run.get("imported") or {}).get("head") is False:
         raise UserError(f"{workdir} is an encoder without a head; finetune it first, with init={workdir}")
-    labels = run["labels"]
-    tokenizer = build.run_tokenizer(workdir)
-    net = build.net(config, tokenizer, labels)
     # An imported checkpoint may lack the pooler, where its head does not read it.
     reads = config.objective.name == "classify" or config.objective.get("nsp", False)
-    params, what = checkpoint.load_params(workdir, net.shapes(), skip="", new_ok="" if reads else "backbone/pooler/.*")
-    return config, tokenizer, net, {**params, **(net.init(0, tuple(what.new)) if what.new else {})}, labels
+    stored, loaded = build.run_params(workdir, config, net)
+    computed = thin.computed(stored, loaded.meta.get("thin", ()), config.frozen_dtype)
+    params, what = checkpoint.choose(computed, net.shapes(), f"{workdir}", skip="", new_ok="" if reads else "backbone/pooler/.*")
+    return config, tokenizer, net, {**params, **(net.init(0, tuple(what.new)) if what.new else {})}, run["labels"]
 
 
 def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -297,7 +295,11 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "export": (
         export_verb,
         "write a run as a folder that transformers loads",
-        {**WORKDIR, "--to": {"required": True, "type": Path, "metavar": "FOLDER", "help": "a new folder"}},
+        {
+            **WORKDIR,
+            "--to": {"required": True, "type": Path, "metavar": "FOLDER", "help": "a new folder"},
+            "--merge": {"action": "store_true", "help": "make one whole model of a base and what was added to it or kept apart from it"},
+        },
     ),
     "predict": (
         predict_verb,

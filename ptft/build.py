@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import checkpoint, cost, data, freeze, hub, mesh, models, objectives, optim, pipeline, record, step, tree
+from ptft import adapters, checkpoint, cost, data, freeze, hub, ledger, mesh, models, objectives, optim, pipeline, record, step, thin, tree
 from ptft import config as configs
 from ptft import tokenizer as tokenizers
 from ptft.config import Config, Field, Spec
@@ -32,11 +32,14 @@ SPEC: Spec = {
     "save_every": Field("1 epoch", (str, int), check=configs.share, doc="a checkpoint to resume from; '0': only at the end"),
     "log_every": Field("50 steps", (str, int), check=configs.share),
     "keep": Field(2, int, lo=1, doc="checkpoints to keep"),
+    "checkpoint": Field("full", str, choices=("full", "delta"), doc="delta: only what moves, and the digest of the weights it started on"),
     "early_stop": Field(0, int, lo=0, doc="stop after this many evaluations without a better best; 0: never"),
     "best": Field("", str, doc="dev metric that chooses the best checkpoint; '': the objective's; 'last': the last step"),
     "init_from": Field("", str, doc="a run, a folder in Hugging Face's format or hf:ORG/NAME: backbone, tokenizer and model size are its"),
     "init_weights": Field(True, bool, doc="False: take tokenizer and size from init_from, but start from random weights"),
-    "freeze": Field("full", (str, tuple), doc="a strategy's name, or a list of (pattern, action)"),
+    "freeze": Field("full", (str, tuple), doc="a strategy's name, a list of (pattern, action), or a list of (start, such a list)"),
+    "frozen_dropout": Field(True, bool, doc="False: parts of the backbone in which nothing moves run as in evaluation"),
+    "frozen_dtype": Field("float32", str, choices=thin.DTYPES, doc="how the matrices that are frozen are kept on the devices"),
     "strict_cost": Field(False, bool, doc="a compiled step that costs more than its freeze should is an error, not a warning"),
     "parallel": Field("jit", str, choices=("jit", "pmap")),
     "devices": Field(0, int, lo=0, doc="0: all of them"),
@@ -199,11 +202,27 @@ def net(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Net:
     if 0 < rows < tokenizer.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, the model's word table {rows} rows: not a pair")
     backbone = models.build(config.model, tokenizer.vocab_size, dtype)
-    return Net(backbone, objective.head(dtype, backbone.style), objective)
+    return with_added(config, Net(backbone, objective.head(dtype, backbone.style), objective))
 
 
-def plan(config: Config, net: Net) -> freeze.Plan:
-    return freeze.plan(config.freeze, models.groups(config.model.name), net.shapes())
+def with_added(config: Config, net: Net) -> Net:
+    """The net with the added parameters that `config.freeze` names in any phase, and no others."""
+    plain, groups = net._replace(added=()), models.groups(config.model.name)
+    shapes = plain.shapes()
+    named = [s for _, s in freeze.strategies(config.freeze, freeze.depth_of(groups, shapes), 1, lambda _: 1, 0) if isinstance(s, str)]
+    return plain._replace(added=adapters.union([a for s in named for a in adapters.parse(s, groups, shapes)], config.freeze))
+
+
+def phases(config: Config, net: Net, examples: int, total: int) -> tuple[freeze.Phase, ...]:
+    """What moves when; one phase where it is always the same."""
+
+    def steps(text: str) -> int:
+        return configs.steps(f"freeze={config.freeze!r}", text, batch=config.batch, examples=examples, total=total)
+
+    found = freeze.phases(config.freeze, models.groups(config.model.name), net.shapes(), total, steps, config.seed)
+    if any(p.start is None for p in found) and not (config.data.dev and config.best != "last"):
+        raise UserError(f"freeze={config.freeze!r}: a plateau is seen on dev; it needs data.dev and a metric that chooses the best")
+    return found
 
 
 class Durations(NamedTuple):
@@ -236,9 +255,14 @@ class Run(NamedTuple):
     data: Data
     used: np.ndarray  # the training rows, i64[n]
     net: Net
-    plan: freeze.Plan
+    phases: tuple[freeze.Phase, ...]
     durations: Durations
     mesh: Any
+
+    @property
+    def plan(self) -> freeze.Plan:
+        """Everything that moves in some phase."""
+        return freeze.union(self.phases)
 
 
 def build(config: Config) -> Run:
@@ -252,7 +276,8 @@ def build(config: Config) -> Run:
     if config.early_stop and (config.best == "last" or not config.data.dev):
         raise UserError("early_stop needs data.dev and a metric that chooses the best (config.best is not 'last')")
     used = pipeline.subset(len(loaded.train), config.data.train_size, config.seed)
-    return Run(config, loaded, used, network, plan(config, network), durations(config, len(used)), grid)
+    lengths = durations(config, len(used))
+    return Run(config, loaded, used, network, phases(config, network, len(used), lengths.total), lengths, grid)
 
 
 def outline(config: Config) -> Run:
@@ -268,7 +293,16 @@ def outline(config: Config) -> Run:
     network = net(config, tokenizer, labels)
     nothing: Any = None
     data = Data(tokenizer, labels, nothing, None, None, "", {})
-    return Run(config, data, np.zeros(0, np.int64), network, plan(config, network), Durations(1000, 100, 0, 0, 100), grid)
+    lengths = Durations(1000, 100, 0, 0, 100)
+    run = Run(config, data, np.zeros(0, np.int64), network, (), lengths, grid)
+    return refrozen(run, config.freeze)
+
+
+def refrozen(run: Run, strategy: Any) -> Run:
+    """The same run under another freeze. Without data, an epoch is the whole run."""
+    config = run.config.replace(freeze=strategy)
+    network, total = with_added(config, run.net), run.durations.total
+    return run._replace(config=config, net=network, phases=phases(config, network, len(run.used) or total * config.batch, total))
 
 
 @functools.lru_cache(maxsize=64)
@@ -291,19 +325,48 @@ class Program(NamedTuple):
     cost: cost.Cost
 
 
-def program(run: Run) -> Program:
-    """Compiles the training step of a run, ahead of time where there is a whole-program form (`jit`)."""
+def began(run: Run, phase: int) -> dict[str, int]:
+    """For everything that moves in a phase, the phase since which it has: its optimizer state dates from there."""
+    moving = [set(p.plan.trainable) for p in run.phases[: phase + 1]]
+    since = {}
+    for name in run.phases[phase].plan.trainable:
+        since[name] = phase
+        while run.config.optim.at_phase == "carry" and since[name] and name in moving[since[name] - 1]:
+            since[name] -= 1
+    return since
+
+
+def came_from(run: Run, phase: int) -> list[int | None]:
+    """For each cohort of a phase its number in the phase before; None: it begins."""
+    old = sorted(set(began(run, phase - 1).values()))
+    return [old.index(k) if k in old and k < phase else None for k in sorted(set(began(run, phase).values()))]
+
+
+def still(run: Run, phase: int) -> frozenset[str]:
+    """The parts of the backbone that run without dropout: those in which nothing moves, if the config says so."""
+    rows = [r for r in run.phases[phase].plan.rows if not r.name.startswith("head/")]
+    parts = {r.name.split("/")[1] for r in rows}
+    return frozenset() if run.config.frozen_dropout else frozenset(parts - {r.name.split("/")[1] for r in rows if r.rate})
+
+
+def program(run: Run, phase: int = 0) -> Program:
+    """Compiles the training step of a phase, ahead of time where there is a whole-program form (`jit`)."""
     c, d = run.config, run.durations
     _ = list(c.optim.values())  # a cached program read them
-    factors = tuple((r.name, r.rate, r.decay) for r in run.plan.rows if r.rate)
-    return _program(run.net, json.dumps(c.optim.to_dict()), factors, d.warmup, d.total, c.batch, c.accumulate, c.parallel, run.mesh)
+    since = began(run, phase)
+    order = sorted(set(since.values()))
+    factors = tuple((r.name, r.rate, r.decay, order.index(since[r.name])) for r in run.phases[phase].plan.rows if r.rate)
+    kept = c.frozen_dtype, still(run, phase)
+    return _program(run.net, json.dumps(c.optim.to_dict()), factors, *kept, d.warmup, d.total, c.batch, c.accumulate, c.parallel, run.mesh)
 
 
 @functools.lru_cache(maxsize=64)
 def _program(
     net: Net,
     optim_json: str,
-    factors: tuple[tuple[str, float, float], ...],
+    factors: tuple[tuple[str, float, float, int], ...],
+    frozen_dtype: str,
+    still: frozenset[str],
     warmup: int,
     total: int,
     batch: int,
@@ -311,9 +374,9 @@ def _program(
     parallel: str,
     grid: Any,
 ) -> Program:
-    rates, decays = {n: rate for n, rate, _ in factors}, {n: decay for n, _, decay in factors}
-    tx = optim.build(Config(json.loads(optim_json)), rates, warmup, total, decays)
-    compiled = step.compile_train(net, tx, grid, accumulate, parallel)
+    rates, decays, cohorts = {f[0]: f[1] for f in factors}, {f[0]: f[2] for f in factors}, {f[0]: f[3] for f in factors}
+    tx = optim.build(Config(json.loads(optim_json)), rates, warmup, total, decays, cohorts)
+    compiled = step.compile_train(net, tx, grid, accumulate, parallel, still)
     used = cost.Cost(None, None, None)
     if parallel == "jit":
         everywhere, by_rows = mesh.replicated(grid), mesh.by_rows(grid)
@@ -321,12 +384,11 @@ def _program(
         def shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-        params = {n: shape(s, everywhere) for n, s in net.shapes().items()}
-        trainable, frozen = tree.split(params, rates)
+        trainable, frozen = tree.split(net.shapes(), rates)
+        kept = jax.eval_shape(lambda p: thin.thin(p, frozen_dtype), frozen)
         moving = jax.eval_shape(lambda p: step.init_moving(p, tx), trainable)
         aot = compiled.lower(  # type: ignore[attr-defined]
-            jax.tree.map(lambda x: shape(x, everywhere), moving),
-            frozen,
+            *jax.tree.map(lambda x: shape(x, everywhere), (moving, kept)),
             {k: shape(v, by_rows) for k, v in net.example(batch).items()},
             jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere),
         ).compile()
@@ -334,26 +396,108 @@ def _program(
     return Program(lambda params: jax.device_put(step.init_moving(params, tx), mesh.replicated(grid)), compiled, used)
 
 
-def start_params(run: Run, quiet: bool) -> Flat:
+def initial(config: Config, net: Net, quiet: bool = True) -> Flat:
     """The weights of `init_from`, and fresh ones for what it lacks; says what was loaded, new and unused."""
-    c, want = run.config, run.net.shapes()
-    weights = c.init_weights  # read in any case: without init_from it is a default, not a dead key
-    loaded: Flat = {}
-    if c.init_from and weights:
-        skip, new_ok = "" if run.net.objective.carries_head else "head/.*", "(head|backbone/pooler)/.*"
-        if hub.is_folder(c.init_from):
-            folder = hub.open_folder(c.init_from)
+    start, weights = config.init_from, config.init_weights  # read in any case: without init_from it is a default, not a dead key
+    want, loaded = net.shapes(), Flat()
+    if start and weights:
+        skip, new_ok = "" if net.objective.carries_head else "head/.*", "(head|adapter|backbone/pooler)/.*"
+        if hub.is_folder(start):
+            folder = hub.open_folder(start)
             loaded, what = hub.load_params(folder, want, skip=skip, new_ok=new_ok)
             origin = f"{folder.kind}, {folder.dtype} in the file, float32 here"
+        elif in_parts(Path(start)):
+            loaded, what = checkpoint.choose(whole(Path(start)), want, start, skip=skip, new_ok=new_ok)
+            origin = "with what was added to it or kept apart from its base"
         else:
-            loaded, what = checkpoint.load_params(Path(c.init_from), want, skip=skip, new_ok=new_ok)
+            loaded, what = checkpoint.load_params(Path(start), want, skip=skip, new_ok=new_ok)
             origin = f"step {what.step}"
         if not quiet:
-            record.say(f"from {c.init_from} ({origin}): loaded {len(what.loaded)} tensors")
+            record.say(f"from {start} ({origin}): loaded {len(what.loaded)} tensors")
             record.say(f"  new: {', '.join(what.new) or 'none'}")
             record.say(f"  unused: {', '.join(what.unused) or 'none'}")
-    fresh = run.net.init(c.seed, tuple(n for n in want if n not in loaded))
-    return jax.device_put({n: loaded[n] if n in loaded else fresh[n] for n in want}, mesh.replicated(run.mesh))
+    fresh = net.init(config.seed, tuple(n for n in want if n not in loaded))
+    return {n: loaded[n] if n in loaded else fresh[n] for n in want}
+
+
+def in_parts(workdir: Path) -> str:
+    """What keeps a run's checkpoint from being the weights of a plain model by itself: "a delta" or "added parameters"; "" if nothing."""
+    if read_run(workdir, "config.json").get("checkpoint") == "delta":
+        return "a delta"
+    added = any(row["name"].startswith("adapter/") for row in read_run(workdir, "run.json").get("freeze", ()))
+    return "added parameters" if added else ""
+
+
+def run_net(workdir: Path) -> tuple[Config, Tokenizer, Net]:
+    """What a run's folder says of its model, without any data."""
+    config = configs.resolve(read_run(workdir, "config.json"), SPEC)
+    tokenizer = run_tokenizer(workdir)
+    return config, tokenizer, net(config, tokenizer, read_run(workdir, "run.json")["labels"])
+
+
+def run_params(workdir: Path, config: Config, net: Net) -> tuple[Flat, checkpoint.Loaded]:
+    """All that the best (or newest) checkpoint of a run stands for; a delta is put on its base."""
+    params, what = checkpoint.load_params(workdir, None, skip="")
+    if config.checkpoint == "delta":
+        params |= on_base(config, net, read_run(workdir, "run.json")["base"], workdir, params)
+    return params, what
+
+
+def whole(workdir: Path) -> Flat:
+    """The weights of a run as those of a plain model: on its base, what was added merged."""
+    config, _, network = run_net(workdir)
+    return adapters.merge(network.added, run_params(workdir, config, network)[0])
+
+
+def changing(run: Run) -> list[str]:
+    """What may differ from the weights that a run started on: all that moves in some phase, and all that is added."""
+    moving = set(run.plan.trainable)
+    return [n for n in run.net.shapes() if n in moving or n.startswith("adapter/")]
+
+
+def on_base(config: Config, net: Net, digest: str, workdir: Path, changed: Any) -> Flat:
+    """The weights that a delta leaves out. Raises UserError if what it started on is not what it was."""
+    rest = {n: x for n, x in initial(config, net).items() if n not in changed}
+    if ledger.digest_of(rest) != digest:
+        what = f"{config.init_from} is" if config.init_from else f"the initial weights of seed {config.seed} are"
+        raise UserError(
+            f"{workdir} holds only what moved, on a base with the digest {digest}; {what} another ({ledger.digest_of(rest)}): "
+            "restore the base that it was trained on"
+        )
+    return rest
+
+
+def start_params(run: Run, quiet: bool, like: Flat | None = None) -> Flat:
+    """All parameters at step 0. `like`: those of a later step, whose places FISH takes instead of finding them again."""
+    params = jax.device_put(initial(run.config, run.net, quiet), mesh.replicated(run.mesh))
+    if like is None:
+        return adapters.fill(run.net.added, params, squares(run, params)) if run.net.added else params
+    return adapters.fill(run.net.added, params | {n: like[n] for n in like if n.endswith("/fish/index")})
+
+
+def squares(run: Run, params: Flat) -> Flat | None:
+    """Squared gradients of the first training examples in the run's order, where FISH chooses by them."""
+    if not (examples := max(a.examples for a in run.net.added)):
+        return None
+    numbers = pipeline.order(len(run.used), run.config.seed)
+    chosen = run.used[[numbers[i] for i in range(min(examples, len(run.used)))]]
+    add, everywhere, total = jax.jit(run.net.squares), mesh.replicated(run.mesh), None
+    for part in np.array_split(chosen, math.ceil(len(chosen) / 64)):
+        rows = {**run.data.train.batch(part), "row": part.astype(np.int32), "valid": np.ones(len(part), np.float32)}
+        found = add(params, jax.device_put(rows, everywhere))
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+    return total
+
+
+def describe_freeze(run: Run) -> list[str]:
+    """What moves when, rule by rule."""
+    said = []
+    for phase in run.phases:
+        when = (
+            "" if len(run.phases) == 1 else f", from step {phase.start}" if phase.start is not None else f", at a plateau of {phase.waits}"
+        )
+        said.append(f"freeze: {phase.strategy}{when}\n{freeze.describe(phase.plan)}")
+    return said
 
 
 def describe(run: Run) -> None:
@@ -364,12 +508,12 @@ def describe(run: Run) -> None:
         record.say(f"  {split:<5} " + ", ".join(counts))
     if run.data.labels:
         record.say(f"  {len(run.data.labels)} labels: {', '.join(run.config.data.names or run.data.labels)}")
-    record.say(f"freeze: {run.config.freeze}\n{freeze.describe(run.plan)}")
+    record.say("\n".join(describe_freeze(run)))
     record.say(f"{run.durations.total} steps of {run.config.batch} examples")
 
 
-def header(run: Run) -> dict[str, Any]:
-    """What a run's files say of where its numbers come from."""
+def header(run: Run, base: Flat | None = None) -> dict[str, Any]:
+    """What a run's files say of where its numbers come from; `base`: the weights under a delta."""
     return {
         "config": run.config.to_dict(),
         "config_hash": configs.digest(run.config),
@@ -379,5 +523,7 @@ def header(run: Run) -> dict[str, Any]:
         "tokenizer": run.data.tokenizer.fingerprint,
         "labels": list(run.data.labels),
         "freeze": run.plan.table(),
+        "phases": [{"start": p.start, "waits": p.waits, "strategy": p.strategy} for p in run.phases],
+        "base": base and ledger.digest_of({n: x for n, x in base.items() if n not in set(changing(run))}),
         "imported": {"by": run.config.init_from} if hub.is_imported(run.config.init_from) and run.config.init_weights else None,
     }

@@ -119,7 +119,8 @@ class Loaded(NamedTuple):
     loaded: list[str]
     new: list[str]
     unused: list[str]
-    step: int
+    step: int = 0
+    meta: Mapping[str, Any] = {}  # what was saved with them
 
 
 def load_params(
@@ -147,15 +148,22 @@ def load_params(
     folder = _folder(workdir, kind, step)
     have = _stored(folder, "params")
     want = want if want is not None else {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in have.items()}
+    _, what = choose(have, want, f"the checkpoint {folder}", skip=skip, new_ok=new_ok)
+    params = _read(folder, "params", {name: _abstract(want[name]) for name in what.loaded})
+    meta = json.loads((folder / "meta" / "metadata").read_text())["meta"]
+    return {name: params[name] for name in what.loaded}, what._replace(step=step, meta=meta)
+
+
+def choose(have: Flat, want: Flat, where: str, *, skip: str, new_ok: str) -> tuple[Flat, Loaded]:
+    """What a model takes of the arrays (or shapes) of another, as `load_params` does; `where` is for the message."""
     offered = {name: leaf for name, leaf in have.items() if not re.fullmatch(skip, name)}
     found = diff(offered, want)
     rows = [(name, _shape(offered[name]), _shape(want[name])) for name, _, _ in found.shape]
     rows += [(name, "missing", _shape(want[name])) for name in found.missing if not re.fullmatch(new_ok, name)]
     if rows:
-        raise UserError(f"the checkpoint {folder} is of another model:\n{table(rows)}\nuse the configuration that it was trained with")
-    params = _read(folder, "params", {name: _abstract(want[name]) for name in found.same})
-    unused = [name for name in have if name not in params]
-    return {name: params[name] for name in found.same}, Loaded(found.same, found.missing, unused, step)
+        raise UserError(f"{where} is of another model:\n{table(rows)}\nuse the configuration that it was trained with")
+    unused = [name for name in have if name not in found.same]
+    return {name: have[name] for name in found.same}, Loaded(found.same, found.missing, unused)
 
 
 # Files and manifests.

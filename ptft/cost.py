@@ -71,17 +71,18 @@ class Bytes(NamedTuple):
     parameters: int
     gradients: int
     optimizer: int
-    checkpoint: int  # parameters and optimizer state, before compression
+    checkpoint: int  # what is saved of the parameters, and optimizer state, before compression
 
 
-def of_plan(shapes: Mapping[str, Any], trainable: Sequence[str], opt: Any) -> Bytes:
-    """Bytes that follow from shapes alone: `opt` is the abstract optimizer state of what moves."""
+def of_plan(inside: Mapping[str, Any], kept: Mapping[str, Any], opt: Any, stored: Mapping[str, Any]) -> Bytes:
+    """Bytes that follow from shapes alone: of what moves, of what is frozen as the devices keep it, of the optimizer's state, and of
+    the parameters that a checkpoint stores."""
 
     def size(tree: Any) -> int:
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
-    everything, state = size(dict(shapes)), size(opt)
-    return Bytes(everything, size({n: shapes[n] for n in trainable}), state, everything + state)
+    moving, state = size(dict(inside)), size(opt)
+    return Bytes(moving + size(dict(kept)), moving, state, size(dict(stored)) + state)
 
 
 # Where in a block a module computes; what lies before the lowest leaf that moves needs no gradient of its input.
@@ -109,23 +110,31 @@ def analytic(
     if anything moves below. The attention's own two products pass a gradient on if the queries, keys or values, or
     anything below them, move.
 
+    What is added counts by its own matrices; a token that is a prompt's is one more in every row, a prefix's one more to attend
+    to; FISH needs the gradient of the whole tensor.
+
     Args:
       shapes: all parameters.
       moving: the names of those that move.
       predictions: masked positions a row, of a head that is tied to the word table; 0: the head reads the pooled output.
     """
-    depth = max((int(m[1]) + 1 for n in shapes if (m := re.search(r"/block_(\d+)/", n))), default=0)
+    depth = max((int(m[1]) + 1 for n in shapes if (m := re.search(r"backbone/block_(\d+)/", n))), default=0)
 
-    def place(name: str) -> tuple[int, int]:
+    def place(name: str) -> tuple[float, float]:
         if name.startswith("head/"):
             return depth + 2, "decoder" in name
-        if re.fullmatch(groups["stem"], name):
+        if re.fullmatch(groups["stem"], name.replace("adapter/", "backbone/", 1)):
             return 0, 0
         block = re.search(r"/block_(\d+)/", name)
-        return (int(block[1]) + 1, max(_ORDER.get(part, 0) for part in name.split("/"))) if block else (depth + 1, 0)
+        before = 0.5 * name.endswith("/down/ia3/factor")  # it multiplies what goes into the module, all others what comes out
+        return (int(block[1]) + 1, max(_ORDER.get(part, 0) for part in name.split("/")) - before) if block else (depth + 1, 0)
 
-    chosen = set(moving)
-    lowest = min(map(place, chosen))
+    lowest = min(map(place, moving))
+    chosen = set(moving) | {
+        n.replace("adapter/", "backbone/", 1).removesuffix("/fish/values") for n in moving if n.endswith("/fish/values")
+    }
+    vectors = {n: s.shape[0] for n, s in shapes.items() if n.endswith(("/prompt/vectors", "/prefix/vectors"))}
+    length = seq_len + sum(k for n, k in vectors.items() if "/prompt/" in n)
     forward = activations = weights = 0.0
 
     def product(rows: int, size: float, moves: bool, passes_on: bool) -> None:
@@ -137,11 +146,17 @@ def analytic(
     for name, leaf in shapes.items():
         if name.endswith("/kernel"):
             in_rows = name.startswith("backbone/block_") or "/project/" in name or name.startswith("head/tagger")
-            rows = batch * (seq_len if in_rows else predictions if "transform" in name else 1)
+            rows = batch * (length if in_rows else predictions if "transform" in name else 1)
             product(rows, math.prod(leaf.shape), name in chosen, place(name) > lowest)
+        elif name.startswith("adapter/") and name.endswith(("/a", "/b", "_kernel")):
+            site = name.rpartition("/")[0].rpartition("/")[0].replace("adapter/", "backbone/", 1)
+            first = name.endswith(("/a", "/down_kernel"))
+            below = place(name) > lowest or (name.endswith("/down_kernel") and not chosen.isdisjoint({f"{site}/kernel", f"{site}/bias"}))
+            product(batch * length, math.prod(leaf.shape), name in chosen, below or (not first and place(name) >= lowest))
         if name.endswith("/value/kernel"):
-            product(2 * batch * seq_len, seq_len * leaf.shape[1], False, place(name) >= lowest)
-            activations += 4 * batch * seq_len**2 * leaf.shape[1] * (place(name) >= lowest)
+            seen = length + vectors.get(name.replace("backbone/", "adapter/", 1).removesuffix("kernel") + "prefix/vectors", 0)
+            product(2 * batch * length, seen * leaf.shape[1], False, place(name) >= lowest)
+            activations += 4 * batch * length * seen * leaf.shape[1] * (place(name) >= lowest)
         if predictions and name.endswith(("word/embedding", "embeddings/embedding")):
             product(batch * predictions, math.prod(leaf.shape), name in chosen, (depth + 2, 1) > lowest)
     return Products(forward, activations, weights)

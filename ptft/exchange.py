@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ptft import build, checkpoint, hub, record
+from ptft import adapters, build, checkpoint, hub, record, thin
 from ptft import config as configs
 from ptft import tokenizer as tokenizers
 from ptft.config import Config
@@ -55,15 +55,23 @@ def import_run(where: str, workdir: Path) -> None:
     record.say(f"next: {ready or f'ptft train --config configs/finetune.py:task=sst2,init={workdir} --workdir …'}")
 
 
-def export_run(workdir: Path, to: Path) -> None:
-    """Writes a run, pretrained, finetuned or imported, as a folder in Hugging Face's format, with a model card."""
+def export_run(workdir: Path, to: Path, merge: bool = False) -> None:
+    """Writes a run, pretrained, finetuned or imported, as a folder in Hugging Face's format, with a model card.
+
+    Args:
+      merge: make one whole model of a delta and its base, and of the backbone and what was added to it.
+    """
     _must_be_new(to)
-    config = configs.resolve(build.read_run(workdir, "config.json"), build.SPEC)
+    if (parts := build.in_parts(workdir)) and not merge:
+        raise UserError(f"{workdir} holds {parts}, and no whole model by itself; --merge makes one of it and what it was trained on")
+    config, tokenizer, net = build.run_net(workdir)
     run = build.read_run(workdir, "run.json")
-    tokenizer, labels = build.run_tokenizer(workdir), list(config.data.names) or run["labels"]
-    params, what = checkpoint.load_params(workdir, None, skip="")
+    labels = list(config.data.names) or run["labels"]
+    stored, what = build.run_params(workdir, config, net)
+    # As the run computes with them: what was evaluated is what goes out.
+    params = adapters.merge(net.added, thin.computed(stored, what.meta.get("thin", ()), config.frozen_dtype))
     dtype = (run.get("imported") or {}).get("dtype", "float32")  # untouched weights go out as they came in
-    shape = getattr(build.net(config, tokenizer, run["labels"] or ["0", "1"]).backbone, "shape", None)
+    shape = getattr(net.backbone, "shape", None)
     dtype = dtype if dtype in hub.FLOATS.values() else "float32"
     part = to.absolute().with_name(f".{to.absolute().name}.part")  # the folder appears once it is whole
     shutil.rmtree(part, ignore_errors=True)

@@ -20,13 +20,25 @@ always trained.
   random=SHARE,SEED  tensors drawn at random until they hold this share of the backbone: a control
 
 Sets combine from left to right: `top-2+bitfit` trains what either trains, `top-2&bitfit` what both do, `full!embeddings`
-the first without the second. Learning rates follow after an @, each block's by its distance from the head:
+the first without the second. Added parameters (`ptft.adapters`: lora=8, houlsby=32, ia3, prompt=16 …) are names like the
+others: `lora=8+bitfit`. Learning rates follow after an @, each block's by its distance from the head:
 
   NAME@decay=R       the rate falls by the factor R a block from the head down (Clark et al. 2020, arXiv 2003.10555)
   NAME@ulmfit        the same with R = 1/2.6 (discriminative finetuning: Howard & Ruder 2018, arXiv 1801.06146)
+  NAME@plus=R        R times the rate for LoRA's second matrix (LoRA+: Hayou et al. 2024, arXiv 2402.12354)
+
+What moves may change with time. A start is a step, a duration, a share of the run, or `plateau=N`: N evaluations on dev
+without a better best. What goes on moving keeps its optimizer state, what begins has new state, what stops loses its.
+
+  A; START: B; …     A from the first step, B from START on: `head; 20%: top-2; plateau=2: full`
+  gradual            the head, then one block more at a time from the top, the embeddings last, in equal parts of the run
+                     (gradual unfreezing: Howard & Ruder 2018, arXiv 1801.06146; `gradual@ulmfit` is their whole recipe)
+  gradual=EVERY      a block more every EVERY (a duration or a share), or `gradual=plateau,N`
+  lisa=K,EVERY       the embeddings, the head and K blocks, drawn anew every EVERY (Pan et al. 2024, arXiv 2403.17919)
 
 A rule list says the same by hand: `[(pattern, action), …]`, full match, first wins, with the actions `freeze`, `train`,
-`train(lr=F)` and `train(lr=F, wd=G)`: factors of the learning rate and of the weight decay.
+`train(lr=F)` and `train(lr=F, wd=G)`: factors of the learning rate and of the weight decay. Phases of rule lists are
+`[(start, rules), …]`.
 
 Ties: with `mlm_nsp` the decoder is the word-embedding table, so whatever freezes or trains the embeddings does the same
 to the decoder's matrix. A table that is trained gets both gradients, the decoder's and the embeddings'.
@@ -34,9 +46,9 @@ to the decoder's matrix. A table that is trained gets both gradients, the decode
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ptft import tree
 from ptft.errors import UserError, did_you_mean
@@ -44,12 +56,18 @@ from ptft.errors import UserError, did_you_mean
 Rules = Sequence[tuple[str, str]]
 
 HEAD = ("head/.*", "train")
-REST = ("backbone/.*", "freeze")
+REST = [("adapter/.*", "freeze"), ("backbone/.*", "freeze")]
 NAMES = (
     "full", "head", "top-K", "bottom-K", "layers=LIST", "every-N", "embeddings", "freeze-embeddings", "bitfit", "bitfit=LIST", "layernorm",
     "attention", "ffn", "pooler", "random=SHARE,SEED",
 )  # fmt: skip
-RATES = ("decay=R", "ulmfit")
+RATES = ("decay=R", "ulmfit", "plus=R")
+TIMES = ("gradual", "gradual=EVERY", "lisa=K,EVERY")
+# kind of added parameter -> those of its tree that move
+ADDED = {
+    "lora": "adapter/.*/lora/.*", "houlsby": "adapter/.*/houlsby/.*", "pfeiffer": "adapter/.*/pfeiffer/.*", "ia3": "adapter/.*/ia3/.*",
+    "prompt": "adapter/.*/prompt/.*", "prefix": "adapter/.*/prefix/.*", "fish": "adapter/.*/fish/values",
+}  # fmt: skip
 # strategy -> the group it trains
 GROUP = {"embeddings": "stem", "bitfit": "bias", "layernorm": "norm", "attention": "attention", "ffn": "ffn", "pooler": "pooler"}
 FACTOR = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)"
@@ -96,35 +114,42 @@ class Plan:
         return [{"name": r.name, "shape": list(r.shape), "rule": r.pattern, "rate": r.rate, "decay": r.decay} for r in self.rows]
 
 
+def terms(strategy: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """ "top-2+bitfit@ulmfit" -> ([("+", "top-2"), ("+", "bitfit")], ["ulmfit"])."""
+    sets, *rates = strategy.replace(" ", "").split("@")
+    parts = re.split(r"([+&!])", "+" + sets)[1:]
+    return list(zip(parts[::2], parts[1::2], strict=True)), rates
+
+
 def rules(strategy: str, groups: Mapping[str, str], params: Mapping[str, Any]) -> Rules:
     """The ordered rules of a named strategy on a model with these groups and parameters (arrays or shapes)."""
-    sets, _, rates = strategy.replace(" ", "").partition("@")
-    first, *more = re.split(r"([+&!])", sets)
-    chosen = patterns(first, strategy, groups, params)
-    for op, text in zip(more[::2], more[1::2], strict=True):
+    sets, rates = terms(strategy)
+    chosen: list[str] = []
+    for op, text in sets:
         chosen = _combine(op, chosen, patterns(text, strategy, groups, params))
-    actions = [(p, "train") for p in chosen]
-    if "@" in strategy:
-        actions = [
-            (_both(p, level), f"train(lr={rate:.6g})") for p, _ in actions for level, rate in _levels(rates, strategy, groups, params)
-        ]
-    if actions == [("backbone/.*", "train")]:
+    if chosen == ["backbone/.*"] and not rates and not any(n.startswith("adapter/") for n in params):
         return [(".*", "train")]
-    ordered = [HEAD, *actions, REST]
+    actions = [(p, 1.0) for p in chosen]
+    for text in rates:
+        levels = _levels(text, strategy, groups, params)
+        actions = [(_both(p, level), rate * factor) for p, rate in actions for level, factor in levels]
+    ordered = [HEAD, *((p, "train" if rate == 1 else f"train(lr={rate:.6g})") for p, rate in actions), *REST]
     claimed = set(tree.claims(list(params), [p for p, _ in ordered]).values())
-    if sets != "head" and claimed.isdisjoint(range(1, len(ordered) - 1)):
+    if [text for _, text in sets] != ["head"] and claimed.isdisjoint(range(1, 1 + len(actions))):
         raise UserError(f"freeze={strategy!r} trains nothing but the head on this model; say freeze='head' if that is meant")
     return [rule for i, rule in enumerate(ordered) if i in claimed]
 
 
 def patterns(text: str, strategy: str, groups: Mapping[str, str], params: Mapping[str, Any]) -> list[str]:
     """The backbone's parameters that one name trains."""
-    depth = _depth(groups, params)
+    depth = depth_of(groups, params)
     name, _, argument = text.partition("=")
     if text == "full":
         return ["backbone/.*"]
     if text == "head":
         return []
+    if name in ADDED:
+        return [ADDED[name]]
     if text == "freeze-embeddings":
         return _combine("!", ["backbone/.*"], [_group(strategy, "stem", groups)])
     if text in GROUP:
@@ -136,15 +161,17 @@ def patterns(text: str, strategy: str, groups: Mapping[str, str], params: Mappin
         blocks = {"top": range(depth - k, depth), "bottom": range(k), "every": range(k - 1, depth, k)}[which]
         pooler = [groups["pooler"]] if which == "top" and "pooler" in groups else []
         return [*pooler, *(groups["block"].format(i) for i in blocks)]
-    if name == "layers" and (numbers := _numbers(argument)):
-        if max(numbers) >= depth:
-            raise UserError(f"freeze={strategy!r}: the model has the blocks 0 … {depth - 1}, not {max(numbers)}")
-        return [groups["block"].format(i) for i in numbers]
+    if name == "layers" and (chosen := numbers(argument)):
+        if max(chosen) >= depth:
+            raise UserError(f"freeze={strategy!r}: the model has the blocks 0 … {depth - 1}, not {max(chosen)}")
+        return [groups["block"].format(i) for i in chosen]
     if name == "bitfit" and argument:
         return [_bias(module, strategy, groups, params) for module in argument.split(",")]
     if name == "random" and (found := re.fullmatch(rf"{FACTOR},(\d+)", argument)) and 0 < float(found[1]) <= 1:
         return _random(float(found[1]), int(found[2]), params)
-    raise UserError(f"freeze={strategy!r}: {text!r} is no strategy; {did_you_mean(text, NAMES)} (or a list of rules)")
+    if name in ("gradual", "lisa"):
+        raise UserError(f"freeze={strategy!r}: {name} decides what moves when, so it stands alone (rates may follow it: {name}@ulmfit)")
+    raise UserError(f"freeze={strategy!r}: {text!r} is no strategy; {did_you_mean(text, [*NAMES, *ADDED, *TIMES])} (or a list of rules)")
 
 
 def _both(a: str, b: str) -> str:
@@ -160,7 +187,7 @@ def _combine(op: str, left: list[str], right: list[str]) -> list[str]:
     return [f"(?!({without})$){a}" for a in left] if right else left
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
     """ "0,2,5-7" -> [0, 2, 5, 6, 7]; [] if it is not of that form."""
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
         return []
@@ -187,18 +214,24 @@ def _random(share: float, seed: int, params: Mapping[str, Any]) -> list[str]:
 
 def _levels(rates: str, strategy: str, groups: Mapping[str, str], params: Mapping[str, Any]) -> list[tuple[str, float]]:
     """(pattern, learning-rate factor) of every level of the backbone, the lowest first."""
-    found = re.fullmatch(rf"decay={FACTOR}", rates)
-    factor = 1 / 2.6 if rates == "ulmfit" else float(found[1]) if found else 0.0
-    if found and not 0 < factor <= 1:
-        raise UserError(f"freeze={strategy!r}: the rate {found[1]} is out of range; expected a factor above 0 and up to 1")
-    if not factor:
+    found = re.fullmatch(rf"(decay|plus)={FACTOR}", rates)
+    if not found and rates != "ulmfit":
         raise UserError(f"freeze={strategy!r}: {rates!r} is no rule for rates; {did_you_mean(rates, RATES)}")
-    depth = _depth(groups, params)
-    blocks = [(groups["block"].format(i), factor ** (depth - i)) for i in range(depth)]
-    return [(groups["stem"], factor ** (depth + 1)), *blocks, ("backbone/.*", 1.0)]
+    kind, factor = (found[1], float(found[2])) if found else ("decay", 1 / 2.6)
+    if not 0 < factor <= (1 if kind == "decay" else float("inf")):
+        expected = "a factor above 0 and up to 1" if kind == "decay" else "a factor above 0"
+        raise UserError(f"freeze={strategy!r}: the rate {factor:g} is out of range; expected {expected}")
+    if kind == "plus":
+        if not any(re.fullmatch(ADDED["lora"], n) for n in params):
+            raise UserError(f"freeze={strategy!r}: @plus is for LoRA, and there is none here")
+        return [("adapter/.*/lora/b", factor), (".*", 1.0)]
+    depth = depth_of(groups, params)
+    levels = [(groups["stem"], factor ** (depth + 1)), *((groups["block"].format(i), factor ** (depth - i)) for i in range(depth))]
+    # What is added to a block moves at the rate of the block.
+    return [*((p.replace("backbone/", "(backbone|adapter)/"), rate) for p, rate in levels), (".*", 1.0)]
 
 
-def _depth(groups: Mapping[str, str], params: Iterable[str]) -> int:
+def depth_of(groups: Mapping[str, str], params: Iterable[str]) -> int:
     """Number of blocks that the parameter names show."""
     names, depth = list(params), 0
     while any(re.fullmatch(groups["block"].format(depth), n) for n in names):
@@ -248,6 +281,86 @@ def plan(strategy: str | Sequence[Sequence[str]], groups: Mapping[str, str], par
     if not any(r.rate for r in rows):
         raise UserError(f"freeze={strategy!r} leaves nothing to train")
     return Plan(rows)
+
+
+class Phase(NamedTuple):
+    """What moves from some step on."""
+
+    start: int | None  # a step; None: when the phase before has seen `waits` evaluations without a better best
+    waits: int
+    strategy: Any  # a name or a list of rules
+    plan: Plan
+
+
+Steps = Callable[[str], int]  # a duration or a share of the run, in steps
+
+
+def strategies(freeze: Any, depth: int, total: int, steps: Steps, seed: int) -> list[tuple[str, Any]]:
+    """`config.freeze` as `[(start, strategy without time), …]`.
+
+    Args:
+      depth: number of blocks.
+      total: steps of the run.
+      steps: reads a duration.
+      seed: of LISA's draws.
+    """
+    if not isinstance(freeze, str):
+        timed = bool(freeze) and all(isinstance(p, list | tuple) and len(p) == 2 and not isinstance(p[1], str) for p in freeze)
+        return [(str(start), rules) for start, rules in freeze] if timed else [("0", freeze)]
+    name, _, argument = freeze.partition("@")[0].replace(" ", "").partition("=")
+    rates = freeze[freeze.index("@") :] if "@" in freeze else ""
+    if name == "gradual":
+        every, _, waits = argument.partition(",")
+        blocks = ["head", *(f"top-{k}" for k in range(1, depth + 1)), "full"]
+        if every == "plateau":
+            starts = ["0"] + [f"plateau={waits}"] * (depth + 1)
+        else:
+            length = steps(every) if every else total / len(blocks)
+            starts = [str(round(i * length)) for i in range(len(blocks))]
+        return [(start, block + rates) for start, block in zip(starts, blocks, strict=True)]
+    if name == "lisa":
+        return [(start, chosen + rates) for start, chosen in _lisa(freeze, argument, depth, total, steps, seed)]
+    parts = [part.rpartition(":") for part in freeze.split(";")]
+    return [(start.strip() or "0", strategy.strip()) for start, _, strategy in parts]
+
+
+def _lisa(strategy: str, argument: str, depth: int, total: int, steps: Steps, seed: int) -> list[tuple[str, str]]:
+    found = re.fullmatch(r"(\d+),(.+)", argument)
+    if not found or not 1 <= int(found[1]) <= depth:
+        raise UserError(f"freeze={strategy!r}: expected lisa=K,EVERY with 1 to {depth} blocks at a time, such as lisa=2,50 steps")
+    every = steps(found[2])
+    if every < 1:
+        raise UserError(f"freeze={strategy!r}: {found[2]!r} is no step at all")
+    draws = random.Random(seed)
+    sets = [sorted(draws.sample(range(depth), int(found[1]))) for _ in range(0, total, every)]
+    return [(str(i * every), f"embeddings+layers={','.join(map(str, blocks))}") for i, blocks in enumerate(sets)]
+
+
+def phases(freeze: Any, groups: Mapping[str, str], params: Mapping[str, Any], total: int, steps: Steps, seed: int) -> tuple[Phase, ...]:
+    """The phases of a run, every one resolved. Raises UserError as `plan`, and where a start makes no sense."""
+    found: list[Phase] = []
+    for start, strategy in strategies(freeze, depth_of(groups, params), total, steps, seed):
+        waits = re.fullmatch(r"plateau=(\d+)", start.replace(" ", ""))
+        if start.startswith("plateau") and not (waits and int(waits[1])):
+            raise UserError(f"freeze={freeze!r}: {start!r} is no start; expected plateau=N, N evaluations without a better best")
+        at = None if waits else steps(start)
+        if (not found and at != 0) or (at is not None and found and at <= max(p.start or 0 for p in found)):
+            raise UserError(f"freeze={freeze!r}: {start!r} is step {at}; expected the first phase at 0 and each later than the one before")
+        found.append(Phase(at, int(waits[1]) if waits else 0, strategy, plan(strategy, groups, params)))
+    if late := [p for p in found if p.start is not None and p.start >= total]:
+        raise UserError(
+            f"freeze={freeze!r}: the phase {late[0].strategy!r} would begin at step {late[0].start}, the run has {total}; "
+            "begin it earlier or train for longer"
+        )
+    return tuple(found)
+
+
+def union(found: Sequence[Phase]) -> Plan:
+    """Everything that moves in some phase, by the rule under which it first does."""
+    rows = list(found[0].plan.rows)
+    for phase in found[1:]:
+        rows = [old if old.rate else new for old, new in zip(rows, phase.plan.rows, strict=True)]
+    return Plan(tuple(rows))
 
 
 def describe(plan: Plan) -> str:

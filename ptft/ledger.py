@@ -21,16 +21,22 @@ def digest(x: Any) -> str:
     return hashlib.sha256(f"{x.dtype}{list(x.shape)}".encode() + np.ascontiguousarray(x).tobytes()).hexdigest()[:16]
 
 
+def digest_of(params: Mapping[str, Any]) -> str:
+    """One digest of many named arrays, whatever their order."""
+    return hashlib.sha256("".join(f"{n} {digest(params[n])}\n" for n in sorted(params)).encode()).hexdigest()[:16]
+
+
 def optimizer_names(opt: Any) -> set[str]:
     """Every parameter that has state in an optimizer's tree."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(opt)]
     return {str(k.key) for path in paths for k in path if isinstance(k, jax.tree_util.DictKey)}
 
 
-def make(plan: Plan, before: Flat, after: Flat, opt: Any) -> dict[str, Any]:
+def make(plan: Plan, before: Flat, after: Flat, opt: Any, last: Plan | None = None) -> dict[str, Any]:
     """The ledger of a run: a row a leaf, and what is wrong, if anything is.
 
     Args:
+      plan: what moved in any phase; `last`: what moved in the last one, whose optimizer state this is. None: the same.
       before, after: all parameters, at step 0 and at the end.
       opt: the optimizer's state at the end.
     Returns:
@@ -39,7 +45,7 @@ def make(plan: Plan, before: Flat, after: Flat, opt: Any) -> dict[str, Any]:
       change of an element, `relative` its ratio to the largest element before.
     """
     rows = [_row(r.name, r.pattern, r.rate, before[r.name], after[r.name]) for r in plan.rows]
-    moving, state = set(plan.trainable), optimizer_names(opt)
+    moving, state = set((last or plan).trainable), optimizer_names(opt)
     frozen_moved = [r["name"] for r in rows if r["verdict"] == "frozen, but moved"]
     optimizer = {"extra": sorted(state - moving), "missing": sorted(moving - state) if state else []}
     return {

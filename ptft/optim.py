@@ -1,7 +1,8 @@
 """Optimizers and schedules, from optax. They see the trainable parameters only, as a flat `{name: array}` dict."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ SPEC = {
     "weight_decay": Field(0.01, float, lo=0, doc="decoupled; not on biases and LayerNorms"),
     "clip": Field(1.0, float, lo=0, doc="global norm over the trainable gradients; 0: off"),
     "momentum": Field(0.9, float, lo=0, hi=0.9999, doc="of sgd"),
+    "at_phase": Field("carry", str, choices=("carry", "reset"), doc="state of what goes on moving when what moves changes"),
 }
 
 NO_DECAY = re.compile(r".*/bias|.*norm/scale")
@@ -56,8 +58,46 @@ def scale_by_adam_uncorrected(b1: float, b2: float, eps: float) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
+def by_cohort(tx: optax.GradientTransformation, cohorts: Mapping[str, int]) -> optax.GradientTransformation:
+    """`tx` on each cohort of parameters by itself; the state is a tuple, one a cohort."""
+    members = [[n for n, c in cohorts.items() if c == k] for k in range(1 + max(cohorts.values(), default=0))]
+
+    def init(params: optax.Params) -> tuple[optax.OptState, ...]:
+        return tuple(tx.init({n: params[n] for n in names}) for names in members)
+
+    def update(grads: optax.Updates, state: tuple[optax.OptState, ...], params: optax.Params | None = None):
+        parts = [
+            tx.update({n: grads[n] for n in names}, s, params and {n: params[n] for n in names})
+            for names, s in zip(members, state, strict=True)
+        ]
+        updates = {n: x for part, _ in parts for n, x in part.items()}
+        return {n: updates[n] for n in grads}, tuple(s for _, s in parts)
+
+    return optax.GradientTransformation(init, update)
+
+
+def carry(old: optax.OptState, new: optax.OptState, came_from: Sequence[int | None]) -> optax.OptState:
+    """The state `new` of a phase, with what goes on moving taken over from `old`.
+
+    Args:
+      came_from: for each cohort of the new state its number in the old one; None: it begins now.
+    """
+
+    def take(fresh: Any, had: Any) -> Any:
+        known = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(had)}
+        return jax.tree_util.tree_map_with_path(lambda path, x: known.get(jax.tree_util.keystr(path), x), fresh)
+
+    carried = tuple(fresh if i is None else take(fresh, old[1][i]) for fresh, i in zip(new[1], came_from, strict=True))
+    return (old[0], carried, *old[2:])  # clip, cohorts, and the schedule, which goes on in any case
+
+
 def build(
-    config: Config, rates: Mapping[str, float], warmup: int, total: int, decays: Mapping[str, float] | None = None
+    config: Config,
+    rates: Mapping[str, float],
+    warmup: int,
+    total: int,
+    decays: Mapping[str, float] | None = None,
+    cohorts: Mapping[str, int] | None = None,
 ) -> optax.GradientTransformation:
     """clip -> direction -> decoupled decay -> learning rate x the parameter's own factor.
 
@@ -65,6 +105,9 @@ def build(
       rates: learning-rate factor of every trainable parameter (`Plan.rates`).
       warmup, total: steps.
       decays: weight-decay factors (`Plan.decays`), where they are not 1.
+      cohorts: parameters that began to move together, numbered from 0; each cohort has an own state, an own count of steps
+        among it. With one count for all, Adam's bias correction would be missing for those that come later, and their first
+        steps three times too long.
     """
     strength = {n: config.weight_decay * (decays or {}).get(n, 1.0) for n in rates if NO_DECAY.fullmatch(n) is None}
     decay = optax.stateless(lambda u, p: {n: x + strength[n] * p[n] if strength.get(n) else x for n, x in u.items()})
@@ -82,7 +125,8 @@ def build(
     factors = {n: r for n, r in rates.items() if r != 1.0}
     scale = optax.stateless(lambda u, _: {n: x * factors[n] if n in factors else x for n, x in u.items()})
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
-    tx = optax.chain(clip, *direction, scale, optax.scale_by_learning_rate(schedule(config, warmup, total)))
+    grouped = by_cohort(optax.chain(*direction), cohorts or dict.fromkeys(rates, 0))
+    tx = optax.chain(clip, grouped, scale, optax.scale_by_learning_rate(schedule(config, warmup, total)))
 
     def update(grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, which the strict promotion of the tests refuses

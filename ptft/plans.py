@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft import build, cost, ledger, mesh, models, record, step, tree
+from ptft import build, cost, ledger, mesh, models, record, step, thin, tree
 from ptft.build import Program, Run
 from ptft.errors import UserError
 
@@ -24,56 +24,85 @@ def rows(run: Run, strategies: Sequence[Any], probe: int) -> list[dict[str, Any]
     found = []
     for strategy in strategies:
         one = row(run, strategy, probe)
-        for key in ("flops", "analytic_flops"):
-            one[f"{key}_share"] = one[key] / full[key] if one[key] and full[key] else None
+        for part in (one, *one["phases"]):
+            for key in ("flops", "analytic_flops"):
+                part[f"{key}_share"] = part[key] / full[key] if part[key] and full[key] else None
         found.append(one)
     return found
 
 
 def row(run: Run, strategy: Any, probe: int) -> dict[str, Any]:
-    """What one strategy costs; bytes are of one device, FLOPs of a step over all of them."""
-    config = run.config.replace(freeze=strategy)
-    one = run._replace(config=config, plan=build.plan(config, run.net))
-    program = build.program(one)
-    shapes, moving = run.net.shapes(), one.plan.trainable
-    state = jax.eval_shape(program.init, tree.split(shapes, moving)[0])
+    """What one strategy costs; bytes are of one device, FLOPs of a step over all of them. Where what moves changes with time, the
+    FLOPs and seconds are a step's on average (phases that end at a plateau count alike), the bytes the largest of any phase."""
+    one = build.refrozen(run, strategy)
+    parts = [_phase(one, i, probe) for i in range(len(one.phases))]
+    starts = [p.start for p in one.phases]
+    if len(parts) == 1 or None in starts:
+        lengths = [1.0] * len(parts)
+    else:
+        lengths = [float(b - a) for a, b in zip(starts, [*starts[1:], run.durations.total], strict=True)]  # type: ignore[operator]
     trainable, total = one.plan.counts()
-    formula = products(one)
-    peak, limit = program.cost.peak_bytes, memory()
-    fits = peak is None or limit is None or peak <= limit
+    mean = {k: _mean([p[k] for p in parts], lengths) for k in ("flops", "analytic_flops", "seconds_per_step")}
+    most = {k: max(p[k] for p in parts) if parts[0][k] is not None else None for k in parts[0] if k.endswith("_bytes")}
+    problems = [p["problem"] for p in parts if p["problem"]]
     return {
-        "freeze": strategy, "trainable": trainable, "total": total, "trainable_share": trainable / total,
-        "flops": program.cost.flops, "analytic_flops": formula and formula.total,
-        **{f"{k}_bytes": n for k, n in cost.of_plan(shapes, moving, state.opt)._asdict().items()},
-        "temporary_bytes": program.cost.temp_bytes, "peak_bytes": peak, "device_bytes": limit, "fits": fits,
-        "seconds_per_step": seconds(one, program, probe) if probe and fits else None,
-        "problem": problem(one, program, state.opt),
+        "freeze": strategy, "trainable": trainable, "total": total, "trainable_share": trainable / total, **mean, **most,
+        "device_bytes": memory(), "fits": all(p["fits"] for p in parts), "problem": problems[0] if problems else None,
+        "phases": parts if len(parts) > 1 else [],
     }  # fmt: skip
 
 
-def products(run: Run) -> cost.Products | None:
+def _phase(run: Run, phase: int, probe: int) -> dict[str, Any]:
+    program, here = build.program(run, phase), run.phases[phase]
+    shapes, moving = run.net.shapes(), here.plan.trainable
+    inside, frozen = tree.split(shapes, moving)
+    state = jax.eval_shape(program.init, inside)
+    kept = jax.eval_shape(lambda p: thin.thin(p, run.config.frozen_dtype), frozen)
+    stored = {n: shapes[n] for n in build.changing(run)} if run.config.checkpoint == "delta" else shapes
+    trainable, total = here.plan.counts()
+    formula = products(run, phase)
+    peak, limit = program.cost.peak_bytes, memory()
+    fits = peak is None or limit is None or peak <= limit
+    return {
+        "freeze": here.strategy, "start": here.start, "waits": here.waits, "trainable": trainable, "trainable_share": trainable / total,
+        "flops": program.cost.flops, "analytic_flops": formula and formula.total,
+        **{f"{k}_bytes": n for k, n in cost.of_plan(inside, kept, state.opt, stored)._asdict().items()},
+        "temporary_bytes": program.cost.temp_bytes, "peak_bytes": peak, "fits": fits,
+        "seconds_per_step": seconds(run, phase, probe) if probe and fits else None,
+        "problem": problem(run, program, state.opt, phase),
+    }  # fmt: skip
+
+
+def _mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(v * w for v, w in zip(known, weights, strict=True)) / sum(weights) if len(known) == len(values) else None
+
+
+def products(run: Run, phase: int = 0) -> cost.Products | None:
     """The formula's FLOPs; None for a model that is no Transformer encoder."""
     shapes, c = run.net.shapes(), run.config
     if not any(n.endswith("attention/value/kernel") for n in shapes):
         return None
     predictions = getattr(run.net.objective, "predictions", 0)
-    return cost.analytic(shapes, run.plan.trainable, models.groups(c.model.name), c.batch, c.objective.seq_len, predictions)
+    return cost.analytic(shapes, run.phases[phase].plan.trainable, models.groups(c.model.name), c.batch, c.objective.seq_len, predictions)
 
 
-def problem(run: Run, program: Program, opt: Any) -> str | None:
+def problem(run: Run, program: Program, opt: Any, phase: int = 0) -> str | None:
     """Why the compiled step is not the one that the plan promises, or None: a backward pass that is alive where nothing moves,
     or optimizer state for what does not move."""
-    extra = ledger.optimizer_names(opt) - set(run.plan.trainable)
+    plan = run.phases[phase].plan
+    extra = ledger.optimizer_names(opt) - set(plan.trainable)
     if extra:
         return f"the optimizer keeps state for {len(extra)} parameters that are frozen, {sorted(extra)[0]} among them"
-    formula, flops = products(run), program.cost.flops
+    formula, flops = products(run, phase), program.cost.flops
     if formula is None or flops is None:
         return None
     # What is not a product comes on top: some 250 FLOPs a token and norm's channel for norms, softmax, activations and dropout,
-    # some twenty of the optimizer a parameter.
+    # some twenty of the optimizer a parameter, two to widen one that is kept thin.
     channels = sum(s.shape[0] for n, s in run.net.shapes().items() if n.endswith("/scale"))
     tokens = run.config.batch * run.config.objective.seq_len
-    allowed = 1.15 * formula.total + 250 * tokens * channels + 20 * run.plan.counts()[0]
+    thinned = 2 * plan.counts()[1] * (run.config.frozen_dtype != "float32")
+    allowed = 1.15 * formula.total + 250 * tokens * channels + 20 * plan.counts()[0] + thinned
     if flops > allowed:
         return (
             f"the compiled step costs {flops / 1e9:.3g} GFLOP, this freeze should cost {formula.total / 1e9:.3g}: "
@@ -82,14 +111,15 @@ def problem(run: Run, program: Program, opt: Any) -> str | None:
     return None
 
 
-def check(run: Run, program: Program) -> None:
-    """Says at the start of a run that its step is not what its plan promises; a UserError with `strict_cost`."""
-    strict = run.config.strict_cost
-    why = problem(run, program, jax.eval_shape(program.init, tree.split(run.net.shapes(), run.plan.trainable)[0]).opt)
+def check(run: Run, program: Program, phase: int = 0) -> None:
+    """Says at the start of a phase that its step is not what its plan promises; a UserError with `strict_cost`."""
+    strict, strategy = run.config.strict_cost, run.phases[phase].strategy
+    inside = tree.split(run.net.shapes(), run.phases[phase].plan.trainable)[0]
+    why = problem(run, program, jax.eval_shape(program.init, inside).opt, phase)
     if why and strict:
-        raise UserError(f"freeze={run.config.freeze!r}: {why}; strict_cost=False makes a warning of this")
+        raise UserError(f"freeze={strategy!r}: {why}; strict_cost=False makes a warning of this")
     if why:
-        record.say(f"WARNING: freeze={run.config.freeze!r}: {why}")
+        record.say(f"WARNING: freeze={strategy!r}: {why}")
 
 
 def memory() -> int | None:
@@ -103,17 +133,18 @@ def memory() -> int | None:
         return None
 
 
-def seconds(run: Run, program: Program, steps: int) -> float:
+def seconds(run: Run, phase: int, steps: int) -> float:
     """The median of `steps` timed steps, after one to warm up."""
-    everywhere = mesh.replicated(run.mesh)
+    program, everywhere = build.program(run, phase), mesh.replicated(run.mesh)
     params = jax.device_put(run.net.init(0), everywhere)
-    inside, frozen = tree.split(params, run.plan.trainable)
+    inside, frozen = tree.split(params, run.phases[phase].plan.trainable)
     moving: step.Moving = program.init(inside)
+    kept = jax.jit(lambda p: thin.thin(p, run.config.frozen_dtype), out_shardings=everywhere)(frozen)
     batch, seed = mesh.put(run.net.example(run.config.batch), run.mesh), jax.device_put(np.uint32(0), everywhere)
     taken = []
     for _ in range(steps + 1):
         begun = time.perf_counter()
-        moving, sums = program.train(moving, frozen, batch, seed)
+        moving, sums = program.train(moving, kept, batch, seed)
         jax.block_until_ready((moving, sums))
         taken.append(time.perf_counter() - begun)
     return statistics.median(taken[1:])
@@ -136,18 +167,27 @@ def text(found: Sequence[dict[str, Any]]) -> str:
         "checkpoint",
         "s/step",
     ]
-    lines = [head]
-    for r in found:
-        sizes = [
-            f"{(r[f'{k}_bytes'] or 0) / 2**20:,.0f} MiB"
-            for k in ("parameters", "gradients", "optimizer", "temporary", "peak", "checkpoint")
-        ]
-        timed = "does not fit" if not r["fits"] else "" if r["seconds_per_step"] is None else f"{r['seconds_per_step']:.3g}"
-        flops = [
-            "?" if r[k] is None else f"{r[k] * scale:.3g}"
-            for k, scale in (("flops", 1e-9), ("flops_share", 1), ("analytic_flops_share", 1))
-        ]
-        lines.append([str(r["freeze"]), f"{r['trainable']:,}", f"{r['trainable_share']:.2%}", *flops, *sizes, timed])
+    lines = [
+        head,
+        *(
+            _cells(str(r["freeze"]), r) if part is r else _cells(f"  {_when(part)}: {part['freeze']}", part)
+            for r in found
+            for part in (r, *r["phases"])
+        ),
+    ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     table = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
     return "\n".join([*table, *(f"WARNING: {r['freeze']}: {r['problem']}" for r in found if r["problem"])])
+
+
+def _when(phase: dict[str, Any]) -> str:
+    return f"from step {phase['start']}" if phase["start"] is not None else f"after a plateau of {phase['waits']}"
+
+
+def _cells(name: str, r: dict[str, Any]) -> list[str]:
+    kinds = ("parameters", "gradients", "optimizer", "temporary", "peak", "checkpoint")
+    sizes = ["?" if r[f"{k}_bytes"] is None else f"{r[f'{k}_bytes'] / 2**20:,.0f} MiB" for k in kinds]
+    timed = "does not fit" if not r["fits"] else "" if r["seconds_per_step"] is None else f"{r['seconds_per_step']:.3g}"
+    scales = (("flops", 1e-9), ("flops_share", 1), ("analytic_flops_share", 1))
+    flops = ["?" if r[k] is None else f"{r[k] * scale:.3g}" for k, scale in scales]
+    return [name, f"{r['trainable']:,}", f"{r['trainable_share']:.2%}", *flops, *sizes, timed]

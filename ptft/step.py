@@ -16,7 +16,8 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from ptft import tree
+from ptft import adapters, thin, tree
+from ptft.adapters import Adapter
 from ptft.objectives import Objective
 from ptft.record import Sums
 from ptft.tree import Flat
@@ -36,9 +37,10 @@ class Net(NamedTuple):
     backbone: nn.Module
     head: nn.Module
     objective: Objective
+    added: tuple[Adapter, ...] = ()
 
     def init(self, seed: int | jax.Array, names: tuple[str, ...] | None = None) -> Flat:
-        """Fresh float32 parameters `backbone/…`, `head/…`, or those in `names` alone, which are the same as with all of them."""
+        """Fresh float32 parameters `backbone/…`, `head/…`, `adapter/…`, or those in `names` alone, which are the same as with all."""
         return _compiled_init(self, names)(seed)
 
     def create(self, seed: int | jax.Array) -> Flat:
@@ -48,7 +50,8 @@ class Net(NamedTuple):
         inputs = self.objective.prepare(_on_device(self.example(1)), _row_keys(key, jnp.zeros(1, jnp.int32)))
         backbone = self.backbone.init(body, inputs)["params"]
         outputs = self.backbone.apply({"params": backbone}, inputs)
-        return tree.flatten({"backbone": backbone, "head": self.head.init(top, outputs, inputs, False)["params"]})
+        own = tree.flatten({"backbone": backbone, "head": self.head.init(top, outputs, inputs, False)["params"]})
+        return own | adapters.init(self.added, jax.random.fold_in(key, 2))
 
     def example(self, batch: int) -> dict[str, np.ndarray]:
         """Host arrays of the shapes and dtypes of a batch, for tracing without data."""
@@ -58,17 +61,49 @@ class Net(NamedTuple):
         """Names and shapes of the parameters, without computing any."""
         return dict(_shapes(self))
 
-    def predict(self, params: Flat, inputs: Mapping[str, jax.Array], dropout: jax.Array | None = None) -> Any:
-        """Backbone and head on prepared inputs -> the objective's predictions."""
-        p = tree.unflatten(params)
+    def predict(
+        self, params: Flat, inputs: Mapping[str, jax.Array], dropout: jax.Array | None = None, still: frozenset[str] = frozenset()
+    ) -> Any:
+        """Backbone and head on prepared inputs -> the objective's predictions. The parts in `still` have no dropout."""
+        wide = adapters.insert(self.added, thin.widen(params))
+        p = tree.unflatten(wide)
         keys = {} if dropout is None else {"dropout": dropout}
-        outputs = self.backbone.apply({"params": p["backbone"]}, inputs, train=bool(keys), rngs=keys)
+        with adapters.attach(self.added, wide), nn.intercept_methods(functools.partial(_no_dropout, still)):
+            outputs = self.backbone.apply({"params": p["backbone"]}, inputs, train=bool(keys), rngs=keys)
         return self.head.apply({"params": p["head"]}, outputs, inputs, bool(keys), rngs=keys)
 
-    def sums(self, params: Flat, batch: Mapping[str, jax.Array], key: jax.Array, dropout: jax.Array | None = None) -> Sums:
+    def sums(
+        self,
+        params: Flat,
+        batch: Mapping[str, jax.Array],
+        key: jax.Array,
+        dropout: jax.Array | None = None,
+        still: frozenset[str] = frozenset(),
+    ) -> Sums:
         """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; a `dropout` key means training."""
         inputs = self.objective.prepare(batch, _row_keys(key, batch["row"]))
-        return self.objective.terms(self.predict(params, inputs, dropout), inputs)
+        return self.objective.terms(self.predict(params, inputs, dropout, still), inputs)
+
+    def squares(self, params: Flat, batch: Mapping[str, jax.Array]) -> Flat:
+        """Sums over a batch of the squared gradient of each row's loss, for every parameter of the backbone: the diagonal of the
+        empirical Fisher information, times the number of rows."""
+        body = {n: x for n, x in params.items() if n.startswith("backbone/")}
+
+        def loss(body: Flat, row: Mapping[str, jax.Array]) -> jax.Array:
+            sums = self._replace(added=()).sums({**params, **body}, row, jax.random.key(0))
+            return jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in self.objective.loss]).sum()
+
+        def add(total: Flat, row: Mapping[str, jax.Array]) -> tuple[Flat, None]:
+            return jax.tree.map(lambda t, g: t + jnp.square(g), total, jax.grad(loss)(body, row)), None
+
+        rows = {k: x[:, None] for k, x in batch.items()}  # one at a time: the square of a sum is no sum of squares
+        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, body), rows)[0]
+
+
+def _no_dropout(still: frozenset[str], call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    """Dropout in these parts of the backbone, or beside them as block_0_dropout, gives back its input."""
+    quiet = still and isinstance(context.module, nn.Dropout) and context.module.path[0].removesuffix("_dropout") in still
+    return args[0] if quiet else call(*args, **kwargs)
 
 
 # Runs of one process that differ in seed alone, such as a benchmark's, compile once.
@@ -92,7 +127,7 @@ def _row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
 
 
 def train_step(
-    net: Net, tx: optax.GradientTransformation, accumulate: int = 1, axis: str | None = None
+    net: Net, tx: optax.GradientTransformation, accumulate: int = 1, axis: str | None = None, still: frozenset[str] = frozenset()
 ) -> Callable[..., tuple[Moving, Sums]]:
     """The pure step `(moving, frozen, batch, seed) -> (moving, sums)`.
 
@@ -101,6 +136,7 @@ def train_step(
     Args:
       accumulate: the batch is cut into this many parts whose gradients are added before the update.
       axis: name of the `pmap` axis whose devices hold the parts of a batch; None under `jit`, where arrays are global.
+      still: parts of the backbone, such as "block_0", without dropout.
     """
     names = net.objective.loss
 
@@ -115,7 +151,7 @@ def train_step(
         dropout = jax.random.fold_in(key, jax.lax.axis_index(axis) + 1 if axis else 1)
 
         def part_sums(params: Flat, part: Mapping[str, jax.Array], number: jax.Array | int) -> Sums:
-            return net.sums({**frozen, **params}, part, key, jax.random.fold_in(dropout, number))
+            return net.sums({**frozen, **params}, part, key, jax.random.fold_in(dropout, number), still)
 
         def part_grad(part: Mapping[str, jax.Array], number: jax.Array | int, weight: Mapping[str, jax.Array] | None) -> tuple[Flat, Sums]:
             def loss(params: Flat) -> tuple[jax.Array, Sums]:
@@ -158,15 +194,15 @@ def eval_step(net: Net) -> Callable[..., Sums]:
 
 
 def compile_train(
-    net: Net, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, parallel: str
+    net: Net, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, parallel: str, still: frozenset[str] = frozenset()
 ) -> Callable[..., tuple[Moving, Sums]]:
     """The train step over the mesh: `jit` on global arrays, or the same step under `jax.pmap`.
 
     What moves is donated; what is frozen never is, so that runs may share it.
     """
     if parallel == "jit":
-        return jax.jit(train_step(net, tx, accumulate), donate_argnums=0)
-    step = train_step(net, tx, accumulate, axis="data")
+        return jax.jit(train_step(net, tx, accumulate, None, still), donate_argnums=0)
+    step = train_step(net, tx, accumulate, "data", still)
     mapped = jax.pmap(step, "data", in_axes=(None, None, 0, None), out_axes=None, devices=list(mesh.devices.flat))
     n = mesh.size
 

@@ -5,33 +5,25 @@ import importlib.util
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from ptft import build, checkpoint, cost, ledger, mesh, pipeline, plans, record, step, tree
+from ptft import build, checkpoint, cost, freeze, ledger, mesh, pipeline, plans, record, step, thin
 from ptft import config as configs
+from ptft import state as states
 from ptft.build import Program, Run
 from ptft.config import Config
 from ptft.errors import UserError
 from ptft.objectives import Rows
+from ptft.state import Progress, State
 from ptft.tree import Flat
 
 PREEMPTED = 75  # exit code: stopped from outside, and saved
-
-
-class Progress(NamedTuple):
-    """What a resume must know besides parameters and optimizer state."""
-
-    best: float | None = None
-    best_step: int = 0
-    waited: int = 0  # evaluations since the best
-    seconds: float = 0.0  # in the loop, over all starts: steps, evaluations and saves, without loading and compiling
-    window: Any = None  # {name: [sum, weight]} since the last line of the log, where a signal cut it short
 
 
 def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
@@ -52,57 +44,85 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
         build.describe(built)
     at = checkpoint.newest(workdir)
     fresh = build.start_params(built, quiet) if at is None else {}  # before compiling: what does not fit shows early
-    prog, header = build.program(built), build.header(built)
-    if not quiet:
-        record.say(cost.describe(prog.cost))
-    plans.check(built, prog)
-    moving, frozen, progress = start(built, prog, fresh) if at is None else resume(built, prog, workdir, at, header)
+    header = build.header(built, base=None if config.checkpoint == "full" else fresh or build.start_params(built, quiet=True, like={}))
+    state = states.start(built, fresh) if at is None else states.resume(built, workdir, at, header)
+    program = enter(built, state.progress.phase, quiet)
     record.write_json(workdir / "config.json", config.to_dict())
-    record.write_json(workdir / "run.json", {**header, "cost": prog.cost._asdict()})
+    record.write_json(workdir / "run.json", {**header, "cost": program.cost._asdict()})
     if record.is_lead():
         built.data.tokenizer.save(workdir / "tokenizer")
 
     total = built.durations.total
     board = importlib.util.find_spec("tensorboardX") is not None if config.tensorboard is None else config.tensorboard
     with closing(record.Log(workdir, resume_step=at or 0, tensorboard=board, total_steps=total, quiet=quiet)) as log:
-        moving, progress, pace = fit(built, prog, moving, frozen, progress, workdir, header, log)
-        proof = ledger.make(built.plan, build.start_params(built, quiet=True), {**frozen, **moving.params}, moving.opt)
-        record.write_json(workdir / "freeze_ledger.json", proof)
-        if not quiet or not proof["holds"]:
-            record.say(ledger.describe(proof))
-        if not proof["holds"]:
-            raise RuntimeError(f"the freeze did not hold: see {workdir}/freeze_ledger.json")
-        result = final_metrics(built, {**frozen, **moving.params}, int(moving.step), progress, workdir, log)
+        state, pace = fit(built, program, state, workdir, header, log, quiet)
+        prove(built, state, workdir, quiet)
+        result = final_metrics(built, state, workdir, log)
+    steps, progress = int(state.moving.step), state.progress
     trainable, total = built.plan.counts()
     result |= {
         "seconds": progress.seconds,
-        "seconds_per_step": statistics.median(pace[1:] or pace) if pace else progress.seconds / max(int(moving.step), 1),
+        "seconds_per_step": statistics.median(pace[1:] or pace) if pace else progress.seconds / max(steps, 1),
         "trainable": trainable,
         "total": total,
         "trainable_share": trainable / total,
-        "flops_per_step": prog.cost.flops,
+        "flops_per_step": mean_flops(built, progress.begun, steps),
         **{k: header[k] for k in ("config_hash", "versions", "device", "data")},
     }
     record.write_json(workdir / "result.json", result)
     return result
 
 
+def enter(built: Run, phase: int, quiet: bool) -> Program:
+    """The compiled step of a phase, checked against its plan."""
+    program = build.program(built, phase)
+    if not quiet:
+        which = "" if len(built.phases) == 1 else f"phase {phase + 1} of {len(built.phases)}, {built.phases[phase].strategy}: "
+        record.say(which + cost.describe(program.cost))
+    plans.check(built, program, phase)
+    return program
+
+
+def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
+    """Writes the freeze ledger of what was done; a freeze that did not hold is an error."""
+    reached = built.phases[: state.progress.phase + 1]
+    before = build.start_params(built, quiet=True, like={**state.frozen, **state.moving.params})
+    proof = ledger.make(freeze.union(reached), before, {**state.frozen, **state.moving.params}, state.moving.opt, reached[-1].plan)
+    record.write_json(workdir / "freeze_ledger.json", proof)
+    if not quiet or not proof["holds"]:
+        record.say(ledger.describe(proof))
+    if not proof["holds"]:
+        raise RuntimeError(f"the freeze did not hold: see {workdir}/freeze_ledger.json")
+
+
+def mean_flops(built: Run, begun: Sequence[int], steps: int) -> float | None:
+    """FLOPs of a step, on average over the phases that began at these steps."""
+    lengths = [b - a for a, b in zip(begun, [*begun[1:], steps], strict=True)]
+    flops = [build.program(built, phase).cost.flops for phase in range(len(begun))]
+    known = [n * f for n, f in zip(lengths, flops, strict=True) if f is not None]
+    return sum(known) / max(steps, 1) if len(known) == len(flops) else None
+
+
 def fit(
-    built: Run, prog: Program, moving: step.Moving, frozen: Flat, progress: Progress, workdir: Path, header: dict[str, Any], log: record.Log
-) -> tuple[step.Moving, Progress, list[float]]:
-    """The loop, from the step that `moving` is at; also returns the seconds a step between two lines of the log."""
+    built: Run, program: Program, state: State, workdir: Path, header: dict[str, Any], log: record.Log, quiet: bool
+) -> tuple[State, list[float]]:
+    """The loop, from the step that `state` is at; also returns the seconds a step between two lines of the log."""
     c, d, dev = built.config, built.durations, built.data.dev
-    chosen_by, at = build.metric(built), int(moving.step)
+    chosen_by, at = build.metric(built), int(state.moving.step)
     seed = jax.device_put(np.uint32(c.seed), mesh.replicated(built.mesh))
     batches = pipeline.train_batches(built.data.train, built.used, c.seed, c.batch, at, d.total)
-    window: list[record.Sums] = [_sums(progress.window)] if progress.window else []
+    window: list[record.Sums] = [_sums(state.progress.window)] if state.progress.window else []
     pace: list[float] = []
-    done = at == d.total or 0 < c.early_stop <= progress.waited
+    done = at == d.total or stopped_early(built, state.progress)
     with mesh.preemption() as caught:
         clock = time.perf_counter()
-        begun = clock - progress.seconds
+        begun = clock - state.progress.seconds
         for k in range(at + 1, at + 1 if done else d.total + 1):
-            moving, sums = prog.train(moving, frozen, mesh.put(next(batches), built.mesh), seed)
+            if states.due(built, state, k - 1):
+                program = enter(built, state.progress.phase + 1, quiet)
+                state = states.enter(built, state, program, k - 1)
+            moving, sums = program.train(state.moving, state.kept, mesh.put(next(batches), built.mesh), seed)
+            state = state._replace(moving=moving)
             window.append(sums)
             jax.block_until_ready(window[-3:-2])  # steps run ahead of this loop, but not so far that a signal waits for many
             stop = mesh.agreed(bool(caught))  # read once: a later signal counts at the next step
@@ -118,35 +138,43 @@ def fit(
                 pace.append((time.perf_counter() - clock) / (k - at))
                 log.write(k, "train", values)
                 window = []
-            params = {**frozen, **moving.params}
+            progress = state.progress
             if due_eval and dev is not None:
-                values = evaluate(built.net, params, dev, c.eval_batch or c.batch, built.mesh, c.data.dev_size)
+                values = evaluate(built.net, state.params, dev, c.eval_batch or c.batch, built.mesh, c.data.dev_size)
                 log.write(k, "dev", values)
                 if chosen_by != "last":
                     progress = judge(chosen_by, values[chosen_by], k, progress)
                     if progress.best_step == k:
-                        checkpoint.save_best(workdir, k, params, header)
-            done = k == d.total or 0 < c.early_stop <= progress.waited
+                        checkpoint.save_best(workdir, k, states.stored(built, state), states.meta(built, state, header))
+            done = k == d.total or stopped_early(built, progress)
             progress = progress._replace(seconds=time.perf_counter() - begun)
             if due_save or done or stop:
                 progress = progress._replace(window=jax.tree.map(lambda x: np.asarray(x).tolist(), window[0]) if window else None)
-                checkpoint.save(workdir, k, params, moving.opt, {**header, "progress": progress._asdict()}, keep=c.keep)
+            state = state._replace(progress=progress)
+            if due_save or done or stop:
+                checkpoint.save(workdir, k, states.stored(built, state), moving.opt, states.meta(built, state, header), keep=c.keep)
             if stop:
                 record.say(f"stopped by signal {caught[0]} and saved step {k}; the same command goes on from here")
                 raise SystemExit(PREEMPTED)
             if done:
                 break
             clock, at = time.perf_counter(), k
-    return moving, progress, pace
+    return state, pace
 
 
-def final_metrics(built: Run, params: Flat, steps: int, progress: Progress, workdir: Path, log: record.Log) -> dict[str, Any]:
+def stopped_early(built: Run, progress: Progress) -> bool:
+    """Whether waiting for a better best has ended the run; before its last phase it never does."""
+    return 0 < built.config.early_stop <= progress.waited and progress.phase + 1 == len(built.phases)
+
+
+def final_metrics(built: Run, state: State, workdir: Path, log: record.Log) -> dict[str, Any]:
     """Dev and test metrics of the best parameters, or of the last where nothing chose a best."""
-    c, best_step = built.config, steps
+    c, steps, progress, params = built.config, int(state.moving.step), state.progress, state.params
+    best_step = steps
     if progress.best is not None:
-        like = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in params.items()}
-        params, loaded = checkpoint.load_params(workdir, like, skip="", new_ok="")
-        best_step = loaded.step
+        changed, loaded = checkpoint.load_params(workdir, None, skip="", new_ok="")
+        whole = thin.computed({**state.frozen, **state.moving.params, **changed}, loaded.meta["thin"], c.frozen_dtype)
+        params, best_step = jax.device_put(whole, mesh.replicated(built.mesh)), loaded.step
     logged = c.best != "last" or (built.durations.evaluate > 0 and steps % built.durations.evaluate == 0)
     result: dict[str, Any] = {"best_step": best_step, "steps": steps, "chosen_by": None if progress.best is None else build.metric(built)}
     for split, rows, limit in (("dev", built.data.dev, c.data.dev_size), ("test", built.data.test, 0)):
@@ -170,31 +198,6 @@ def finished(config: Config, workdir: Path) -> dict[str, Any] | None:
                 + "\nchoose another --workdir, or go back to that config"
             )
     return build.read_run(workdir, "result.json") if (workdir / "result.json").exists() else None
-
-
-def start(built: Run, prog: Program, params: Flat) -> tuple[step.Moving, Flat, Progress]:
-    """What moves and what is frozen, at step 0."""
-    moving, frozen = tree.split(params, built.plan.trainable)
-    return prog.init(moving), frozen, Progress()
-
-
-def resume(built: Run, prog: Program, workdir: Path, at: int, header: dict[str, Any]) -> tuple[step.Moving, Flat, Progress]:
-    """What moves and what is frozen, at a checkpoint. Raises UserError if it was made from other data."""
-    meta = checkpoint.read_meta(workdir, at)
-    now, then = ((h["data"]["fingerprint"], h["tokenizer"], h["labels"]) for h in (header, meta))
-    if now != then:
-        changed = [what for what, a, b in zip(("the data", "the tokenizer", "the labels"), now, then, strict=True) if a != b]
-        raise UserError(
-            f"{' and '.join(changed)} changed since step {at} of {workdir}: the files that config.data names are not what they were; "
-            "restore them, or train in another --workdir"
-        )
-    everywhere, shapes = mesh.replicated(built.mesh), built.net.shapes()
-    empty = jax.eval_shape(prog.init, tree.split(shapes, built.plan.trainable)[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (shapes, empty.opt))
-    params, opt = checkpoint.restore(workdir, at, *like)
-    moving, frozen = tree.split(params, built.plan.trainable)
-    record.say(f"resuming at step {at} of {built.durations.total}")
-    return step.Moving(jax.device_put(np.int32(at), everywhere), moving, opt), frozen, Progress(**meta["progress"])
 
 
 def judge(metric: str, value: float, k: int, progress: Progress) -> Progress:

@@ -504,7 +504,7 @@ def test_heads_are_left_and_the_backbone_is_taken(pretrained):
 
 def test_best_false_takes_the_newest(pretrained):
     got, loaded = checkpoint.load_params(pretrained, like(make()), skip="", new_ok="", best=False)
-    assert sorted(loaded.loaded) == sorted(SHAPES) and loaded[1:] == ([], [], 5)
+    assert sorted(loaded.loaded) == sorted(SHAPES) and loaded[1:4] == ([], [], 5)
     same(got, make(5))
 
 
@@ -532,10 +532,8 @@ def test_patterns_match_whole_names(pretrained):
 
 def test_nothing_in_common_gives_no_arrays(pretrained):
     want = like({"head/other": jnp.zeros(2)})
-    assert checkpoint.load_params(pretrained, want) == (
-        {},
-        ([], ["head/other"], list(checkpoint._stored(pretrained / "best" / "3", "params")), 3),
-    )
+    got, what = checkpoint.load_params(pretrained, want)
+    assert got == {} and what[:4] == ([], ["head/other"], list(checkpoint._stored(pretrained / "best" / "3", "params")), 3)
 
 
 def test_wanted_dtype_holds(pretrained):

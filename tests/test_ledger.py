@@ -96,10 +96,8 @@ def test_a_run_whose_freeze_did_not_hold_fails(pre, monkeypatch):
     original = train.fit
 
     def leaky(*args, **kwargs):
-        moving, progress, pace = original(*args, **kwargs)
-        frozen = args[3]
-        frozen |= {n: x * 0.999 for n, x in frozen.items()}
-        return moving, progress, pace
+        state, pace = original(*args, **kwargs)
+        return state._replace(frozen={n: x * 0.999 for n, x in state.frozen.items()}), pace
 
     monkeypatch.setattr(train, "fit", leaky)
     with pytest.raises(RuntimeError, match="the freeze did not hold"):

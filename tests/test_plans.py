@@ -46,8 +46,7 @@ def test_the_compiled_step_costs_what_the_formula_says(table):
 def test_the_formula_is_that_of_the_passes():
     """Forward a third; head: nothing else; of six blocks the top three: half of what remains, but for the pooler."""
     run = outline()
-    planned = {s: run._replace(plan=build.plan(run.config.replace(freeze=s), run.net)) for s in ("full", "head", "top-3")}
-    share = {s: plans.products(one) for s, one in planned.items()}
+    share = {s: plans.products(build.refrozen(run, s)) for s in ("full", "head", "top-3")}
     full = share["full"]
     assert full.forward == pytest.approx(full.total / 3, rel=1e-6) and full.weights < full.forward  # attention's products have no weights
     assert share["head"].forward == full.forward and share["head"].activations == 0 and share["head"].weights < 1e-4 * full.total
@@ -87,7 +86,7 @@ def test_the_command_needs_no_data(home, capsys, tmp_path):
 # --- planted mistakes: a freeze that is none ------------------------------------------------------------------------------
 
 
-def everything(net, tx, accumulate=1, axis=None, *, spread=lambda grads, frozen: {}, scale=lambda grads: 1.0):
+def everything(net, tx, accumulate=1, axis=None, still=frozenset(), *, spread=lambda grads, frozen: {}, scale=lambda grads: 1.0):
     """A step with the classic mistake: it differentiates all parameters; `spread` is what it does to the frozen ones."""
 
     def mistaken(moving, frozen, batch, seed):
@@ -105,7 +104,7 @@ def everything(net, tx, accumulate=1, axis=None, *, spread=lambda grads, frozen:
     return mistaken
 
 
-def clip_over_all(net, tx, accumulate=1, axis=None):
+def clip_over_all(net, tx, accumulate=1, axis=None, still=frozenset()):
     return everything(net, tx, scale=lambda grads: 1.0 / jnp.maximum(1.0, optax.tree.norm(grads)))
 
 
@@ -176,7 +175,7 @@ def test_blocks_are_not_stacked():
     """Slices of stacked layers cannot be frozen: each block has its own leaves."""
     for model in ("bert", "modernbert"):
         shapes = outline(**{"name": model, **({"heads": 2, "ffn": 64} if model == "modernbert" else {})}).net.shapes()
-        depth = freeze._depth(models.groups(model), shapes)
+        depth = freeze.depth_of(models.groups(model), shapes)
         assert depth == 6 and all(len(s.shape) <= 2 for s in shapes.values())
 
 

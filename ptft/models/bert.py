@@ -49,6 +49,7 @@ GROUPS: Mapping[str, str] = {
     "norm": r"backbone/.*norm/.*",
     "attention": r"backbone/block_\d+/attention/.*",
     "ffn": r"backbone/block_\d+/ffn/.*",
+    "prefix": r"backbone/block_\d+/attention/(key|value)/kernel",
 }
 
 

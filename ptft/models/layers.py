@@ -64,9 +64,9 @@ def masked_mean(x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Arr
 
 def attend(
     q: Float[Array, "B T H W"],
-    k: Float[Array, "B T H W"],
-    v: Float[Array, "B T H W"],
-    seen: Bool[Array, "B #T T"],
+    k: Float[Array, "B S H W"],
+    v: Float[Array, "B S H W"],
+    seen: Bool[Array, "B #T S"],
     drop: Callable[[jax.Array], jax.Array],
 ) -> Float[Array, "B T D"]:
     """Scaled dot-product attention of queries to the keys that they have seen, heads side by side; softmax in float32."""
@@ -86,9 +86,10 @@ class SelfAttention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], train: bool) -> Float[Array, "B T D"]:
-        b, t, d = x.shape
-        q, k, v = (dense(d, self.dtype, name)(x).reshape(b, t, self.heads, d // self.heads) for name in ("query", "key", "value"))
+    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B S"], train: bool) -> Float[Array, "B T D"]:
+        d = x.shape[-1]
+        # -1: keys and values may be more than the tokens (prefix tuning).
+        q, k, v = (dense(d, self.dtype, name)(x).reshape(len(x), -1, self.heads, d // self.heads) for name in ("query", "key", "value"))
         drop = nn.Dropout(self.dropout, deterministic=not train)
         return dense(d, self.dtype, "out")(attend(q, k, v, mask[:, None, :], drop))
 

@@ -45,7 +45,8 @@ class LSTM(nn.Module):
         self, batch: Mapping[str, Array], train: bool = False, start: int = 0, hidden: Float[Array, "B T D"] | None = None
     ) -> dict[str, Array]:
         word = nn.Embed(self.vocab, self.embedding, dtype=self.dtype, embedding_init=nn.initializers.uniform(0.1), name="embeddings")
-        x = nn.Dropout(self.dropout, deterministic=not train)(word(batch["tokens"])) if hidden is None else hidden
+        drop = nn.Dropout(self.dropout, deterministic=not train, name="embeddings_dropout")
+        x = drop(word(batch["tokens"])) if hidden is None else hidden
         lengths = batch["mask"].sum(-1)
         if start == 0:
             cell = nn.OptimizedLSTMCell(self.hidden, dtype=self.dtype, name="block_0")
