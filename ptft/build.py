@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ptft import adapters, checkpoint, cost, data, freeze, hub, ledger, mesh, models, objectives, optim, pipeline, record, step, thin, tree
 from ptft import config as configs
@@ -40,6 +41,9 @@ SPEC: Spec = {
     "freeze": Field("full", (str, tuple), doc="a strategy's name, a list of (pattern, action), or a list of (start, such a list)"),
     "frozen_dropout": Field(True, bool, doc="False: parts of the backbone in which nothing moves run as in evaluation"),
     "frozen_dtype": Field("float32", str, choices=thin.DTYPES, doc="how the matrices that are frozen are kept on the devices"),
+    "cache_prefix": Field(
+        "auto", str, choices=("auto", "off"), doc="compute what lies below all that moves once an example, where it pays"
+    ),
     "strict_cost": Field(False, bool, doc="a compiled step that costs more than its freeze should is an error, not a warning"),
     "parallel": Field("jit", str, choices=("jit", "pmap")),
     "devices": Field(0, int, lo=0, doc="0: all of them"),
@@ -320,7 +324,6 @@ def metric(run: Run) -> str:
 class Program(NamedTuple):
     """Compiled for one shape of run; runs that differ in seed and data alone share it."""
 
-    init: Callable[[Flat], step.Moving]
     train: Callable[..., Any]
     cost: cost.Cost
 
@@ -349,51 +352,67 @@ def still(run: Run, phase: int) -> frozenset[str]:
     return frozenset() if run.config.frozen_dropout else frozenset(parts - {r.name.split("/")[1] for r in rows if r.rate})
 
 
-def program(run: Run, phase: int = 0) -> Program:
-    """Compiles the training step of a phase, ahead of time where there is a whole-program form (`jit`)."""
-    c, d = run.config, run.durations
-    _ = list(c.optim.values())  # a cached program read them
+def optimizer(run: Run, phase: int = 0) -> optax.GradientTransformation:
+    """Of what moves in a phase, and of nothing else."""
     since = began(run, phase)
     order = sorted(set(since.values()))
     factors = tuple((r.name, r.rate, r.decay, order.index(since[r.name])) for r in run.phases[phase].plan.rows if r.rate)
-    kept = c.frozen_dtype, still(run, phase)
-    return _program(run.net, json.dumps(c.optim.to_dict()), factors, *kept, d.warmup, d.total, c.batch, c.accumulate, c.parallel, run.mesh)
+    _ = list(run.config.optim.values())  # a cached optimizer read them
+    return _optimizer(json.dumps(run.config.optim.to_dict()), factors, run.durations.warmup, run.durations.total)
+
+
+@functools.lru_cache(maxsize=64)
+def _optimizer(
+    optim_json: str, factors: tuple[tuple[str, float, float, int], ...], warmup: int, total: int
+) -> optax.GradientTransformation:
+    rates, decays, cohorts = {f[0]: f[1] for f in factors}, {f[0]: f[2] for f in factors}, {f[0]: f[3] for f in factors}
+    return optim.build(Config(json.loads(optim_json)), rates, warmup, total, decays, cohorts)
+
+
+def fresh(run: Run, phase: int, params: Flat) -> step.Moving:
+    """What moves in a phase, with new optimizer state."""
+    return jax.device_put(step.init_moving(params, optimizer(run, phase)), mesh.replicated(run.mesh))
+
+
+def program(run: Run, phase: int = 0) -> Program:
+    """Compiles the training step of a phase, ahead of time where there is a whole-program form (`jit`)."""
+    c, moving = run.config, run.phases[phase].plan.trainable
+    resident = tuple((n, x.shape, x.dtype) for n, x in getattr(run.data.train, "resident", {}).items())
+    kept = c.frozen_dtype, still(run, phase), resident
+    return _program(run.net, optimizer(run, phase), moving, *kept, c.batch, c.accumulate, c.parallel, run.mesh)
 
 
 @functools.lru_cache(maxsize=64)
 def _program(
     net: Net,
-    optim_json: str,
-    factors: tuple[tuple[str, float, float, int], ...],
+    tx: optax.GradientTransformation,
+    moving: tuple[str, ...],
     frozen_dtype: str,
     still: frozenset[str],
-    warmup: int,
-    total: int,
+    resident: tuple[tuple[str, tuple[int, ...], Any], ...],
     batch: int,
     accumulate: int,
     parallel: str,
     grid: Any,
 ) -> Program:
-    rates, decays, cohorts = {f[0]: f[1] for f in factors}, {f[0]: f[2] for f in factors}, {f[0]: f[3] for f in factors}
-    tx = optim.build(Config(json.loads(optim_json)), rates, warmup, total, decays, cohorts)
     compiled = step.compile_train(net, tx, grid, accumulate, parallel, still)
-    used = cost.Cost(None, None, None)
-    if parallel == "jit":
-        everywhere, by_rows = mesh.replicated(grid), mesh.by_rows(grid)
+    if parallel != "jit":
+        return Program(compiled, cost.Cost(None, None, None))
+    everywhere, by_rows = mesh.replicated(grid), mesh.by_rows(grid)
 
-        def shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    def shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-        trainable, frozen = tree.split(net.shapes(), rates)
-        kept = jax.eval_shape(lambda p: thin.thin(p, frozen_dtype), frozen)
-        moving = jax.eval_shape(lambda p: step.init_moving(p, tx), trainable)
-        aot = compiled.lower(  # type: ignore[attr-defined]
-            *jax.tree.map(lambda x: shape(x, everywhere), (moving, kept)),
-            {k: shape(v, by_rows) for k, v in net.example(batch).items()},
-            jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere),
-        ).compile()
-        compiled, used = aot, cost.of(aot, accumulate, grid.size)
-    return Program(lambda params: jax.device_put(step.init_moving(params, tx), mesh.replicated(grid)), compiled, used)
+    trainable, frozen = tree.split(net.shapes(), moving)
+    kept = jax.eval_shape(lambda p: thin.thin(p, frozen_dtype), frozen)
+    kept |= {n: jax.ShapeDtypeStruct(size, dtype) for n, size, dtype in resident}
+    state = jax.eval_shape(lambda p: step.init_moving(p, tx), trainable)
+    aot = compiled.lower(  # type: ignore[attr-defined]
+        *jax.tree.map(lambda x: shape(x, everywhere), (state, kept)),
+        {k: shape(v, by_rows) for k, v in net.example(batch).items()},
+        jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere),
+    ).compile()
+    return Program(aot, cost.of(aot, accumulate, grid.size))
 
 
 def initial(config: Config, net: Net, quiet: bool = True) -> Flat:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft import build, cost, ledger, mesh, models, record, step, thin, tree
+from ptft import build, cost, ledger, mesh, models, record, thin, tree
 from ptft.build import Program, Run
 from ptft.errors import UserError
 
@@ -56,7 +56,7 @@ def _phase(run: Run, phase: int, probe: int) -> dict[str, Any]:
     program, here = build.program(run, phase), run.phases[phase]
     shapes, moving = run.net.shapes(), here.plan.trainable
     inside, frozen = tree.split(shapes, moving)
-    state = jax.eval_shape(program.init, inside)
+    state = jax.eval_shape(lambda p: build.fresh(run, phase, p), inside)
     kept = jax.eval_shape(lambda p: thin.thin(p, run.config.frozen_dtype), frozen)
     stored = {n: shapes[n] for n in build.changing(run)} if run.config.checkpoint == "delta" else shapes
     trainable, total = here.plan.counts()
@@ -115,7 +115,7 @@ def check(run: Run, program: Program, phase: int = 0) -> None:
     """Says at the start of a phase that its step is not what its plan promises; a UserError with `strict_cost`."""
     strict, strategy = run.config.strict_cost, run.phases[phase].strategy
     inside = tree.split(run.net.shapes(), run.phases[phase].plan.trainable)[0]
-    why = problem(run, program, jax.eval_shape(program.init, inside).opt, phase)
+    why = problem(run, program, jax.eval_shape(lambda p: build.fresh(run, phase, p), inside).opt, phase)
     if why and strict:
         raise UserError(f"freeze={strategy!r}: {why}; strict_cost=False makes a warning of this")
     if why:
@@ -138,7 +138,7 @@ def seconds(run: Run, phase: int, steps: int) -> float:
     program, everywhere = build.program(run, phase), mesh.replicated(run.mesh)
     params = jax.device_put(run.net.init(0), everywhere)
     inside, frozen = tree.split(params, run.phases[phase].plan.trainable)
-    moving: step.Moving = program.init(inside)
+    moving = build.fresh(run, phase, inside)
     kept = jax.jit(lambda p: thin.thin(p, run.config.frozen_dtype), out_shardings=everywhere)(frozen)
     batch, seed = mesh.put(run.net.example(run.config.batch), run.mesh), jax.device_put(np.uint32(0), everywhere)
     taken = []

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ptft import build, checkpoint, mesh, optim, record, step, thin, tree
-from ptft.build import Program, Run
+from ptft.build import Run
 from ptft.errors import UserError
 from ptft.tree import Flat
 
@@ -22,6 +22,7 @@ class Progress(NamedTuple):
     seconds: float = 0.0  # in the loop, over all starts: steps, evaluations and saves, without loading and compiling
     window: Any = None  # {name: [sum, weight]} since the last line of the log, where a signal cut it short
     begun: Sequence[int] = (0,)  # the steps at which the phases so far began
+    flops: Sequence[float | None] = ()  # of a step in each of them
 
     @property
     def phase(self) -> int:
@@ -63,7 +64,7 @@ def place(run: Run, frozen: Flat) -> tuple[Flat, Flat]:
 def start(run: Run, params: Flat) -> State:
     """Step 0."""
     inside, frozen = tree.split(params, run.phases[0].plan.trainable)
-    return State(build.program(run).init(inside), *place(run, frozen), Progress())
+    return State(build.fresh(run, 0, inside), *place(run, frozen), Progress())
 
 
 def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> State:
@@ -79,7 +80,7 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> State:
     progress = Progress(**meta["progress"])
     everywhere, shapes = mesh.replicated(run.mesh), run.net.shapes()
     moving = run.phases[progress.phase].plan.trainable
-    empty = jax.eval_shape(build.program(run, progress.phase).init, tree.split(shapes, moving)[0])
+    empty = jax.eval_shape(lambda p: build.fresh(run, progress.phase, p), tree.split(shapes, moving)[0])
     base = {} if meta["base"] is None else build.on_base(run.config, run.net, meta["base"], workdir, build.changing(run))
     want = {n: s for n, s in shapes.items() if n not in base}
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (want, empty.opt))
@@ -97,13 +98,13 @@ def due(run: Run, state: State, done: int) -> bool:
     return following.start <= done if following.start is not None else state.progress.waited >= following.waits
 
 
-def enter(run: Run, state: State, program: Program, done: int) -> State:
-    """The same numbers in the next phase, whose program this is: what stops moving loses its optimizer state, so that the memory is
+def enter(run: Run, state: State, done: int) -> State:
+    """The same numbers in the next phase: what stops moving loses its optimizer state, so that the memory is
     free; what begins has new state; what goes on keeps its own, or not, as `optim.at_phase` says."""
     phase = state.progress.phase + 1
     whole = {**state.frozen, **state.moving.params}
     inside, frozen = tree.split(whole, run.phases[phase].plan.trainable)
-    fresh = program.init(inside)
+    fresh = build.fresh(run, phase, inside)
     opt = optim.carry(state.moving.opt, fresh.opt, build.came_from(run, phase))
     moving = jax.device_put(step.Moving(state.moving.step, fresh.params, opt), mesh.replicated(run.mesh))
     return State(moving, *place(run, frozen), state.progress._replace(begun=[*state.progress.begun, done], waited=0))

@@ -38,10 +38,12 @@ class Net(NamedTuple):
     head: nn.Module
     objective: Objective
     added: tuple[Adapter, ...] = ()
+    start: int = 0  # the blocks below are not computed: a batch holds what they gave (`hidden`), or where that lies (`at`, `ptft.prefix`)
+    resident: bool = False  # `at`
 
     def init(self, seed: int | jax.Array, names: tuple[str, ...] | None = None) -> Flat:
         """Fresh float32 parameters `backbone/…`, `head/…`, `adapter/…`, or those in `names` alone, which are the same as with all."""
-        return _compiled_init(self, names)(seed)
+        return _compiled_init(self._replace(start=0, resident=False), names)(seed)
 
     def create(self, seed: int | jax.Array) -> Flat:
         """`init`, not compiled."""
@@ -55,22 +57,47 @@ class Net(NamedTuple):
 
     def example(self, batch: int) -> dict[str, np.ndarray]:
         """Host arrays of the shapes and dtypes of a batch, for tracing without data."""
-        return {**self.objective.example(batch), "row": np.zeros(batch, np.int32), "valid": np.ones(batch, np.float32)}
+        rows = {**self.objective.example(batch), "row": np.zeros(batch, np.int32), "valid": np.ones(batch, np.float32)}
+        if not self.start:
+            return rows
+        shape = (batch, rows["tokens"].shape[1], self.backbone.shape.hidden)
+        return {**rows, **({"at": rows["row"]} if self.resident else {"hidden": np.zeros(shape, self.backbone.shape.dtype)})}
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Names and shapes of the parameters, without computing any."""
-        return dict(_shapes(self))
+        return dict(_shapes(self._replace(start=0, resident=False)))
 
     def predict(
         self, params: Flat, inputs: Mapping[str, jax.Array], dropout: jax.Array | None = None, still: frozenset[str] = frozenset()
     ) -> Any:
         """Backbone and head on prepared inputs -> the objective's predictions. The parts in `still` have no dropout."""
-        wide = adapters.insert(self.added, thin.widen(params))
+        hidden = _gather(params[RESIDENT], inputs["at"], inputs["mask"]) if self.resident else inputs.get("hidden")
+        wide = adapters.insert(self.added, thin.widen({n: x for n, x in params.items() if n != RESIDENT}))
         p = tree.unflatten(wide)
         keys = {} if dropout is None else {"dropout": dropout}
         with adapters.attach(self.added, wide), nn.intercept_methods(functools.partial(_no_dropout, still)):
-            outputs = self.backbone.apply({"params": p["backbone"]}, inputs, train=bool(keys), rngs=keys)
+            entry: dict[str, Any] = {"start": self.start, "hidden": hidden} if self.start else {}
+            outputs = self.backbone.apply({"params": p["backbone"]}, inputs, train=bool(keys), rngs=keys, **entry)
         return self.head.apply({"params": p["head"]}, outputs, inputs, bool(keys), rngs=keys)
+
+    def below(self, params: Flat, batch: Mapping[str, jax.Array], block: int) -> jax.Array:
+        """What the block of this number reads, or what the last one gives where the number is one past it; no dropout: f[B, T, D]."""
+        inputs = self.objective.prepare(batch, _row_keys(jax.random.key(0), batch["row"]))
+        found: list[jax.Array] = []
+
+        def catch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            place = context.module.path if context.method_name == "__call__" else ()
+            if place == (f"block_{block}",):
+                found.append(args[0])
+            out = call(*args, **kwargs)
+            if place == (f"block_{block - 1}",):
+                found.append(out)
+            return out
+
+        wide = adapters.insert(self.added, thin.widen(params))
+        with adapters.attach(self.added, wide), nn.intercept_methods(catch):
+            self.backbone.apply({"params": tree.unflatten(wide)["backbone"]}, inputs)
+        return found[0]
 
     def sums(
         self,
@@ -98,6 +125,15 @@ class Net(NamedTuple):
 
         rows = {k: x[:, None] for k, x in batch.items()}  # one at a time: the square of a sum is no sum of squares
         return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, body), rows)[0]
+
+
+RESIDENT = "prefix/hidden"  # f[N, D] among the parameters: hidden states of all real tokens, row by row
+
+
+def _gather(flat: jax.Array, at: jax.Array, mask: jax.Array) -> jax.Array:
+    """Rows that begin at `at` i32[B]; zero where there is padding, which no real token sees."""
+    place = jnp.where(mask, at[:, None] + jnp.arange(mask.shape[1]), 0)
+    return jnp.where(mask[..., None], flat[place], 0)
 
 
 def _no_dropout(still: frozenset[str], call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

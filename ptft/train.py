@@ -5,7 +5,7 @@ import importlib.util
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft import build, checkpoint, cost, freeze, ledger, mesh, pipeline, plans, record, step, thin
+from ptft import build, checkpoint, cost, freeze, ledger, mesh, pipeline, plans, prefix, record, step, thin
 from ptft import config as configs
 from ptft import state as states
 from ptft.build import Program, Run
@@ -46,7 +46,7 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
     fresh = build.start_params(built, quiet) if at is None else {}  # before compiling: what does not fit shows early
     header = build.header(built, base=None if config.checkpoint == "full" else fresh or build.start_params(built, quiet=True, like={}))
     state = states.start(built, fresh) if at is None else states.resume(built, workdir, at, header)
-    program = enter(built, state.progress.phase, quiet)
+    here, program, state = enter(built, state, quiet)
     record.write_json(workdir / "config.json", config.to_dict())
     record.write_json(workdir / "run.json", {**header, "cost": program.cost._asdict()})
     if record.is_lead():
@@ -55,7 +55,7 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
     total = built.durations.total
     board = importlib.util.find_spec("tensorboardX") is not None if config.tensorboard is None else config.tensorboard
     with closing(record.Log(workdir, resume_step=at or 0, tensorboard=board, total_steps=total, quiet=quiet)) as log:
-        state, pace = fit(built, program, state, workdir, header, log, quiet)
+        state, pace = fit(built, here, program, state, workdir, header, log, quiet)
         prove(built, state, workdir, quiet)
         result = final_metrics(built, state, workdir, log)
     steps, progress = int(state.moving.step), state.progress
@@ -66,21 +66,24 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
         "trainable": trainable,
         "total": total,
         "trainable_share": trainable / total,
-        "flops_per_step": mean_flops(built, progress.begun, steps),
+        "flops_per_step": mean_flops(progress, steps),
         **{k: header[k] for k in ("config_hash", "versions", "device", "data")},
     }
     record.write_json(workdir / "result.json", result)
     return result
 
 
-def enter(built: Run, phase: int, quiet: bool) -> Program:
-    """The compiled step of a phase, checked against its plan."""
-    program = build.program(built, phase)
+def enter(built: Run, state: State, quiet: bool) -> tuple[Run, Program, State]:
+    """The run as the state's phase trains it, its compiled step, checked against the plan, and its cost in the progress."""
+    progress, phase = state.progress, state.progress.phase
+    here = prefix.shorten(built, phase, progress.begun[-1], state.params, quiet)
+    program = build.program(here, phase)
     if not quiet:
         which = "" if len(built.phases) == 1 else f"phase {phase + 1} of {len(built.phases)}, {built.phases[phase].strategy}: "
         record.say(which + cost.describe(program.cost))
-    plans.check(built, program, phase)
-    return program
+    plans.check(here, program, phase)
+    flops = [*progress.flops[:phase], program.cost.flops]
+    return here, program, state._replace(progress=progress._replace(flops=flops))
 
 
 def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
@@ -95,22 +98,21 @@ def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
         raise RuntimeError(f"the freeze did not hold: see {workdir}/freeze_ledger.json")
 
 
-def mean_flops(built: Run, begun: Sequence[int], steps: int) -> float | None:
-    """FLOPs of a step, on average over the phases that began at these steps."""
-    lengths = [b - a for a, b in zip(begun, [*begun[1:], steps], strict=True)]
-    flops = [build.program(built, phase).cost.flops for phase in range(len(begun))]
-    known = [n * f for n, f in zip(lengths, flops, strict=True) if f is not None]
-    return sum(known) / max(steps, 1) if len(known) == len(flops) else None
+def mean_flops(progress: Progress, steps: int) -> float | None:
+    """FLOPs of a step, on average over the phases."""
+    lengths = [b - a for a, b in zip(progress.begun, [*progress.begun[1:], steps], strict=True)]
+    known = [n * f for n, f in zip(lengths, progress.flops, strict=True) if f is not None]
+    return sum(known) / max(steps, 1) if len(known) == len(lengths) else None
 
 
 def fit(
-    built: Run, program: Program, state: State, workdir: Path, header: dict[str, Any], log: record.Log, quiet: bool
+    built: Run, here: Run, program: Program, state: State, workdir: Path, header: dict[str, Any], log: record.Log, quiet: bool
 ) -> tuple[State, list[float]]:
     """The loop, from the step that `state` is at; also returns the seconds a step between two lines of the log."""
-    c, d, dev = built.config, built.durations, built.data.dev
+    c, d = built.config, built.durations
     chosen_by, at = build.metric(built), int(state.moving.step)
     seed = jax.device_put(np.uint32(c.seed), mesh.replicated(built.mesh))
-    batches = pipeline.train_batches(built.data.train, built.used, c.seed, c.batch, at, d.total)
+    batches = pipeline.train_batches(here.data.train, built.used, c.seed, c.batch, at, d.total)
     window: list[record.Sums] = [_sums(state.progress.window)] if state.progress.window else []
     pace: list[float] = []
     done = at == d.total or stopped_early(built, state.progress)
@@ -119,15 +121,16 @@ def fit(
         begun = clock - state.progress.seconds
         for k in range(at + 1, at + 1 if done else d.total + 1):
             if states.due(built, state, k - 1):
-                program = enter(built, state.progress.phase + 1, quiet)
-                state = states.enter(built, state, program, k - 1)
-            moving, sums = program.train(state.moving, state.kept, mesh.put(next(batches), built.mesh), seed)
+                here, program, state = enter(built, states.enter(built, state, k - 1), quiet)
+                batches = pipeline.train_batches(here.data.train, built.used, c.seed, c.batch, k - 1, d.total)
+            kept = {**state.kept, **prefix.resident(here.data.train)}
+            moving, sums = program.train(state.moving, kept, mesh.put(next(batches), built.mesh), seed)
             state = state._replace(moving=moving)
             window.append(sums)
             jax.block_until_ready(window[-3:-2])  # steps run ahead of this loop, but not so far that a signal waits for many
             stop = mesh.agreed(bool(caught))  # read once: a later signal counts at the next step
             # The last step is evaluated below, once more or, where no best is chosen, only there.
-            due_eval = dev is not None and ((k == d.total and chosen_by != "last") or (d.evaluate > 0 and k % d.evaluate == 0))
+            due_eval = here.data.dev is not None and ((k == d.total and chosen_by != "last") or (d.evaluate > 0 and k % d.evaluate == 0))
             due_save = k == d.total or (d.save > 0 and k % d.save == 0)
             due_line = due_eval or due_save or k % d.log == 0
             if not (due_line or stop):
@@ -139,8 +142,8 @@ def fit(
                 log.write(k, "train", values)
                 window = []
             progress = state.progress
-            if due_eval and dev is not None:
-                values = evaluate(built.net, state.params, dev, c.eval_batch or c.batch, built.mesh, c.data.dev_size)
+            if due_eval and here.data.dev is not None:
+                values = evaluate(here.net, state.params, here.data.dev, c.eval_batch or c.batch, built.mesh, c.data.dev_size)
                 log.write(k, "dev", values)
                 if chosen_by != "last":
                     progress = judge(chosen_by, values[chosen_by], k, progress)
@@ -215,6 +218,7 @@ def _eval_step(net: step.Net) -> Callable[..., Any]:
 def evaluate(net: step.Net, params: Flat, rows: Rows, batch: int, grid: Any, limit: int = 0) -> dict[str, float]:
     """Metrics over a split, from global sums; the last batch is padded with rows that do not count."""
     batch = math.ceil(batch / grid.size) * grid.size
+    params = {**params, **prefix.resident(rows)}
     parts = [_eval_step(net)(params, mesh.put(b, grid)) for b in pipeline.eval_batches(rows, batch, limit)]
     return net.objective.report(_total(parts))
 

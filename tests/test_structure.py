@@ -12,8 +12,8 @@ from ptft.errors import UserError
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors", "plugins", "tree", "config", "record", "mesh", "tokenizer", "data", "packing", "models", "objectives", "pipeline",
-    "freeze", "adapters", "thin", "optim", "step", "cost", "ledger", "checkpoint", "hub_names", "hub", "tasks", "build", "plans", "state",
-    "train", "bench", "figures", "report", "exchange", "__main__",
+    "freeze", "adapters", "thin", "optim", "step", "cost", "ledger", "checkpoint", "hub_names", "hub", "tasks", "build", "plans",
+    "prefix", "state", "train", "bench", "figures", "report", "exchange", "__main__",
 ]  # fmt: skip
 TOP = {"pyproject.toml", "README.md", "LICENSE", "ptft", "configs", "tests", "launch"}
 SOURCES = sorted((ROOT / "ptft").rglob("*.py"))

@@ -70,6 +70,7 @@ class Classify:
     loss: tuple[str, ...] = ("loss",)
     best: str = "accuracy"
     carries_head: bool = False
+    draws: bool = False
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> TextRows:
         """Tokenizes every record; texts longer than the row are cut and counted, empty ones kept as [CLS] [SEP]."""

@@ -221,6 +221,7 @@ class MlmNsp:
 
     best: str = "mlm_loss"
     carries_head: bool = True
+    draws: bool = True
 
     @property
     def loss(self) -> tuple[str, ...]:

@@ -74,6 +74,7 @@ class Tag:
     vocab_size: int
     loss: tuple[str, ...] = ("loss",)
     carries_head: bool = False
+    draws: bool = False
 
     @property
     def iob(self) -> bool:

@@ -1,0 +1,36 @@
+"""A cached prefix changes nothing but the time: the same numbers to the bit, and a miss wherever anything that decides them changed."""
+
+import flow
+import numpy as np
+import pytest
+
+from ptft import build, prefix, train
+
+STEPS = 50
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prefix")
+    flow.run(flow.pretraining(folder, **{"model.layers": 3, "train_for": "2 steps"}), folder / "pre")
+    return folder
+
+
+def values(home, freeze, **changes):
+    """Fifty steps of dropout in what moves, five epochs of twenty rows."""
+    return flow.finetuning(
+        home, home / "pre", freeze=freeze, frozen_dropout=False, devices=1, train_for=f"{STEPS} steps",
+        **{"eval_every": "20 steps", "save_every": "0", "log_every": "10 steps", **changes},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("freeze", ["head", "top-1", "top-2", "layers=1+bitfit&top-2", "pooler"])
+def test_the_run_is_the_same_to_the_bit(home, tmp_path, freeze, capsys):
+    a = train.run(build.resolve(values(home, freeze)), tmp_path / "cached")
+    assert "prefix: what lies below block" in capsys.readouterr().out
+    b = train.run(build.resolve(values(home, freeze, cache_prefix="off")), tmp_path / "plain")
+    assert "prefix:" not in capsys.readouterr().out
+    assert flow.state(tmp_path / "cached", STEPS) == flow.state(tmp_path / "plain", STEPS)
+    assert flow.lines(tmp_path / "cached") == flow.lines(tmp_path / "plain")
+    assert a["test"] == b["test"] and a["dev"] == b["dev"]
+    assert a["flops_per_step"] < 0.9 * b["flops_per_step"]
