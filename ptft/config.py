@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from ptft.errors import UserError, did_you_mean
 
 # Keys that may change between two starts in the same workdir: they decide where and how often, not what is computed.
-FREE = ("log_every", "save_every", "keep", "tensorboard", "devices", "parallel", "strict_cost")
+FREE = ("log_every", "save_every", "keep", "tensorboard", "devices", "parallel", "strict_cost", "cache_prefix")
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,9 @@ def make(plan: Plan, before: Flat, after: Flat, opt: Any, last: Plan | None = No
       before, after: all parameters, at step 0 and at the end.
       opt: the optimizer's state at the end.
     Returns:
-      `{"rows": [{name, shape, size, rule, rate, before, after, change, relative, verdict}], "frozen_moved": [...],
+      `{"rows": [{name, shape, size, rule, rate, before, after, change, relative, drift, verdict}], "frozen_moved": [...],
       "not_moved": [...], "optimizer": {"extra": [...], "missing": [...]}, "holds": bool}`; `change` is the largest absolute
-      change of an element, `relative` its ratio to the largest element before.
+      change of an element, `relative` its ratio to the largest element before, `drift` |after - before| / |before| (Euclidean).
     """
     rows = [_row(r.name, r.pattern, r.rate, before[r.name], after[r.name]) for r in plan.rows]
     moving, state = set((last or plan).trainable), optimizer_names(opt)
@@ -61,11 +61,13 @@ def _row(name: str, rule: str, rate: float, before: Any, after: Any) -> dict[str
     a, b = np.asarray(before), np.asarray(after)
     same = digest(a) == digest(b)
     change = 0.0 if same else float(np.abs(b.astype(np.float64) - a).max())
+    norm = float(np.linalg.norm(a.astype(np.float64)))
+    drift = 0.0 if same else float(np.linalg.norm(b.astype(np.float64) - a)) / norm if norm else None
     largest = float(np.abs(a).max()) if a.size else 0.0
     verdict = ("trainable, but did not move" if same else "moved") if rate else ("frozen, the same" if same else "frozen, but moved")
     return {
         "name": name, "shape": list(a.shape), "size": a.size, "rule": rule, "rate": rate, "before": digest(a), "after": digest(b),
-        "change": change, "relative": change / largest if largest else None, "verdict": verdict,
+        "change": change, "relative": change / largest if largest else None, "drift": drift, "verdict": verdict,
     }  # fmt: skip
 
 

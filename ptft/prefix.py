@@ -96,13 +96,14 @@ def why_not(run: Run, phase: int, begun: int) -> str:
     return ""
 
 
-def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True) -> Run:
+def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, spread: bool = False) -> Run:
     """The run as a phase trains it: from the first moving block on, on rows that carry what lies below; or as it is, where that does not
     pay or is not possible.
 
     Args:
       begun: the step at which the phase begins.
       params: all parameters, as a step computes with them.
+      spread: the states stay on the host, since several runs take different ones at a time.
     """
     if why_not(run, phase, begun):
         return run
@@ -119,7 +120,7 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True) 
             record.say("prefix: neither memory nor disk has room for the hidden states; they are computed anew in every step")
             return run
         _fill(run, rows, used, store, params, block)
-        cached[split] = _cached(run, rows, used, store)
+        cached[split] = Cached(rows, store, notes=rows.notes) if spread else _cached(run, rows, used, store)
     if not quiet:
         tokens = sum(int(np.diff(cached[split].store.start)[used].sum()) for split, (_, used) in splits.items())
         size = tokens * cached["train"].store.flat[:1].nbytes
@@ -160,7 +161,7 @@ def _store(key: str, run: Run, rows: Rows, used: np.ndarray) -> Store | None:
     size = (int(start[-1]), shape.hidden)
     while len(_stores) >= KEPT:
         _stores.popitem(last=False)
-    if need <= SHARE * _free_memory():
+    if need <= SHARE * free_memory():
         made = Store(start, np.empty(size, shape.dtype), np.zeros(len(rows), bool), "memory")
     else:
         folder = tempfile.TemporaryDirectory(prefix="ptft-prefix-")
@@ -173,7 +174,7 @@ def _store(key: str, run: Run, rows: Rows, used: np.ndarray) -> Store | None:
     return made
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes of the host's memory that can still be had; half of all where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

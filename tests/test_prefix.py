@@ -1,10 +1,9 @@
 """A cached prefix changes nothing but the time: the same numbers to the bit, and a miss wherever anything that decides them changed."""
 
 import flow
-import numpy as np
 import pytest
 
-from ptft import build, prefix, train
+from ptft import build, train
 
 STEPS = 50
 
