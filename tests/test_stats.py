@@ -114,3 +114,89 @@ def test_equal_differences_are_not_a_division_by_zero():
 def test_a_failed_run_has_no_verdict():
     found = stats.paired(seeds(0.5, math.nan, 0.7), seeds(0.1, 0.2, 0.3))
     assert found.p is None and stats.apart(found) is None and stats.verdict(found) == "a run failed: no interval"
+
+
+def test_the_same_strategy_twice():
+    scores = seeds(0.70, 0.80, 0.90)
+    exact, words = stats.same(scores, dict(scores))
+    assert exact.mean == exact.lo == exact.hi == 0 and exact.p == 1 and words == "exactly the same"
+    noise, words = stats.same(scores, seeds(0.71, 0.79, 0.90))
+    assert noise.n == 3 and words == "cannot be told apart"
+    assert stats.same(scores, seeds(0.70, 0.80, 0.90 + 1e-12))[1] == "cannot be told apart"  # not to the bit
+    shifted, words = stats.same(scores, seeds(0.61, 0.70, 0.79))
+    assert shifted.mean == pytest.approx(0.1) and words == "told apart"
+    assert stats.same(scores, {7: 0.7}) == (None, "no common seed")
+    assert stats.same({0: 0.7}, {0: 0.8})[1] == "one seed: no interval"
+
+
+# ---------------------------------------------------------------- many strategies
+
+
+def test_holm_by_hand():
+    # sorted: 4 x 0.005 = 0.02, 3 x 0.01 = 0.03, 2 x 0.03 = 0.06, 1 x 0.04 = 0.04, which may not fall below 0.06
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.4, 0.9]) == pytest.approx([0.8, 0.9]) and stats.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert stats.holm([0.01, None, 0.04, math.nan]) == [0.02, None, 0.04, None]  # two tests
+    assert stats.holm([]) == [] and stats.holm([None]) == [None]
+
+
+def test_every_pair_is_compared_and_corrected():
+    full, noise = (0.80, 0.81, 0.82, 0.83, 0.84), (0.001, -0.002, 0.0015, 0.0, -0.001)
+    scores = {
+        "full": seeds(*full),
+        "head": seeds(*(v - 0.10 + e for v, e in zip(full, noise, strict=True))),
+        "top-2": seeds(*(v - 2 * e for v, e in zip(full, noise, strict=True))),
+        "other": {9: 0.5},
+    }
+    pairs = {(p.a, p.b): p for p in stats.pairwise(scores)}
+    assert list(pairs)[:3] == [("full", "head"), ("full", "top-2"), ("full", "other")] and len(pairs) == 6
+    verdicts = {names: p.verdict for names, p in pairs.items()}
+    assert verdicts["full", "head"] == "better" and verdicts["head", "top-2"] == "worse"
+    assert verdicts["full", "top-2"] == "cannot be told apart" and verdicts["full", "other"] == "no common seed"
+    gain = pairs["full", "head"].difference
+    assert gain.mean == pytest.approx(0.10, abs=1e-3) and gain.adjusted == pytest.approx(3 * gain.p) and gain.lo < 0.1 < gain.hi
+    assert {p.verdict for p in stats.pairwise(scores, higher_is_better=False) if p.b == "head"} == {"worse"}
+
+
+def test_the_correction_decides():
+    rng = np.random.default_rng(1)
+    base = rng.normal(size=5)
+    near = {"a": seeds(*base), "b": seeds(*(base + 0.02 + np.array([0.01, -0.015, 0.012, -0.012, 0.006])))}
+    assert 0.01 < stats.pairwise(near)[0].difference.p < 0.05 and stats.pairwise(near)[0].verdict == "worse"
+    crowd = near | {f"noise-{i}": seeds(*rng.normal(size=5)) for i in range(5)}
+    assert stats.pairwise(crowd)[0].verdict == "cannot be told apart"
+
+
+def test_strategies_that_are_the_same_are_rarely_told_apart():
+    rng, found, uncorrected = np.random.default_rng(0), 0, 0
+    for _ in range(150):
+        pairs = stats.pairwise({name: seeds(*rng.normal(size=5)) for name in "abcd"})
+        found += any(p.verdict in ("better", "worse") for p in pairs)
+        uncorrected += any(p.difference.p < 0.05 for p in pairs)
+    assert found / 150 <= 0.09 and uncorrected / 150 > 0.12
+
+
+def test_ranks_and_the_group_of_the_best():
+    base = (0.70, 0.74, 0.78, 0.72, 0.76)
+    scores = {
+        "worst": seeds(*(v - 0.2 - 0.001 * i for i, v in enumerate(base))),
+        "best": seeds(*base),
+        "tied": seeds(0.70, 0.75, 0.77, 0.73, 0.74, 0.99),  # of the first five seeds, the sixth is nobody else's
+    }
+    found = stats.ranks(scores)
+    assert found.seeds == (0, 1, 2, 3, 4) and found.best == "best" and set(found.top) == {"best", "tied"}
+    assert found.rank == {"best": 1.5, "tied": 1.5, "worst": 3.0} and list(found.rank)[-1] == "worst"
+    assert stats.ranks(scores, higher_is_better=False).top == ("worst",)
+    assert stats.ranks({"a": {0: 1.0}, "b": {1: 1.0}}) is None and stats.ranks({}) is None
+
+
+def test_the_best_is_best_by_mean():
+    found = stats.ranks({"often": seeds(0.60, 0.51, 0.51), "once": seeds(0.90, 0.50, 0.50)})
+    assert found.best == "once" and found.rank == pytest.approx({"often": 4 / 3, "once": 5 / 3}) and found.top == ("often", "once")
+
+
+def test_a_failed_run_ranks_last():
+    found = stats.ranks({"fails": seeds(0.9, 0.9, math.nan), "steady": seeds(0.6, 0.7, 0.8), "lower": seeds(0.5, 0.6, 0.6)})
+    assert found.rank == pytest.approx({"fails": 5 / 3, "steady": 5 / 3, "lower": 8 / 3})
+    assert found.best == "steady" and found.top == ("steady", "lower")
+    assert stats.ranks({"fails": seeds(1.0, math.inf), "steady": seeds(3.0, 2.0)}, higher_is_better=False).best == "steady"

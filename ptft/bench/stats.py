@@ -1,4 +1,4 @@
-"""What a handful of seeds says: intervals, paired tests.
+"""What a handful of seeds says: intervals, paired tests, ranks.
 
 All of it speaks of other seeds on the same data, not of other data. A run that failed is to be handed over as NaN: leaving
 it out flatters the strategy. Differences are paired by seed, which takes out what the seeds share.
@@ -24,9 +24,10 @@ are with small test sets: 7 % of samples of 5 whose standard deviation is 3 test
 10 standard deviations below the others. No interval survives that, so the seeds themselves want to be seen.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -39,6 +40,10 @@ METHOD = "95 % intervals are Student's t over seeds; differences are paired by s
 BOOTSTRAP = (
     "Bootstrap intervals are expanded percentiles over resampled seeds. Simulated on normal values, they hold the true mean 92 % of "
     "the time with 5 seeds and 75 % with 3, not 95 % (plain percentiles: 84 % and 75 %; Student's t: 95 %): verdicts go by Student's t."
+)
+PAIRWISE = (
+    "All pairs are compared by paired t-tests whose p-values are corrected for the number of pairs (Holm); intervals are of one pair each. "
+    "What cannot be told apart is not shown to be equal."
 )
 
 
@@ -64,6 +69,27 @@ class Difference(Summary):
     """Of paired differences."""
 
     p: float | None  # of the paired t-test; None where there is no interval
+    adjusted: float | None = None  # for the number of comparisons, where there are several: then it decides
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two strategies: `a` minus `b`."""
+
+    a: str
+    b: str
+    difference: Difference | None
+    verdict: str  # on `a`
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Strategies over the seeds that all of them have, in order of rank."""
+
+    seeds: tuple[int, ...]
+    rank: dict[str, float]  # mean over seeds; 1 is the best, ties share
+    best: str  # by mean score
+    top: tuple[str, ...]  # the best and all that cannot be told apart from it
 
 
 def summary(values: Sequence[float]) -> Summary:
@@ -113,10 +139,10 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
 
 
 def apart(difference: Difference | None) -> bool | None:
-    """Whether a difference is not 0, by its p-value; None when it has none."""
+    """Whether a difference is not 0, by its p-value (adjusted, if it is one of several); None when it has none."""
     if difference is None or difference.p is None:
         return None
-    return difference.p < ALPHA
+    return (difference.p if difference.adjusted is None else difference.adjusted) < ALPHA
 
 
 def verdict(difference: Difference | None, higher_is_better: bool = True) -> str:
@@ -128,3 +154,67 @@ def verdict(difference: Difference | None, higher_is_better: bool = True) -> str
     if not found:
         return "cannot be told apart"
     return "better" if (difference.mean > 0) == higher_is_better else "worse"
+
+
+def holm(pvalues: Sequence[float | None]) -> list[float | None]:
+    """Adjusted p-values: where those below a level count as found, the chance of even one false finding is at most that level.
+
+    The i-th smallest of m becomes max over j <= i of min(1, (m - j + 1) p_j) (Holm 1979, Scandinavian Journal of Statistics 6).
+    None and NaN are no tests: they stay, as None, and do not count in m.
+    """
+    known = sorted((p, i) for i, p in enumerate(pvalues) if p is not None and not math.isnan(p))
+    adjusted: list[float | None] = [None] * len(pvalues)
+    largest = 0.0
+    for j, (p, i) in enumerate(known):
+        adjusted[i] = largest = max(largest, min(1.0, (len(known) - j) * p))
+    return adjusted
+
+
+def pairwise(scores: Mapping[str, Mapping[int, float]], higher_is_better: bool = True) -> list[Pair]:
+    """Every pair of strategies of one task, in the order given; Holm's correction is over all of them.
+
+    Args:
+      scores: strategy -> seed -> value.
+    """
+    pairs = list(itertools.combinations(scores, 2))
+    differences = [paired(scores[a], scores[b]) for a, b in pairs]
+    adjusted = holm([None if d is None else d.p for d in differences])
+    differences = [d and replace(d, adjusted=p) for d, p in zip(differences, adjusted, strict=True)]
+    return [Pair(a, b, d, verdict(d, higher_is_better)) for (a, b), d in zip(pairs, differences, strict=True)]
+
+
+def same(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[Difference | None, str]:
+    """The A/A check, the same strategy under two names: the difference, and what it says of the benchmark.
+
+    "exactly the same": runs repeat to the bit, so nothing but the strategy and the seed decides a score; it says nothing of the test.
+    "told apart": something else does, and differences of this size between strategies mean nothing (once in 20 checks, that is chance).
+    """
+    difference = paired(a, b)
+    if difference and all(a[seed] == b[seed] for seed in a.keys() & b.keys()):
+        return difference, "exactly the same"
+    return difference, "told apart" if apart(difference) else verdict(difference)
+
+
+def ranks(scores: Mapping[str, Mapping[int, float]], higher_is_better: bool = True) -> Ranking | None:
+    """Mean ranks over the seeds that all strategies have (Demšar 2006, JMLR 7), and what cannot be told apart from the best.
+
+    A score that is not finite ranks last. Which strategy is the best is itself chance: the correction over all pairs, not only the
+    best one's, allows for it. None when no seed is common to all.
+
+    Args:
+      scores: strategy -> seed -> value.
+    """
+    seeds = sorted(set.intersection(*(set(own) for own in scores.values()))) if scores else []
+    if not seeds:
+        return None
+    sign = -1 if higher_is_better else 1
+    table = np.array([[sign * own[seed] for seed in seeds] for own in scores.values()])
+    table[~np.isfinite(table)] = math.inf
+    rank = dict(zip(scores, map(float, stats.rankdata(table, axis=0).mean(1)), strict=True))
+    mean = dict(zip(scores, map(float, table.mean(1)), strict=True))
+    best = min(scores, key=lambda name: (mean[name], rank[name]))
+    pairs = pairwise({name: {seed: own[seed] for seed in seeds} for name, own in scores.items()}, higher_is_better)
+    beaten = {p.b for p in pairs if p.a == best and p.verdict == "better"} | {p.a for p in pairs if p.b == best and p.verdict == "worse"}
+    order = sorted(scores, key=rank.__getitem__)
+    top = tuple(name for name in order if name == best or (name not in beaten and math.isfinite(mean[name])))
+    return Ranking(tuple(seeds), {name: rank[name] for name in order}, best, top)
