@@ -7,6 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from ptft.bench import stats
+from ptft.errors import UserError
 
 
 def seeds(*values):
@@ -200,3 +201,54 @@ def test_a_failed_run_ranks_last():
     assert found.rank == pytest.approx({"fails": 5 / 3, "steady": 5 / 3, "lower": 8 / 3})
     assert found.best == "steady" and found.top == ("steady", "lower")
     assert stats.ranks({"fails": seeds(1.0, math.inf), "steady": seeds(3.0, 2.0)}, higher_is_better=False).best == "steady"
+
+
+# ---------------------------------------------------------------- how many seeds, which learning rate
+
+
+def test_the_seeds_that_power_names_find_the_effect_as_often_as_is_asked():
+    spread = [-math.sqrt(0.5) * 0.01, math.sqrt(0.5) * 0.01]  # a standard deviation of 0.01
+    n, words = stats.power(spread, effect=0.01)
+    assert words == f"about {n} seeds"
+    rng = np.random.default_rng(0)
+    found = {k: np.mean(scipy_stats.ttest_1samp(rng.normal(0.01, 0.01, (20_000, k)), 0, axis=1).pvalue < 0.05) for k in (n - 1, n)}
+    assert found[n - 1] < 0.79 and 0.79 < found[n] < 0.82
+
+
+def test_power_against_published_tables():
+    unit = [-math.sqrt(0.5), math.sqrt(0.5)]
+    assert stats.power(unit, 1.0)[0] == 10 and stats.power(unit, 0.5)[0] == 34 and stats.power(unit, 0.2)[0] == 199
+    assert stats.power(unit, 0.5, power=0.95)[0] == 54 and stats.power(unit, 0.5, alpha=0.01)[0] == 51
+
+
+def test_power_at_its_ends():
+    assert stats.power([-1.0, 1.0], 0.01) == (None, "more than 1,000 seeds")
+    assert [stats.power([0.0, x])[0] for x in (0.0, 1e-8, 1e-6, 1e-4, 1e-3, 5e-3)] == [2, 2, 2, 2, 2, 4]
+    assert stats.power([0.01, math.nan])[0] is None and "unknown" in stats.power([])[1]
+    assert stats.power([-math.sqrt(0.5), math.nan, math.sqrt(0.5)], 0.5)[0] == 34
+    for bad in ({"effect": 0.0}, {"alpha": 1.0}, {"power": 0.0}):
+        with pytest.raises(UserError, match="expected effect above 0"):
+            stats.power([0.0, 1.0], **bad)
+
+
+def test_the_learning_rate_with_the_best_mean():
+    dev = {1e-3: seeds(0.95, 0.60), 1e-4: seeds(0.80, 0.79), 1e-5: seeds(0.70, 0.70)}
+    assert stats.choose(dev) == 1e-4 and stats.choose(dev, higher_is_better=False) == 1e-5
+    assert stats.choose({1e-3: seeds(0.1, 0.2, 0.3), 1e-4: seeds(0.3, 0.2, 0.1)}) == 1e-4  # of equals, the smaller
+    assert stats.choose({1e-4: seeds(0.3, 0.2, 0.1), 1e-3: seeds(0.1, 0.2, 0.3)}) == 1e-4
+
+
+@pytest.mark.parametrize("failed", [seeds(0.99, math.nan), seeds(0.99), seeds(0.99, -math.inf)])
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_learning_rate_that_fails_is_not_chosen(failed, higher):
+    sign = 1 if higher else -1
+    failed = {seed: sign * v for seed, v in failed.items()}
+    assert stats.choose({1e-3: failed, 1e-4: seeds(sign * 0.5, sign * 0.5)}, higher) == 1e-4
+    assert stats.choose({1e-3: failed, 1e-4: seeds(math.nan, math.nan)}, higher) == 1e-3
+
+
+def test_nothing_to_choose_from():
+    with pytest.raises(UserError, match=r"no run finished at any of the learning rates 0\.001, 1e-05"):
+        stats.choose({1e-3: seeds(math.nan), 1e-5: {}})
+    with pytest.raises(UserError, match=r"\(none\)"):
+        stats.choose({})

@@ -1,4 +1,4 @@
-"""What a handful of seeds says: intervals, paired tests, ranks.
+"""What a handful of seeds says: intervals, paired tests, ranks, the choice of a learning rate, how many seeds it takes.
 
 All of it speaks of other seeds on the same data, not of other data. A run that failed is to be handed over as NaN: leaving
 it out flatters the strategy. Differences are paired by seed, which takes out what the seeds share.
@@ -26,14 +26,18 @@ are with small test sets: 7 % of samples of 5 whose standard deviation is 3 test
 
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
+from ptft.errors import UserError
+
 ALPHA = 0.05  # chance of telling apart what is the same
 ROUNDING = 1e-9  # relative; a smaller spread is that of equal values
+MOST_SEEDS = 1000
 
 METHOD = "95 % intervals are Student's t over seeds; differences are paired by seed and not corrected for the number of comparisons."
 # What to say where these are shown.
@@ -195,6 +199,33 @@ def same(a: Mapping[int, float], b: Mapping[int, float]) -> tuple[Difference | N
     return difference, "told apart" if apart(difference) else verdict(difference)
 
 
+def power(differences: Sequence[float], effect: float = 0.01, alpha: float = ALPHA, power: float = 0.8) -> tuple[int | None, str]:
+    """How many seeds a paired t-test needs to find a true difference of `effect`, if seeds go on to spread as these do.
+
+    The smallest n with P(T > t(1 - alpha / 2, n - 1)) >= power, T noncentral t with n - 1 degrees of freedom around
+    effect sqrt(n) / s, s the standard deviation of the differences (Cohen 1988, Statistical Power Analysis, 2). It is as rough as s:
+    from 5 seeds, the true one lies between 0.6 s and 2.9 s, and n goes with its square.
+
+    Args:
+      differences: paired, of at least two seeds; what is not finite is left out.
+      alpha: the level of the test; with Holm's correction, that of the smallest p-value is 0.05 by the number of pairs.
+    Returns:
+      (n, in words); n is None above `MOST_SEEDS` and where there is no spread to go by.
+    """
+    if not (effect > 0 and 0 < alpha < 1 and 0 < power < 1):
+        raise UserError(f"power: expected effect above 0, alpha and power between 0 and 1; got {effect}, {alpha}, {power}")
+    values = [x for x in differences if math.isfinite(x)]
+    if len(values) < 2:
+        return None, "unknown: it takes the differences of two seeds"
+    if _equal(values):
+        return 2, "2 seeds: their differences do not vary"
+    n = np.arange(2, MOST_SEEDS + 1)
+    limit = stats.t.ppf(1 - alpha / 2, n - 1)
+    shift = np.minimum(effect * np.sqrt(n) / np.std(values, ddof=1), 100)  # beyond, scipy's series does not converge; the power is 1
+    enough = n[stats.nct.sf(limit, n - 1, shift) >= power]
+    return (int(enough[0]), f"about {enough[0]:,} seeds") if len(enough) else (None, f"more than {MOST_SEEDS:,} seeds")
+
+
 def ranks(scores: Mapping[str, Mapping[int, float]], higher_is_better: bool = True) -> Ranking | None:
     """Mean ranks over the seeds that all strategies have (Demšar 2006, JMLR 7), and what cannot be told apart from the best.
 
@@ -218,3 +249,25 @@ def ranks(scores: Mapping[str, Mapping[int, float]], higher_is_better: bool = Tr
     order = sorted(scores, key=rank.__getitem__)
     top = tuple(name for name in order if name == best or (name not in beaten and math.isfinite(mean[name])))
     return Ranking(tuple(seeds), {name: rank[name] for name in order}, best, top)
+
+
+def choose(dev: Mapping[float, Mapping[int, float]], higher_is_better: bool = True) -> float:
+    """The learning rate with the best mean dev score over seeds; of equals, the smallest.
+
+    The choice is made on dev and the result quoted on test: the best of several noisy scores is partly luck, and more of it the more
+    rates are tried, so the score that chose flatters (Cawley & Talbot 2010, On Over-fitting in Model Selection, JMLR 11).
+
+    Args:
+      dev: learning rate -> seed -> score. A score that is not finite, or a seed that only other rates have, is a failed run, and worse
+        than any score: fewer of them go first.
+    """
+    seeds = set().union(*dev.values())
+
+    def cost(rate: float) -> tuple[int, float, float]:
+        good = [x for x in dev[rate].values() if math.isfinite(x)]
+        mean = statistics.fmean(good) if good else math.nan
+        return len(seeds) - len(good), -mean if higher_is_better else mean, rate
+
+    if not any(math.isfinite(cost(rate)[1]) for rate in dev):
+        raise UserError(f"no run finished at any of the learning rates {', '.join(f'{rate:g}' for rate in dev) or '(none)'}")
+    return min(dev, key=cost)
