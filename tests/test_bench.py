@@ -495,17 +495,17 @@ def home(tmp_path_factory):
 
 
 def page(home, **bench):
-    values = flow.finetuning(home, home / "pre", train_for="4 steps", save_every="0", eval_every="2 steps", **{"data.dev_size": 8})
+    values = flow.finetuning(home, home / "pre", train_for="4 steps", save_every="0", eval_every="0", best="last", **{"data.dev_size": 8})
     strategies = [{"name": "full", "freeze": "full", "lr": 1e-3}, {"name": "head", "freeze": "head", "lr": 1e-2}]
     grid = {"strategies": strategies, "seeds": [0, 1], "sizes": [8, 16], "lr_factors": [1, 3], "repeat": "head", "task": "words"}
     return {**values, "bench": {**grid, **bench}}
 
 
 def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
-    """2 strategies, random init, an A/A check and 2 references x 2 rates x 2 seeds x 2 sizes; stopped in its first cell."""
+    """2 strategies and an A/A check x 2 rates, and 2 references, x 2 seeds x 2 sizes; stopped in its first cell."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     monkeypatch.chdir(tmp_path)
-    config = flow.page(tmp_path / "page.py", page(home))
+    config = flow.page(tmp_path / "page.py", page(home, random_init=False))
     start = ("bench", "--config", config, "--workdir", "it", "--config.optim.eps=1e-7")
     with monkeypatch.context() as m, pytest.raises(SystemExit) as e:
         flow.at_batch(m, 3, flow.sigterm)
@@ -513,7 +513,7 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
     assert e.value.code == 75 and len(list(Path("it/cells").iterdir())) == 1  # a folder, and no row
     assert flow.ptft(*start) == 0
     rows = results.merge([Path("it")]).rows
-    assert [r["status"] for r in rows] == ["ok"] * (4 * 2 * 2 * 2 + 2 * 2 * 2), [r["error"] for r in rows if r["error"]]
+    assert [r["status"] for r in rows] == ["ok"] * (3 * 2 * 2 * 2 + 2 * 2 * 2), [r["error"] for r in rows if r["error"]]
     assert not [p for p in Path("it/cells").iterdir() if p.is_dir()]
 
     one = rows[0]
@@ -522,7 +522,6 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
     assert {name.split("/")[0] for r in rows if r["strategy"] == "head" for name in r["drift"]} == {"head"}
     twins = [[(r["dev"], r["test"]) for r in rows if r["strategy"] == name] for name in ("head", "head (A/A)")]
     assert twins[0] == twins[1] and len(twins[0]) == 8
-    assert {r["init_from"] for r in rows if r["strategy"] == "full, random init"} == {""}
 
     # The command of a row gives its numbers, in another process and though the first was stopped and went on.
     again = [*shlex.split(one["command"])[1:], "--isolated"]
@@ -534,7 +533,7 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
     assert results.read(Path("runs") / reference["cell"])[0]["test"] == reference["test"]
 
     merged = results.merge([Path("it"), Path("runs") / one["cell"]])
-    assert merged.notes == [] and len(merged.rows) == 40
+    assert merged.notes == [] and len(merged.rows) == 32
     text = report.write(Path("it"))["md"].read_text()
     assert "## words, 8 examples" in text and "## words, 16 examples" in text and text.count("| majority class |") == 2
 
@@ -575,10 +574,9 @@ def test_a_seed_gives_every_strategy_the_same_start(home):
         numbers = pipeline.order(len(run.used), run.config.seed)
         orders[cell.strategy, cell.size] = [int(run.used[numbers[i]]) for i in range(24)]
     for name in [*names, protocol.RANDOM]:
-        assert all((heads[name][n] == x).all() for n, x in heads["full"].items()) and np.ptp(heads[name]["head/classifier/kernel"]) > 0, (
-            name
-        )
+        assert all((heads[name][n] == x).all() for n, x in heads["full"].items()), name
         assert all(orders[name, size] == orders["full", size] for size in (8, 16)), name
+    assert np.ptp(heads["full"]["head/classifier/kernel"]) > 0
     assert set(orders["full", 8]) < set(orders["full", 16])
 
 
