@@ -132,7 +132,14 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         rows = runner.run(mine, workdir, lambda cell: runner.apart(cell, workdir, argv, bench.metric, command, bench.budget))
     else:
         do, alone = functools.partial(work.do, metric=bench.metric), bool(args.only)
-        rows = runner.run(mine, workdir, lambda cell: runner.here(cell, workdir, do, bench.metric, command, bench.budget, alone))
+        share = functools.partial(work.together, workdir=workdir)
+        rows = runner.run(
+            mine,
+            workdir,
+            lambda cell: runner.here(cell, workdir, do, bench.metric, command, bench.budget, alone),
+            lambda group: runner.beside(group, workdir, share, bench.metric, command, bench.budget),
+            work.kin,
+        )
     if not args.only:
         record.say(f"next: ptft report {workdir}")
     if failed := sum(row["status"] == "failed" for row in rows):

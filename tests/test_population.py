@@ -1,7 +1,6 @@
 """Members of a population are the runs that they would be alone, and do not touch each other."""
 
 import flow
-import numpy as np
 import pytest
 
 from ptft import build, train
@@ -17,15 +16,16 @@ def home(tmp_path_factory):
 
 def config(home, freeze, seed=0, lr=1e-3, **changes):
     start = {"frozen_dropout": False, "devices": 1, "train_for": "16 steps", "eval_every": "8 steps", "save_every": "0"}
-    return build.resolve(flow.finetuning(home, home / "pre", freeze=freeze, seed=seed, **{**start, "optim.lr": lr, "data.train_size": 16, **changes}))
+    return build.resolve(
+        flow.finetuning(home, home / "pre", freeze=freeze, seed=seed, **{**start, "optim.lr": lr, "data.train_size": 16, **changes})
+    )
 
 
 @pytest.mark.parametrize("freeze", ["top-1", "bitfit"])
 def test_members_are_the_solo_runs(home, tmp_path, freeze):
     asked = [config(home, freeze, seed, lr) for seed in (0, 3) for lr in (1e-3, 3e-3)]
-    members = [population.member(c) for c in asked]
-    assert len({population.key(m) for m in members}) == 1 and population.key(members[0])
-    found = population.train_together(members)
+    assert len({population.kin(c) for c in asked}) == 1 and population.kin(asked[0])
+    found = population.train_together(asked)
     for i, c in enumerate(asked):
         alone = train.run(c, tmp_path / str(i), quiet=True)
         for split in ("dev", "test"):
@@ -37,9 +37,8 @@ def test_members_are_the_solo_runs(home, tmp_path, freeze):
 
 
 def test_a_member_that_diverges_touches_no_other(home):
-    good = [population.member(config(home, "top-1", seed)) for seed in (0, 1)]
-    bad = population.member(config(home, "top-1", 2, lr=1e38))
-    want = population.train_together([*good, population.member(config(home, "top-1", 2))])
-    got = population.train_together([good[0], good[1], bad])
+    good, bad = [config(home, "top-1", seed) for seed in (0, 1)], config(home, "top-1", 2, lr=1e38)
+    want = population.train_together([*good, config(home, "top-1", 2)])
+    got = population.train_together([*good, bad])
     assert isinstance(got[2], FloatingPointError)
     assert [r["test"] for r in got[:2]] == [r["test"] for r in want[:2]]

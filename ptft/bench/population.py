@@ -7,6 +7,7 @@ such a run: seconds and bytes are those of a run of its own.
 """
 
 import functools
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from ptft import build, ledger, mesh, optim, pipeline, prefix, record, step, train, tree
 from ptft import config as configs
 from ptft.build import Run
+from ptft.config import Config
 from ptft.state import Progress
 from ptft.step import Moving
 from ptft.tree import Flat
@@ -33,40 +35,57 @@ class Member(NamedTuple):
     params: Flat
 
 
-def member(config: configs.Config) -> Member:
-    run = build.build(config)
-    return Member(run, build.start_params(run, quiet=True))
+def kin(config: Config) -> str | None:
+    """Configs of one kin may train together; None: this one trains alone."""
+    plain = config.to_dict()
+    same = {**plain, "seed": 0, "optim": {**plain["optim"], "lr": 0.0}}
+    return _kin(json.dumps(same, sort_keys=True))
 
 
-def key(one: Member) -> str | None:
-    """Members of one key may train together; None: this one trains alone."""
-    run, c = one.run, one.run.config
+@functools.lru_cache(maxsize=1024)
+def _kin(text: str) -> str | None:
+    c = Config(json.loads(text))
+    run = build.build(c)
     sparse = any(a.kind == "fish" for a in run.net.added)  # its places are frozen, and another seed's are others
     if len(run.phases) > 1 or sparse or c.parallel != "jit" or c.accumulate > 1 or c.frozen_dtype != "float32" or c.early_stop:
         return None
-    same = {**c.to_dict(), "seed": 0, "freeze": "", "optim": {**c.optim.to_dict(), "lr": 0.0}}
-    moves = [(r.name, r.rate, r.decay) for r in run.plan.rows]
-    frozen = tree.split(one.params, run.plan.trainable)[1]
-    return repr((configs.digest(same), moves, ledger.digest_of(frozen), len(run.used)))
+    moves = [(r.name, r.rate, r.decay) for r in run.plan.rows]  # two strategies that come to the same are of one kin
+    return hashlib.sha256(repr((configs.digest({**c.to_dict(), "freeze": ""}), moves)).encode()).hexdigest()
 
 
-def train_together(members: Sequence[Member], quiet: bool = True) -> list[dict[str, Any] | Exception]:
-    """Trains members of one key; each result is that of `train.run`, or the exception of a member that diverged.
+def train_together(asked: Sequence[Config]) -> list[dict[str, Any] | Exception]:
+    """Trains configs of one kin; each result is that of `train.run`, or the exception of a member that diverged.
 
     Raises:
       SystemExit(75): stopped by SIGTERM or SIGINT; nothing of the group is kept.
     """
-    size, first = len(members), members[0].run
-    while size > 1 and _bytes(first, size) > SHARE * prefix.free_memory():
-        size = -(-size // 2)
-    chunks = [members[i : i + size] for i in range(0, len(members), size)]
-    return [result for chunk in chunks for result in _train(chunk)]
+    members: dict[str, list[tuple[int, Member]]] = {}
+    for i, config in enumerate(asked):
+        run = build.build(config)
+        params = build.start_params(run, quiet=True)
+        # What is frozen and was drawn by a seed, such as a pooler that a checkpoint lacks, is not the same for another.
+        group = members.setdefault(ledger.digest_of(tree.split(params, run.plan.trainable)[1]), [])
+        if group:
+            params |= tree.split(group[0][1].params, run.plan.trainable)[1]  # the same numbers, in memory once
+        group.append((i, Member(run, params)))
+    out: dict[int, dict[str, Any] | Exception] = {}
+    for group in members.values():
+        size = min(len(group), max(1, int(SHARE * prefix.free_memory() / _bytes(group[0][1].run))))
+        for at in range(0, len(group), size):
+            chunk = group[at : at + size]
+            out |= zip((i for i, _ in chunk), _train([m for _, m in chunk]), strict=True)
+    return [out[i] for i in range(len(asked))]
 
 
-def _bytes(run: Run, members: int) -> int:
-    """What a group needs: parameters, gradients and two moments of what moves, activations by the compiled step of one."""
-    moving = 4 * run.plan.counts()[0]
-    return members * (4 * moving + (build.program(run).cost.temp_bytes or 0))
+def _bytes(run: Run) -> int:
+    """What one more member needs: what moves four times over, and activations (twice Korthikanti et al. 2022, arXiv 2205.05198,
+    equation 2, which counts half precision), in every block at which something moves or above it."""
+    shape, c = run.net.backbone.shape if hasattr(run.net.backbone, "shape") else None, run.config
+    moving = 16 * run.plan.counts()[0]
+    if shape is None:
+        return 2 * moving
+    tokens, blocks = c.batch * c.objective.seq_len, shape.layers - prefix.entry(run, 0) + 1
+    return moving + 2 * tokens * blocks * (34 * shape.hidden + 5 * shape.heads * c.objective.seq_len)
 
 
 def _train(members: Sequence[Member]) -> list[dict[str, Any] | Exception]:
@@ -116,7 +135,8 @@ def _train(members: Sequence[Member]) -> list[dict[str, Any] | Exception]:
         out.append({
             "best_step": progress[i].best_step if chosen else d.total, "steps": d.total, "chosen_by": chosen_by if chosen else None,
             **{split: scores[i] for split, scores in splits.items()},
-            "seconds": seconds, "seconds_per_step": None, "flops_per_step": None, "members": n, "ledger": proof,
+            "seconds": seconds, "seconds_per_step": None, "flops_per_step": None, "members": n,
+            "drift": {r["name"]: r["relative"] for r in proof["rows"] if r["verdict"] == "moved"},
             "trainable": trainable, "total": total, "trainable_share": trainable / total,
             **{k: header[k] for k in ("config_hash", "versions", "device", "data")},
         })  # fmt: skip

@@ -9,15 +9,18 @@ that they buy with them, and so the names of the cells.
 import functools
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from ptft import build, plans, record
 from ptft import config as configs
-from ptft.bench import identity, results, work
+from ptft.bench import identity, results
 from ptft.config import Config
 from ptft.errors import UserError
 
@@ -56,6 +59,13 @@ def name(config: Config) -> str:
     return identity.of(same, identity.content(same), "train")
 
 
+def peaks() -> dict[str, int | None]:
+    """The most memory that this process has held, in bytes: of the machine, and of its device where that keeps count."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {"peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak_device": on_device}
+
+
 def _first(file: Path, row: Mapping[str, Any]) -> None:
     """Of several shards that measure the same, all go by whose file is there first."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +83,7 @@ def main() -> None:
     """The child: a resolved config on standard input, the row on standard output."""
     config = Config(json.loads(sys.stdin.read()))
     row = plans.row(build.build(config), config.freeze, STEPS)
-    print(json.dumps({**record.plain(row), **work.peaks(), "versions": record.versions(), "device": record.device()}))
+    print(json.dumps({**record.plain(row), **peaks(), "versions": record.versions(), "device": record.device()}))
 
 
 if __name__ == "__main__":

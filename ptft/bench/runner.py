@@ -22,7 +22,7 @@ from typing import Any
 
 from ptft import config as configs
 from ptft import mesh, record, train
-from ptft.bench import protocol, results, work
+from ptft.bench import probe, protocol, results
 from ptft.bench.baselines import Unavailable
 from ptft.bench.protocol import Cell
 from ptft.bench.results import Row
@@ -30,6 +30,7 @@ from ptft.errors import UserError, did_you_mean
 
 Work = Callable[[Cell, Path], dict[str, Any]]
 Attempt = Callable[[Cell], Row]
+Together = Callable[[Sequence[Cell]], list[Row]]
 
 
 def pick(cells: Sequence[Cell], shard: tuple[int, int] = (1, 1), only: str = "") -> list[Cell]:
@@ -57,10 +58,20 @@ def describe(values: Mapping[str, Any], cells: Sequence[Cell], command: str) -> 
     }  # fmt: skip
 
 
-def run(cells: Sequence[Cell], workdir: Path, attempt: Attempt) -> list[Row]:
+def run(
+    cells: Sequence[Cell],
+    workdir: Path,
+    attempt: Attempt,
+    together: Together | None = None,
+    kin: Callable[[Cell], str | None] = lambda cell: None,
+) -> list[Row]:
     """Runs what is missing of these cells, in order, and returns the row of every one.
 
     A stop (Ctrl-C, preemption) passes through: the same call goes on where it was.
+
+    Args:
+      attempt: runs one cell.
+      together: runs several cells of one `kin` at once.
     """
     have = {row["cell"]: row for row in results.read(workdir)}
     rows = {c.cell: have[c.cell] for c in cells if c.cell in have}
@@ -71,17 +82,32 @@ def run(cells: Sequence[Cell], workdir: Path, attempt: Attempt) -> list[Row]:
     if len(todo) < len(cells):
         record.say(f"{len(cells) - len(todo)} of {len(cells)} cells are there already, {len(todo)} to run")
     with record.bar(len(cells), len(cells) - len(todo)) as advance:
-        for i, cell in enumerate(todo):
-            name = f"cell {len(cells) - len(todo) + i + 1}/{len(cells)} {protocol.describe(cell.labels)}"
+        waiting = groups(todo, kin if together else lambda cell: None)
+        while waiting:
+            group = waiting.pop(0)
+            done = len(cells) - len(group) - sum(map(len, waiting))
             try:
-                row = rows[cell.cell] = attempt(cell)
+                found = together(group) if together and len(group) > 1 else [attempt(cell) for cell in group]
             except (KeyboardInterrupt, SystemExit):
-                record.say(f"{name}: stopped; the same command goes on from here")
+                record.say(
+                    f"cell {done + 1}/{len(cells)} {protocol.describe(group[0].labels)}: stopped; the same command goes on from here"
+                )
                 raise
-            left = about(predict(todo[i + 1 :], list(rows.values())))
-            record.say(f"{name}: {news(row)} ({row['wall_seconds']:.1f} s)" + (f", {left} left" if left else ""))
-            advance(left and f"{left} left")
+            rows |= {cell.cell: row for cell, row in zip(group, found, strict=True)}
+            left = about(predict([cell for g in waiting for cell in g], list(rows.values())))
+            for i, (cell, row) in enumerate(zip(group, found, strict=True)):
+                name = f"cell {done + i + 1}/{len(cells)} {protocol.describe(cell.labels)}"
+                record.say(f"{name}: {news(row)} ({row['wall_seconds']:.1f} s)" + (f", {left} left" if left else ""))
+                advance(left and f"{left} left")
     return [{**rows[c.cell], **c.labels} for c in cells]
+
+
+def groups(cells: Sequence[Cell], kin: Callable[[Cell], str | None]) -> list[list[Cell]]:
+    """Cells of one kin side by side, in the order of the first of each; what has no kin is alone."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(kin(cell) or cell.cell, []).append(cell)
+    return list(found.values())
 
 
 def news(row: Row) -> str:
@@ -99,25 +125,57 @@ def here(cell: Cell, workdir: Path, do: Work, metric: str, command: str, budget:
     folder = workdir / "cells" / cell.cell
     _start_over(folder, cell.config.to_dict())
     begun = time.perf_counter()
-    status, error, trace, result = "ok", "", None, {}
+    outcome: dict[str, Any] | Exception
     try:
-        result = do(cell, folder)
-        if not math.isfinite(results.score({**result, "status": "ok"}, "test", metric)):
-            raise ValueError(f"test {metric} is not a finite number: training diverged")
+        outcome = do(cell, folder)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except Unavailable as e:
-        status, error = "skipped", str(e)
     except Exception as e:
-        said = " ".join(str(e).split())[:500]
-        status, error = "failed", said if isinstance(e, UserError) else f"{type(e).__name__}: {said}"
-        trace, result = traceback.format_exc(), {}
-    row = _row(cell, {"status": status, "error": error, "traceback": trace, "metric": metric}, result, command, budget)
-    row |= {"wall_seconds": time.perf_counter() - begun, "isolated": alone, **(work.peaks() if alone else {})}
+        outcome = e
+    row = _judged(cell, outcome, metric, command, budget)
+    row |= {"wall_seconds": time.perf_counter() - begun, "isolated": alone, **(probe.peaks() if alone else {})}
     results.write(workdir, row)
-    if status == "ok":
+    if row["status"] == "ok":
         shutil.rmtree(folder, ignore_errors=True)
     return row
+
+
+def beside(
+    cells: Sequence[Cell],
+    workdir: Path,
+    do: Callable[[Sequence[Cell]], list[dict[str, Any] | Exception]],
+    metric: str,
+    command: str,
+    budget: str = "steps",
+) -> list[Row]:
+    """Runs cells together in this process and writes their rows; each took its part of the time."""
+    begun = time.perf_counter()
+    try:
+        outcomes = do(cells)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as e:
+        outcomes = [e] * len(cells)
+    seconds = (time.perf_counter() - begun) / len(cells)
+    rows = [_judged(cell, outcome, metric, command, budget) for cell, outcome in zip(cells, outcomes, strict=True)]
+    for row in rows:
+        row |= {"wall_seconds": seconds, "isolated": False}
+        results.write(workdir, row)
+    return rows
+
+
+def _judged(cell: Cell, outcome: dict[str, Any] | Exception, metric: str, command: str, budget: str) -> Row:
+    """The row of a cell that gave this result, or ended with this error."""
+    if isinstance(outcome, dict) and not math.isfinite(results.score({**outcome, "status": "ok"}, "test", metric)):
+        outcome = ValueError(f"test {metric} is not a finite number: training diverged")
+    status = {"status": "ok", "error": "", "traceback": None, "metric": metric}
+    if isinstance(outcome, Unavailable):
+        status |= {"status": "skipped", "error": str(outcome)}
+    elif isinstance(outcome, Exception):
+        said = " ".join(str(outcome).split())[:500]
+        error = said if isinstance(outcome, UserError) else f"{type(outcome).__name__}: {said}"
+        status |= {"status": "failed", "error": error, "traceback": "".join(traceback.format_exception(outcome))}
+    return _row(cell, status, outcome if isinstance(outcome, dict) else {}, command, budget)
 
 
 def _row(cell: Cell, status: Mapping[str, Any], result: Mapping[str, Any], command: str, budget: str) -> Row:

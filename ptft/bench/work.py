@@ -1,15 +1,11 @@
 """One cell's work: training and what is known of it afterwards, or a reference."""
 
-import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from ptft import build, plans, train
-from ptft.bench import baselines
+from ptft.bench import baselines, population, probe
 from ptft.bench.protocol import Cell
 from ptft.config import Config
 from ptft.errors import UserError, did_you_mean
@@ -28,17 +24,27 @@ def do(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
     return {**result, "bytes": sizes(cell.config), "drift": {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}}
 
 
+def kin(cell: Cell) -> str | None:
+    """Cells of one kin may train together (`population`)."""
+    return population.kin(cell.config) if cell.kind == "train" else None
+
+
+def together(cells: Sequence[Cell], workdir: Path) -> list[dict[str, Any] | Exception]:
+    """Trains cells of one `population.kin` together. What a step costs is measured apart, once for all of them."""
+    outcomes = population.train_together([cell.config for cell in cells])
+    alone = probe.measure(cells[0].config, workdir)
+    cost = {
+        "seconds_per_step": alone["seconds_per_step"],
+        "flops_per_step": alone["flops"],
+        "bytes": {key.removesuffix("_bytes"): alone[key] for key in alone if key.endswith("_bytes") and key != "device_bytes"},
+    }
+    return [{**o, **cost} if isinstance(o, dict) else o for o in outcomes]
+
+
 def sizes(config: Config) -> dict[str, int | None]:
     """Bytes on a device and on disk, from shapes and the compiled step; where what moves changes with time, the largest."""
     row = plans.row(build.build(config), config.freeze, 0)
     return {key.removesuffix("_bytes"): row[key] for key in row if key.endswith("_bytes") and key != "device_bytes"}
-
-
-def peaks() -> dict[str, int | None]:
-    """The most memory that this process has held, in bytes: of the machine, and of its device where that keeps count."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return {"peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak_device": on_device}
 
 
 def check(cells: Sequence[Cell], metric: str) -> None:
