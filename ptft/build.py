@@ -210,7 +210,7 @@ def with_added(config: Config, net: Net) -> Net:
     plain, groups = net._replace(added=()), models.groups(config.model.name)
     shapes = plain.shapes()
     named = [s for _, s in freeze.strategies(config.freeze, freeze.depth_of(groups, shapes), 1, lambda _: 1, 0) if isinstance(s, str)]
-    return plain._replace(added=adapters.union([a for s in named for a in adapters.parse(s, groups, shapes)], config.freeze))
+    return plain._replace(added=adapters.union([adapters.parse(s, groups, shapes) for s in named], config.freeze))
 
 
 def phases(config: Config, net: Net, examples: int, total: int) -> tuple[freeze.Phase, ...]:

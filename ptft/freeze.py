@@ -70,7 +70,7 @@ ADDED = {
 }  # fmt: skip
 # strategy -> the group it trains
 GROUP = {"embeddings": "stem", "bitfit": "bias", "layernorm": "norm", "attention": "attention", "ffn": "ffn", "pooler": "pooler"}
-FACTOR = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)"
+FACTOR = r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 
 
 @dataclass(frozen=True)

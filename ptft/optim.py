@@ -18,13 +18,14 @@ SPEC = {
     "b2": Field(0.999, float, lo=0, hi=0.999999),
     "eps": Field(1e-6, float, lo=0),
     "bias_correction": Field(True, bool, doc="False: as Google's BERT"),
-    "weight_decay": Field(0.01, float, lo=0, doc="decoupled; not on biases and LayerNorms"),
+    "weight_decay": Field(0.01, float, lo=0, doc="decoupled; not on biases, LayerNorms and added factors"),
     "clip": Field(1.0, float, lo=0, doc="global norm over the trainable gradients; 0: off"),
     "momentum": Field(0.9, float, lo=0, hi=0.9999, doc="of sgd"),
     "at_phase": Field("carry", str, choices=("carry", "reset"), doc="state of what goes on moving when what moves changes"),
 }
 
-NO_DECAY = re.compile(r".*/bias|.*norm/scale")
+# Factors that are added start at 1 or at a length: to decay them would be to shrink what they multiply.
+NO_DECAY = re.compile(r".*[/_]bias(/fish/values)?|.*norm/scale(/fish/values)?|.*/(ia3/factor|lora/magnitude)")
 
 
 def schedule(config: Config, warmup: int, total: int) -> optax.Schedule:
