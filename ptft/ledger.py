@@ -76,6 +76,8 @@ def describe(ledger: Mapping[str, Any]) -> str:
     lines = [f"freeze ledger: {moved} tensors moved, {frozen} frozen and the same to the bit"]
     lines += [f"  WARNING: trainable, but did not move: {', '.join(ledger['not_moved'])}"] * bool(ledger["not_moved"])
     lines += [f"  ERROR: frozen, but moved: {', '.join(ledger['frozen_moved'])}"] * bool(ledger["frozen_moved"])
+    never = [str(p["strategy"]) for p in ledger.get("phases", ()) if p["began"] is None]
+    lines += [f"  WARNING: phases that never began: {', '.join(never)}"] * bool(never)
     for what, names in ledger["optimizer"].items():
         lines += [f"  ERROR: optimizer state that is {what}: {', '.join(names)}"] * bool(names)
     return "\n".join(lines)

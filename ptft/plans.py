@@ -35,7 +35,9 @@ def row(run: Run, strategy: Any, probe: int) -> dict[str, Any]:
     """What one strategy costs; bytes are of one device, FLOPs of a step over all of them. Where what moves changes with time, the
     FLOPs and seconds are a step's on average (phases that end at a plateau count alike), the bytes the largest of any phase."""
     one = build.refrozen(run, strategy)
-    parts = [_phase(one, i, probe) for i in range(len(one.phases))]
+    costs = {p.plan: i for i, p in enumerate(one.phases)}  # phases that move the same, such as LISA's, cost the same
+    known = {i: _phase(one, i, probe) for i in costs.values()}
+    parts = [{**known[costs[p.plan]], "start": p.start, "waits": p.waits} for p in one.phases]
     starts = [p.start for p in one.phases]
     if len(parts) == 1 or None in starts:
         lengths = [1.0] * len(parts)
