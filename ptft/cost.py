@@ -74,12 +74,14 @@ class Bytes(NamedTuple):
     checkpoint: int  # what is saved of the parameters, and optimizer state, before compression
 
 
+def size(tree: Any) -> int:
+    """Bytes of all arrays (or shapes) of a tree."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def of_plan(inside: Mapping[str, Any], kept: Mapping[str, Any], opt: Any, stored: Mapping[str, Any]) -> Bytes:
     """Bytes that follow from shapes alone: of what moves, of what is frozen as the devices keep it, of the optimizer's state, and of
     the parameters that a checkpoint stores."""
-
-    def size(tree: Any) -> int:
-        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
     moving, state = size(dict(inside)), size(opt)
     return Bytes(moving + size(dict(kept)), moving, state, size(dict(stored)) + state)

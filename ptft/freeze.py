@@ -154,6 +154,11 @@ def patterns(text: str, strategy: str, groups: Mapping[str, str], params: Mappin
         return _combine("!", ["backbone/.*"], [_group(strategy, "stem", groups)])
     if text in GROUP:
         return [_group(strategy, GROUP[text], groups)]
+    if not depth and re.match(r"(top|bottom|every)-\d|layers=", text):
+        raise UserError(
+            f"freeze={strategy!r}: the model has no blocks, no parameter {groups.get('block', 'backbone/block_{}/.*').format(0)}; "
+            "layers that are stacked in one array cannot be frozen one by one"
+        )
     if found := re.fullmatch(r"(top|bottom|every)-(\d+)", text):
         k, which = int(found[2]), found[1]
         if not 1 <= k <= depth:

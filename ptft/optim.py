@@ -24,6 +24,8 @@ SPEC = {
     "at_phase": Field("carry", str, choices=("carry", "reset"), doc="state of what goes on moving when what moves changes"),
 }
 
+# Numbers of state that each keeps a parameter; Adafactor fewer where it factors.
+_STATE = {"adamw": 2, "lamb": 2, "adafactor": 1, "sgd": 1}
 # Factors that are added start at 1 or at a length: to decay them would be to shrink what they multiply.
 NO_DECAY = re.compile(r".*[/_]bias(/fish/values)?|.*norm/scale(/fish/values)?|.*/(ia3/factor|lora/magnitude)")
 
@@ -90,6 +92,11 @@ def carry(old: optax.OptState, new: optax.OptState, came_from: Sequence[int | No
 
     carried = tuple(fresh if i is None else take(fresh, old[1][i]) for fresh, i in zip(new[1], came_from, strict=True))
     return (old[0], carried, *old[2:])  # clip, cohorts, and the schedule, which goes on in any case
+
+
+def state_bytes(name: str, parameters: int, tensors: int) -> int:
+    """The most that the state of an optimizer of this name takes: its numbers a parameter, a few a tensor, its counts of steps."""
+    return 4 * (_STATE[name] * parameters + 4 * tensors + 16)
 
 
 def build(
