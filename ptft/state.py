@@ -53,12 +53,13 @@ def meta(run: Run, state: State, header: dict[str, Any]) -> dict[str, Any]:
     return {**header, "progress": state.progress._asdict(), "thin": thinned}
 
 
-def place(run: Run, frozen: Flat) -> tuple[Flat, Flat]:
-    """(the original weights, what the devices keep of them)."""
+def place(run: Run, frozen: Flat, before: Flat | None = None) -> tuple[Flat, Flat]:
+    """(the original weights, what the devices keep of them); `before`: what they keep already."""
     if run.config.frozen_dtype == "float32":
         return frozen, frozen
-    kept = jax.jit(lambda p: thin.thin(p, run.config.frozen_dtype), out_shardings=mesh.replicated(run.mesh))(frozen)
-    return jax.device_get(frozen), kept
+    there = {n: x for n, x in (before or {}).items() if n in frozen}
+    shrink = jax.jit(lambda p: thin.thin(p, run.config.frozen_dtype), out_shardings=mesh.replicated(run.mesh))
+    return jax.device_get(frozen), {**there, **shrink({n: x for n, x in frozen.items() if n not in there})}
 
 
 def start(run: Run, params: Flat) -> State:
@@ -91,11 +92,10 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> State:
 
 
 def due(run: Run, state: State, done: int) -> bool:
-    """Whether the next phase begins now, after `done` steps."""
-    if state.progress.phase + 1 == len(run.phases):
-        return False
-    following = run.phases[state.progress.phase + 1]
-    return following.start <= done if following.start is not None else state.progress.waited >= following.waits
+    """Whether the next phase begins now, after `done` steps: its time has come, or its plateau, or the time of one after it."""
+    later = run.phases[state.progress.phase + 1 :]
+    plateau = bool(later) and later[0].start is None and state.progress.waited >= later[0].waits
+    return plateau or any(p.start is not None and p.start <= done for p in later)
 
 
 def enter(run: Run, state: State, done: int) -> State:
@@ -107,4 +107,5 @@ def enter(run: Run, state: State, done: int) -> State:
     fresh = build.fresh(run, phase, inside)
     opt = optim.carry(state.moving.opt, fresh.opt, build.came_from(run, phase))
     moving = jax.device_put(step.Moving(state.moving.step, fresh.params, opt), mesh.replicated(run.mesh))
-    return State(moving, *place(run, frozen), state.progress._replace(begun=[*state.progress.begun, done], waited=0))
+    there = State(moving, *place(run, frozen, state.kept), state.progress._replace(begun=[*state.progress.begun, done], waited=0))
+    return enter(run, there, done) if due(run, there, done) else there  # a plateau that was not reached in its time

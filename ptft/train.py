@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
     fresh = build.start_params(built, quiet) if at is None else {}  # before compiling: what does not fit shows early
     header = build.header(built, base=None if config.checkpoint == "full" else fresh or build.start_params(built, quiet=True, like={}))
     state = states.start(built, fresh) if at is None else states.resume(built, workdir, at, header)
+    del fresh  # or the devices would hold it beside what is kept thinner
     here, program, state = enter(built, state, quiet)
     record.write_json(workdir / "config.json", config.to_dict())
     record.write_json(workdir / "run.json", {**header, "cost": program.cost._asdict()})
@@ -82,7 +84,8 @@ def enter(built: Run, state: State, quiet: bool) -> tuple[Run, Program, State]:
         which = "" if len(built.phases) == 1 else f"phase {phase + 1} of {len(built.phases)}, {built.phases[phase].strategy}: "
         record.say(which + cost.describe(program.cost))
     plans.check(here, program, phase)
-    flops = [*progress.flops[:phase], program.cost.flops]
+    skipped = [0.0] * (phase - len(progress.flops))  # phases of no step
+    flops = [*progress.flops[:phase], *skipped, program.cost.flops]
     return here, program, state._replace(progress=progress._replace(flops=flops))
 
 
@@ -91,6 +94,8 @@ def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
     reached = built.phases[: state.progress.phase + 1]
     before = build.start_params(built, quiet=True, like={**state.frozen, **state.moving.params})
     proof = ledger.make(freeze.union(reached), before, {**state.frozen, **state.moving.params}, state.moving.opt, reached[-1].plan)
+    begun = [*state.progress.begun, *[None] * (len(built.phases) - len(reached))]
+    proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(built.phases, begun, strict=True)]
     record.write_json(workdir / "freeze_ledger.json", proof)
     if not quiet or not proof["holds"]:
         record.say(ledger.describe(proof))
@@ -99,8 +104,8 @@ def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
 
 
 def mean_flops(progress: Progress, steps: int) -> float | None:
-    """FLOPs of a step, on average over the phases."""
-    lengths = [b - a for a, b in zip(progress.begun, [*progress.begun[1:], steps], strict=True)]
+    """FLOPs of a step, on average over the phases so far; None: those of some are not known."""
+    lengths = [b - a for a, b in pairwise([*progress.begun, steps])]
     known = [n * f for n, f in zip(lengths, progress.flops, strict=True) if f is not None]
     return sum(known) / max(steps, 1) if len(known) == len(lengths) else None
 
@@ -121,8 +126,12 @@ def fit(
         begun = clock - state.progress.seconds
         for k in range(at + 1, at + 1 if done else d.total + 1):
             if states.due(built, state, k - 1):
+                jax.block_until_ready(state.moving)  # compiling is not the steps' time
+                paused = time.perf_counter()
                 here, program, state = enter(built, states.enter(built, state, k - 1), quiet)
                 batches = pipeline.train_batches(here.data.train, built.used, c.seed, c.batch, k - 1, d.total)
+                paused = time.perf_counter() - paused
+                clock, begun = clock + paused, begun + paused
             kept = {**state.kept, **prefix.resident(here.data.train)}
             moving, sums = program.train(state.moving, kept, mesh.put(next(batches), built.mesh), seed)
             state = state._replace(moving=moving)
