@@ -28,6 +28,11 @@ class Progress(NamedTuple):
     def phase(self) -> int:
         return len(self.begun) - 1
 
+    def at_cost(self, flops: float | None) -> "Progress":
+        """With the FLOPs of a step in this phase; phases of no step, which were skipped, cost nothing."""
+        known = self.flops[: self.phase]
+        return self._replace(flops=[*known, *[0.0] * (self.phase - len(known)), flops])
+
 
 class State(NamedTuple):
     moving: step.Moving

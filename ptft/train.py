@@ -77,16 +77,14 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
 
 def enter(built: Run, state: State, quiet: bool) -> tuple[Run, Program, State]:
     """The run as the state's phase trains it, its compiled step, checked against the plan, and its cost in the progress."""
-    progress, phase = state.progress, state.progress.phase
-    here = prefix.shorten(built, phase, progress.begun[-1], state.params, quiet)
+    phase = state.progress.phase
+    here = prefix.shorten(built, phase, state.progress.begun[-1], state.params, quiet)
     program = build.program(here, phase)
     if not quiet:
         which = "" if len(built.phases) == 1 else f"phase {phase + 1} of {len(built.phases)}, {built.phases[phase].strategy}: "
         record.say(which + cost.describe(program.cost))
     plans.check(here, program, phase)
-    skipped = [0.0] * (phase - len(progress.flops))  # phases of no step
-    flops = [*progress.flops[:phase], *skipped, program.cost.flops]
-    return here, program, state._replace(progress=progress._replace(flops=flops))
+    return here, program, state._replace(progress=state.progress.at_cost(program.cost.flops))
 
 
 def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
@@ -159,10 +157,8 @@ def fit(
                     if progress.best_step == k:
                         checkpoint.save_best(workdir, k, states.stored(built, state), states.meta(built, state, header))
             done = k == d.total or stopped_early(built, progress)
-            progress = progress._replace(seconds=time.perf_counter() - begun)
-            if due_save or done or stop:
-                progress = progress._replace(window=jax.tree.map(lambda x: np.asarray(x).tolist(), window[0]) if window else None)
-            state = state._replace(progress=progress)
+            rest = jax.tree.map(lambda x: np.asarray(x).tolist(), window[0]) if window else None
+            state = state._replace(progress=progress._replace(seconds=time.perf_counter() - begun, window=rest))
             if due_save or done or stop:
                 checkpoint.save(workdir, k, states.stored(built, state), moving.opt, states.meta(built, state, header), keep=c.keep)
             if stop:
