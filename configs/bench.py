@@ -1,9 +1,11 @@
-"""Compares freeze strategies on one task, from one pretrained run: strategies x seeds.
+"""Compares freeze strategies on one task, from one pretrained run: strategies x learning rates x seeds.
 
     ptft bench --config configs/bench.py:task=sst2,init=runs/simplewiki,root=data --workdir runs/bench_sst2
     ptft report runs/bench_sst2
 
-Arguments as in configs/finetune.py, and `train_size`, the number of labelled examples (another subset for each seed).
+Arguments as in configs/finetune.py, and `train_size`, the number of labelled examples (another subset for each seed); several:
+`--config.bench.sizes=[200,1000]`. Of three learning rates a strategy, dev chooses; the rows of reference (the most frequent class,
+TF-IDF, random weights) and a second copy of the baseline are added. `--check` prints the schedule and runs nothing.
 Cost and result: see the README's table of real runs.
 """
 
@@ -12,7 +14,7 @@ from ml_collections import ConfigDict
 from ptft import tasks
 from ptft.config import parse_arg
 
-# Each strategy has a learning rate of its own: what moves less has to go further. These are starting points, not tuned ones.
+# Each strategy has learning rates of its own, a third, once and three times this one: what moves less has to go further.
 STRATEGIES = [
     {"name": "full", "freeze": "full", "lr": 3e-4},
     {"name": "freeze-embeddings", "freeze": "freeze-embeddings", "lr": 1e-3},
@@ -54,6 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.bench = ConfigDict()
     c.bench.task = f"{a.task}, {a.train_size} examples"
     c.bench.strategies = STRATEGIES
+    c.bench.lr_factors = [0.33, 1, 3]
     c.bench.seeds = [0, 1, 2, 3, 4]
     c.bench.baseline = "full"
     return c

@@ -21,7 +21,7 @@ ptft() {
 # 1. Read raw text: masked words and next sentences, a few minutes on two cores.
 ptft train --config configs/quickstart.py:pretrain --workdir runs/quickstart/pretrain
 
-# 2. Finetune the encoder: every strategy, several seeds. One JSON line a run, so that a second start skips what is done.
+# 2. Finetune the encoder: every strategy, several seeds. One JSON file a run, so that a second start skips what is done.
 ptft bench --config configs/quickstart.py:bench --workdir runs/quickstart/bench
 
 # 3. Look: the table here, the curves on the page.

@@ -9,6 +9,8 @@ import errno
 import functools
 import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ import numpy as np
 
 from ptft import build, checkpoint, cost, exchange, mesh, pipeline, plans, record, report, thin, train
 from ptft import config as configs
-from ptft.bench import protocol, runner
+from ptft.bench import identity, probe, protocol, results, runner, work
 from ptft.config import Config
 from ptft.data import Source
 from ptft.errors import UserError, did_you_mean
@@ -112,34 +114,46 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
-    values = load_config(args, overrides)
-    if not values.get("data", {}).get("test"):
-        raise UserError("a benchmark quotes numbers of a test split; expected data.test='KIND:WHERE'")
-    check_strategies(values)
-    rows = runner.run(values, build.resolve, args.workdir, lambda config, workdir: train.run(config, workdir, quiet=True))
-    record.say(f"next: ptft report {args.workdir}")
-    if failed := sum(row["status"] != "ok" for row in rows):
+    values, workdir = load_config(args, overrides), args.workdir
+    bench = protocol.section(values)
+    cells = protocol.cells(values, build.resolve, identity.content, probe.spend(bench.budget, workdir))
+    mine = runner.pick(cells, shard(args.shard), args.only)
+    work.check(mine, bench.metric)
+    if args.check:
+        record.say(runner.schedule(mine, results.read(workdir)))
+        return
+    words = runner.command_line(args.config, overrides)
+    command = runner.quoted(words)
+    if not (args.only and (workdir / "bench.json").exists()):  # one cell alone changes nothing of what the benchmark is
+        whole = f"{command} --workdir {shlex.quote(str(workdir))}"
+        record.write_json(workdir / "bench.json", runner.describe(values, mine if args.only else cells, whole))
+    if args.isolated:
+        argv = [sys.executable, "-m", "ptft", *words]
+        rows = runner.run(mine, workdir, lambda cell: runner.apart(cell, workdir, argv, bench.metric, command, bench.budget))
+    else:
+        do, alone = functools.partial(work.do, metric=bench.metric), bool(args.only)
+        rows = runner.run(mine, workdir, lambda cell: runner.here(cell, workdir, do, bench.metric, command, bench.budget, alone))
+    if not args.only:
+        record.say(f"next: ptft report {workdir}")
+    if failed := sum(row["status"] == "failed" for row in rows):
         record.say(f"{failed} of {len(rows)} cells failed; the same command tries them again")
         raise SystemExit(1)
 
 
-def check_strategies(values: dict[str, Any]) -> None:
-    """Resolves every strategy on the model before the first cell runs, and says all problems at once."""
-    problems: dict[str, None] = {}
-    one_each = {cell.strategy: cell for cell in protocol.cells(values, build.resolve)}
-    for cell in one_each.values():
-        try:
-            build.build(cell.config)
-        except UserError as e:
-            problems[f"{cell.strategy}: {e}"] = None
-    if problems:
-        raise UserError("the benchmark has strategies that cannot run:\n  " + "\n  ".join(problems))
+def shard(text: str) -> tuple[int, int]:
+    """ "2/4" -> (2, 4)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    place, many = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= place <= many:
+        raise UserError(f"--shard {text}: expected i/n, the i-th of n parts, such as 1/4 … 4/4")
+    return place, many
 
 
 def report_verb(args: argparse.Namespace, overrides: list[str]) -> None:
-    for kind, path in report.write(args.folder).items():
+    paths = report.write(*args.folder, to=args.to)
+    for kind, path in paths.items():
         record.say(f"{kind}: {path}")
-    print((args.folder / "report.md").read_text(encoding="utf-8"))
+    print(paths["md"].read_text(encoding="utf-8"))
 
 
 def import_verb(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -285,8 +299,26 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
             "--json": {"action": "store_true", "help": "the table as JSON"},
         },
     ),
-    "bench": (bench_verb, "compare strategies over seeds; the same command goes on", {**CONFIG, **WORKDIR}),
-    "report": (report_verb, "write report.md, report.png and report.html", {"folder": {"type": Path, "help": "of a benchmark or a run"}}),
+    "bench": (
+        bench_verb,
+        "compare strategies over seeds; the same command goes on",
+        {
+            **CONFIG,
+            **WORKDIR,
+            "--check": {"action": "store_true", "help": "build everything, print the schedule, train nothing"},
+            "--shard": {"default": "1/1", "metavar": "i/n", "help": "run the i-th of n parts; they may share the folder"},
+            "--only": {"default": "", "metavar": "HASH", "help": "run one cell alone"},
+            "--isolated": {"action": "store_true", "help": "run every cell in a process of its own: honest times and memory"},
+        },
+    ),
+    "report": (
+        report_verb,
+        "write report.md, report.png and report.html",
+        {
+            "folder": {"type": Path, "nargs": "+", "help": "of a run, or of one or several benchmarks, which are merged"},
+            "--to": {"type": Path, "metavar": "DIR", "help": "where the report goes; without it, into the first folder"},
+        },
+    ),
     "import": (
         import_verb,
         "make a run of a checkpoint in Hugging Face's format",

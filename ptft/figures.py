@@ -37,6 +37,7 @@ class Line:
     total: float | None  # seconds, all seeds
     flops: float | None  # a step
     failed: int  # seeds without a result: a mean over the others flatters
+    reference: bool = False  # no network: majority class, TF-IDF
     step_ratio: float | None = None  # to the baseline
     flops_ratio: float | None = None
 
@@ -77,7 +78,7 @@ class CostPanel:
 
     @property
     def mixed(self) -> bool:
-        return {bool(line.init_from) for line in self.lines} == {True, False}
+        return {bool(line.init_from) for line in self.lines if not line.reference} == {True, False}
 
 
 class SharePanel(CostPanel):

@@ -10,7 +10,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +24,8 @@ import ptft
 from ptft.errors import UserError
 
 Sums = dict[str, tuple[Any, Any]]
+
+COLUMNS = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
 
 _console = Console()  # without a file of its own it follows sys.stdout
 
@@ -37,6 +40,15 @@ def say(text: str) -> None:
     """Prints one line (or a block) for the user, above the progress bar if there is one; never wrapped, no markup."""
     if is_lead():
         _console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+@contextmanager
+def bar(total: int, done: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar below what is said, where there is a terminal; what it gives advances the bar by one and says something beside it."""
+    columns = [c for c in COLUMNS if not isinstance(c, TimeRemainingColumn)]  # things that differ much in length: the caller knows better
+    with Progress(*columns, console=_console, disable=not (is_lead() and _console.is_terminal)) as shown:
+        task = shown.add_task("", total=total, completed=done)
+        yield lambda text: shown.update(task, advance=1, description=text)
 
 
 def add(a: Sums | None, b: Sums) -> Sums:
@@ -75,7 +87,7 @@ def write_json(path: Path, value: Any) -> None:
     if not is_lead():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write the same file: the shards of a benchmark
     tmp.write_text(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(tmp, path)
 
@@ -142,8 +154,7 @@ class Log:
                 _keep_until(path, resume_step)
             self._file = path.open("a", encoding="utf-8")
         if not self._quiet and total_steps and _console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=_console)
+            self._bar = Progress(*COLUMNS, console=_console)
             self._task = self._bar.add_task("", total=total_steps, completed=resume_step)
             self._bar.start()
 

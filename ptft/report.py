@@ -1,6 +1,6 @@
-"""A benchmark's or a run's JSON lines -> report.md, report.png and one self-contained report.html.
+"""A benchmark's cells or a run's JSON lines -> report.md, report.png and one self-contained report.html.
 
-Reads `runs.jsonl` (with `bench.json`, if it is there) or `metrics.jsonl` (with `result.json`); runs nothing.
+Reads `bench.json` and `cells/*.json` of one or several folders, or `metrics.jsonl` (with `result.json`); runs nothing.
 """
 
 import json
@@ -13,30 +13,31 @@ import numpy as np
 from markupsafe import Markup
 
 from ptft import figures
-from ptft.bench import stats
-from ptft.bench.runner import read
+from ptft.bench import results, stats
+from ptft.bench.protocol import describe
 from ptft.errors import UserError
 from ptft.figures import Line
 
 
-def write(folder: Path) -> dict[str, Path]:
-    """Writes the report of a benchmark's or a run's folder into it.
+def write(*folders: Path, to: Path | None = None) -> dict[str, Path]:
+    """Writes the report of a run's folder, or of one or several benchmarks', into the first of them, or into `to`.
 
     Returns:
       {"md": path, "png": path, "html": path}.
     Raises:
-      UserError: nothing to report on in the folder, or a broken line (file:line).
+      UserError: nothing to report on in a folder, or a broken file (file, or file:line).
     """
-    folder = Path(folder)
-    if (folder / "runs.jsonl").is_file():
-        page, panels = _bench_page(folder)
-    elif (folder / "metrics.jsonl").is_file():
-        page, panels = _run_page(folder)
-    else:
-        here = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:20] if folder.is_dir() else None
-        there = "the folder does not exist" if here is None else "it is empty" if not here else "there is: " + ", ".join(here)
-        raise UserError(f"{folder}: expected runs.jsonl (of ptft bench) or metrics.jsonl (of ptft train); {there}")
-    paths = {kind: folder / f"report.{kind}" for kind in ("md", "png", "html")}
+    folders = tuple(map(Path, folders))
+    for folder in folders:
+        if not results.is_bench(folder) and not ((folder / "metrics.jsonl").is_file() and len(folders) == 1):
+            here = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:20] if folder.is_dir() else None
+            there = "the folder does not exist" if here is None else "it is empty" if not here else "there is: " + ", ".join(here)
+            one = " or metrics.jsonl (of ptft train)" if len(folders) == 1 else "; only benchmarks are merged"
+            raise UserError(f"{folder}: expected bench.json and cells/ (of ptft bench){one}; {there}")
+    page, panels = _bench_page(folders) if results.is_bench(folders[0]) else _run_page(folders[0])
+    into = Path(to or folders[0])
+    into.mkdir(parents=True, exist_ok=True)
+    paths = {kind: into / f"report.{kind}" for kind in ("md", "png", "html")}
     paths["png"].write_bytes(figures.png(panels))
     paths["md"].write_text(_markdown(page), encoding="utf-8")
     env = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -49,81 +50,84 @@ def write(folder: Path) -> dict[str, Path]:
 # ---------------------------------------------------------------- a benchmark
 
 
-def _bench_page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
-    bench = _json(folder / "bench.json")
-    rows = list({row["cell"]: row for row in map(_complete, read(folder / "runs.jsonl"))}.values())
-    notes = []
-    if listed := bench.get("cells"):
-        older = sum(row["cell"] not in listed for row in rows)
-        now: dict[str, Any] = {key: bench[key] for key in ("task", "metric") if key in bench}  # a row says what they were when it ran
-        rows = [row | now | {"strategy": listed[row["cell"]][0]} for row in rows if row["cell"] in listed]
-        missing = len(listed) - len(rows)
-        notes += [f"{missing} of {len(listed)} cells have not run yet."] * bool(missing)
-        notes += [f"{older} runs of an earlier config of this benchmark are left out."] * bool(older)
-    ok = [r for r in rows if r["status"] == "ok"]
-    failed = [r for r in rows if r["status"] != "ok"]
-    order = list(dict.fromkeys([s["name"] for s in bench.get("strategies", [])] + [r["strategy"] for r in rows]))
+def _bench_page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
+    rows, bench, order, notes = results.merge(folders)
+    ok, failed = [r for r in rows if r["status"] == "ok"], [r for r in rows if r["status"] == "failed"]
     baseline = bench.get("baseline") or (order[0] if order else "")
     sections, panels = [], []
-    for task in dict.fromkeys(r["task"] for r in rows):
-        here = [r for r in rows if r["task"] == task]
+    for title, here in _sections(rows):
         metric = here[0]["metric"]
-        higher = not metric.endswith(("loss", "perplexity"))
+        higher = results.higher_is_better(metric)
         lines = _lines(here, order, baseline, metric, higher)
+        again = {r["strategy"] for r in here if r["repeat"]}  # a check, and no strategy that could be the best or the cheapest
+        drawn = [x for x in lines if x.share is not None]
         sections.append({
-            "task": task, "metric": metric, "baseline": baseline, "lead": _bench_lead(lines, metric, higher, baseline),
+            "task": title, "metric": metric, "baseline": baseline,
+            "lead": _bench_lead([x for x in lines if x.name not in again], metric, higher, baseline),
             "strip": _strip_scale(lines), "table": [_bench_row(line, lines) for line in lines],
             "caption": f"Test {metric} against cost; bars are 95 % intervals over seeds"
-            + (", hollow points start from random weights." if {bool(x.init_from) for x in lines} == {True, False} else "."),
+            + (", hollow points start from random weights." if {bool(x.init_from) for x in drawn} == {True, False} else "."),
         })  # fmt: skip
         panels.append([figures.SharePanel(lines, metric, baseline), figures.TimePanel(lines, metric, baseline)] if lines else [])
     places = _distinct(r["device"] for r in ok) or _distinct([bench.get("device")])
-    versions = _distinct(r["versions"] for r in ok) or _distinct([bench.get("versions")])
+    versions = _distinct(r["versions"] for r in ok if r["kind"] == "train") or _distinct([bench.get("versions")])
     if max(len(places), len(versions)) > 1:
         notes.append("The runs come from more than one environment: their times do not compare.")
-    seeds = sorted({r["seed"] for r in ok})
+    notes += dict.fromkeys(f"{r['strategy']}: {r['error']}" for r in rows if r["status"] == "skipped")
+    names, seeds = ({r[key] for r in rows if r["kind"] == "train" and not r["repeat"]} for key in ("strategy", "seed"))
     page = {
         "kind": "bench",
         "title": "Which parameters are worth training?",
-        "subtitle": f"{_count(len(order), 'strategy', 'strategies')}, {_count(len(seeds), 'seed')}, {_count(len(ok), 'finished run')}"
+        "subtitle": f"{_count(len(names), 'strategy', 'strategies')}, {_count(len(seeds), 'seed')}, {_count(len(ok), 'finished run')}"
         + (f", {len(failed)} failed" if failed else ""),
         "sections": sections,
         "notes": [stats.METHOD, *notes] if ok else notes,
-        "failed": [{"strategy": r["strategy"], "seed": r["seed"], "error": r["error"]} for r in failed],
+        "failed": [{"strategy": describe({**r, "seed": ""}).rpartition(", ")[0], "seed": r["seed"], "error": r["error"]} for r in failed],
         "facts": _facts(versions, places, bench.get("config_hash"), bench.get("command")),
     }
     return page, panels
 
 
-def _complete(row: dict[str, Any]) -> dict[str, Any]:
-    if missing := [k for k in ("cell", "strategy", "seed", "status") if k not in row]:
-        raise UserError(f"runs.jsonl: a row without {', '.join(missing)}: it is not of ptft bench: {json.dumps(row)[:120]}")
-    return {"task": "task", "metric": "accuracy", "init_from": "", "error": "", **row}
+def _sections(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """A section for every task, model and size: its title, and its rows, those of the references among them."""
+    keys = list(dict.fromkeys((r["task"], r["model"], r["size"]) for r in rows if r["kind"] == "train"))
+    sizes, models = {k[2] for k in keys}, {k[1] for k in keys}
+    out = []
+    for task, model, size in keys:
+        number = f"{size:,} examples" if size else "all examples"
+        title = ", ".join([task, *[model] * (len(models) > 1), *[number] * (len(sizes) > 1)])
+        near = [r for r in rows if r["task"] == task and r["size"] == size]
+        out.append((title, [r for r in near if r["model"] == model or r["kind"] != "train"]))
+    return out
 
 
 def _lines(rows: list[dict[str, Any]], order: list[str], baseline: str, metric: str, higher: bool) -> list[Line]:
-    """One line a strategy that has a finished run, in the config's order."""
+    """One line a strategy that has a finished run, at the learning rate that dev chose, in the config's order."""
     lines = []
-    ok = [r for r in rows if r["status"] == "ok"]
-    base = {r["seed"]: float(r["test"][metric]) for r in ok if r["strategy"] == baseline}
+    quoted = {name: q.rows for name, q in results.quoted(rows, metric).items()}
+    base = _scores(quoted.get(baseline, []), metric)
     for name in order:
-        mine = [r for r in ok if r["strategy"] == name]
+        mine = [r for r in quoted.get(name, []) if r["status"] == "ok"]
         if not mine:
             continue
-        scores = {r["seed"]: float(r["test"][metric]) for r in mine}
+        scores = _scores(mine, metric)
         gain = None if name == baseline else stats.paired(scores, base)
         lines.append(Line(
             name, _word(mine[0].get("freeze")), ", ".join(f"{lr:g}" for lr in {r["lr"]: 0 for r in mine if r.get("lr") is not None}),
-            mine[0]["init_from"] or "", scores, stats.summary(list(scores.values())), gain,
+            mine[0].get("init_from") or "", scores, stats.summary(list(scores.values())), gain,
             "baseline" if name == baseline else stats.verdict(gain, higher),
             _median(mine, "trainable_share"), _median(mine, "seconds_per_step"), _total(mine, "seconds"), _median(mine, "flops_per_step"),
-            sum(r["strategy"] == name and r["status"] != "ok" for r in rows),
+            sum(r["status"] != "ok" for r in quoted[name]), mine[0]["kind"] != "train",
         ))  # fmt: skip
     for reference in (line for line in lines if line.name == baseline):
         for line in lines:
             line.step_ratio = line.step / reference.step if line.step and reference.step else None
             line.flops_ratio = line.flops / reference.flops if line.flops and reference.flops else None
     return lines
+
+
+def _scores(rows: list[dict[str, Any]], metric: str) -> dict[int, float]:
+    return {r["seed"]: results.score(r, "test", metric) for r in rows if r["status"] == "ok"}
 
 
 def _bench_lead(lines: list[Line], metric: str, higher: bool, baseline: str) -> list[str]:
@@ -158,9 +162,10 @@ def _bench_lead(lines: list[Line], metric: str, higher: bool, baseline: str) -> 
 
 
 def _bench_row(line: Line, lines: list[Line]) -> dict[str, Any]:
-    freeze = "" if line.freeze == line.name else f"freeze={line.freeze}"
+    freeze = "" if line.freeze in (line.name, "") else f"freeze={line.freeze}"
+    start = "" if line.init_from or line.reference else "random weights"
     return {
-        "name": line.name, "detail": ", ".join(filter(None, [freeze, "" if line.init_from else "random weights"])), "lr": line.lr or "–",
+        "name": line.name, "detail": ", ".join(filter(None, [freeze, start])), "lr": line.lr or "–",
         "seeds": _seeds(line), "score": _plus_minus(line.score), "median": f"{line.score.median:.3f}",
         "gain": "–" if line.gain is None else f"{_sign(line.gain.mean)}", "range": _range(line.gain), "verdict": line.verdict,
         "share": _percent(line.share), "step": _seconds(line.step), "step_ratio": _times(line.step_ratio), "total": _seconds(line.total),
@@ -172,7 +177,7 @@ def _bench_row(line: Line, lines: list[Line]) -> dict[str, Any]:
 
 
 def _run_page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
-    rows = read(folder / "metrics.jsonl")
+    rows = _read_lines(folder / "metrics.jsonl")
     for i, row in enumerate(rows):
         if not isinstance(row.get("step"), int) or not isinstance(row.get("split"), str):
             raise UserError(f"{folder / 'metrics.jsonl'}:{i + 1}: expected a step and a split, got {json.dumps(row)[:80]}")
@@ -210,6 +215,20 @@ def _run_page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
         ),
     }  # fmt: skip
     return page, [[figures.CurvePanel(key, its) for key, its in curves.items()]]
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file. A last line without its newline (a killed writer) does not count."""
+    rows = []
+    for i, line in enumerate(path.read_bytes().split(b"\n")[:-1]):
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            raise UserError(f"{path}:{i + 1}: not a line of JSON ({e}); remove the line or restore the file") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{i + 1}: expected a JSON object, got {line[:80].decode(errors='replace')}")
+        rows.append(row)
+    return rows
 
 
 # ---------------------------------------------------------------- seeds as dots

@@ -1,41 +1,57 @@
-"""ptft.bench: which cells, running and resuming them. The training itself is faked."""
+"""ptft.bench: which cells, running and resuming them, and reading them. Most of the training is faked."""
 
 import json
 import math
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
+import flow
+import numpy as np
 import pytest
 
-from ptft.bench import protocol, runner
-from ptft.config import Config, Field
+from ptft import build, pipeline, report
+from ptft.bench import baselines, identity, probe, protocol, results, runner
+from ptft.bench.baselines import Unavailable
+from ptft.config import Field
 from ptft.config import resolve as check
 from ptft.errors import UserError
 
 FINETUNE = {
     "seed": Field(0, lo=0),
+    "batch": Field(8),
     "init_from": Field(""),
+    "init_weights": Field(True),
     "freeze": Field("full", (str, tuple)),
     "log_every": Field(10),
     "train_for": Field("1 epoch"),
-    "data": {"train": Field("")},
+    "objective": {"name": Field("tag")},
+    "data": {"train": Field(""), "dev": Field(""), "test": Field(""), "train_size": Field(0), "dev_size": Field(0)},
     "optim": {"lr": Field(1e-3, lo=0), "decay": Field(0.0)},
 }
+FULL, HEAD = {"name": "full", "freeze": "full", "lr": 1e-4}, {"name": "head", "freeze": "head", "lr": 1e-2}
 
 
 def resolve(values):
     return check(values, FINETUNE)
 
 
-def config(**bench):
-    given = {
-        "strategies": [{"name": "full", "freeze": "full", "lr": 1e-4}, {"name": "head", "freeze": "head", "lr": 1e-2}],
-        "seeds": [0, 1],
-    }
-    return {"freeze": "full", "data": {"train": "tfds:x@train"}, "optim": {"lr": 1e-3}, "bench": {**given, **bench}}
+def config(page=None, **bench):
+    """Two strategies x two seeds, without the rows that a benchmark adds by itself."""
+    given = {"strategies": [FULL, HEAD], "seeds": [0, 1], "repeat": False}
+    data = {"train": "tfds:x@train", "dev": "tfds:x@dev", "test": "tfds:x@test"}
+    return {"freeze": "full", "data": data, "optim": {"lr": 1e-3}, **(page or {}), "bench": {**given, **bench}}
 
 
-def result(accuracy=0.8):
+def grid(page=None, **bench):
+    return protocol.cells(config(page, **bench), resolve)
+
+
+def result(accuracy=0.8, dev=0.9):
     return {
-        "dev": {"accuracy": 0.9},
+        "dev": {"accuracy": dev},
         "test": {"accuracy": accuracy, "loss": 0.3},
         "best_step": 3,
         "steps": 4,
@@ -52,49 +68,140 @@ def result(accuracy=0.8):
 
 
 class Train:
-    """A fake `train.run` that remembers what it was asked for, and may be told to fail at its n-th call."""
+    """A fake of one cell's work that remembers what it was asked for, and may be told to fail at its n-th call."""
 
     def __init__(self, error=None, at=()):
         self.calls, self.error, self.at = [], error, at
 
-    def __call__(self, config: Config, workdir):
-        self.calls.append((config.freeze, config.optim.lr, config.seed))
-        (workdir / "checkpoints" / "4").mkdir(parents=True, exist_ok=True)
+    def __call__(self, cell, folder):
+        self.calls.append((cell.strategy, cell.lr, cell.seed))
+        (folder / "checkpoints" / "4").mkdir(parents=True, exist_ok=True)
         if self.error is not None and len(self.calls) in self.at:
             raise self.error
-        (workdir / "result.json").write_text("{}")
-        return result(0.8 + 0.01 * config.seed)
+        return result(0.8 + 0.01 * cell.seed)
+
+
+def bench(workdir, do, values=None, cells=None):
+    values = values or config()
+    cells = protocol.cells(values, resolve) if cells is None else cells
+    workdir.mkdir(exist_ok=True)
+    (workdir / "bench.json").write_text(json.dumps(runner.describe(values, protocol.cells(values, resolve), "ptft bench")))
+    return runner.run(cells, workdir, lambda cell: runner.here(cell, workdir, do, "accuracy", "ptft bench --config page.py"))
 
 
 # ---------------------------------------------------------------- protocol
 
 
 def test_cells_are_the_grid_with_strategies_inside_seeds():
-    cells = protocol.cells(config(), resolve)
+    cells = grid()
     assert [(c.strategy, c.seed) for c in cells] == [("full", 0), ("head", 0), ("full", 1), ("head", 1)]
     assert cells[1].config.optim.lr == 1e-2 and cells[1].config.freeze == "head" and cells[1].config.seed == 0
     assert "bench" not in cells[0].config
     assert len({c.cell for c in cells}) == 4
 
 
+def test_every_axis_multiplies_the_cells():
+    tasks = [{"name": "a", "data.train": "tfds:a"}, {"name": "b", "data": {"train": "tfds:b"}}]
+    models = [{"name": "small", "batch": 4}, {"name": "large", "batch": 16}]
+    cells = grid(lr_factors=[0.3, 1, 3], sizes=[10, 100], tasks=tasks, models=models)
+    assert len(cells) == len({c.cell for c in cells}) == 2 * 3 * 2 * 2 * 2 * 2
+    assert {c.config.optim.lr for c in cells if c.strategy == "full"} == {3e-5, 1e-4, 3e-4}
+    assert {(c.task, c.config.data.train, c.config.data.dev) for c in cells} == {
+        ("a", "tfds:a", "tfds:x@dev"),
+        ("b", "tfds:b", "tfds:x@dev"),
+    }
+    assert {(c.model, c.config.batch) for c in cells} == {("small", 4), ("large", 16)}
+    assert {(c.size, c.config.data.train_size) for c in cells} == {(10, 10), (100, 100)}
+
+
+def test_a_list_of_rates_is_taken_as_it_is():
+    cells = grid(strategies=[{**FULL, "lr": 1e-4}, {"name": "head", "freeze": "head", "lrs": [1e-2, 2e-2]}], lr_factors=[1, 2])
+    assert [c.lr for c in cells[:4]] == [1e-4, 2e-4, 1e-2, 2e-2]
+
+
+def test_unequal_trials_are_refused():
+    with pytest.raises(UserError, match=r"unequal numbers of learning-rate trials \(full 1, head 2\)"):
+        grid(strategies=[FULL, {"name": "head", "freeze": "head", "lrs": [1e-2, 2e-2]}])
+
+
+def test_a_choice_of_rates_needs_dev_and_every_task_a_test():
+    page = {"data": {"train": "tfds:x", "test": "tfds:y"}}
+    assert len(grid(page)) == 4
+    with pytest.raises(UserError, match=r"x: which of 3 learning rates counts is decided on dev"):
+        grid(page, lr_factors=[0.3, 1, 3])
+    with pytest.raises(UserError, match=r"b: a benchmark quotes numbers of a test split"):
+        grid(tasks=[{"name": "a"}, {"name": "b", "data.test": ""}])
+
+
+def test_a_strategy_that_is_entered_twice_runs_twice():
+    cells = grid(repeat="head", lr_factors=[1, 2])
+    once, again = ([c for c in cells if c.strategy == name] for name in ("head", "head (A/A)"))
+    assert len(once) == len(again) == 4 and all(c.repeat for c in again)
+    assert [c.config.to_dict() for c in once] == [c.config.to_dict() for c in again]
+    assert not {c.cell for c in once} & {c.cell for c in again}
+    assert {c.strategy for c in grid(repeat="")} == {"full", "head", "full (A/A)"}  # the baseline, where nothing is said
+    renamed = grid(strategies=[FULL, {**HEAD, "name": "probe"}], repeat="probe", lr_factors=[1, 2])
+    assert {c.cell for c in renamed} == {c.cell for c in cells}
+
+
+def test_random_weights_are_entered_where_there_are_others():
+    def names(page=None, **bench):
+        return [c.strategy for c in grid(page, seeds=[0], **bench)]
+
+    assert names({"init_from": "run"}) == ["full", "head", "full, random init"]
+    last = grid({"init_from": "run"}, strategies=[{**FULL, "optim.decay": 0.5}, HEAD], lr_factors=[1, 3])[-1]
+    assert (last.config.init_weights, last.config.freeze, last.config.optim.decay, last.lr) == (False, "full", 0.5, 3e-4)
+    assert names() == names({"init_from": "run"}, random_init=False) == ["full", "head"]
+    assert names({"init_from": "run"}, strategies=[FULL, {**FULL, "name": "scratch", "init_weights": False}]) == ["full", "scratch"]
+    assert names(models=[{"name": "m", "init_from": "run"}])[-1] == "full, random init"
+
+
+def test_references_run_once_for_what_they_see():
+    def of(**bench):
+        models = [{"name": "m", "batch": 4}, {"name": "n", "batch": 2}]
+        cells = grid({"objective": {"name": "classify"}}, models=models, lr_factors=[1, 2], **bench)
+        return [c for c in cells if c.kind != "train"]
+
+    assert [(c.strategy, c.size, c.seed, c.model, c.lr) for c in of(sizes=[5])] == [
+        ("majority class", 5, 0, "", None),
+        ("TF-IDF + logistic regression", 5, 0, "", None),
+        ("majority class", 5, 1, "", None),
+        ("TF-IDF + logistic regression", 5, 1, "", None),
+    ]
+    assert [(c.kind, c.seed) for c in of(sizes=[0])] == [("majority", 0), ("tfidf", 0)]  # all examples: the seed chooses nothing
+
+
+def test_a_budget_buys_steps_at_each_strategys_price():
+    def spend(config):
+        return 10 * config.data.train_size, {"full": 3.0, "head": 1.0}[config.freeze]
+
+    values = config(sizes=[4, 8], budget="flops", seeds=[0])
+    cells = protocol.cells(values, resolve, spend=spend)
+    assert [(c.strategy, c.size, c.config.train_for, c.share) for c in cells] == [
+        ("full", 4, "1 epoch", 1.0),
+        ("head", 4, "120 steps", 3.0),
+        ("full", 8, "1 epoch", 1.0),
+        ("head", 8, "240 steps", 3.0),
+    ]
+    steps = {c.cell for c in grid(sizes=[4, 8], seeds=[0])}
+    assert [c.cell in steps for c in cells] == [True, False, True, False]  # the baseline's are the same in every budget
+
+
 def test_a_cell_is_named_by_what_decides_its_result():
     def ids(**changes):
-        return [c.cell for c in protocol.cells({**config(), **changes}, resolve)]
+        return [c.cell for c in grid(changes)]
 
     assert ids() == ids() == ids(log_every=99)
-    assert not set(ids()) & set(ids(train_for="2 epochs"))  # FREE for a resume, but not the same result
-    other = config(seeds=[1, 2])
-    assert len(set(ids()) & {c.cell for c in protocol.cells(other, resolve)}) == 2  # the cells of seed 1 are shared
+    assert not set(ids()) & set(ids(train_for="2 epochs"))
+    assert len(set(ids()) & {c.cell for c in grid(seeds=[1, 2])}) == 2  # the cells of seed 1 are shared
 
 
-def test_a_cell_follows_the_weights_and_not_their_folder(tmp_path):
-    def first(folder):
-        return protocol.cells({**config(), "init_from": str(folder)}, resolve)[0].cell
+def test_a_cell_follows_the_content_of_files_and_not_their_path():
+    def ids(path, content):
+        values = config({"data": {"train": f"files:{path}", "dev": "d", "test": "t"}})
+        return [c.cell for c in protocol.cells(values, resolve, lambda config: {"data.train": content})]
 
-    for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
-        (tmp_path / name / "manifests").mkdir(parents=True)
-        (tmp_path / name / "manifests" / "best-10.json").write_text(content)
-    assert first(tmp_path / "a") == first(tmp_path / "b") != first(tmp_path / "c")
+    assert ids("a", "1") == ids("b", "1") != ids("b", "2")
 
 
 def test_strategies_may_override_any_key_and_leave_the_config_alone():
@@ -115,9 +222,13 @@ def test_all_problems_at_once():
         "full",
         {"name": "b", "seed": 3},
         {"name": "c", "optim.lr.x": 3},
+        {"name": "d", "lr": 1, "lrs": [1]},
+        {"name": "e", "lr": -1},
+        {"name": "f", "data": {"train_size": 4}},
+        {"name": "majority class"},
     ]
     with pytest.raises(UserError) as e:
-        protocol.cells(config(strategies=strategies, seeds=[0, 0, -1], baseline="aa"), resolve)
+        grid(strategies=strategies, seeds=[0, 0, -1], sizes=[3, 3], baseline="aa", tasks=[{"name": "t"}, {"name": "t"}, 3])
     for part in (
         "unknown key optim.lrr",
         "did you mean",
@@ -125,12 +236,19 @@ def test_all_problems_at_once():
         "needs a name",
         "got 'full'",
         "'seed' is the benchmark's own, not",
-        "0 is there twice",
+        "'data.train_size' is the benchmark's own, not",
+        "bench.seeds: 0 is there twice",
+        "bench.sizes: 3 is there twice",
         "got -1",
         "no strategy 'aa'",
         "'optim.lr' is a value",
+        "'d': has more than one of lr, lrs",
+        "'e': expected lr=NUMBER or lrs",
+        "'majority class' is a name of the benchmark's own",
+        "bench.tasks: 't' is there twice",
+        "bench.tasks[2]: expected",
     ):
-        assert part in str(e.value)
+        assert part in str(e.value), part
 
 
 @pytest.mark.parametrize(
@@ -140,127 +258,409 @@ def test_all_problems_at_once():
         ({"seeds": []}, "bench.seeds: is empty"),
         ({"strategy": []}, "unknown key bench.strategy; did you mean 'strategies'"),
         ({"seeds": 5}, "bench.seeds: expected a list"),
-        ({"strategies": [{"name": "a", "lr": 1e-4}, {"name": "b", "lr": 1e-4}]}, "'a' and 'b' are the same training run"),
+        ({"budget": "flop"}, "did you mean 'flops'"),
+        ({"repeat": "hed"}, "bench.repeat: no strategy 'hed'; did you mean 'head'"),
+        (
+            {"strategies": [{"name": "a", "lr": 1e-4}, {"name": "b", "lr": 1e-4}]},
+            "'a, lr 0.0001, seed 0' and 'b, lr 0.0001, seed 0' are the same training",
+        ),
     ],
 )
 def test_bad_bench_sections(bench, says):
     with pytest.raises(UserError, match=says):
-        protocol.cells(config(**bench), resolve)
+        grid(**bench)
 
 
 def test_a_broken_finetune_config_is_said_once():
     with pytest.raises(UserError) as e:
-        protocol.cells({**config(), "sed": 1}, resolve)
+        grid({"sed": 1})
     assert str(e.value).count("unknown key sed") == 1
 
 
 # ---------------------------------------------------------------- runner
 
 
-def test_one_line_a_run_and_checkpoints_go(tmp_path, capsys):
-    train = Train()
-    rows = runner.run(config(), resolve, tmp_path, train)
-    assert rows == runner.read(tmp_path / "runs.jsonl") and len(rows) == 4
-    assert {
-        "cell",
-        "strategy",
-        "freeze",
-        "lr",
-        "seed",
-        "task",
-        "dev",
-        "test",
-        "best_step",
-        "steps",
-        "seconds",
-        "seconds_per_step",
-        "trainable",
-        "total",
-        "trainable_share",
-        "flops_per_step",
-        "config_hash",
-        "versions",
-        "device",
-        "status",
-        "error",
-    } <= rows[0].keys()
-    assert rows[1]["lr"] == 1e-2 and rows[1]["task"] == "tfds:x@train" and rows[1]["status"] == "ok"
-    folder = tmp_path / "cells" / rows[0]["cell"]
-    assert (folder / "result.json").exists() and not (folder / "checkpoints").exists()
+def test_one_file_a_cell_and_its_run_goes(tmp_path, capsys):
+    rows = bench(tmp_path, Train())
+    assert len(rows) == 4 and sorted(results.read(tmp_path), key=lambda r: r["cell"]) == sorted(rows, key=lambda r: r["cell"])
+    assert sorted(p.name for p in (tmp_path / "cells").iterdir()) == sorted(f"{r['cell']}.json" for r in rows)
+    one = rows[1]
+    assert (one["lr"], one["task"], one["status"], one["size"], one["config"]["freeze"]) == (1e-2, "tfds:x@train", "ok", 0, "head")
+    assert one["command"] == f"ptft bench --config page.py --only {one['cell']} --workdir runs/{one['cell']}"
+    assert one["wall_seconds"] >= 0 and one["isolated"] is False and one["peak_rss"] is None
+    assert set(result()) <= one.keys()
     said = capsys.readouterr().out
-    assert "cell 2/4 head seed 0: test accuracy 0.800" in said and "left" in said
-    bench = json.loads((tmp_path / "bench.json").read_text())
-    assert bench["baseline"] == "full" and bench["cells"][rows[1]["cell"]] == ["head", 0]
+    assert "cell 2/4 head, lr 0.01, seed 0: test accuracy 0.800" in said and "left" in said
+    stored = json.loads((tmp_path / "bench.json").read_text())
+    assert stored["baseline"] == "full" and stored["cells"][one["cell"]]["strategy"] == "head" and stored["order"] == ["full", "head"]
 
 
 def test_finished_cells_are_not_run_again(tmp_path):
-    runner.run(config(), resolve, tmp_path, Train())
+    bench(tmp_path, Train())
     again = Train()
-    rows = runner.run(config(seeds=[0, 1, 2]), resolve, tmp_path, again)
+    rows = bench(tmp_path, again, config(seeds=[0, 1, 2]))
     assert [seed for _, _, seed in again.calls] == [2, 2] and len(rows) == 6
 
 
 def test_a_renamed_strategy_keeps_its_runs(tmp_path):
-    runner.run(config(), resolve, tmp_path, Train())
+    bench(tmp_path, Train())
     again = Train()
-    renamed = [{"name": "all", "freeze": "full", "lr": 1e-4}, {"name": "head", "freeze": "head", "lr": 1e-2}]
-    rows = runner.run(config(strategies=renamed), resolve, tmp_path, again)
+    rows = bench(tmp_path, again, config(strategies=[{**FULL, "name": "all"}, HEAD]))
     assert again.calls == [] and rows[0]["strategy"] == "all"
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(75)])
 def test_a_stop_passes_through_and_the_same_call_goes_on(tmp_path, stop):
     with pytest.raises(type(stop)):
-        runner.run(config(), resolve, tmp_path, Train(stop, at=[3]))
-    assert len(runner.read(tmp_path / "runs.jsonl")) == 2
+        bench(tmp_path, Train(stop, at=[3]))
+    assert len(results.read(tmp_path)) == 2
+    cut = grid()[2].cell
+    assert (tmp_path / "cells" / cut / "checkpoints").exists()  # the cell that was cut short goes on from here
     again = Train()
-    assert len(runner.run(config(), resolve, tmp_path, again)) == 4
-    assert len(again.calls) == 2
+    assert len(bench(tmp_path, again)) == 4
+    assert len(again.calls) == 2 and not (tmp_path / "cells" / cut).exists()
 
 
-def test_a_torn_last_line_is_cut_and_its_cell_runs_again(tmp_path):
-    rows = runner.run(config(), resolve, tmp_path, Train())
-    path = tmp_path / "runs.jsonl"
-    path.write_bytes(path.read_bytes()[:-20])
-    again = Train()
-    assert runner.run(config(), resolve, tmp_path, again) == rows
-    assert len(again.calls) == 1 and len(runner.read(path)) == 4
+def test_a_cell_that_was_cut_short_under_another_path_begins_anew(tmp_path):
+    cell = grid()[0]
+    folder = tmp_path / "cells" / cell.cell
+    folder.mkdir(parents=True)
+    seen = []
+
+    def do(cell, folder):
+        seen.append((folder / "mark").exists())
+        return result()
+
+    for other in (cell.config, cell.config.replace(init_from="elsewhere")):
+        folder.mkdir(exist_ok=True)
+        (folder / "mark").touch()
+        (folder / "config.json").write_text(json.dumps(other.to_dict()))
+        runner.here(cell, tmp_path, do, "accuracy", "")
+    assert seen == [True, False]
 
 
-def test_a_broken_line_is_named(tmp_path):
-    (tmp_path / "runs.jsonl").write_text('{"cell": "a"}\n{"cell": \n')
-    with pytest.raises(UserError, match=r"runs\.jsonl:2: not a line of JSON"):
-        runner.run(config(), resolve, tmp_path, Train())
+def test_a_broken_file_is_named(tmp_path):
+    rows = bench(tmp_path, Train())
+    file = tmp_path / "cells" / f"{rows[0]['cell']}.json"
+    file.write_text("{")
+    with pytest.raises(UserError, match=rf"{rows[0]['cell']}\.json: not JSON .* remove the file"):
+        bench(tmp_path, Train())
+    file.write_text("{}")
+    with pytest.raises(UserError, match="expected the row of a cell"):
+        bench(tmp_path, Train())
 
 
 def test_a_failed_cell_is_recorded_shown_and_tried_again(tmp_path, capsys):
-    rows = runner.run(config(), resolve, tmp_path, Train(RuntimeError("out of\nmemory"), at=[2]))
+    rows = bench(tmp_path, Train(RuntimeError("out of\nmemory"), at=[2]))
     assert [r["status"] for r in rows] == ["ok", "failed", "ok", "ok"]
-    assert rows[1]["error"] == "RuntimeError: out of memory" and rows[1]["seed"] == 0
+    assert rows[1]["error"] == "RuntimeError: out of memory" and rows[1]["seed"] == 0 and "Traceback" in rows[1]["traceback"]
     assert "FAILED: RuntimeError: out of memory" in capsys.readouterr().out
-    assert "Traceback" in (tmp_path / "cells" / rows[1]["cell"] / "error.txt").read_text()
     assert (tmp_path / "cells" / rows[1]["cell"] / "checkpoints").exists()  # to go on from
     again = Train()
-    assert [r["status"] for r in runner.run(config(), resolve, tmp_path, again)] == ["ok"] * 4
-    assert len(again.calls) == 1
+    assert [r["status"] for r in bench(tmp_path, again)] == ["ok"] * 4
+    assert len(again.calls) == 1 and not (tmp_path / "cells" / rows[1]["cell"]).exists()
 
 
-def test_when_every_cell_fails_the_error_surfaces(tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
-        runner.run(config(), resolve, tmp_path, Train(UserError("no such folder"), at=range(9)))
-    assert [r["error"] for r in runner.read(tmp_path / "runs.jsonl")] == ["no such folder"] * 4
+def test_what_cannot_be_had_is_no_failure(tmp_path, capsys):
+    rows = bench(tmp_path, Train(Unavailable("no scikit-learn"), at=[2]))
+    assert [r["status"] for r in rows] == ["ok", "skipped", "ok", "ok"] and "skipped: no scikit-learn" in capsys.readouterr().out
 
 
-def test_a_diverged_run_is_a_failed_cell(tmp_path):
-    def train(config, workdir):
-        return result(math.nan if config.freeze == "head" else 0.8)
-
-    rows = runner.run(config(), resolve, tmp_path, train)
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_a_diverged_run_is_a_failed_cell(tmp_path, value):
+    rows = bench(tmp_path, lambda cell, folder: result(value if cell.strategy == "head" else 0.8))
     assert [r["status"] for r in rows] == ["ok", "failed", "ok", "failed"] and "diverged" in rows[1]["error"]
 
 
-def test_an_unknown_metric_stops_at_once(tmp_path):
-    train = Train()
-    with pytest.raises(UserError, match="no 'acuracy'; did you mean 'accuracy'"):
-        runner.run(config(metric="acuracy"), resolve, tmp_path, train)
-    assert len(train.calls) == 1
+def test_shards_part_the_cells_and_share_a_folder(tmp_path):
+    cells, calls = grid(seeds=list(range(7))), []
+    parts = [runner.pick(cells, (i, 3)) for i in (1, 2, 3)]
+    assert sorted(c.cell for part in parts for c in part) == sorted(c.cell for c in cells)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1 and all({c.strategy for c in part} == {"full", "head"} for part in parts)
+    for part in parts:
+        train = Train()
+        assert len(bench(tmp_path, train, config(seeds=list(range(7))), part)) == len(part) == len(train.calls)
+        calls += train.calls
+    assert len(set(calls)) == 14 == len(results.merge([tmp_path]).rows)
+
+
+def test_one_cell_alone_and_one_that_is_none():
+    cells = grid()
+    assert runner.pick(cells, only=cells[2].cell) == [cells[2]]
+    with pytest.raises(UserError, match=r"no such cell; config, data or starting weights are not what they were"):
+        runner.pick(cells, only="0123456789ab")
+
+
+CHILD = """
+import json, os, pathlib, signal, sys, time
+cell, folder = sys.argv[sys.argv.index("--only") + 1], pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1])
+how = sys.argv[1]
+if how == "killed": os.kill(os.getpid(), signal.SIGKILL)
+if how == "crash": sys.exit("no space")
+if how == "slow":
+    signal.signal(signal.SIGTERM, lambda *_: (folder / "saved").touch() or sys.exit(75))
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(30)
+row = {"cell": cell, "strategy": "s", "seed": 0, "status": "ok", "metric": "accuracy", "test": {"accuracy": 0.5}, "peak_rss": 7}
+(folder / "cells" / f"{cell}.json").write_text(json.dumps(row))
+"""
+
+
+def test_an_isolated_cell_is_what_its_process_wrote(tmp_path):
+    def isolated(how):
+        return runner.apart(grid()[0], tmp_path, [sys.executable, "-c", CHILD, how], "accuracy", "ptft bench")
+
+    assert isolated("well")["peak_rss"] == 7
+    killed = isolated("killed")
+    assert (killed["status"], killed["error"]) == ("failed", "its process was ended by signal 9")
+    crashed = isolated("crash")
+    assert crashed["error"] == "its process ended with code 1: no space" and crashed["test"] is None
+    assert results.read(tmp_path)[0]["error"] == crashed["error"]
+    with pytest.raises(SystemExit) as e:  # a stop reaches the cell, which saves
+        isolated("slow")
+    assert e.value.code == 75 and (tmp_path / "saved").exists()
+
+
+def test_the_time_left_is_that_of_the_like():
+    cells = grid(sizes=[10, 1000], seeds=[0, 1])
+    rows: list[dict[str, Any]] = [{**c.labels, "status": "ok", "wall_seconds": 1.0 if c.size == 10 else 60.0} for c in cells if c.seed == 0]
+    todo = [c for c in cells if c.seed == 1]
+    assert runner.predict(todo, rows) == 1 + 1 + 60 + 60 and runner.predict(todo, []) is None
+    unknown = grid(strategies=[FULL, {**HEAD, "freeze": "top-1", "name": "top-1"}], sizes=[1000], seeds=[5])
+    assert runner.predict(unknown, rows) == 120  # a new strategy takes what others take at its size
+    said = runner.schedule(cells, [])
+    assert "8 cells, 0 finished, 8 to run" in said and "head: 2 cells, lr 0.01, 1 epoch" in said and "1000 examples" in said
+
+
+# ---------------------------------------------------------------- results
+
+
+def test_the_rate_is_chosen_on_dev_and_test_is_quoted(tmp_path):
+    def do(cell, folder):
+        by_rate = {1e-4: (0.70, 0.99), 3e-4: (0.80, 0.60), 9e-4: (math.nan, math.nan)}  # dev, test
+        dev, test = by_rate[cell.lr] if cell.strategy == "full" else (0.5, 0.5)
+        return result(test, dev)
+
+    rows = bench(tmp_path, do, config(lr_factors=[1, 3, 9]))
+    assert sum(r["status"] == "failed" for r in rows) == 2
+    full = results.quoted(rows, "accuracy")["full"]
+    assert full.lr == 3e-4 and [results.score(r, "test", "accuracy") for r in full.rows] == [0.6, 0.6]
+    assert full.tried[1e-4] == {0: 0.7, 1: 0.7} and math.isnan(full.tried[9e-4][0])
+
+
+def test_without_dev_there_is_nothing_to_choose():
+    row = {"strategy": "full", "status": "ok", "seed": 0, "test": {"accuracy": 0.5}}
+    assert results.quoted([{**row, "lr": 0.1}], "accuracy")["full"].lr == 0.1
+    with pytest.raises(UserError, match=r"full: the learning rates 0\.1, 0\.2, and no dev accuracy"):
+        results.quoted([{**row, "lr": 0.1}, {**row, "lr": 0.2}], "accuracy")
+
+
+def test_two_folders_are_one_benchmark(tmp_path):
+    bench(tmp_path / "a", Train(RuntimeError("x"), at=[1]), config(seeds=[0, 1]))
+    bench(tmp_path / "b", Train(), config(seeds=[0, 2], strategies=[FULL, HEAD, {**FULL, "freeze": "top-1", "name": "top-1"}]))
+    merged = results.merge([tmp_path / "a", tmp_path / "b"])
+    assert {r["status"] for r in merged.rows} == {"ok"} and len(merged.rows) == 2 * 2 + 3 + 2 - 2 + 1
+    assert merged.order == ["full", "head", "top-1"] and merged.notes == []
+
+
+def test_a_contradiction_between_folders_is_said(tmp_path):
+    bench(tmp_path / "a", Train())
+    bench(tmp_path / "b", lambda cell, folder: result(0.8 + 0.01 * cell.seed + 0.05 * (cell.strategy == "head" and cell.seed == 1)))
+    merged = results.merge([tmp_path / "a", tmp_path / "b"])
+    assert (
+        len(merged.notes) == 1
+        and "One cell has two results, of which the first is shown: head, lr 0.01, seed 1: test accuracy" in merged.notes[0]
+    )
+    assert results.score(next(r for r in merged.rows if r["strategy"] == "head" and r["seed"] == 1), "test", "accuracy") == 0.81
+
+
+def test_missing_and_older_cells_are_counted(tmp_path):
+    bench(tmp_path, Train(), config(seeds=[7]))
+    bench(tmp_path, Train(), cells=grid()[:1])
+    assert results.merge([tmp_path]).notes == [
+        "3 of 4 cells have not run yet.",
+        "2 runs of an earlier config of this benchmark are left out.",
+    ]
+
+
+# ---------------------------------------------------------------- with real models
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Data and a pretrained run."""
+    folder = tmp_path_factory.mktemp("bench")
+    flow.pretrained(folder)
+    return folder
+
+
+def page(home, **bench):
+    values = flow.finetuning(home, home / "pre", train_for="4 steps", save_every="0", eval_every="0", best="last", **{"data.dev_size": 8})
+    strategies = [{"name": "full", "freeze": "full", "lr": 1e-3}, {"name": "head", "freeze": "head", "lr": 1e-2}]
+    grid = {"strategies": strategies, "seeds": [0, 1], "sizes": [8, 16], "lr_factors": [1, 3], "repeat": "head", "task": "words"}
+    return {**values, "bench": {**grid, **bench}}
+
+
+def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
+    """2 strategies and an A/A check x 2 rates, and 2 references, x 2 seeds x 2 sizes; stopped in its first cell."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.chdir(tmp_path)
+    config = flow.page(tmp_path / "page.py", page(home, random_init=False))
+    start = ("bench", "--config", config, "--workdir", "it", "--config.optim.eps=1e-7")
+    with monkeypatch.context() as m, pytest.raises(SystemExit) as e:
+        flow.at_batch(m, 3, flow.sigterm)
+        flow.ptft(*start)
+    assert e.value.code == 75 and len(list(Path("it/cells").iterdir())) == 1  # a folder, and no row
+    assert flow.ptft(*start) == 0
+    rows = results.merge([Path("it")]).rows
+    assert [r["status"] for r in rows] == ["ok"] * (3 * 2 * 2 * 2 + 2 * 2 * 2), [r["error"] for r in rows if r["error"]]
+    assert not [p for p in Path("it/cells").iterdir() if p.is_dir()]
+
+    one = rows[0]
+    assert one["bytes"]["optimizer"] > 0 and one["config"]["optim"]["eps"] == 1e-7 and one["data"]["train_rows"] == 8
+    assert any(name.startswith("backbone/") for name in one["drift"])
+    assert {name.split("/")[0] for r in rows if r["strategy"] == "head" for name in r["drift"]} == {"head"}
+    twins = [[(r["dev"], r["test"]) for r in rows if r["strategy"] == name] for name in ("head", "head (A/A)")]
+    assert twins[0] == twins[1] and len(twins[0]) == 8
+
+    # The command of a row gives its numbers, in another process and though the first was stopped and went on.
+    again = [*shlex.split(one["command"])[1:], "--isolated"]
+    assert flow.ptft(*again) == 0
+    alone = results.read(Path("runs") / one["cell"])
+    assert [(r["dev"], r["test"], r["isolated"]) for r in alone] == [(one["dev"], one["test"], True)] and alone[0]["peak_rss"] > 2**27
+    reference = next(r for r in rows if r["kind"] == "tfidf")
+    assert flow.ptft(*shlex.split(reference["command"])[1:]) == 0
+    assert results.read(Path("runs") / reference["cell"])[0]["test"] == reference["test"]
+
+    merged = results.merge([Path("it"), Path("runs") / one["cell"]])
+    assert merged.notes == [] and len(merged.rows) == 32
+    text = report.write(Path("it"))["md"].read_text()
+    assert "## words, 8 examples" in text and "## words, 16 examples" in text and text.count("| majority class |") == 2
+
+
+def test_a_schedule_runs_nothing(home, tmp_path, capsys):
+    config = flow.page(tmp_path / "page.py", page(home))
+    assert flow.ptft("bench", "--config", config, "--workdir", tmp_path / "it", "--check", "--shard", "2/4") == 0
+    assert "10 cells, 0 finished, 10 to run" in capsys.readouterr().out and not (tmp_path / "it").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["--config.bench.metric=acuracy"], "no 'acuracy'; did you mean 'accuracy'"),
+        (["--config.bench.sizes=[99]"], "asked for 99 examples"),
+        (["--shard", "3/2"], "--shard 3/2: expected i/n"),
+        (["--only", "0123"], "--only 0123: this benchmark has no such cell"),
+    ],
+)
+def test_mistakes_show_before_the_first_cell(home, tmp_path, capsys, changes, says):
+    config = flow.page(tmp_path / "page.py", page(home))
+    assert flow.ptft("bench", "--config", config, "--workdir", tmp_path / "it", *changes) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "it").exists()
+
+
+def test_a_seed_gives_every_strategy_the_same_start(home):
+    """The head's first weights, the examples and their order; added parameters and random weights do not shift them."""
+    names = ["full", "head", "lora=2", "prefix=2", "prompt=2", "fish=0.05,8"]
+    strategies = [{"name": name, "freeze": name, "lr": 1e-3} for name in names]
+    cells = protocol.cells(page(home, strategies=strategies, seeds=[3], lr_factors=[1], repeat=False), build.resolve)
+    trained = [c for c in cells if c.kind == "train"]
+    assert len(trained) == 2 * (len(names) + 1)
+    heads, orders = {}, {}
+    for cell in trained:
+        run = build.build(cell.config)
+        if cell.size == 8:
+            heads[cell.strategy] = {n: np.asarray(x) for n, x in build.initial(cell.config, run.net).items() if n.startswith("head/")}
+        numbers = pipeline.order(len(run.used), run.config.seed)
+        orders[cell.strategy, cell.size] = [int(run.used[numbers[i]]) for i in range(24)]
+    for name in [*names, protocol.RANDOM]:
+        assert all((heads[name][n] == x).all() for n, x in heads["full"].items()), name
+        assert all(orders[name, size] == orders["full", size] for size in (8, 16)), name
+    assert np.ptp(heads["full"]["head/classifier/kernel"]) > 0
+    assert set(orders["full", 8]) < set(orders["full", 16])
+
+
+def test_content_names_the_weights_and_the_data(home, tmp_path):
+    config = build.resolve(flow.finetuning(home, home / "pre"))
+    found = identity.content(config)
+    assert set(found) == {"init_from", "data.train", "data.dev", "data.test"}
+    moved = tmp_path / "moved.tsv"
+    moved.write_bytes((home / "train.tsv").read_bytes())
+    assert identity.content(config.replace(**{"data.train": f"files:{moved}"})) == found
+    other = tmp_path / "other.tsv"
+    other.write_bytes(moved.read_bytes() + b"one more\t1\n")
+    assert identity.content(config.replace(**{"data.train": f"files:{other}"}))["data.train"] != found["data.train"]
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        identity.content(config.replace(init_from=str(tmp_path)))
+
+
+def test_weights_in_a_folder_of_another_format_count_by_content(tmp_path):
+    golden = Path(__file__).parent / "golden" / "hub" / "bert_bare"
+    first = identity._weights(str(golden))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in golden.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert identity._weights(str(copy)) == first
+    (copy / "vocab.txt").write_text((copy / "vocab.txt").read_text() + "more\n")
+    identity._weights.cache_clear()
+    assert identity._weights(str(copy)) != first
+
+
+def test_a_probe_is_made_once(home, tmp_path, monkeypatch):
+    config = build.resolve(flow.finetuning(home, home / "pre", freeze="head"))
+    assert probe.name(config) == probe.name(config.replace(seed=5, init_weights=False, **{"optim.lr": 7.0, "data.train_size": 4}))
+    assert probe.name(config) != probe.name(config.replace(freeze="full"))
+    made = probe.measure(config, tmp_path)
+    assert made["flops"] > 0 and made["seconds_per_step"] > 0 and made["peak_rss"] > 2**27
+    monkeypatch.setattr(subprocess, "run", None)
+    assert probe.measure(config, tmp_path) == made
+    assert probe.spend("flops", tmp_path)(config) == (8, made["flops"])
+    probe._first(tmp_path / "probes" / f"{probe.name(config)}.json", {"flops": 1})  # a slower shard goes by the first one's
+    assert probe.measure(config, tmp_path) == made
+
+
+# ---------------------------------------------------------------- references
+
+
+def texts(path, rows):
+    path.write_text("sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
+    return f"files:{path}"
+
+
+@pytest.fixture(scope="module")
+def words(home, tmp_path_factory):
+    """A task that words decide: good or bad, 3 to 1; in Chinese too, where no space parts the words."""
+    folder = tmp_path_factory.mktemp("words")
+    rows = [(f"alpha {'good' if i % 4 else 'bad'} beta {i % 7}", int(i % 4 > 0)) for i in range(40)]
+    rows += [(f"我{'不' if i % 4 == 0 else '很'}喜欢它", int(i % 4 > 0)) for i in range(20)]
+    files = {f"data.{split}": texts(folder / f"{split}.tsv", rows) for split in ("train", "dev", "test")}
+    return build.resolve(flow.finetuning(home, home / "pre", **files))
+
+
+def test_the_majority_is_that_of_the_training_examples(words):
+    found = baselines.run("majority", words, "accuracy")
+    assert found["test"]["accuracy"] == found["dev"]["accuracy"] == 0.75
+    assert found["test"]["loss"] == pytest.approx(-(0.75 * math.log(46 / 62) + 0.25 * math.log(16 / 62)), abs=1e-5)
+    few = words.replace(seed=1, **{"data.train_size": 1})
+    chosen = [int(build.load_data(few).train.label[pipeline.subset(60, 1, seed)[0]]) for seed in range(12)]
+    assert set(chosen) == {0, 1}
+    found = [baselines.run("majority", few.replace(seed=seed), "accuracy")["test"]["accuracy"] for seed in range(12)]
+    assert found == [(0.25, 0.75)[label] for label in chosen]
+
+
+def test_tfidf_learns_words_of_both_scripts(words):
+    pytest.importorskip("sklearn")
+    found = baselines.run("tfidf", words, "accuracy")
+    assert found["test"]["accuracy"] == 1.0 and found["notes"]["C"] in baselines.STRENGTHS and "scikit-learn" in found["versions"]
+    assert baselines.run("tfidf", words.replace(**{"data.dev": ""}), "accuracy")["notes"] == {"C": 1.0}
+    one = baselines.run("tfidf", words.replace(**{"data.train_size": 1}), "accuracy")
+    assert one["notes"]["C"] is None and one["data"]["train_rows"] == 1
+
+
+def test_without_scikit_learn_the_row_says_so(words, monkeypatch):
+    for name in ("sklearn", "sklearn.exceptions", "sklearn.feature_extraction.text", "sklearn.linear_model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(Unavailable, match=r"pip install 'ptft\[bench\]'"):
+        baselines.run("tfidf", words, "accuracy")
+    assert "scikit-learn" not in baselines.run("majority", words, "accuracy")["versions"]

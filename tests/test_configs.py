@@ -10,7 +10,7 @@ import pytest
 
 from ptft import build, tasks, train
 from ptft import config as configs
-from ptft.bench import protocol, runner
+from ptft.bench import identity, protocol, runner, work
 from ptft.errors import UserError
 
 PAGES = Path(__file__).parents[1] / "configs"
@@ -124,15 +124,20 @@ def cells(values, workdir):
     """One seed of a benchmark, a step each; no key of any cell may be left unread."""
     seen = []
 
-    def one(config, folder):
-        result = train.run(config, folder, quiet=True)
-        assert config.unread() == [] and result["steps"] == 1
-        seen.append(config)
+    def one(cell, folder):
+        if cell.kind != "train":
+            return work.do(cell, folder, "accuracy")
+        result = train.run(cell.config, folder, quiet=True)
+        assert cell.config.unread() == [] and result["steps"] == 1
+        seen.append(cell.config)
         return result
 
     changes = {"train_for": "1 step", "batch": 4, "eval_batch": 4, "objective.seq_len": 16, "data.train_size": 8, "bench.seeds": [3]}
-    rows = runner.run(flow.changed(values, changes), build.resolve, workdir, one)
-    assert [r["status"] for r in rows] == ["ok"] * len(values["bench"]["strategies"]), [r["error"] for r in rows]
+    values = flow.changed(values, {**changes, "bench.lr_factors": [1], "bench.repeat": False})
+    found = protocol.cells(values, build.resolve, identity.content)
+    rows = runner.run(found, workdir, lambda cell: runner.here(cell, workdir, one, "accuracy", "ptft bench"))
+    assert {r["status"] for r in rows if r["kind"] != "tfidf"} == {"ok"}, [r["error"] for r in rows]  # eight texts may have no word
+    assert {r["kind"] for r in rows} == {"train", *protocol.REFERENCES} and len(seen) == sum(r["kind"] == "train" for r in rows)
     assert all(config.data.train_size == 8 and config.seed == 3 for config in seen)
     return rows
 
@@ -149,13 +154,13 @@ def test_bench(home, tmp_path):
 
 def test_every_strategy_of_the_benchmarks_fits_its_model(home):
     for values in (load("bench", f"init={home / 'pre'},root={home / 'data'}"), load("quickstart", f"stage=bench,init={home / 'pre'}")):
-        found = protocol.cells(values, build.resolve)
-        assert len(found) == 5 * len(values["bench"]["strategies"])
+        found = [c for c in protocol.cells(values, build.resolve) if c.kind == "train"]
+        rates = len(values["bench"].get("lr_factors", [1]))
+        assert len(found) == 5 * rates * (len(values["bench"]["strategies"]) + 1)  # and the A/A check
         loaded = build.load_data(build.resolve(flow.finetuning(home, home / "pre")))
-        for cell in found[: len(values["bench"]["strategies"])]:
-            assert build.plan(
-                cell.config, build.net(cell.config.replace(**{"objective.seq_len": 16}), loaded.tokenizer, loaded.labels)
-            ).rows
+        for cell in {c.strategy: c for c in found}.values():
+            net = build.net(cell.config.replace(**{"objective.seq_len": 16}), loaded.tokenizer, loaded.labels)
+            assert build.phases(cell.config, net, 100, 100)
 
 
 def test_imdb_lstm(home, tmp_path):

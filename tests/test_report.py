@@ -32,6 +32,10 @@ def rows(seeds=5, strategies=STRATEGIES, task="sst2"):
                     "init_from": init,
                     "seed": seed,
                     "task": task,
+                    "model": "",
+                    "size": 0,
+                    "kind": "train",
+                    "repeat": False,
                     "metric": "accuracy",
                     "dev": {},
                     "test": {"accuracy": accuracy + noise},
@@ -49,11 +53,19 @@ def rows(seeds=5, strategies=STRATEGIES, task="sst2"):
     return out
 
 
-def put(folder, lines, name="runs.jsonl", **bench):
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text("".join(json.dumps(x) + "\n" for x in lines))
+def put(folder, lines, **bench):
+    """A benchmark's folder, one file a row."""
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    for row in lines:
+        (folder / "cells" / f"{row['cell']}.json").write_text(json.dumps(row))
     if bench:
         (folder / "bench.json").write_text(json.dumps(bench))
+    return folder
+
+
+def put_run(folder, lines):
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     return folder
 
 
@@ -103,21 +115,63 @@ def test_failed_and_missing_cells_are_shown(tmp_path):
         "status": "failed",
         "error": "RuntimeError: <out of memory> |",
     }
-    cells = {r["cell"]: [r["strategy"], r["seed"]] for r in lines} | {"later": ["head", 9]}
+    cells = {r["cell"]: {"strategy": r["strategy"], "seed": r["seed"]} for r in lines} | {"later": {"strategy": "head", "seed": 9}}
     stale = {**lines[0], "cell": "stale", "test": {"accuracy": 0.0}}
     md, html = texts(
         put(tmp_path, [*lines, stale], cells=cells, baseline="full", command="ptft bench --config configs/bench.py", config_hash="abc123")
     )
-    assert "- head, seed 4: RuntimeError: &lt;out of memory> \\|" in md and line_of(md, "head")[2] == "4 seeds (1 failed)"
+    assert "- head, lr 0.0001, seed 4: RuntimeError: &lt;out of memory> \\|" in md and line_of(md, "head")[2] == "4 seeds (1 failed)"
     assert "1 of 21 cells have not run yet" in md and "1 runs of an earlier config" in md and line_of(md, "full")[3] == "0.840 ± 0.025"
     assert "&lt;out of memory&gt;" in html and "<out of" not in html
     assert "ptft bench --config configs/bench.py" in html and "abc123" in md and "jax 0.10" in md and "kind cpu" in md
 
 
-def test_a_retried_cell_counts_once_and_newest(tmp_path):
-    failed = {**rows()[0], "status": "failed", "error": "x", "test": None}
-    md, _ = texts(put(tmp_path, [failed, *rows()]))
-    assert "Failed" not in md and line_of(md, "full")[2] == "5 seeds"
+def test_the_rate_that_dev_chose_is_the_one_that_is_quoted(tmp_path):
+    lines = [{**r, "dev": {"accuracy": 0.9}} for r in rows()]
+    lines += [{**r, "cell": r["cell"] + "b", "lr": 3e-4, "dev": {"accuracy": 0.8}, "test": {"accuracy": 0.99}} for r in rows()]
+    md, _ = texts(put(tmp_path, lines))
+    assert line_of(md, "full")[1:4] == ["0.0001", "5 seeds", "0.840 ± 0.025"]
+
+
+def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
+    bare = dict.fromkeys(("freeze", "lr", "init_from", "seconds", "seconds_per_step", "trainable_share", "flops_per_step"))
+    majority = [
+        {**r, **bare, "cell": f"m{r['seed']}", "strategy": "majority class", "kind": "majority"} for r in rows() if r["strategy"] == "head"
+    ]
+    again = [{**r, "cell": f"a{r['seed']}", "strategy": "top-2 (A/A)", "repeat": True} for r in rows() if r["strategy"] == "top-2"]
+    again = [{**r, "test": {"accuracy": r["test"]["accuracy"] + 0.001}, "seconds_per_step": 0.001} for r in again]
+    gone = [
+        {**majority[0], "cell": "t", "strategy": "TF-IDF", "kind": "tfidf", "status": "skipped", "error": "no scikit-learn", "test": None}
+    ]
+    md, html = texts(put(tmp_path, [*rows(), *majority, *again, *gone], baseline="full"))
+    assert line_of(md, "majority class")[1:3] == ["–", "5 seeds"] and line_of(md, "majority class")[7:] == ["–"] * 5
+    assert (
+        "4 strategies, 5 seeds" in md
+        and "top-2 has the highest mean" in md
+        and line_of(md, "top-2 (A/A) (freeze=top-2)")[6] in ("better", "cannot be told apart")
+    )
+    assert "TF-IDF: no scikit-learn" in md and "Failed" not in md and html.count('<svg class="strip"') == 6
+
+
+def test_sizes_and_models_have_a_section_each():
+    lines = [{**r, "size": n, "model": m} for r in rows(1) for n in (100, 0) for m in ("small", "large")]
+    lines += [{**rows(1)[0], "size": 100, "kind": "majority", "strategy": "majority class"}]
+    found = dict(report._sections(lines))
+    assert set(found) == {f"sst2, {m}, {n}" for m in ("small", "large") for n in ("100 examples", "all examples")}
+    assert {title: len(here) for title, here in found.items() if "small" in title} == {
+        "sst2, small, 100 examples": 5,
+        "sst2, small, all examples": 4,
+    }
+
+
+def test_folders_merge_into_one_report(tmp_path):
+    half = [r for r in rows() if r["seed"] < 3]
+    a, b = put(tmp_path / "a", half, baseline="full"), put(tmp_path / "b", [r for r in rows() if r["seed"] >= 2])
+    md = report.write(a, b, to=tmp_path / "both")["md"]
+    assert md.parent == tmp_path / "both" and line_of(md.read_text(), "full")[2:4] == ["5 seeds", "0.840 ± 0.025"]
+    assert not (a / "report.md").exists()
+    with pytest.raises(UserError, match=r"run: expected bench\.json .*; only benchmarks are merged"):
+        report.write(a, put_run(tmp_path / "run", []))
 
 
 def test_nothing_finished_and_missing_numbers_still_make_a_report(tmp_path):
@@ -180,7 +234,7 @@ def test_names_do_not_overlap_in_the_figure():
 def test_a_run_alone_has_curves_and_numbers(tmp_path):
     lines = [{"step": s, "split": "train", "mlm_loss": 9 - s / 100, "nsp_accuracy": 0.5, "lr": 1e-4} for s in range(1, 200)]
     lines += [{"step": s, "split": "dev", "mlm_loss": 9 - s / 110, "nsp_accuracy": None} for s in (100, 199)]
-    put(tmp_path, lines, "metrics.jsonl")
+    put_run(tmp_path, lines)
     md, html = texts(tmp_path)
     assert (
         "Not finished: the newest line is of step 199." in md and html.count('role="img"') == 2 and line_of(md, "mlm_loss")[1] == "7.1909"
@@ -216,14 +270,19 @@ def test_bad_folders_and_lines(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         report.write(tmp_path / "none")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"expected runs\.jsonl .* there is: config\.json"):
+    with pytest.raises(UserError, match=r"expected bench\.json .* there is: config\.json"):
         report.write(tmp_path)
-    (tmp_path / "runs.jsonl").write_text('{"cell": "a", "strategy": "s", "seed": 0, "status": "failed"}\nnot json\n')
-    with pytest.raises(UserError, match=r"runs\.jsonl:2"):
+    put(tmp_path, [{"cell": "a", "strategy": "s", "seed": 0, "status": "failed"}])
+    (tmp_path / "cells" / "b.json").write_text("not json")
+    with pytest.raises(UserError, match=r"cells/b\.json: not JSON"):
         report.write(tmp_path)
-    (tmp_path / "runs.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(UserError, match="a row without cell"):
+    (tmp_path / "cells" / "b.json").write_text('{"step": 1}')
+    with pytest.raises(UserError, match="without cell"):
         report.write(tmp_path)
-    put(tmp_path / "run", [{"loss": 1}], "metrics.jsonl")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a line of JSON"):
+        report.write(tmp_path / "torn")
+    put_run(tmp_path / "run", [{"loss": 1}])
     with pytest.raises(UserError, match=r"metrics\.jsonl:1: expected a step"):
         report.write(tmp_path / "run")

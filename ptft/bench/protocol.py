@@ -1,59 +1,101 @@
-"""What a benchmark runs: strategies x seeds over one task, declared in `config.bench`.
+"""What a benchmark runs: strategies x learning rates x seeds x sizes x tasks x models, declared in `config.bench`.
 
-A bench config is a finetune config with a `bench` section. A cell is one training run of it: the finetune
-config with the strategy's overrides and a seed. Its name is a hash of everything that decides its result, so
-that a benchmark can be stopped, extended and started again without running anything twice.
+A bench config is a finetune config with a `bench` section. A cell is one run of it. Fair means:
+
+* Every strategy has as many learning rates to try. Which of them counts is decided on dev, what is quoted is test, once
+  (`results.quoted`).
+* Cells of a seed are paired: the same training examples (smaller sets lie inside larger ones), in the same order, under a head
+  with the same first weights, whatever the strategy.
+* The budget is stated: as many steps as the page says, or as many FLOPs or seconds as the baseline spends.
+* Rows of reference are always there: the most frequent class, TF-IDF with logistic regression, and the same model from random
+  weights. So is a strategy that is entered twice (the A/A check): what tells it from itself is no difference between strategies.
 """
 
 import copy
-import hashlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ptft import config as configs
+from ptft.bench import identity
 from ptft.config import Config, Field, Spec
 from ptft.errors import UserError, did_you_mean
 
 SPEC: Spec = {
-    "strategies": Field((), doc='what to compare: {"name": "top-2", "freeze": "top-2", "lr": 1e-4, "any.other.key": value}'),
+    "strategies": Field((), doc='what to compare: {"name": "top-2", "freeze": "top-2", "lr": 1e-4, "any.other.key": value}; "lrs": [...]'),
+    "lr_factors": Field((1.0,), tuple, doc="what a strategy tries: its lr times each; a strategy with a list lrs tries those"),
     "seeds": Field((0, 1, 2, 3, 4), doc="every strategy runs once with each"),
+    "sizes": Field((), tuple, doc="numbers of training examples, 0: all; empty: data.train_size"),
+    "tasks": Field((), tuple, doc='named changes of the page: {"name": "sst2", "data.train": …}; empty: the page as it is'),
+    "models": Field((), tuple, doc='the same for models: {"name": "minilm", "init_from": …}'),
+    "budget": Field("steps", str, choices=("steps", "flops", "seconds"), doc="train_for as it is, or what the baseline spends in it"),
     "baseline": Field("", doc="the strategy that the others are compared with; empty: the first"),
-    "metric": Field("accuracy", doc="the test metric that the report is about"),
-    "task": Field("", doc="the task's name in the report; empty: where the training data come from"),
+    "repeat": Field("", (str, bool), doc="the strategy of the A/A check; empty: the baseline; False: none"),
+    "random_init": Field(True, bool, doc="add a strategy that trains everything from random weights, if there is none"),
+    "metric": Field("accuracy", doc="the metric that chooses learning rates on dev and is quoted on test"),
+    "task": Field("", doc="the name of the page's own task in the report; empty: where the training data come from"),
 }
-
-# Keys that decide what a run prints and keeps, not what it computes.
-SILENT = ("log_every", "save_every", "keep", "tensorboard")
+RANDOM = "full, random init"
+REFERENCES = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}  # see baselines.py
+AGAIN = " (A/A)"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of the benchmark."""
+    """One run of the benchmark."""
 
     strategy: str
     seed: int
-    overrides: Mapping[str, Any]  # {"freeze": "top-2", "optim.lr": 1e-4, …}
     config: Config  # resolved, without the bench section
     cell: str  # 12 hex digits: the hash of all that decides the result
+    task: str
+    model: str  # "" where there is no choice of models, and for the references, which have none
+    size: int  # training examples; 0: all
+    lr: float | None  # None for the references
+    kind: str = "train"  # or a key of REFERENCES
+    repeat: bool = False  # the A/A check's second copy
+    share: float = 1.0  # of the page's steps, which the budget gives it
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What tells the cell from the others of its benchmark."""
+        names = ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")
+        return {name: getattr(self, name) for name in names}
+
+
+def describe(labels: Mapping[str, Any]) -> str:
+    """A cell's labels (`Cell.labels`) in words, but for its task."""
+    parts = [labels["strategy"], labels.get("model"), f"{labels['size']} examples" if labels.get("size") else ""]
+    parts += [f"lr {labels['lr']:g}" if labels.get("lr") is not None else "", f"seed {labels['seed']}"]
+    return ", ".join(filter(None, parts))
 
 
 def section(values: Mapping[str, Any]) -> Config:
-    """The resolved `bench` section of a bench config, with the baseline and the task named."""
+    """The resolved `bench` section of a bench config, with baseline, repeat and task named."""
     bench = configs.resolve({"bench": values.get("bench", {})}, {"bench": SPEC}).to_dict()["bench"]
     named = [s["name"] for s in bench["strategies"] if isinstance(s, Mapping) and "name" in s]
     bench["baseline"] = bench["baseline"] or (named[0] if named else "")
+    if bench["repeat"] in ("", True):
+        bench["repeat"] = bench["baseline"]
     bench["task"] = bench["task"] or str(values.get("data", {}).get("train", "task"))
     return Config(bench)
 
 
-def cells(values: Mapping[str, Any], resolve: Callable[[dict[str, Any]], Config]) -> list[Cell]:
-    """Every cell of a bench config, strategies interleaved within a seed, so that what is there after a stop can be compared.
+def cells(
+    values: Mapping[str, Any],
+    resolve: Callable[[dict[str, Any]], Config],
+    content: Callable[[Config], Mapping[str, str]] = lambda config: {},
+    spend: Callable[[Config], tuple[int, float]] | None = None,
+) -> list[Cell]:
+    """Every cell of a bench config: task by task, model by model, size by size, and there strategies inside seeds, so that what
+    is there after a stop can be compared.
 
     Args:
       values: a finetune config with a `bench` section, as a nested dict.
       resolve: checks a finetune config (without `bench`) and fills in its defaults.
+      content: what stands in a cell's hash for keys that name files (`identity.content`).
+      spend: the steps that a config trains for, and what one costs in the unit of `bench.budget`; for other budgets than steps.
     Raises:
       UserError: all problems of the benchmark at once.
     """
@@ -61,70 +103,199 @@ def cells(values: Mapping[str, Any], resolve: Callable[[dict[str, Any]], Config]
     base = copy.deepcopy({k: v for k, v in values.items() if k != "bench"})
     resolve(copy.deepcopy(base))  # what is wrong with every cell is said once, not once a strategy
     problems = _problems(bench)
-    out: list[Cell] = []
-    for strategy in bench.strategies:
-        if not isinstance(strategy, Mapping) or "name" not in strategy:
-            continue  # already a problem
-        overrides = {"optim.lr" if key == "lr" else key: value for key, value in strategy.items() if key != "name"}
-        for seed in [s for s in bench.seeds if type(s) is int and s >= 0]:
-            try:
-                config = _apply(base, {**overrides, "seed": seed}, resolve)
-            except UserError as e:
-                problems.append(f"bench.strategies {strategy['name']!r}: " + "; ".join(str(e).split("\n  ")[1:] or [str(e)]))
-                break
-            out.append(Cell(strategy["name"], seed, overrides, config, identity(config)))
-    first: dict[str, Cell] = {}
-    for cell in [] if problems else out:
-        twin = first.setdefault(cell.cell, cell)
-        if twin.strategy != cell.strategy and cell.seed == bench.seeds[0]:
-            problems.append(f"bench.strategies: {twin.strategy!r} and {cell.strategy!r} are the same training run; drop one or change one")
+    strategies = entered(bench, base)
+    tasks = [t for t in bench.tasks if _named(t)] or [{"name": bench.task}]
+    models = [m for m in bench.models if _named(m)] or [{"name": ""}]
+    found: dict[tuple[str, str], dict[str, Config]] = {}  # (task, model) -> strategy -> config
+    for task in tasks:
+        for model in models:
+            here = found[task["name"], model["name"]] = {}
+            for strategy in strategies:
+                try:
+                    here[strategy["name"]] = _apply(base, [task, model, strategy], resolve)
+                except UserError as e:
+                    problems.append(_where(bench, strategy, task, model) + "; ".join(str(e).split("\n  ")[1:] or [str(e)]))
+    problems += _splits(found, max(map(_trials(bench), strategies), default=1))
     if problems:
         many = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise UserError(f"the benchmark has {many}:\n  " + "\n  ".join(problems))
-    return sorted(out, key=lambda c: bench.seeds.index(c.seed))
+        raise UserError(f"the benchmark has {many}:\n  " + "\n  ".join(dict.fromkeys(problems)))
+    out = [c for (task, model), here in found.items() for c in _of_page(bench, strategies, here, task, model, content, spend)]
+    return _once(out)
+
+
+def entered(bench: Config, base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The strategies that run: those of the config, random init, and last the A/A check's copy, which has `repeat`."""
+    own = [{**s, **({"lr": s["optim.lr"]} if "optim.lr" in s else {})} for s in bench.strategies if _named(s)]
+    out = [{k: v for k, v in s.items() if k != "optim.lr"} for s in own]
+    by_name = {s["name"]: s for s in reversed(out)}
+    pretrained = (base.get("init_from") or any("init_from" in m for m in bench.models if _named(m))) and base.get("init_weights", True)
+    if out and bench.random_init and pretrained and not any(s.get("init_weights") is False or s["name"] == RANDOM for s in out):
+        full = next((s for s in out if s.get("freeze", base.get("freeze", "full")) == "full"), None)
+        rates = {k: v for k, v in by_name.get(bench.baseline, out[0]).items() if k in ("lr", "lrs")}
+        out.append({**(full or {"freeze": "full", **rates}), "name": RANDOM, "init_weights": False})
+    if bench.repeat and bench.repeat in by_name:
+        out.append({**by_name[bench.repeat], "name": bench.repeat + AGAIN, "repeat": True})
+    return out
+
+
+def rates(strategy: Mapping[str, Any], bench: Config, default: float) -> list[float]:
+    """The learning rates that a strategy tries."""
+    if "lrs" in strategy:
+        return list(strategy["lrs"])
+    return [float(f"{strategy.get('lr', default) * factor:.6g}") for factor in bench.lr_factors]
+
+
+def _of_page(
+    bench: Config,
+    strategies: Sequence[Mapping[str, Any]],
+    here: Mapping[str, Config],
+    task: str,
+    model: str,
+    content: Callable[[Config], Mapping[str, str]],
+    spend: Callable[[Config], tuple[int, float]] | None,
+) -> Iterator[Cell]:
+    """The cells of one task and model."""
+    first = here[strategies[0]["name"]]
+    for size in bench.sizes or [first.to_dict().get("data", {}).get("train_size", 0)]:
+        paid = {name: _within_budget(bench, name, here, size, spend) for name in here}
+        for seed in bench.seeds:
+            for strategy in strategies:
+                name, again = strategy["name"], strategy.get("repeat", False)
+                config, share = paid[name]
+                for lr in rates(strategy, bench, config.optim.lr):
+                    one = config.replace(seed=seed, **{"optim.lr": lr})
+                    cell = identity.of(one, content(one), "train", again)
+                    yield Cell(name, seed, one, cell, task, model, size, lr, "train", again, share)
+            if first.to_dict().get("objective", {}).get("name") == "classify":
+                one = _sized(first, size).replace(seed=seed)
+                for kind, name in REFERENCES.items():
+                    cell = identity.of(one, content(one), kind, metric=bench.metric)
+                    yield Cell(name, seed, one, cell, task, "", size, None, kind)
+
+
+def _within_budget(
+    bench: Config, name: str, here: Mapping[str, Config], size: int, spend: Callable[[Config], tuple[int, float]] | None
+) -> tuple[Config, float]:
+    """A strategy's config at a size, and the share of the page's steps that the budget leaves it."""
+    config, base = _sized(here[name], size), _sized(here[bench.baseline], size)
+    if bench.budget == "steps":
+        return config, 1.0
+    assert spend is not None, "a budget other than steps needs `spend`"
+    (steps, cost), (given, each) = spend(config), spend(base)
+    affordable = max(1, round(given * each / cost))
+    return (config, 1.0) if affordable == steps else (config.replace(train_for=f"{affordable} steps"), affordable / steps)
+
+
+def _sized(config: Config, size: int) -> Config:
+    return config.replace(**{"data.train_size": size}) if size or "train_size" in config.to_dict().get("data", {}) else config
+
+
+def _once(out: list[Cell]) -> list[Cell]:
+    """Each cell once. References may come twice, for other models or for a seed that chooses nothing; training runs may not."""
+    first: dict[str, Cell] = {}
+    problems: dict[tuple[str, str], str] = {}
+    for cell in out:
+        twin = first.setdefault(cell.cell, cell)
+        if twin is not cell and cell.kind == "train":
+            said = f"{describe(twin.labels)!r} and {describe(cell.labels)!r} are the same training run"
+            problems.setdefault((twin.strategy, cell.strategy), said)
+    if problems:
+        raise UserError("the benchmark runs the same twice; drop one or change one:\n  " + "\n  ".join(problems.values()))
+    return list(first.values())
 
 
 def _problems(bench: Config) -> list[str]:
     """What is wrong with the bench section itself, beyond types."""
-    problems = [f"bench.{key}: is empty; list at least one" for key in ("strategies", "seeds") if not bench[key]]
-    problems += [f"bench.seeds: expected whole numbers >= 0, got {s!r}" for s in bench.seeds if type(s) is not int or s < 0]
-    problems += [f"bench.seeds: {s!r} is there twice" for s in _twice(bench.seeds)]
-    names = []
-    for i, strategy in enumerate(bench.strategies):
-        if not isinstance(strategy, Mapping):
-            problems.append(f"bench.strategies[{i}]: expected {{'name': …, 'freeze': …, 'lr': …}}, got {strategy!r}")
-        elif not isinstance(strategy.get("name"), str) or not strategy["name"]:
-            problems.append(f"bench.strategies[{i}]: needs a name (text), got {dict(strategy)!r}")
-        else:
-            names.append(strategy["name"])
-            own = [key for key in strategy if key.split(".")[0] in ("seed", "bench")]
-            problems += [f"bench.strategies {names[-1]!r}: {key!r} is the benchmark's own, not a strategy's" for key in own]
-    problems += [f"bench.strategies: {name!r} is there twice; names must differ" for name in _twice(names)]
-    if names and bench.baseline not in names:
-        problems.append(f"bench.baseline: no strategy {bench.baseline!r}; {did_you_mean(bench.baseline, names)}")
+    problems = [f"bench.{key}: is empty; list at least one" for key in ("strategies", "seeds", "lr_factors") if not bench[key]]
+    for key in ("seeds", "sizes"):
+        problems += [f"bench.{key}: expected whole numbers >= 0, got {s!r}" for s in bench[key] if type(s) is not int or s < 0]
+    problems += [f"bench.lr_factors: expected numbers above 0, got {f!r}" for f in bench.lr_factors if not _positive(f)]
+    for key in ("seeds", "sizes", "lr_factors"):
+        problems += [f"bench.{key}: {s!r} is there twice" for s in _twice(bench[key])]
+    for key, own in (("strategies", ("seed", "bench", "data.train_size")), ("tasks", ("seed", "bench")), ("models", ("seed", "bench"))):
+        for i, entry in enumerate(bench[key]):
+            if not isinstance(entry, Mapping):
+                problems.append(f"bench.{key}[{i}]: expected {{'name': …, 'any.key': value}}, got {entry!r}")
+            elif not _named(entry):
+                problems.append(f"bench.{key}[{i}]: needs a name (text), got {dict(entry)!r}")
+            else:
+                taken = [k for k in configs.leaves(entry) if k in own or k.split(".")[0] in own]
+                problems += [f"bench.{key} {entry['name']!r}: {k!r} is the benchmark's own, not one of its {key}'" for k in taken]
+        problems += [
+            f"bench.{key}: {name!r} is there twice; names must differ" for name in _twice([e["name"] for e in bench[key] if _named(e)])
+        ]
+    strategies = [s for s in bench.strategies if _named(s)]
+    names = [s["name"] for s in strategies]
+    kept = [n for n in names if n in REFERENCES.values() or n.endswith(AGAIN)]
+    problems += [f"bench.strategies: {name!r} is a name of the benchmark's own rows; choose another" for name in kept]
+    for key in ("baseline", "repeat"):
+        if names and bench[key] and bench[key] not in names:
+            problems.append(f"bench.{key}: no strategy {bench[key]!r}; {did_you_mean(str(bench[key]), names)}")
+    return problems + _rate_problems(bench, strategies)
+
+
+def _rate_problems(bench: Config, strategies: Sequence[Mapping[str, Any]]) -> list[str]:
+    problems = []
+    for s in strategies:
+        lrs = s.get("lrs", [s["lr"]] if "lr" in s else [])
+        if sum(k in s for k in ("lr", "lrs", "optim.lr")) > 1:
+            problems.append(f"bench.strategies {s['name']!r}: has more than one of lr, lrs and optim.lr")
+        if not isinstance(lrs, list) or not all(map(_positive, lrs)) or ("lrs" in s and not lrs):
+            problems.append(
+                f"bench.strategies {s['name']!r}: expected lr=NUMBER or lrs=[NUMBER, …], all above 0, got {s.get('lrs', s.get('lr'))!r}"
+            )
+        elif _twice(lrs):
+            problems.append(f"bench.strategies {s['name']!r}: the learning rate {_twice(lrs)[0]:g} is there twice")
+    counts = {s["name"]: _trials(bench)(s) for s in strategies}
+    if not problems and len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} {n}" for name, n in counts.items())
+        problems.append(
+            f"bench.strategies: unequal numbers of learning-rate trials ({said}): the best of more looks better by luck alone; expected "
+            "as many for each strategy (those of its lrs, else one for each of bench.lr_factors)"
+        )
     return problems
 
 
-def _twice(items: list[Any]) -> list[Any]:
+def _splits(found: Mapping[tuple[str, str], Mapping[str, Config]], trials: int) -> list[str]:
+    """What a task lacks to quote and to choose by."""
+    problems = []
+    for (task, _), here in found.items():
+        data = next((c.to_dict().get("data", {}) for c in here.values()), {"test": "?", "dev": "?"})
+        if not data.get("test"):
+            problems.append(f"{task}: a benchmark quotes numbers of a test split; expected data.test='KIND:WHERE'")
+        if trials > 1 and not data.get("dev"):
+            problems.append(f"{task}: which of {trials} learning rates counts is decided on dev; expected data.dev='KIND:WHERE', or one lr")
+    return problems
+
+
+def _trials(bench: Config) -> Callable[[Mapping[str, Any]], int]:
+    return lambda s: len(s["lrs"]) if isinstance(s.get("lrs"), list) else len(bench.lr_factors)
+
+
+def _where(bench: Config, *entries: Mapping[str, Any]) -> str:
+    strategy, task, model = entries
+    beside = [e["name"] for e, many in ((task, bench.tasks), (model, bench.models)) if many]
+    return f"bench.strategies {strategy['name']!r}" + (f" ({', '.join(beside)})" if beside else "") + ": "
+
+
+def _named(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and isinstance(entry.get("name"), str) and entry["name"] != ""
+
+
+def _positive(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) and x > 0
+
+
+def _twice(items: Sequence[Any]) -> list[Any]:
     return [x for i, x in enumerate(items) if items.index(x) < i]
 
 
-def _apply(base: dict[str, Any], overrides: Mapping[str, Any], resolve: Callable[[dict[str, Any]], Config]) -> Config:
+def _apply(base: dict[str, Any], entries: Sequence[Mapping[str, Any]], resolve: Callable[[dict[str, Any]], Config]) -> Config:
+    """The page with the changes of a task, a model and a strategy; a section among them changes the keys that it has."""
     values = copy.deepcopy(base)
-    for key, value in overrides.items():
+    for key, value in configs.leaves({k: v for e in entries for k, v in e.items() if k not in ("name", "lr", "lrs", "repeat")}).items():
         try:
             configs.set_key(values, key, copy.deepcopy(value))
         except (AttributeError, TypeError):
             raise UserError(f"{key}: {key.rpartition('.')[0]!r} is a value, not a section") from None
     return resolve(values)
-
-
-def identity(config: Config) -> str:
-    """12 hex digits that name a run: its config, and the content (not the place) of the weights it starts from."""
-    plain = {k: v for k, v in config.to_dict().items() if k not in SILENT}
-    if plain.get("init_from"):
-        folder = Path(plain["init_from"], "manifests")
-        saved = sorted(folder.glob("best-*.json")) or sorted(folder.glob("checkpoints-*.json"), key=lambda p: int(p.stem.split("-")[-1]))
-        if saved:
-            plain["init_from"] = hashlib.sha256(saved[-1].read_bytes()).hexdigest()
-    return hashlib.sha256(configs.to_json(plain).encode()).hexdigest()[:12]

@@ -1,162 +1,226 @@
-"""Runs the cells of a benchmark that are not there yet; one JSON line a run in `WORKDIR/runs.jsonl`."""
+"""Runs the cells of a benchmark that are not there yet; one JSON file a cell.
 
-import json
+    WORKDIR/bench.json          what the benchmark is: its cells by hash, its config, its command
+    WORKDIR/cells/HASH.json     a cell's row, written when it has finished or failed
+    WORKDIR/cells/HASH/         its run, while it is not finished; a killed benchmark goes on there
+
+A finished cell is never run again; a failed one is recorded with its error and tried again on the next start. Several shards
+may share a WORKDIR, or have one each: `ptft report A B` reads both.
+"""
+
 import math
-import os
 import shlex
 import shutil
-import sys
+import signal
+import statistics
+import subprocess
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft import record
-from ptft.bench import protocol
-from ptft.config import Config, digest
+from ptft import config as configs
+from ptft import mesh, record, train
+from ptft.bench import protocol, results, work
+from ptft.bench.baselines import Unavailable
+from ptft.bench.protocol import Cell
+from ptft.bench.results import Row
 from ptft.errors import UserError, did_you_mean
 
-RESULT = ("dev", "test", "best_step", "steps", "seconds", "seconds_per_step", "trainable", "total", "trainable_share", "flops_per_step",
-          "config_hash", "versions", "device")  # fmt: skip
+Work = Callable[[Cell, Path], dict[str, Any]]
+Attempt = Callable[[Cell], Row]
 
 
-def run(
-    values: dict[str, Any], resolve: Callable[[dict[str, Any]], Config], workdir: Path, run_one: Callable[[Config, Path], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Runs what is missing, in order, and returns the newest row of every cell.
+def pick(cells: Sequence[Cell], shard: tuple[int, int] = (1, 1), only: str = "") -> list[Cell]:
+    """The cells of shard i of n, or the one with a hash. Shards differ by at most one cell, and none has a strategy to itself."""
+    if only:
+        found = [c for c in cells if c.cell == only]
+        if not found:
+            raise UserError(
+                f"--only {only}: this benchmark has no such cell; config, data or starting weights are not what they were. "
+                f"{did_you_mean(only, [c.cell for c in cells])} (with a budget of seconds, a new folder needs the old one's probes/)"
+            )
+        return found
+    place, many = shard
+    mine = {c.cell for c in sorted(cells, key=lambda c: c.cell)[place - 1 :: many]}
+    return [c for c in cells if c.cell in mine]
 
-    A finished cell is never run again. A failed cell is recorded with its error (the traceback lies in its folder) and tried
-    again on the next start. A stop (Ctrl-C, preemption) passes through: the same call goes on where it was.
+
+def describe(values: Mapping[str, Any], cells: Sequence[Cell], command: str) -> dict[str, Any]:
+    """`bench.json`: what a report must know beside the rows. The same from every shard of one machine."""
+    bench = protocol.section(values).to_dict()
+    return {
+        "command": command, "versions": record.versions(), "device": record.device(), "config_hash": configs.digest(values),
+        **{k: bench[k] for k in ("task", "metric", "baseline", "budget", "repeat", "seeds")},
+        "order": list(dict.fromkeys(c.strategy for c in cells)), "cells": {c.cell: c.labels for c in cells}, "config": values,
+    }  # fmt: skip
+
+
+def run(cells: Sequence[Cell], workdir: Path, attempt: Attempt) -> list[Row]:
+    """Runs what is missing of these cells, in order, and returns the row of every one.
+
+    A stop (Ctrl-C, preemption) passes through: the same call goes on where it was.
+    """
+    have = {row["cell"]: row for row in results.read(workdir)}
+    rows = {c.cell: have[c.cell] for c in cells if c.cell in have}
+    todo = [c for c in cells if rows.get(c.cell, {}).get("status") != "ok"]
+    for cell in cells:
+        if cell not in todo:
+            shutil.rmtree(workdir / "cells" / cell.cell, ignore_errors=True)  # killed between the row and this
+    if len(todo) < len(cells):
+        record.say(f"{len(cells) - len(todo)} of {len(cells)} cells are there already, {len(todo)} to run")
+    with record.bar(len(cells), len(cells) - len(todo)) as advance:
+        for i, cell in enumerate(todo):
+            name = f"cell {len(cells) - len(todo) + i + 1}/{len(cells)} {protocol.describe(cell.labels)}"
+            try:
+                row = rows[cell.cell] = attempt(cell)
+            except (KeyboardInterrupt, SystemExit):
+                record.say(f"{name}: stopped; the same command goes on from here")
+                raise
+            left = about(predict(todo[i + 1 :], list(rows.values())))
+            record.say(f"{name}: {news(row)} ({row['wall_seconds']:.1f} s)" + (f", {left} left" if left else ""))
+            advance(left and f"{left} left")
+    return [{**rows[c.cell], **c.labels} for c in cells]
+
+
+def news(row: Row) -> str:
+    if row["status"] != "ok":
+        return f"{'FAILED' if row['status'] == 'failed' else 'skipped'}: {row['error']}"
+    return f"test {row['metric']} {results.score(row, 'test', row['metric']):.3f}"
+
+
+def here(cell: Cell, workdir: Path, do: Work, metric: str, command: str, budget: str = "steps", alone: bool = False) -> Row:
+    """Runs a cell in this process, writes its row, and clears its folder away once it is done.
 
     Args:
-      values: a finetune config with a `bench` section.
-      resolve: checks a finetune config and fills in its defaults.
-      run_one: trains one config in a folder and returns its result; resumes when called again (`train.run`).
-    Raises:
-      UserError: the benchmark's config is wrong, or its metric is none of those a run reports.
-      Exception: the error of the first cell, when every cell failed.
+      alone: nothing else has run in this process, so that what it held and took is the cell's.
     """
-    cells, bench = protocol.cells(values, resolve), protocol.section(values)
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "runs.jsonl"
-    _cut_torn_line(path)
-    rows = {row["cell"]: row for row in read(path)}
-    done = {c.cell for c in cells if rows.get(c.cell, {}).get("status") == "ok"}
-    made = {"command": "ptft " + shlex.join(sys.argv[1:]), "versions": record.versions(), "device": record.device()}
-    # The report shows the cells that are listed here: rows of an earlier config stay in runs.jsonl, but do not mix with these.
-    listed = {c.cell: [c.strategy, c.seed] for c in cells}
-    record.write_json(workdir / "bench.json", {**made, "config_hash": digest(values), **bench.to_dict(), "cells": listed, "config": values})
-    if done:
-        record.say(f"{len(done)} of {len(cells)} cells are there already, {len(cells) - len(done)} to run")
-
-    spent: list[float] = []
-    errors: list[Exception] = []
-    for i, cell in enumerate(cells):
-        folder = workdir / "cells" / cell.cell
-        if cell.cell in done:
-            _drop_checkpoints(folder)
-            continue
-        name = f"cell {i + 1}/{len(cells)} {cell.strategy} seed {cell.seed}"
-        start = time.monotonic()
-        try:
-            result = run_one(cell.config, folder)
-            score = _score(result, bench.metric)
-            row = _row(cell, bench, {"status": "ok", "error": ""}, result)
-            news = f"test {bench.metric} {score:.3f}"
-        except (KeyboardInterrupt, SystemExit):
-            record.say(f"{name}: stopped; the same command goes on from here")
-            raise
-        except _UnknownMetric:
-            raise
-        except Exception as e:
-            errors.append(e)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            said = " ".join(str(e).split())[:500]
-            row = _row(cell, bench, {"status": "failed", "error": said if isinstance(e, UserError) else f"{type(e).__name__}: {said}"}, {})
-            news = f"FAILED: {row['error']}"
-        _append(path, row)
-        rows[cell.cell] = row
-        if row["status"] == "ok":
-            _drop_checkpoints(folder)
-        spent.append(time.monotonic() - start)
-        left = sum(c.cell not in done for c in cells[i + 1 :])
-        record.say(f"{name}: {news} ({spent[-1]:.1f} s)" + (f", {_about(left * sum(spent) / len(spent))} left" if left else ""))
-    if errors and not any(rows[c.cell]["status"] == "ok" for c in cells):
-        raise errors[0]
-    return [{**rows[c.cell], "strategy": c.strategy} for c in cells]
+    folder = workdir / "cells" / cell.cell
+    _start_over(folder, cell.config.to_dict())
+    begun = time.perf_counter()
+    status, error, trace, result = "ok", "", None, {}
+    try:
+        result = do(cell, folder)
+        if not math.isfinite(results.score({**result, "status": "ok"}, "test", metric)):
+            raise ValueError(f"test {metric} is not a finite number: training diverged")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except Unavailable as e:
+        status, error = "skipped", str(e)
+    except Exception as e:
+        said = " ".join(str(e).split())[:500]
+        status, error = "failed", said if isinstance(e, UserError) else f"{type(e).__name__}: {said}"
+        trace, result = traceback.format_exc(), {}
+    row = _row(cell, {"status": status, "error": error, "traceback": trace, "metric": metric}, result, command, budget)
+    row |= {"wall_seconds": time.perf_counter() - begun, "isolated": alone, **(work.peaks() if alone else {})}
+    results.write(workdir, row)
+    if status == "ok":
+        shutil.rmtree(folder, ignore_errors=True)
+    return row
 
 
-class _UnknownMetric(UserError):
-    """The config's mistake, and not the cell's."""
-
-
-def _score(result: dict[str, Any], metric: str) -> float:
-    if metric not in result["test"]:
-        raise _UnknownMetric(f"bench.metric: runs report no {metric!r}; {did_you_mean(metric, result['test'])}")
-    score = result["test"][metric]
-    if score is None or not math.isfinite(score):
-        raise ValueError(f"test {metric} is not a finite number: training diverged")
-    return score
-
-
-def _row(cell: protocol.Cell, bench: Config, status: dict[str, str], result: dict[str, Any]) -> dict[str, Any]:
+def _row(cell: Cell, status: Mapping[str, Any], result: Mapping[str, Any], command: str, budget: str) -> Row:
     plain = cell.config.to_dict()
-    return {
-        "cell": cell.cell,
-        "strategy": cell.strategy,
-        "freeze": plain.get("freeze"),
-        "lr": plain.get("optim", {}).get("lr"),
+    known = {
+        "freeze": plain.get("freeze"), "train_for": plain.get("train_for"), "budget": {"kind": budget, "share": cell.share},
         "init_from": plain.get("init_from", "") if plain.get("init_weights", True) else "",
-        "seed": cell.seed,
-        "task": bench.task,
-        "metric": bench.metric,
-        **{key: result.get(key) for key in RESULT},
-        **status,
-    }
+    }  # fmt: skip
+    again = {"command": f"{command} --only {cell.cell} --workdir runs/{cell.cell}"}
+    numbers = {"dev": None, "test": None, "bytes": None, "peak_rss": None, "peak_device": None, **result}
+    return {"cell": cell.cell, **cell.labels, **status, **(known if cell.kind == "train" else {}), **numbers, **again, "config": plain}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; [] if it is not there. A last line without its newline (a killed writer) does not count.
+def _start_over(folder: Path, config: Mapping[str, Any]) -> None:
+    """A run that was stopped goes on; but with weights or data under another path, though the same, it could not."""
+    if (folder / "config.json").is_file() and configs.difference(results.read_json(folder / "config.json"), config):
+        shutil.rmtree(folder)
 
-    Raises:
-      UserError: a broken line, by file and number.
+
+def apart(cell: Cell, workdir: Path, argv: Sequence[str], metric: str, command: str, budget: str = "steps") -> Row:
+    """Runs a cell in a process of its own and returns the row that it wrote.
+
+    Args:
+      argv: the command of the benchmark, to which `--only HASH --workdir DIR` is added.
     """
-    rows = []
-    for i, line in enumerate((path.read_bytes() if path.exists() else b"").split(b"\n")[:-1]):
-        try:
-            row = json.loads(line)
-        except ValueError as e:
-            raise UserError(f"{path}:{i + 1}: not a line of JSON ({e}); remove the line or restore the file") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{i + 1}: expected a JSON object, got {line[:80].decode(errors='replace')}")
-        rows.append(row)
-    return rows
+    file, said = workdir / "cells" / f"{cell.cell}.json", workdir / "cells" / f"{cell.cell}.log"
+    file.unlink(missing_ok=True)  # the row of a failed try
+    said.parent.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+    with said.open("wb") as log, mesh.preemption() as caught:
+        # A session of its own: Ctrl-C reaches it once, from here, and not twice.
+        child = subprocess.Popen([*argv, "--only", cell.cell, "--workdir", str(workdir)], stdout=log, stderr=log, start_new_session=True)
+        told = False
+        while child.poll() is None:
+            if caught and not told:
+                child.send_signal(signal.SIGTERM)
+                told = True
+            time.sleep(0.05)
+    if caught:
+        raise SystemExit(train.PREEMPTED)
+    if file.exists():
+        row = results.read_json(file)
+    else:  # it ended without a word, as a process does that runs out of memory
+        how = f"was ended by signal {-child.returncode}" if child.returncode < 0 else f"ended with code {child.returncode}"
+        last = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        status = {"status": "failed", "error": " ".join([f"its process {how}:", *last]).rstrip(":"), "traceback": None, "metric": metric}
+        row = {**_row(cell, status, {}, command, budget), "isolated": True}
+        results.write(workdir, row)
+    said.unlink()
+    return {**row, "wall_seconds": time.perf_counter() - begun}
 
 
-def _cut_torn_line(path: Path) -> None:
-    """A killed process may leave half a line, to which the next line must not be glued."""
-    if path.exists():
-        data = path.read_bytes()
-        os.truncate(path, data.rfind(b"\n") + 1)
+def predict(todo: Sequence[Cell], rows: Sequence[Row]) -> float | None:
+    """Seconds that cells will take: as the median of what is finished of their like, else of anything; None where nothing is."""
+
+    def kin(labels: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        near = tuple(labels[k] for k in ("kind", "task", "model", "size", "strategy"))
+        return [near, near[:-1], near[:1]]
+
+    times: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        if row["status"] == "ok" and row.get("wall_seconds") is not None:
+            for key in kin(row):
+                times.setdefault(key, []).append(row["wall_seconds"])
+    everything = [t for key, found in times.items() if len(key) == 1 for t in found]
+    if not everything:
+        return None
+    medians = {key: statistics.median(found) for key, found in times.items()}
+    fallback = statistics.median(everything)
+    return sum(next((medians[key] for key in kin(cell.labels) if key in medians), fallback) for cell in todo)
 
 
-def _append(path: Path, row: dict[str, Any]) -> None:
-    line = json.dumps(record.plain(row), ensure_ascii=False, allow_nan=False)
-    with path.open("a", encoding="utf-8") as f:
-        f.write(line + "\n")
-        f.flush()
-        os.fsync(f.fileno())
+def schedule(cells: Sequence[Cell], rows: Sequence[Row]) -> str:
+    """What would run, without running it."""
+    done = {row["cell"] for row in rows if row["status"] == "ok"}
+    lines = []
+    for task, model, size in dict.fromkeys((c.task, c.model, c.size) for c in cells if c.kind == "train"):
+        mine = [c for c in cells if (c.task, c.model, c.size, c.kind) == (task, model, size, "train")]
+        lines.append(", ".join(filter(None, [task, model, f"{size} examples" if size else "all examples"])))
+        for name in dict.fromkeys(c.strategy for c in mine):
+            own = [c for c in mine if c.strategy == name]
+            rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(c.lr for c in own if c.lr is not None))
+            lines.append(f"  {name}: {len(own)} cells, lr {rates}, {own[0].config.to_dict().get('train_for')}")
+    references = [c for c in cells if c.kind != "train"]
+    lines += [f"references: {len(references)} cells"] * bool(references)
+    todo = [c for c in cells if c.cell not in done]
+    seconds = predict(todo, rows)
+    left = f", {about(seconds)}" if about(seconds) else ", for how long shows once a cell has run" if todo else ""
+    return "\n".join([*lines, f"{len(cells)} cells, {len(cells) - len(todo)} finished, {len(todo)} to run{left}"])
 
 
-def _drop_checkpoints(folder: Path) -> None:
-    """A finished cell keeps its result and its curves, not its weights."""
-    for name in ("checkpoints", "best", "manifests"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _about(seconds: float) -> str:
+def about(seconds: float | None) -> str:
+    if not seconds:
+        return ""
     if seconds < 60:
         return f"about {max(1, round(seconds))} s"
     return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def command_line(page: str, overrides: Sequence[str]) -> list[str]:
+    """The arguments that name a benchmark: its page and what is changed of it."""
+    return ["bench", "--config", page, *(f"--config.{o}" for o in overrides)]
+
+
+def quoted(arguments: Sequence[str]) -> str:
+    return "ptft " + shlex.join(arguments)

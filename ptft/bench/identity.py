@@ -1,0 +1,98 @@
+"""What decides a cell's result, as 12 hex digits: the name of its file.
+
+That is its resolved config, but for what a run only prints and keeps, and with the content of weights, tokenizer and data in
+the place of their paths: a benchmark that is moved, or goes on elsewhere, finds its cells. Versions and devices are
+recorded with each result and are no part of the name: an upgrade does not throw a benchmark away, and the report says
+where rows come from more than one environment.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ptft import build, data, hub
+from ptft import config as configs
+from ptft.config import Config
+from ptft.errors import UserError
+
+# Keys that decide what a run prints and keeps, not what it computes.
+SILENT = ("log_every", "save_every", "keep", "tensorboard", "checkpoint", "strict_cost")
+PLACES = ("train", "dev", "test")
+
+
+def of(config: Config, content: Mapping[str, str], kind: str, repeat: bool = False, metric: str = "") -> str:
+    """12 hex digits.
+
+    Args:
+      config: resolved; `content`: what counts instead of some of its keys, by dotted name.
+      kind: "train", or a reference, which looks at the data alone: without a subset not even at the seed.
+      repeat: the second copy of a strategy in the A/A check, which is run and not looked up.
+      metric: by which a reference chooses what it has to choose.
+    """
+    plain = config.replace(**content).to_dict()
+    if kind == "train":
+        plain = {k: v for k, v in plain.items() if k not in SILENT}
+    else:
+        section = plain["data"]
+        seed = plain["seed"] if section["train_size"] else 0
+        plain = {"data": {k: section[k] for k in (*PLACES, "train_size", "dev_size")}, "seed": seed, "metric": metric, "kind": kind}
+    return hashlib.sha256(configs.to_json({**plain, "repeat": 2} if repeat else plain).encode()).hexdigest()[:12]
+
+
+def content(config: Config) -> dict[str, str]:
+    """What a config's files hold: {"init_from": digest, "data.tokenizer": …, "data.train": …, …}, for those that it names."""
+    section = config.data.to_dict()
+    found = {f"data.{split}": print_ for split, print_ in _sources(json.dumps(_layout(section))).items()}
+    if config.init_from:
+        found["init_from"] = _weights(config.init_from)
+    if section["tokenizer"]:
+        found["data.tokenizer"] = _tokenizer(config.init_from, section["tokenizer"])
+    return found
+
+
+def _layout(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: section[k] for k in (*data.SPEC, *PLACES)}
+
+
+@functools.lru_cache(maxsize=256)
+def _sources(layout: str) -> dict[str, str]:
+    """Fingerprints of the splits; a digest costs reading the files, once a process."""
+    options, found = Config(json.loads(layout)), dict[str, str]()
+    labels: tuple[str, ...] = ()
+    for split in PLACES:
+        if where := options[split]:
+            source = data.load(where, options, labels)
+            labels = labels or source.labels
+            found[split] = source.fingerprint
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _weights(where: str) -> str:
+    """Digest of the weights, sizes and tokenizer in a run's folder or in one of Hugging Face's format."""
+    if hub.is_folder(where):
+        folder = hub.locate(where)
+        files = sorted({file for pattern in hub.WANTED for file in folder.glob(pattern)})
+    else:
+        folder = Path(where)
+        manifests = sorted((folder / "manifests").glob("best-*.json")) or sorted(
+            (folder / "manifests").glob("checkpoints-*.json"), key=lambda p: int(p.stem.split("-")[-1])
+        )
+        if not manifests:
+            raise UserError(f"{where} has no checkpoint yet; expected a run that is finished")
+        files = manifests[-1:]  # it has the digest of every file of the checkpoint, and that knows its tokenizer and its base
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as f:
+            digest.update(f"{file.relative_to(folder) if len(files) > 1 else ''} {hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=256)
+def _tokenizer(start: str, where: str) -> str:
+    tokenizer = build.load_tokenizer(Config({"init_from": start, "data": {"tokenizer": where}}))
+    assert tokenizer is not None
+    return tokenizer.fingerprint

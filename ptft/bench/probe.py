@@ -1,0 +1,80 @@
+"""What a step of a config costs, measured once a benchmark, in a process of its own: nothing else has warmed it or fills its memory.
+
+    WORKDIR/probes/HASH.json     FLOPs, seconds a step, bytes; the hash is of all that a step depends on
+
+The file is what a benchmark with a budget of FLOPs or seconds goes by: measured again, seconds would differ a little, the steps
+that they buy with them, and so the names of the cells.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ptft import build, plans, record
+from ptft import config as configs
+from ptft.bench import identity, results, work
+from ptft.config import Config
+from ptft.errors import UserError
+
+STEPS = 10
+KEY = {"flops": "flops", "seconds": "seconds_per_step"}
+
+
+def spend(budget: str, workdir: Path) -> Callable[[Config], tuple[int, float]]:
+    """For `protocol.cells`: the steps that a config trains for, and what a step costs in the budget's unit."""
+
+    @functools.cache
+    def by_text(text: str) -> tuple[int, float]:
+        config = Config(json.loads(text))
+        cost = measure(config, workdir)[KEY[budget]]
+        if not cost:
+            raise UserError(f"bench.budget: the {budget} of freeze={config.freeze!r} are not known on this model; expected budget='steps'")
+        return build.build(config).durations.total, cost
+
+    return lambda config: by_text(configs.to_json(config))
+
+
+def measure(config: Config, workdir: Path) -> dict[str, Any]:
+    """The cost of a step (`plans.row`), from `workdir/probes` or measured now."""
+    file = workdir / "probes" / f"{name(config)}.json"
+    if not file.exists():
+        done = subprocess.run([sys.executable, "-m", "ptft.bench.probe"], input=configs.to_json(config), capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"the cost of freeze={config.freeze!r} could not be measured: {(done.stderr.strip() or '?').splitlines()[-1]}")
+        _first(file, json.loads(done.stdout.splitlines()[-1]))
+    return results.read_json(file)
+
+
+def name(config: Config) -> str:
+    """Learning rate, seed, number of examples and first weights decide nothing of what a step costs."""
+    same = config.replace(seed=0, init_weights=True, **{"optim.lr": 1.0, "data.train_size": 0})
+    return identity.of(same, identity.content(same), "train")
+
+
+def _first(file: Path, row: Mapping[str, Any]) -> None:
+    """Of several shards that measure the same, all go by whose file is there first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    own = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    own.write_text(json.dumps(record.plain(row)), encoding="utf-8")
+    try:
+        os.link(own, file)
+    except FileExistsError:
+        pass
+    finally:
+        own.unlink()
+
+
+def main() -> None:
+    """The child: a resolved config on standard input, the row on standard output."""
+    config = Config(json.loads(sys.stdin.read()))
+    row = plans.row(build.build(config), config.freeze, STEPS)
+    print(json.dumps({**record.plain(row), **work.peaks(), "versions": record.versions(), "device": record.device()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What the folders of a benchmark hold, one JSON file a cell: reading, merging, and which learning rate counts."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptft import record
+from ptft.bench import stats
+from ptft.bench.protocol import describe
+from ptft.errors import UserError
+
+Row = dict[str, Any]  # what a cell's file holds: `runner.attempt`
+
+
+def higher_is_better(metric: str) -> bool:
+    return not metric.endswith(("loss", "perplexity"))
+
+
+def is_bench(folder: Path) -> bool:
+    return (folder / "bench.json").is_file() or any((folder / "cells").glob("*.json"))
+
+
+def write(folder: Path, row: Row) -> None:
+    """At once or not at all."""
+    record.write_json(folder / "cells" / f"{row['cell']}.json", row)
+
+
+def read(folder: Path) -> list[Row]:
+    """Every cell's row, by name.
+
+    Raises:
+      UserError: a file that is no cell's, by its name.
+    """
+    rows = []
+    for file in sorted((folder / "cells").glob("*.json")):
+        row = read_json(file)
+        if missing := [k for k in ("cell", "strategy", "seed", "status") if k not in row]:
+            raise UserError(f"{file}: expected the row of a cell, got one without {', '.join(missing)}; remove the file")
+        rows.append({"task": "task", "model": "", "size": 0, "lr": None, "kind": "train", "repeat": False, "error": "", **row})
+    return rows
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{file}: not JSON ({e}); remove the file: a benchmark's cell then runs again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: expected a JSON object, got {type(value).__name__}; remove the file")
+    return value
+
+
+class Merged(NamedTuple):
+    """One or several folders as one benchmark."""
+
+    rows: list[Row]  # of the cells that the folders' configs list
+    bench: dict[str, Any]  # the first folder's bench.json
+    order: list[str]  # strategies
+    notes: list[str]  # what is missing, left out or contradictory
+
+
+def merge(folders: Sequence[Path]) -> Merged:
+    """The cells of several folders: of the same cell in two, a finished one counts, and of two finished ones the first.
+
+    Rows are called what the folder's `bench.json` now calls them. Rows that no config lists any more are left out, and counted.
+    """
+    rows: dict[str, Row] = {}
+    source: dict[str, Path] = {}
+    listed: dict[str, Mapping[str, Any]] = {}
+    benches, conflicts, older = [], list[str](), 0
+    for folder in folders:
+        benches.append(read_json(folder / "bench.json") if (folder / "bench.json").is_file() else {})
+        own = benches[-1].get("cells", {})
+        listed = {**own, **listed}
+        for row in read(folder):
+            cell = row["cell"]
+            if own and cell not in listed:
+                older += 1
+                continue
+            if cell in rows and rows[cell]["status"] == row["status"] == "ok" and (why := _conflict(rows[cell], row)):
+                conflicts.append(f"{describe({**row, **listed.get(cell, {})})}: {why} in {source[cell]} and {folder}")
+            if cell not in rows or (row["status"] == "ok" and rows[cell]["status"] != "ok"):
+                rows[cell], source[cell] = row, folder
+    first = benches[0] if benches else {}
+    now = {key: first[key] for key in ("metric",) if key in first}  # a row says what it was when it ran
+    found = [{"metric": "accuracy", **row, **now, **listed.get(cell, {})} for cell, row in rows.items()]
+    place = {cell: i for i, cell in enumerate(listed)}
+    found.sort(key=lambda row: place.get(row["cell"], len(place)))
+    order = list(dict.fromkeys([name for b in benches for name in b.get("order", [])] + [row["strategy"] for row in found]))
+    notes = []
+    if missing := len(listed.keys() - rows.keys()):
+        notes.append(f"{missing} of {len(listed)} cells have not run yet.")
+    if older:
+        notes.append(f"{older} runs of an earlier config of this benchmark are left out.")
+    if conflicts:
+        many = "One cell has two results" if len(conflicts) == 1 else f"{len(conflicts)} cells have two results"
+        notes.append(f"{many}, of which the first is shown: {'; '.join(conflicts[:5])}{' …' if len(conflicts) > 5 else ''}.")
+    return Merged(found, first, order, notes)
+
+
+def _conflict(a: Row, b: Row) -> str:
+    """How two results of one cell differ; "" if they do not."""
+    for split in ("test", "dev"):
+        x, y = a.get(split) or {}, b.get(split) or {}
+        for key in x.keys() & y.keys():
+            if x[key] != y[key]:
+                return f"{split} {key} is {x[key]} and {y[key]}"
+    return ""
+
+
+class Quoted(NamedTuple):
+    """What counts of one strategy, on one task, model and size."""
+
+    lr: float | None  # None for the references
+    rows: list[Row]  # of that learning rate, one a seed, failed ones included
+    tried: dict[float, dict[int, float]]  # learning rate -> seed -> dev score, NaN for a failed run; of one alone, nothing is asked
+
+
+def quoted(rows: Sequence[Row], metric: str) -> dict[str, Quoted]:
+    """Strategy -> the learning rate that has the best mean dev score over seeds, and its rows; their test scores are what is quoted.
+
+    Args:
+      rows: of one task, model and size. Every number that a report quotes comes through here.
+    """
+    return {name: _quoted([r for r in rows if r["strategy"] == name], metric) for name in dict.fromkeys(r["strategy"] for r in rows)}
+
+
+def _quoted(mine: list[Row], metric: str) -> Quoted:
+    lrs = list(dict.fromkeys(r["lr"] for r in mine))
+    tried = {lr: {r["seed"]: score(r, "dev", metric) for r in mine if r["lr"] == lr} for lr in lrs if lr is not None}
+    known = any(math.isfinite(x) for seeds in tried.values() for x in seeds.values())
+    if len(lrs) > 1 and not known and any(r["status"] == "ok" for r in mine):
+        rates = ", ".join(f"{lr:g}" for lr in lrs)
+        raise UserError(f"{mine[0]['strategy']}: the learning rates {rates}, and no dev {metric} to choose by; report them apart")
+    lr = lrs[0] if len(lrs) == 1 or not known else stats.choose(tried, higher_is_better(metric))
+    return Quoted(lr, [r for r in mine if r["lr"] == lr], tried)
+
+
+def score(row: Row, split: str, metric: str) -> float:
+    """A row's number; NaN for a run that has none."""
+    value = (row.get(split) or {}).get(metric) if row["status"] == "ok" else None
+    return math.nan if value is None else float(value)

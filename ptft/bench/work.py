@@ -1,0 +1,61 @@
+"""One cell's work: training and what is known of it afterwards, or a reference."""
+
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ptft import build, plans, train
+from ptft.bench import baselines
+from ptft.bench.protocol import Cell
+from ptft.config import Config
+from ptft.errors import UserError, did_you_mean
+
+
+def do(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
+    """Trains a cell in a folder, where a stopped run goes on, and returns its result: that of `train.run`, bytes and drift.
+
+    Raises:
+      baselines.Unavailable: a reference that cannot be had here.
+    """
+    if cell.kind != "train":
+        return baselines.run(cell.kind, cell.config, metric)
+    result = train.run(cell.config.replace(tensorboard=False), folder, quiet=True)
+    ledger = build.read_run(folder, "freeze_ledger.json")
+    return {**result, "bytes": sizes(cell.config), "drift": {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}}
+
+
+def sizes(config: Config) -> dict[str, int | None]:
+    """Bytes on a device and on disk, from shapes and the compiled step; where what moves changes with time, the largest."""
+    row = plans.row(build.build(config), config.freeze, 0)
+    return {key.removesuffix("_bytes"): row[key] for key in row if key.endswith("_bytes") and key != "device_bytes"}
+
+
+def peaks() -> dict[str, int | None]:
+    """The most memory that this process has held, in bytes: of the machine, and of its device where that keeps count."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {"peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak_device": on_device}
+
+
+def check(cells: Sequence[Cell], metric: str) -> None:
+    """Builds a run of every kind that is to come, so that what cannot run is said before the first one does.
+
+    Raises:
+      UserError: all problems at once.
+    """
+    problems: dict[str, None] = {}
+    kinds = {(c.task, c.model, c.strategy, c.size): c for c in cells if c.kind == "train"}
+    for cell in kinds.values():
+        try:
+            known = build.metrics(build.build(cell.config).net)
+        except UserError as e:
+            problems[f"{cell.strategy}: {e}"] = None
+            continue
+        if metric not in known:
+            problems[f"bench.metric: runs report no {metric!r}; {did_you_mean(metric, known)}"] = None
+    if problems:
+        raise UserError("the benchmark has cells that cannot run:\n  " + "\n  ".join(problems))
