@@ -10,19 +10,23 @@ Each is named after the module that it attaches to, `adapter/block_3/attention/q
   houlsby=W        a bottleneck of width W after attention and after feed-forward (Houlsby et al. 2019, arXiv 1902.00751)
   pfeiffer=W       one after feed-forward (Pfeiffer et al. 2020, arXiv 2005.00247)
   ia3              factors on keys, values and the inside of feed-forward (Liu et al. 2022, arXiv 2205.05638)
-  prompt=N         N vectors after [CLS], as if they were tokens (Lester et al. 2021, arXiv 2104.08691)
+  prompt=N         N vectors after [CLS] and behind the embeddings, as if they were tokens: every token sees them, a mean over tokens
+                   counts them (Lester et al. 2021, arXiv 2104.08691)
   prefix=N         N keys and values in every block (Li & Liang 2021, arXiv 2101.00190, without their reparametrisation)
   fish=SHARE,N     inside every tensor of the backbone, the SHARE of elements whose squared gradient over N training examples
                    (256 if not said) is largest (FISH mask: Sung et al. 2021, arXiv 2111.09839, who rank over all tensors at
-                   once; here each has its share, so that shapes are known before any data are)
+                   once; here each has its share, so that shapes are known before any data are). They move as FISH's alone,
+                   whatever else trains the tensor.
 
-All but FISH start as the function that the backbone was. LoRA, (IA)3 and FISH can be merged into it.
+LoRA, bottlenecks, (IA)3 and FISH start as the function that the backbone was; prompts and prefixes are seen from the first step.
+LoRA, (IA)3 and FISH can be merged into the backbone. Where several attach to one module they do so in the order above,
+innermost first, in whatever order they are named.
 """
 
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -61,32 +65,40 @@ def parse(strategy: str, groups: Mapping[str, str], shapes: Mapping[str, Any]) -
         kind, _, argument = text.partition("=")
         if kind not in freeze.ADDED:
             continue
-        if op != "+" or (i + 1 < len(sets) and sets[i + 1][0] != "+"):
-            raise UserError(f"freeze={strategy!r}: {text!r} is added to other sets with +; & and ! are for what the model has")
-        size, *options = argument.split(",")
+        following = [o for o, _ in sets[i + 1 :]]
+        if op != "+" or following[:1] == ["!"] or "&" in following:
+            raise UserError(
+                f"freeze={strategy!r}: {text!r} is added to other sets with +; & and ! are for what the model has, and come before it"
+            )
+        # A comma before a digit is one of a list: blocks=0,2-3.
+        size, *options = argument.split(",") if kind == "fish" else re.split(r",(?!\d)", argument)
         found.append(_one(strategy, kind, size, options, groups, shapes))
-    return _distinct(found, strategy)
+    taken: set[tuple[str, str]] = set()
+    for one in (found := _ordered(found)):
+        if twice := taken.intersection((one.kind, site) for site, _ in one.sites):
+            raise UserError(f"freeze={strategy!r} adds {one.kind} to {min(twice)[1]} twice, in different ways")
+        taken.update((one.kind, site) for site, _ in one.sites)
+    return tuple(found)
 
 
-def _distinct(found: Sequence[Adapter], strategy: Any) -> tuple[Adapter, ...]:
-    taken: dict[tuple[str, str], Adapter] = {}
-    for one in dict.fromkeys(found):
-        for site, _ in one.sites:
-            if (one.kind, site) in taken:
-                raise UserError(f"freeze={strategy!r} adds {one.kind} to {site} twice, in different ways")
-            taken[one.kind, site] = one
-    return tuple(dict.fromkeys(found))
+def _ordered(found: Iterable[Adapter]) -> list[Adapter]:
+    """Each once, in the order in which they attach: what changes a matrix before what changes its output, prefixes last."""
+    return sorted(dict.fromkeys(found), key=lambda one: list(freeze.ADDED).index(one.kind))
 
 
-def union(found: Sequence[Adapter], strategy: Any) -> tuple[Adapter, ...]:
-    """The added parameters of all phases. Raises UserError if two phases add different ones to the same place."""
-    return _distinct(found, strategy)
+def union(phases: Sequence[Sequence[Adapter]], strategy: Any) -> tuple[Adapter, ...]:
+    """The added parameters of all phases. Raises UserError if two phases add one kind in different ways."""
+    for kind in freeze.ADDED:
+        ways = {frozenset(one for one in phase if one.kind == kind) for phase in phases} - {frozenset()}
+        if len(ways) > 1:
+            raise UserError(f"freeze={strategy!r}: its phases add {kind} in different ways; name the same {kind} in each that trains it")
+    return tuple(_ordered(one for phase in phases for one in phase))
 
 
 def _one(strategy: str, kind: str, size: str, options: list[str], groups: Mapping[str, str], shapes: Mapping[str, Any]) -> Adapter:
-    def whole(text: str) -> int:
+    def whole(text: str, such: str = f"{kind}=8") -> int:
         if not re.fullmatch(r"[1-9]\d*", text):
-            raise UserError(f"freeze={strategy!r}: {kind}={text!r}: expected a whole number, such as {kind}=8")
+            raise UserError(f"freeze={strategy!r}: {kind}: expected a whole number above 0, such as {such}, not {text!r}")
         return int(text)
 
     def kernels(pattern: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -111,7 +123,7 @@ def _one(strategy: str, kind: str, size: str, options: list[str], groups: Mappin
                 f"freeze={strategy!r}: expected fish=SHARE or fish=SHARE,EXAMPLES with a share above 0 and below 1, such as fish=0.005"
             )
         sites = [(n.removeprefix("backbone/"), tuple(s.shape)) for n, s in shapes.items() if n.startswith("backbone/")]
-        return Adapter(kind, 0, tuple(sites), share, examples=whole(options[0]) if options else 256)
+        return Adapter(kind, 0, tuple(sites), share, examples=whole(options[0], f"fish={size},256") if options else 256)
     if kind == "lora":
         return _lora(strategy, whole(size or "8"), options, kernels(need("attention", "ffn")), groups)
     if options or (kind == "ia3" and size):
@@ -130,16 +142,15 @@ def _one(strategy: str, kind: str, size: str, options: list[str], groups: Mappin
 
 def _lora(strategy: str, rank: int, options: list[str], kernels: list[tuple[str, tuple[int, ...]]], groups: Mapping[str, str]) -> Adapter:
     alpha, blocks, targets = float(rank), None, []
-    for i, option in enumerate(options):
+    for option in options:
         name, _, value = option.partition("=")
-        if name == "alpha" and re.fullmatch(freeze.FACTOR, value):
+        if name == "alpha" and re.fullmatch(freeze.FACTOR, value) and float(value) > 0:
             alpha = float(value)
         elif name == "blocks":
-            more = [o for o in options[i + 1 :] if re.fullmatch(r"\d+(-\d+)?", o)]  # blocks=0,2-3 was cut at its commas
-            blocks = freeze.numbers(",".join([value, *more]))
+            blocks = freeze.numbers(value)
             if not blocks or not any(re.match(rf"block_{max(blocks)}/", n) for n, _ in kernels):
                 raise UserError(f"freeze={strategy!r}: {option!r} names no blocks of this model; expected such as blocks=0,2-3")
-        elif not re.fullmatch(r"rs|dora|\d+(-\d+)?", option):
+        elif option not in ("rs", "dora"):
             targets.append(option)
     sites: list[tuple[str, tuple[int, ...]]] = []
     for target in targets or ("query", "value"):
@@ -208,7 +219,7 @@ def _sum(one: Adapter, params: Flat, at: str, kernel: jax.Array) -> jax.Array:
 
 
 def _length(kernel: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.square(kernel).sum(0))
+    return jnp.sqrt(jnp.maximum(jnp.square(kernel).sum(0), 1e-24))  # of a column of zeros, too, something to divide by
 
 
 def insert(specs: Sequence[Adapter], params: Flat) -> Flat:

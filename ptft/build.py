@@ -210,7 +210,7 @@ def with_added(config: Config, net: Net) -> Net:
     plain, groups = net._replace(added=()), models.groups(config.model.name)
     shapes = plain.shapes()
     named = [s for _, s in freeze.strategies(config.freeze, freeze.depth_of(groups, shapes), 1, lambda _: 1, 0) if isinstance(s, str)]
-    return plain._replace(added=adapters.union([a for s in named for a in adapters.parse(s, groups, shapes)], config.freeze))
+    return plain._replace(added=adapters.union([adapters.parse(s, groups, shapes) for s in named], config.freeze))
 
 
 def phases(config: Config, net: Net, examples: int, total: int) -> tuple[freeze.Phase, ...]:
@@ -220,8 +220,11 @@ def phases(config: Config, net: Net, examples: int, total: int) -> tuple[freeze.
         return configs.steps(f"freeze={config.freeze!r}", text, batch=config.batch, examples=examples, total=total)
 
     found = freeze.phases(config.freeze, models.groups(config.model.name), net.shapes(), total, steps, config.seed)
-    if any(p.start is None for p in found) and not (config.data.dev and config.best != "last"):
-        raise UserError(f"freeze={config.freeze!r}: a plateau is seen on dev; it needs data.dev and a metric that chooses the best")
+    if any(p.start is None for p in found) and not (config.data.dev and config.best != "last" and steps(config.eval_every)):
+        raise UserError(
+            f"freeze={config.freeze!r}: a plateau is seen on dev; it needs data.dev, an eval_every above 0 "
+            "and a metric that chooses the best (config.best is not 'last')"
+        )
     return found
 
 
@@ -282,7 +285,7 @@ def build(config: Config) -> Run:
 
 def outline(config: Config) -> Run:
     """A run without its data, for what hangs on shapes alone. Where the config leaves tokenizer or labels to the data, of the
-    usual size: `data.vocab_size` entries, two classes."""
+    usual size: `data.vocab_size` entries, two classes, epochs of `data.train_size` examples or else of 1000 steps."""
     grid = mesh.make(config.devices)
     mesh.check_batch(config.batch, config.accumulate, grid)
     labels = tuple(map(str, config.data.labels or config.data.names or ("0", "1")))
@@ -293,16 +296,16 @@ def outline(config: Config) -> Run:
     network = net(config, tokenizer, labels)
     nothing: Any = None
     data = Data(tokenizer, labels, nothing, None, None, "", {})
-    lengths = Durations(1000, 100, 0, 0, 100)
-    run = Run(config, data, np.zeros(0, np.int64), network, (), lengths, grid)
+    used = np.zeros(config.data.train_size or 1000 * config.batch, np.int64)
+    run = Run(config, data, used, network, (), durations(config, len(used)), grid)
     return refrozen(run, config.freeze)
 
 
 def refrozen(run: Run, strategy: Any) -> Run:
-    """The same run under another freeze. Without data, an epoch is the whole run."""
+    """The same run under another freeze."""
     config = run.config.replace(freeze=strategy)
-    network, total = with_added(config, run.net), run.durations.total
-    return run._replace(config=config, net=network, phases=phases(config, network, len(run.used) or total * config.batch, total))
+    network = with_added(config, run.net)
+    return run._replace(config=config, net=network, phases=phases(config, network, len(run.used), run.durations.total))
 
 
 @functools.lru_cache(maxsize=64)
@@ -325,21 +328,23 @@ class Program(NamedTuple):
     cost: cost.Cost
 
 
-def began(run: Run, phase: int) -> dict[str, int]:
-    """For everything that moves in a phase, the phase since which it has: its optimizer state dates from there."""
-    moving = [set(p.plan.trainable) for p in run.phases[: phase + 1]]
-    since = {}
-    for name in run.phases[phase].plan.trainable:
-        since[name] = phase
-        while run.config.optim.at_phase == "carry" and since[name] and name in moving[since[name] - 1]:
-            since[name] -= 1
-    return since
+def cohorts(run: Run, phase: int) -> dict[str, int]:
+    """The cohort of everything that moves in a phase, numbered from 0: what moves in the same phases shares one, and its optimizer
+    state begins and ends together. It hangs on the set that moves alone, not on what moved before, so that a set that comes back,
+    as LISA's do, is not compiled again."""
+    names = run.phases[phase].plan.trainable
+    if run.config.optim.at_phase == "reset":
+        return dict.fromkeys(names, 0)
+    moving = [set(p.plan.trainable) for p in run.phases]
+    together = {n: tuple(n in m for m in moving) for n in names}
+    number = {when: i for i, when in enumerate(dict.fromkeys(together.values()))}
+    return {n: number[together[n]] for n in names}
 
 
 def came_from(run: Run, phase: int) -> list[int | None]:
     """For each cohort of a phase its number in the phase before; None: it begins."""
-    old = sorted(set(began(run, phase - 1).values()))
-    return [old.index(k) if k in old and k < phase else None for k in sorted(set(began(run, phase).values()))]
+    old = cohorts(run, phase - 1) if run.config.optim.at_phase == "carry" else {}
+    return list({c: old.get(n) for n, c in cohorts(run, phase).items()}.values())
 
 
 def still(run: Run, phase: int) -> frozenset[str]:
@@ -353,9 +358,8 @@ def program(run: Run, phase: int = 0) -> Program:
     """Compiles the training step of a phase, ahead of time where there is a whole-program form (`jit`)."""
     c, d = run.config, run.durations
     _ = list(c.optim.values())  # a cached program read them
-    since = began(run, phase)
-    order = sorted(set(since.values()))
-    factors = tuple((r.name, r.rate, r.decay, order.index(since[r.name])) for r in run.phases[phase].plan.rows if r.rate)
+    cohort = cohorts(run, phase)
+    factors = tuple((r.name, r.rate, r.decay, cohort[r.name]) for r in run.phases[phase].plan.rows if r.rate)
     kept = c.frozen_dtype, still(run, phase)
     return _program(run.net, json.dumps(c.optim.to_dict()), factors, *kept, d.warmup, d.total, c.batch, c.accumulate, c.parallel, run.mesh)
 
@@ -491,12 +495,13 @@ def squares(run: Run, params: Flat) -> Flat | None:
 
 def describe_freeze(run: Run) -> list[str]:
     """What moves when, rule by rule."""
-    said = []
+    said, known = [], list[freeze.Plan]()
     for phase in run.phases:
         when = (
             "" if len(run.phases) == 1 else f", from step {phase.start}" if phase.start is not None else f", at a plateau of {phase.waits}"
         )
-        said.append(f"freeze: {phase.strategy}{when}\n{freeze.describe(phase.plan)}")
+        said.append(f"freeze: {phase.strategy}{when}" + ("" if phase.plan in known else f"\n{freeze.describe(phase.plan)}"))
+        known.append(phase.plan)
     return said
 
 

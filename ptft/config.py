@@ -137,7 +137,7 @@ def parse_arg(arg: str, **defaults: Any) -> Any:
     items: list[str] = []
     for item in filter(None, (arg or "").split(",")):
         # A comma inside a value such as freeze=layers=0,2 or freeze=bitfit=query,up separates no arguments.
-        if items and "=" not in item and items[-1].count("=") == 2:
+        if items and "=" not in item and items[-1].count("=") >= 2:
             items[-1] += "," + item
         else:
             items.append(item)

@@ -74,12 +74,14 @@ class Bytes(NamedTuple):
     checkpoint: int  # what is saved of the parameters, and optimizer state, before compression
 
 
+def size(tree: Any) -> int:
+    """Bytes of all arrays (or shapes) of a tree."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def of_plan(inside: Mapping[str, Any], kept: Mapping[str, Any], opt: Any, stored: Mapping[str, Any]) -> Bytes:
     """Bytes that follow from shapes alone: of what moves, of what is frozen as the devices keep it, of the optimizer's state, and of
     the parameters that a checkpoint stores."""
-
-    def size(tree: Any) -> int:
-        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
     moving, state = size(dict(inside)), size(opt)
     return Bytes(moving + size(dict(kept)), moving, state, size(dict(stored)) + state)
@@ -87,6 +89,7 @@ def of_plan(inside: Mapping[str, Any], kept: Mapping[str, Any], opt: Any, stored
 
 # Where in a block a module computes; what lies before the lowest leaf that moves needs no gradient of its input.
 _ORDER = {"attention_norm": 0, "query": 1, "key": 1, "value": 1, "out": 2, "ffn_norm": 3, "up": 4, "gate": 4, "down": 5}
+_AFTER = {"attention_norm": 2.5, "ffn_norm": 6}  # of a model that normalizes what has been added, not what goes into a layer
 
 
 class Products(NamedTuple):
@@ -118,6 +121,7 @@ def analytic(
       moving: the names of those that move.
       predictions: masked positions a row, of a head that is tied to the word table; 0: the head reads the pooled output.
     """
+    order = _ORDER if any(n.startswith("backbone/final_norm/") for n in shapes) else _ORDER | _AFTER
     depth = max((int(m[1]) + 1 for n in shapes if (m := re.search(r"backbone/block_(\d+)/", n))), default=0)
 
     def place(name: str) -> tuple[float, float]:
@@ -127,7 +131,7 @@ def analytic(
             return 0, 0
         block = re.search(r"/block_(\d+)/", name)
         before = 0.5 * name.endswith("/down/ia3/factor")  # it multiplies what goes into the module, all others what comes out
-        return (int(block[1]) + 1, max(_ORDER.get(part, 0) for part in name.split("/")) - before) if block else (depth + 1, 0)
+        return (int(block[1]) + 1, max(order.get(part, 0) for part in name.split("/")) - before) if block else (depth + 1, 0)
 
     lowest = min(map(place, moving))
     chosen = set(moving) | {

@@ -16,8 +16,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from ptft.bench import stats
 
-INK, QUIET, ACCENT = "#1f2328", "#848b93", "#22618f"  # in the page, CSS variables take their place: light, dark and print
-_VARIABLES = {INK: "var(--ink)", QUIET: "var(--quiet)", ACCENT: "var(--accent)"}
+INK, QUIET, ACCENT, BAD = "#1f2328", "#848b93", "#22618f", "#a33a2a"  # in the page, CSS variables take their place: light, dark and print
+SIZE = (4.8, 3.7)  # of a panel in the page, inches, where it has none of its own
+_VARIABLES = {INK: "var(--ink)", QUIET: "var(--quiet)", ACCENT: "var(--accent)", BAD: "var(--bad)"}
 
 
 @dataclass
@@ -185,9 +186,10 @@ def _style(ax: Axes) -> None:
 def png(panels: list[list[Any]]) -> bytes:
     """All panels on one picture, a task a row."""
     rows = [row[i : i + 2] for row in panels for i in range(0, len(row), 2)]
-    figure = Figure(figsize=(10.5, 4.2 * max(1, len(rows))), dpi=150, layout="constrained")
+    heights = [max(getattr(panel, "size", SIZE)[1] * 4.2 / SIZE[1] for panel in row) for row in rows] or [4.2]
+    figure = Figure(figsize=(10.5, sum(heights)), dpi=150, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr,call-arg]
-    grid = figure.subplots(max(1, len(rows)), 2, squeeze=False)
+    grid = figure.subplots(max(1, len(rows)), 2, squeeze=False, height_ratios=heights)
     for y, row in enumerate(grid):
         for x, ax in enumerate(row):
             if y < len(rows) and x < len(rows[y]):
@@ -206,7 +208,7 @@ def png(panels: list[list[Any]]) -> bytes:
 def svg(panel: Any) -> Markup:
     """One panel as inline SVG: text stays text, colours are the page's."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ptft"}):
-        figure = Figure(figsize=(4.8, 3.7), layout="constrained")
+        figure = Figure(figsize=getattr(panel, "size", SIZE), layout="constrained")
         figure.patch.set_alpha(0)
         ax = figure.subplots()
         ax.patch.set_alpha(0)
@@ -222,4 +224,6 @@ def svg(panel: Any) -> Markup:
     for color, variable in _VARIABLES.items():
         text = text.replace(color, variable)
     text = text.replace("fill: #ffffff", "fill: var(--paper)")
+    for gid, title in getattr(panel, "titles", {}).items():
+        text = text.replace(f'<g id="{gid}">', f"<g><title>{escape(title)}</title>")
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(panel.metric)}"', 1))  # our own drawing

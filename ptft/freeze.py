@@ -70,7 +70,7 @@ ADDED = {
 }  # fmt: skip
 # strategy -> the group it trains
 GROUP = {"embeddings": "stem", "bitfit": "bias", "layernorm": "norm", "attention": "attention", "ffn": "ffn", "pooler": "pooler"}
-FACTOR = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)"
+FACTOR = r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Plan:
 
 def terms(strategy: str) -> tuple[list[tuple[str, str]], list[str]]:
     """ "top-2+bitfit@ulmfit" -> ([("+", "top-2"), ("+", "bitfit")], ["ulmfit"])."""
-    sets, *rates = strategy.replace(" ", "").split("@")
+    sets, *rates = "".join(strategy.split()).split("@")
     parts = re.split(r"([+&!])", "+" + sets)[1:]
     return list(zip(parts[::2], parts[1::2], strict=True)), rates
 
@@ -154,6 +154,11 @@ def patterns(text: str, strategy: str, groups: Mapping[str, str], params: Mappin
         return _combine("!", ["backbone/.*"], [_group(strategy, "stem", groups)])
     if text in GROUP:
         return [_group(strategy, GROUP[text], groups)]
+    if not depth and re.match(r"(top|bottom|every)-\d|layers=", text):
+        raise UserError(
+            f"freeze={strategy!r}: the model has no blocks, no parameter {groups.get('block', 'backbone/block_{}/.*').format(0)}; "
+            "layers that are stacked in one array cannot be frozen one by one"
+        )
     if found := re.fullmatch(r"(top|bottom|every)-(\d+)", text):
         k, which = int(found[2]), found[1]
         if not 1 <= k <= depth:
@@ -305,23 +310,34 @@ def strategies(freeze: Any, depth: int, total: int, steps: Steps, seed: int) -> 
       seed: of LISA's draws.
     """
     if not isinstance(freeze, str):
-        timed = bool(freeze) and all(isinstance(p, list | tuple) and len(p) == 2 and not isinstance(p[1], str) for p in freeze)
-        return [(str(start), rules) for start, rules in freeze] if timed else [("0", freeze)]
-    name, _, argument = freeze.partition("@")[0].replace(" ", "").partition("=")
-    rates = freeze[freeze.index("@") :] if "@" in freeze else ""
-    if name == "gradual":
-        every, _, waits = argument.partition(",")
-        blocks = ["head", *(f"top-{k}" for k in range(1, depth + 1)), "full"]
-        if every == "plateau":
-            starts = ["0"] + [f"plateau={waits}"] * (depth + 1)
-        else:
-            length = steps(every) if every else total / len(blocks)
-            starts = [str(round(i * length)) for i in range(len(blocks))]
-        return [(start, block + rates) for start, block in zip(starts, blocks, strict=True)]
-    if name == "lisa":
-        return [(start, chosen + rates) for start, chosen in _lisa(freeze, argument, depth, total, steps, seed)]
-    parts = [part.rpartition(":") for part in freeze.split(";")]
-    return [(start.strip() or "0", strategy.strip()) for start, _, strategy in parts]
+        if not any(isinstance(p, list | tuple) and len(p) == 2 and isinstance(p[1], list | tuple) for p in freeze):
+            return [("0", freeze)]
+        if odd := [p for p in freeze if not isinstance(p, list | tuple) or len(p) != 2]:
+            raise UserError(f"freeze phase {odd[0]!r}: expected a pair (start, rules), as the others are")
+        return [(str(start), rules) for start, rules in freeze]
+    if ";" in freeze or ":" in freeze:
+        parts = [part.rpartition(":") for part in freeze.split(";")]
+        return [(start.strip() if i or colon else "0", strategy.strip()) for i, (start, colon, strategy) in enumerate(parts)]
+    sets, at, rates = "".join(freeze.split()).partition("@")
+    name, _, argument = sets.partition("=")
+    if name not in ("gradual", "lisa"):
+        return [("0", freeze)]
+    timed = _gradual(freeze, argument, depth, total, steps) if name == "gradual" else _lisa(freeze, argument, depth, total, steps, seed)
+    return [(start, chosen + at + rates) for start, chosen in timed]
+
+
+def _gradual(strategy: str, argument: str, depth: int, total: int, steps: Steps) -> list[tuple[str, str]]:
+    every, _, waits = argument.partition(",")
+    chosen = ["head", *(f"top-{k}" for k in range(1, depth + 1)), "full"]
+    if every == "plateau":
+        return list(zip(["0"] + [f"plateau={waits}"] * (depth + 1), chosen, strict=True))
+    try:
+        length = steps(argument) if argument else total / len(chosen)
+    except UserError as e:
+        raise UserError(f"{e}; or gradual=plateau,N") from None
+    if not length:
+        raise UserError(f"freeze={strategy!r}: {argument!r} is no step at all")
+    return [(str(round(i * length)), one) for i, one in enumerate(chosen)]
 
 
 def _lisa(strategy: str, argument: str, depth: int, total: int, steps: Steps, seed: int) -> list[tuple[str, str]]:
@@ -340,19 +356,36 @@ def phases(freeze: Any, groups: Mapping[str, str], params: Mapping[str, Any], to
     """The phases of a run, every one resolved. Raises UserError as `plan`, and where a start makes no sense."""
     found: list[Phase] = []
     for start, strategy in strategies(freeze, depth_of(groups, params), total, steps, seed):
-        waits = re.fullmatch(r"plateau=(\d+)", start.replace(" ", ""))
-        if start.startswith("plateau") and not (waits and int(waits[1])):
-            raise UserError(f"freeze={freeze!r}: {start!r} is no start; expected plateau=N, N evaluations without a better best")
-        at = None if waits else steps(start)
-        if (not found and at != 0) or (at is not None and found and at <= max(p.start or 0 for p in found)):
-            raise UserError(f"freeze={freeze!r}: {start!r} is step {at}; expected the first phase at 0 and each later than the one before")
-        found.append(Phase(at, int(waits[1]) if waits else 0, strategy, plan(strategy, groups, params)))
+        at, waits = _start(freeze, start, strategy, steps)
+        if not found and at != 0:
+            raise UserError(f"freeze={freeze!r}: the first phase, {strategy!r}, begins at {start!r}; expected 0, or no start at all")
+        before = max((p.start or 0 for p in found), default=-1)
+        if at is not None and at <= before:
+            raise UserError(
+                f"freeze={freeze!r}: {strategy!r} would begin at step {at} ({start!r}), one before it at step {before}; "
+                f"expected each phase later than those before it (the run has {total} steps)"
+            )
+        found.append(Phase(at, waits, strategy, plan(strategy, groups, params)))
     if late := [p for p in found if p.start is not None and p.start >= total]:
         raise UserError(
             f"freeze={freeze!r}: the phase {late[0].strategy!r} would begin at step {late[0].start}, the run has {total}; "
             "begin it earlier or train for longer"
         )
     return tuple(found)
+
+
+def _start(freeze: Any, start: str, strategy: Any, steps: Steps) -> tuple[int | None, int]:
+    """(the step, 0), or of a plateau (None, its evaluations)."""
+    if not start:
+        raise UserError(f"freeze={freeze!r}: {strategy!r} has no start; expected START: {strategy}, such as 50%: {strategy}")
+    if found := re.fullmatch(r"plateau\s*=\s*([1-9]\d*)", start):
+        return None, int(found[1])
+    if start.startswith("plateau"):
+        raise UserError(f"freeze={freeze!r}: {start!r} is no start; expected plateau=N, N evaluations without a better best")
+    try:
+        return steps(start), 0
+    except UserError as e:
+        raise UserError(f"{e}; or plateau=N, N evaluations on dev without a better best") from None
 
 
 def union(found: Sequence[Phase]) -> Plan:

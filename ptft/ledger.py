@@ -26,10 +26,11 @@ def digest_of(params: Mapping[str, Any]) -> str:
     return hashlib.sha256("".join(f"{n} {digest(params[n])}\n" for n in sorted(params)).encode()).hexdigest()[:16]
 
 
-def optimizer_names(opt: Any) -> set[str]:
-    """Every parameter that has state in an optimizer's tree."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(opt)]
-    return {str(k.key) for path in paths for k in path if isinstance(k, jax.tree_util.DictKey)}
+def optimizer_names(opt: Any, stand_ins: bool = False) -> set[str]:
+    """Every parameter that has state in an optimizer's tree. `stand_ins`: or an empty tuple in the place of it, such as the
+    MaskedNode of optax.masked, which code that maps over leaves trips over."""
+    paths = jax.tree_util.tree_leaves_with_path(opt, is_leaf=(lambda x: isinstance(x, tuple) and not x) if stand_ins else None)
+    return {str(k.key) for path, _ in paths for k in path if isinstance(k, jax.tree_util.DictKey)}
 
 
 def make(plan: Plan, before: Flat, after: Flat, opt: Any, last: Plan | None = None) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def make(plan: Plan, before: Flat, after: Flat, opt: Any, last: Plan | None = No
     rows = [_row(r.name, r.pattern, r.rate, before[r.name], after[r.name]) for r in plan.rows]
     moving, state = set((last or plan).trainable), optimizer_names(opt)
     frozen_moved = [r["name"] for r in rows if r["verdict"] == "frozen, but moved"]
-    optimizer = {"extra": sorted(state - moving), "missing": sorted(moving - state) if state else []}
+    optimizer = {"extra": sorted(optimizer_names(opt, stand_ins=True) - moving), "missing": sorted(moving - state) if state else []}
     return {
         "rows": rows,
         "frozen_moved": frozen_moved,
@@ -76,6 +77,8 @@ def describe(ledger: Mapping[str, Any]) -> str:
     lines = [f"freeze ledger: {moved} tensors moved, {frozen} frozen and the same to the bit"]
     lines += [f"  WARNING: trainable, but did not move: {', '.join(ledger['not_moved'])}"] * bool(ledger["not_moved"])
     lines += [f"  ERROR: frozen, but moved: {', '.join(ledger['frozen_moved'])}"] * bool(ledger["frozen_moved"])
+    never = [str(p["strategy"]) for p in ledger.get("phases", ()) if p["began"] is None]
+    lines += [f"  WARNING: phases that never began: {', '.join(never)}"] * bool(never)
     for what, names in ledger["optimizer"].items():
         lines += [f"  ERROR: optimizer state that is {what}: {', '.join(names)}"] * bool(names)
     return "\n".join(lines)

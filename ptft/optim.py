@@ -18,13 +18,16 @@ SPEC = {
     "b2": Field(0.999, float, lo=0, hi=0.999999),
     "eps": Field(1e-6, float, lo=0),
     "bias_correction": Field(True, bool, doc="False: as Google's BERT"),
-    "weight_decay": Field(0.01, float, lo=0, doc="decoupled; not on biases and LayerNorms"),
+    "weight_decay": Field(0.01, float, lo=0, doc="decoupled; not on biases, LayerNorms and added factors"),
     "clip": Field(1.0, float, lo=0, doc="global norm over the trainable gradients; 0: off"),
     "momentum": Field(0.9, float, lo=0, hi=0.9999, doc="of sgd"),
     "at_phase": Field("carry", str, choices=("carry", "reset"), doc="state of what goes on moving when what moves changes"),
 }
 
-NO_DECAY = re.compile(r".*/bias|.*norm/scale")
+# Numbers of state that each keeps a parameter; Adafactor fewer where it factors.
+_STATE = {"adamw": 2, "lamb": 2, "adafactor": 1, "sgd": 1}
+# Factors that are added start at 1 or at a length: to decay them would be to shrink what they multiply.
+NO_DECAY = re.compile(r".*[/_]bias(/fish/values)?|.*norm/scale(/fish/values)?|.*/(ia3/factor|lora/magnitude)")
 
 
 def schedule(config: Config, warmup: int, total: int) -> optax.Schedule:
@@ -89,6 +92,11 @@ def carry(old: optax.OptState, new: optax.OptState, came_from: Sequence[int | No
 
     carried = tuple(fresh if i is None else take(fresh, old[1][i]) for fresh, i in zip(new[1], came_from, strict=True))
     return (old[0], carried, *old[2:])  # clip, cohorts, and the schedule, which goes on in any case
+
+
+def state_bytes(name: str, parameters: int, tensors: int) -> int:
+    """The most that the state of an optimizer of this name takes: its numbers a parameter, a few a tensor, its counts of steps."""
+    return 4 * (_STATE[name] * parameters + 4 * tensors + 16)
 
 
 def build(

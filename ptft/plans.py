@@ -3,13 +3,13 @@
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from ptft import build, cost, ledger, mesh, models, record, step, thin, tree
+from ptft import build, cost, freeze, ledger, mesh, models, optim, record, step, thin, tree
 from ptft.build import Program, Run
 from ptft.errors import UserError
 
@@ -35,7 +35,9 @@ def row(run: Run, strategy: Any, probe: int) -> dict[str, Any]:
     """What one strategy costs; bytes are of one device, FLOPs of a step over all of them. Where what moves changes with time, the
     FLOPs and seconds are a step's on average (phases that end at a plateau count alike), the bytes the largest of any phase."""
     one = build.refrozen(run, strategy)
-    parts = [_phase(one, i, probe) for i in range(len(one.phases))]
+    costs = {p.plan: i for i, p in enumerate(one.phases)}  # phases that move the same, such as LISA's, cost the same
+    known = {i: _phase(one, i, probe) for i in costs.values()}
+    parts = [{**known[costs[p.plan]], "start": p.start, "waits": p.waits} for p in one.phases]
     starts = [p.start for p in one.phases]
     if len(parts) == 1 or None in starts:
         lengths = [1.0] * len(parts)
@@ -88,27 +90,59 @@ def products(run: Run, phase: int = 0) -> cost.Products | None:
 
 
 def problem(run: Run, program: Program, opt: Any, phase: int = 0) -> str | None:
-    """Why the compiled step is not the one that the plan promises, or None: a backward pass that is alive where nothing moves,
-    or optimizer state for what does not move."""
+    """Why the compiled step is not the one that the plan promises, or None: state of the optimizer for what does not move, none
+    for what does, or more than its kind needs; a step that was compiled for another plan; a backward pass that is alive where
+    nothing moves."""
     plan = run.phases[phase].plan
-    extra = ledger.optimizer_names(opt) - set(plan.trainable)
-    if extra:
-        return f"the optimizer keeps state for {len(extra)} parameters that are frozen, {sorted(extra)[0]} among them"
-    formula, flops = products(run, phase), program.cost.flops
-    if formula is None or flops is None:
+    return _of_optimizer(run, opt, plan) or _of_names(program, plan) or _of_flops(run, program, phase)
+
+
+def _of_optimizer(run: Run, opt: Any, plan: freeze.Plan) -> str | None:
+    moving, name = set(plan.trainable), run.config.optim.name
+    if extra := ledger.optimizer_names(opt, stand_ins=True) - moving:
+        return f"the optimizer keeps state for {_some(extra)} frozen"
+    had = ledger.optimizer_names(opt)
+    if missing := moving - had if had else set():
+        return f"the optimizer has no state for {_some(missing)} to move: they would get gradients and no update"
+    kept, most = cost.size(opt), optim.state_bytes(name, plan.counts()[0], len(moving))
+    if kept > most:
+        return f"the optimizer keeps {kept:,} bytes of state, {name} needs at most {most:,} for what moves"
+    return None
+
+
+def _of_names(program: Program, plan: freeze.Plan) -> str | None:
+    """Only a step that is compiled ahead of time knows what it was compiled for."""
+    if not isinstance(program.train, jax.stages.Compiled):
         return None
-    # What is not a product comes on top: some 250 FLOPs a token and norm's channel for norms, softmax, activations and dropout,
-    # some twenty of the optimizer a parameter, two to widen one that is kept thin.
+    moving, takes = set(plan.trainable), set(program.train.args_info[0][0].params)
+    if extra := takes - moving:
+        return f"the compiled step moves {_some(extra)} frozen"
+    return f"the compiled step does not move {_some(moving - takes)} to move" if moving - takes else None
+
+
+def _some(names: Collection[str]) -> str:
+    return f"{len(names)} parameters, {min(names)} among them, that are"
+
+
+def _of_flops(run: Run, program: Program, phase: int) -> str | None:
+    formula, flops = products(run, phase), program.cost.flops
+    if formula is None or flops is None or flops <= allowance(run, formula, phase):
+        return None
+    return (
+        f"the compiled step costs {flops / 1e9:.3g} GFLOP, this freeze should cost {formula.total / 1e9:.3g}: "
+        "something keeps the backward pass of frozen parameters alive"
+    )
+
+
+def allowance(run: Run, formula: cost.Products, phase: int = 0) -> float:
+    """FLOPs that a step may cost whose products are these. What is not a product comes on top: some 250 FLOPs a token and norm's
+    channel for norms, softmax, activations and dropout, some twenty of the optimizer a parameter, two to widen one that is kept
+    thin."""
+    plan = run.phases[phase].plan
     channels = sum(s.shape[0] for n, s in run.net.shapes().items() if n.endswith("/scale"))
     tokens = run.config.batch * run.config.objective.seq_len
     thinned = 2 * plan.counts()[1] * (run.config.frozen_dtype != "float32")
-    allowed = 1.15 * formula.total + 250 * tokens * channels + 20 * plan.counts()[0] + thinned
-    if flops > allowed:
-        return (
-            f"the compiled step costs {flops / 1e9:.3g} GFLOP, this freeze should cost {formula.total / 1e9:.3g}: "
-            "something keeps the backward pass of frozen parameters alive"
-        )
-    return None
+    return 1.15 * formula.total + 250 * tokens * channels + 20 * plan.counts()[0] + thinned
 
 
 def check(run: Run, program: Program, phase: int = 0) -> None:

@@ -1,6 +1,7 @@
 """A benchmark's cells or a run's JSON lines -> report.md, report.png and one self-contained report.html.
 
-Reads `bench.json` and `cells/*.json` of one or several folders, or `metrics.jsonl` (with `result.json`); runs nothing.
+Reads `bench.json` and `cells/*.json` of one or several folders, or `metrics.jsonl` (with `result.json` and `freeze_ledger.json`); runs
+nothing.
 """
 
 import json
@@ -12,7 +13,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from ptft import figures
+from ptft import figures, ledger_page
 from ptft.bench import results, stats
 from ptft.bench.protocol import describe
 from ptft.errors import UserError
@@ -207,14 +208,18 @@ def _run_page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
         "caption": "Training curves; where there are many points, the line is their running mean.",
         "table": [{"name": k, "cells": [f"{v[k]:.4f}" if _plain(v.get(k)) else "–" for v in splits.values()]} for k in numbers],
     }  # fmt: skip
-    page = {
+    page: dict[str, Any] = {
         "kind": "run", "title": folder.resolve().name, "subtitle": "one training run", "sections": [section], "notes": [], "failed": [],
         "facts": _facts(
             _distinct([result.get("versions") or run.get("versions")]), _distinct([result.get("device") or run.get("device")]),
             result.get("config_hash") or run.get("config_hash"), run.get("command"),
         ),
     }  # fmt: skip
-    return page, [[figures.CurvePanel(key, its) for key, its in curves.items()]]
+    panels: list[list[Any]] = [[figures.CurvePanel(key, its) for key, its in curves.items()]]
+    if ledger := _json(folder / "freeze_ledger.json"):
+        page["sections"].append(ledger_page.section(ledger))
+        panels.append([ledger_page.LedgerPanel(ledger["rows"])])
+    return page, panels
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ class Progress(NamedTuple):
     seconds: float = 0.0  # in the loop, over all starts: steps, evaluations and saves, without loading and compiling
     window: Any = None  # {name: [sum, weight]} since the last line of the log, where a signal cut it short
     begun: Sequence[int] = (0,)  # the steps at which the phases so far began
+    flops: Sequence[float | None] = ()  # of a step of each of them
 
     @property
     def phase(self) -> int:
@@ -52,18 +53,20 @@ def meta(run: Run, state: State, header: dict[str, Any]) -> dict[str, Any]:
     return {**header, "progress": state.progress._asdict(), "thin": thinned}
 
 
-def place(run: Run, frozen: Flat) -> tuple[Flat, Flat]:
-    """(the original weights, what the devices keep of them)."""
+def place(run: Run, frozen: Flat, before: Flat | None = None) -> tuple[Flat, Flat]:
+    """(the original weights, what the devices keep of them); `before`: what they keep already."""
     if run.config.frozen_dtype == "float32":
         return frozen, frozen
-    kept = jax.jit(lambda p: thin.thin(p, run.config.frozen_dtype), out_shardings=mesh.replicated(run.mesh))(frozen)
-    return jax.device_get(frozen), kept
+    there = {n: x for n, x in (before or {}).items() if n in frozen}
+    shrink = jax.jit(lambda p: thin.thin(p, run.config.frozen_dtype), out_shardings=mesh.replicated(run.mesh))
+    return jax.device_get(frozen), {**there, **shrink({n: x for n, x in frozen.items() if n not in there})}
 
 
 def start(run: Run, params: Flat) -> State:
     """Step 0."""
     inside, frozen = tree.split(params, run.phases[0].plan.trainable)
-    return State(build.program(run).init(inside), *place(run, frozen), Progress())
+    program = build.program(run)
+    return State(program.init(inside), *place(run, frozen), Progress(flops=(program.cost.flops,)))
 
 
 def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> State:
@@ -90,11 +93,10 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> State:
 
 
 def due(run: Run, state: State, done: int) -> bool:
-    """Whether the next phase begins now, after `done` steps."""
-    if state.progress.phase + 1 == len(run.phases):
-        return False
-    following = run.phases[state.progress.phase + 1]
-    return following.start <= done if following.start is not None else state.progress.waited >= following.waits
+    """Whether the next phase begins now, after `done` steps: its time has come, or its plateau, or the time of one after it."""
+    later = run.phases[state.progress.phase + 1 :]
+    plateau = bool(later) and later[0].start is None and state.progress.waited >= later[0].waits
+    return plateau or any(p.start is not None and p.start <= done for p in later)
 
 
 def enter(run: Run, state: State, program: Program, done: int) -> State:
@@ -106,4 +108,6 @@ def enter(run: Run, state: State, program: Program, done: int) -> State:
     fresh = program.init(inside)
     opt = optim.carry(state.moving.opt, fresh.opt, build.came_from(run, phase))
     moving = jax.device_put(step.Moving(state.moving.step, fresh.params, opt), mesh.replicated(run.mesh))
-    return State(moving, *place(run, frozen), state.progress._replace(begun=[*state.progress.begun, done], waited=0))
+    p = state.progress
+    progress = p._replace(begun=[*p.begun, done], flops=[*p.flops, program.cost.flops], waited=0)
+    return State(moving, *place(run, frozen, state.kept), progress)

@@ -5,8 +5,9 @@ import importlib.util
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
     fresh = build.start_params(built, quiet) if at is None else {}  # before compiling: what does not fit shows early
     header = build.header(built, base=None if config.checkpoint == "full" else fresh or build.start_params(built, quiet=True, like={}))
     state = states.start(built, fresh) if at is None else states.resume(built, workdir, at, header)
+    del fresh  # or the devices would hold it beside what is kept thinner
     program = enter(built, state.progress.phase, quiet)
     record.write_json(workdir / "config.json", config.to_dict())
     record.write_json(workdir / "run.json", {**header, "cost": program.cost._asdict()})
@@ -66,7 +68,7 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
         "trainable": trainable,
         "total": total,
         "trainable_share": trainable / total,
-        "flops_per_step": mean_flops(built, progress.begun, steps),
+        "flops_per_step": mean_flops(progress, steps),
         **{k: header[k] for k in ("config_hash", "versions", "device", "data")},
     }
     record.write_json(workdir / "result.json", result)
@@ -88,6 +90,8 @@ def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
     reached = built.phases[: state.progress.phase + 1]
     before = build.start_params(built, quiet=True, like={**state.frozen, **state.moving.params})
     proof = ledger.make(freeze.union(reached), before, {**state.frozen, **state.moving.params}, state.moving.opt, reached[-1].plan)
+    begun = [*state.progress.begun, *[None] * (len(built.phases) - len(reached))]
+    proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(built.phases, begun, strict=True)]
     record.write_json(workdir / "freeze_ledger.json", proof)
     if not quiet or not proof["holds"]:
         record.say(ledger.describe(proof))
@@ -95,12 +99,11 @@ def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
         raise RuntimeError(f"the freeze did not hold: see {workdir}/freeze_ledger.json")
 
 
-def mean_flops(built: Run, begun: Sequence[int], steps: int) -> float | None:
-    """FLOPs of a step, on average over the phases that began at these steps."""
-    lengths = [b - a for a, b in zip(begun, [*begun[1:], steps], strict=True)]
-    flops = [build.program(built, phase).cost.flops for phase in range(len(begun))]
-    known = [n * f for n, f in zip(lengths, flops, strict=True) if f is not None]
-    return sum(known) / max(steps, 1) if len(known) == len(flops) else None
+def mean_flops(progress: Progress, steps: int) -> float | None:
+    """FLOPs of a step, on average over the phases so far; None: those of some are not known."""
+    lengths = [b - a for a, b in pairwise([*progress.begun, steps])]
+    known = [n * f for n, f in zip(lengths, progress.flops, strict=False) if f is not None]
+    return sum(known) / max(steps, 1) if len(known) == len(lengths) else None
 
 
 def fit(
@@ -119,8 +122,12 @@ def fit(
         begun = clock - state.progress.seconds
         for k in range(at + 1, at + 1 if done else d.total + 1):
             if states.due(built, state, k - 1):
+                jax.block_until_ready(state.moving)  # compiling is not the steps' time
+                paused = time.perf_counter()
                 program = enter(built, state.progress.phase + 1, quiet)
                 state = states.enter(built, state, program, k - 1)
+                paused = time.perf_counter() - paused
+                clock, begun = clock + paused, begun + paused
             moving, sums = program.train(state.moving, state.kept, mesh.put(next(batches), built.mesh), seed)
             state = state._replace(moving=moving)
             window.append(sums)

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import optax
 import pytest
 import tiny
 
-from ptft import freeze, mesh, models, optim, step, tree
+from ptft import config, freeze, mesh, models, optim, step, tree
 from ptft.errors import UserError
 
 BERT = (
@@ -303,3 +304,150 @@ def test_tied_tables_move_or_rest_as_one(model, word):
     for strategy in ("head", "freeze-embeddings"):
         moving = resolve(model, "mlm_nsp", strategy).trainable
         assert word not in moving and {n for n in names if n.startswith("head/")} <= set(moving)
+
+
+# --- what moves changes with time -----------------------------------------------------------------------------------------
+
+
+def phases(strategy, total=100, depth=4, task="classify", seed=0, batch=8, examples=80):
+    """(start or plateau, strategy) of every phase; an epoch is ten steps."""
+
+    def steps(text):
+        return config.steps(f"freeze={strategy!r}", text, batch=batch, examples=examples, total=total)
+
+    net, _ = build("bert", task, layers=depth)
+    found = freeze.phases(strategy, models.groups("bert"), net.shapes(), total, steps, seed)
+    for p in found:
+        by_hand = freeze.plan(p.strategy, models.groups("bert"), net.shapes())
+        assert p.plan == by_hand
+    return [(f"plateau={p.waits}" if p.start is None else p.start, p.strategy) for p in found]
+
+
+RULES = [["head/.*", "train"], [".*", "freeze"]]
+ALL = [[".*", "train"]]
+GRADUAL = ("head", "top-1", "top-2", "top-3", "top-4", "full")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "says"),
+    [
+        ("top-1", [(0, "top-1")]),
+        ("head; 20: top-1", [(0, "head"), (20, "top-1")]),
+        ("0: head; 20 steps: top-1", [(0, "head"), (20, "top-1")]),
+        ("\n  head ;\n 20 % : top-1 @ ulmfit;\n plateau = 2 : full\n", [(0, "head"), (20, "top-1 @ ulmfit"), ("plateau=2", "full")]),
+        ("head;2 epochs:full", [(0, "head"), (20, "full")]),
+        ("head; 400 examples: full", [(0, "head"), (50, "full")]),
+        ("head; 50%: head; 60%: layers=0,2", [(0, "head"), (50, "head"), (60, "layers=0,2")]),
+        ("gradual", [(0, "head"), (17, "top-1"), (33, "top-2"), (50, "top-3"), (67, "top-4"), (83, "full")]),
+        (" gradual = 10 steps @ulmfit\n", [(10 * i, f"{s}@ulmfit") for i, s in enumerate(GRADUAL)]),
+        ("gradual=1 epoch", [(10 * i, s) for i, s in enumerate(GRADUAL)]),
+        ("gradual=plateau,3", [(0, "head"), *(("plateau=3", s) for s in GRADUAL[1:])]),
+        ([("0", RULES), ("30%", ALL)], [(0, RULES), (30, ALL)]),
+        ([(0, "head"), (30, ALL), ["plateau=1", "top-1"]], [(0, "head"), (30, ALL), ("plateau=1", "top-1")]),
+    ],
+)  # fmt: skip
+def test_phases_are_read(strategy, says):
+    assert phases(strategy) == says
+
+
+def test_lisa_draws_blocks_by_the_seed():
+    found = phases("lisa=2, 10 steps@ulmfit")
+    assert [start for start, _ in found] == list(range(0, 100, 10)) == [start for start, _ in phases("lisa=2,10%")]
+    drawn = [s.removeprefix("embeddings+layers=").removesuffix("@ulmfit") for _, s in found]
+    assert all(re.fullmatch(r"[0-3],[0-3]", d) for d in drawn) and len(set(drawn)) > 2
+    assert found == phases("lisa=2, 10 steps@ulmfit") != phases("lisa=2, 10 steps@ulmfit", seed=1)
+    assert len(phases("lisa=4,30")) == 4  # the last is a short one
+
+
+@pytest.mark.parametrize(
+    ("strategy", "says"),
+    [
+        ("head; top-1", r"'top-1' has no start; expected START: top-1, such as 50%: top-1"),
+        ("head; : top-1", r"'top-1' has no start"),
+        (": head", r"'head' has no start"),
+        ("head;", r"'' has no start"),
+        ("head; 50%:", r"'' is no strategy"),
+        ("; 50%: full", r"'' is no strategy"),
+        ("10: head; 20: full", r"the first phase, 'head', begins at '10'; expected 0"),
+        ("plateau=2: head", r"the first phase, 'head', begins at 'plateau=2'; expected 0"),
+        ("head; 20: top-1; 20%: full", r"'full' would begin at step 20 \('20%'\), one before it at step 20; expected each phase later"),
+        ("head; 20: top-1; plateau=1: top-2; 10: full", r"'full' would begin at step 10 \('10'\), one before it at step 20"),
+        ("head; 0: full", r"'full' would begin at step 0"),
+        ("head; 100: full", r"'full' would begin at step 100, the run has 100; begin it earlier or train for longer"),
+        ("head; 101%: full", r"'101%' is more than the whole"),
+        ("head; soon: full", r"expected a duration such as '10%', .* got 'soon'; or plateau=N"),
+        ("head; plateau: full", r"'plateau' is no start; expected plateau=N"),
+        ("head; plateau=0: full", r"'plateau=0' is no start; expected plateau=N"),
+        ("head; 50%: bitft", r"'bitft' is no strategy; did you mean 'bitfit'"),
+        ("head; 50%: top-9", r"expected top-1 … top-4"),
+        ("head; 50%: gradual", r"gradual decides what moves when, so it stands alone"),
+        ("gradual; 50%: full", r"gradual decides what moves when, so it stands alone"),
+        ("lisa=1,5; 50%: full", r"lisa decides what moves when, so it stands alone"),
+        ("gradual+bitfit", r"gradual decides what moves when, so it stands alone"),
+        ("bitfit+lisa=1,5", r"lisa decides what moves when, so it stands alone"),
+        ("gradual=50", r"'top-2' would begin at step 100, the run has 100"),
+        ("gradual=0", r"'0' is no step at all"),
+        ("gradual=often", r"expected a duration such as .* got 'often'; or gradual=plateau,N"),
+        ("gradual=5,5", r"expected a duration such as .* got '5,5'; or gradual=plateau,N"),
+        ("gradual=plateau", r"'plateau=' is no start; expected plateau=N"),
+        ("gradual=plateau,x", r"'plateau=x' is no start; expected plateau=N"),
+        ("gradual@decai=2", r"'decai=2' is no rule for rates; did you mean 'decay=R'"),
+        ("gradul", r"'gradul' is no strategy; did you mean 'gradual'"),
+        ("lisa", r"expected lisa=K,EVERY with 1 to 4 blocks at a time, such as lisa=2,50 steps"),
+        ("lisa=9,5", r"expected lisa=K,EVERY with 1 to 4 blocks"),
+        ("lisa=0,5", r"expected lisa=K,EVERY with 1 to 4 blocks"),
+        ("lisa=1,0", r"'0' is no step at all"),
+        ("lisa=1,plateau=2", r"expected a duration such as .* got 'plateau=2'"),
+        ([("0", RULES), ("50%", RULES), RULES[0][1]], r"freeze phase 'train': expected a pair \(start, rules\)"),
+        ([("0", RULES), ("50%", [["head/clasifier/bias", "train"], *ALL])], r"matches no parameter; did you mean 'head/c"),
+        ([("50%", RULES)], r"the first phase, .*, begins at '50%'"),
+        ([("head/.*", 5), (".*", "freeze")], r"freeze action '5': expected 'freeze', 'train'"),
+    ],
+)
+def test_nonsense_in_time_gets_one_clear_message(strategy, says):
+    with pytest.raises(UserError, match=says) as e:
+        phases(strategy)
+    assert str(e.value).count("freeze") >= 1 and len(str(e.value)) < 700
+
+
+def test_a_run_too_short_for_its_phases():
+    with pytest.raises(
+        UserError, match=r"'top-1' would begin at step 1 .* expected each phase later than those before it \(the run has 4 steps\)"
+    ):
+        phases("gradual", total=4)
+
+
+def test_the_documented_names_of_what_changes_with_time():
+    for name in freeze.TIMES:
+        assert f"  {name} " in freeze.__doc__
+        assert len(phases(name.replace("K", "1").replace("EVERY", "10"))) > 1
+
+
+def test_what_moves_in_some_phase_goes_by_the_rule_that_moved_it_first():
+    net, _ = build("bert", "classify", layers=4)
+    found = freeze.phases("head; 50: top-1@decay=0.5; 60: full", models.groups("bert"), net.shapes(), 100, int, 0)
+    rates = freeze.union(found).rates
+    assert len(rates) == len(net.shapes())
+    assert rates["backbone/block_3/ffn/up/kernel"] == 0.5 and rates["backbone/block_0/ffn/up/kernel"] == 1
+    assert set(freeze.union(found[:2]).trainable) == set(found[1].plan.trainable)
+
+
+def test_a_table_that_is_tied_moves_for_both_its_uses():
+    """With mlm_nsp a word that no text has still learns, as an output; with a classifier's head it does not."""
+    word = "backbone/embeddings/word/embedding"
+    for task, tied in (("mlm_nsp", True), ("classify", False)):
+        net, params = build("bert", task)
+        batch = tiny.batch(net, 4)
+        absent = sorted(set(range(5, tiny.TOKENIZER.vocab_size)) - set(np.unique(batch["tokens"]).tolist()))
+        batch["tokens"] = np.where(batch["tokens"] == 7, 8, batch["tokens"]).astype(batch["tokens"].dtype)
+        absent.append(7)
+
+        def loss(table, net=net, params=params, batch=batch):
+            sums = net.sums({**params, word: table}, batch, jax.random.key(0))
+            return sum(sums[n][0] for n in net.objective.loss)
+
+        grad = np.abs(jax.grad(loss)(jnp.asarray(params[word]))).max(1)
+        assert (grad[absent] > 0).all() == tied and grad[8] > 0
+        # Where the table rests, so does the decoder: what is left of it is its bias.
+        moving = freeze.plan("freeze-embeddings", models.groups("bert"), params).trainable
+        assert word not in moving and not any(n.startswith("head/decoder") and n != "head/decoder/bias" for n in moving)

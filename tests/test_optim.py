@@ -199,3 +199,89 @@ def test_the_state_holds_nothing_but_the_given_parameters():
     for config, copies in ((tiny.optimizer(), 2), (tiny.optimizer(name="sgd"), 1), (tiny.optimizer(name="lamb"), 2)):
         state = optim.build(config, dict.fromkeys(p, 1.0), 1, 2).init(p)
         assert copies * size <= sum(x.nbytes for x in jax.tree.leaves(state)) <= copies * size + 16
+
+
+# --- cohorts: what begins later has a state, and a count of steps, of its own ---------------------------------------------
+
+EARLY, LATE = NAMES[:2], NAMES[2:]
+KINDS = [
+    {"name": "adamw"}, {"name": "adamw", "bias_correction": False}, {"name": "lamb"}, {"name": "adafactor"}, {"name": "sgd"},
+]  # fmt: skip
+
+
+def part(tree, names):
+    return {n: jnp.asarray(tree[n], jnp.float32) for n in names}
+
+
+def late(config, steps, came_from=(0, None), total=TOTAL):
+    """The updates of each of `GRADS[:steps]`: EARLY moves from the first on, LATE from the third."""
+    p = part(numbers(0), NAMES)
+    alone = optim.build(config, dict.fromkeys(EARLY, 1.0), 0, total)
+    both = optim.build(config, dict.fromkeys(NAMES, 1.0), 0, total, cohorts=dict.fromkeys(EARLY, 0) | dict.fromkeys(LATE, 1))
+    state, out = alone.init(part(p, EARLY)), []
+    for g in GRADS[:2]:
+        updates, state = alone.update(part(g, EARLY), state, part(p, EARLY))
+        out.append(updates)
+    state = optim.carry(state, both.init(p), came_from)
+    for g in GRADS[2:steps]:
+        updates, state = both.update(part(g, NAMES), state, p)
+        out.append(updates)
+    return out, state
+
+
+@pytest.mark.parametrize("values", KINDS, ids=lambda v: "-".join(map(str, v.values())))
+def test_a_late_comer_moves_as_if_it_had_begun_alone_and_the_others_as_if_it_had_not(values):
+    config = tiny.optimizer(lr=0.01, clip=0.0, decay="constant", **values)
+    out, _ = late(config, 3)
+    p = part(numbers(0), NAMES)
+    for names, grads in ((EARLY, GRADS), (LATE, GRADS[2:])):
+        tx = optim.build(config, dict.fromkeys(names, 1.0), 0, TOTAL)
+        state = tx.init(part(p, names))
+        for g in grads:
+            updates, state = tx.update(part(g, names), state, part(p, names))
+        for n in names:
+            np.testing.assert_allclose(out[2][n], updates[n], rtol=1e-5, err_msg=n)
+
+
+def test_the_first_step_of_a_late_comer_is_as_long_as_the_learning_rate():
+    """Adam's first is: with the count of the others its correction would be missing, and the step three times too long."""
+    config = tiny.optimizer(lr=0.01, clip=0.0, weight_decay=0.0, decay="constant", eps=1e-12)
+    out, state = late(config, 3)
+    for n in LATE:
+        np.testing.assert_allclose(np.abs(out[2][n]), 0.01, rtol=1e-4)
+    counts = [int(x) for path, x in jax.tree_util.tree_leaves_with_path(state[1]) if "count" in str(path[-1])]
+    assert counts == [3, 1]
+    shared = optim.build(config, dict.fromkeys(NAMES, 1.0), 0, TOTAL)
+    told = jax.tree.map(lambda x: x + 1000 if x.ndim == 0 else x, shared.init(part(numbers(0), NAMES)))  # one count for all
+    updates, _ = shared.update(part(GRADS[2], NAMES), told, part(numbers(0), NAMES))
+    assert np.abs(updates[LATE[1]]).min() > 0.02  # the mistake that this test is for
+
+
+def test_the_schedule_goes_on_for_a_late_comer():
+    config = tiny.optimizer(lr=0.01, clip=0.0, weight_decay=0.0, eps=1e-12, decay="linear")
+    out, state = late(config, 3, total=4)
+    for n in LATE:
+        np.testing.assert_allclose(np.abs(out[2][n]), 0.01 * (4 - 2) / 4, rtol=1e-4)
+    assert [int(x) for x in jax.tree.leaves(state[2:])] == [3]
+
+
+@pytest.mark.parametrize("values", KINDS, ids=lambda v: "-".join(map(str, v.values())))
+def test_a_reset_gives_everything_new_state(values):
+    config = tiny.optimizer(lr=0.01, **values)
+    _, state = late(config, 2, came_from=(None, None))
+    assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(state[1]))
+    _, carried = late(config, 2)
+    assert any((np.asarray(x) != 0).any() for x in jax.tree.leaves(carried[1][0]))
+    assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(carried[1][1]))
+
+
+def test_the_clip_is_over_all_cohorts():
+    """One global norm, whatever the cohorts: they change no number but the counts."""
+    config = tiny.optimizer(lr=0.01, clip=0.5)
+    p, g = part(numbers(0), NAMES), part(GRADS[1], NAMES)
+    one = optim.build(config, dict.fromkeys(NAMES, 1.0), 0, TOTAL)
+    two = optim.build(config, dict.fromkeys(NAMES, 1.0), 0, TOTAL, cohorts=dict.fromkeys(EARLY, 1) | dict.fromkeys(LATE, 0))
+    a, b = (tx.update(g, tx.init(p), p)[0] for tx in (one, two))
+    assert list(a) == list(b)
+    for n in NAMES:
+        np.testing.assert_array_equal(a[n], b[n])

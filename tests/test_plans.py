@@ -53,6 +53,21 @@ def test_the_formula_is_that_of_the_passes():
     assert share["top-3"].total / full.total == pytest.approx(1 / 3 + 2 / 3 / 2, abs=0.01)
 
 
+def activations(strategy, **model):
+    return plans.products(build.refrozen(outline(**model), strategy)).activations
+
+
+MODERNBERT = {"name": "modernbert", "heads": 2, "ffn": 192}
+INPUTS = 3 * 2 * (16 * 64) * 128**2  # gradients of the input of one block's queries, keys and values
+
+
+def test_the_input_of_the_lowest_block_needs_a_gradient_only_if_something_below_it_moves():
+    """BERT's norms stand after the layers; ModernBERT's before them, where training one makes the gradient pass through."""
+    assert activations("full") - activations("freeze-embeddings") == INPUTS
+    assert activations("layers=1") == activations("layers=1!layernorm")
+    assert activations("layers=1", **MODERNBERT) - activations("layers=1!layernorm", **MODERNBERT) == INPUTS
+
+
 def test_bytes_follow_from_what_moves(table):
     run, rows = outline(), {r["freeze"]: r for r in table}
     whole = 4 * tree.count(run.net.shapes())

@@ -4,10 +4,13 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
+import optax
 import pytest
 
-from ptft import figures, report
+from ptft import figures, ledger, ledger_page, models, report
 from ptft.errors import UserError
+from ptft.freeze import plan as resolved
 
 # name: (freeze, init_from, accuracy without the seed's part, share, seconds a step)
 STRATEGIES = {
@@ -286,3 +289,74 @@ def test_bad_folders_and_lines(tmp_path):
     put_run(tmp_path / "run", [{"loss": 1}])
     with pytest.raises(UserError, match=r"metrics\.jsonl:1: expected a step"):
         report.write(tmp_path / "run")
+
+
+# --- the freeze ledger ------------------------------------------------------------------------------------------------------
+
+SHAPES = {
+    "backbone/embeddings/word/embedding": (9, 4), "backbone/block_0/attention/query/kernel": (4, 4),
+    "backbone/block_0/attention/query/bias": (4,), "backbone/block_2/attention/query/bias": (4,),
+    "backbone/block_10/attention/query/kernel": (4, 4), "backbone/block_0/attention_norm/scale": (4,), "backbone/pooler/bias": (4,),
+    "adapter/block_0/attention/query/lora/a": (4, 2), "adapter/block_0/attention/query/lora/b": (2, 4), "head/classifier/bias": (2,),
+}  # fmt: skip
+ADDED = ("adapter/block_0/attention/query/lora/a", "adapter/block_0/attention/query/lora/b", "head/classifier/bias")
+
+
+def proof(moved=ADDED, scale=1.25):
+    """A ledger of these tensors, of which LoRA and the head are trainable; LoRA's second matrix starts at zero."""
+    before = {n: np.full(s, 0.0 if n.endswith("/b") else 1.0, np.float32) for n, s in SHAPES.items()}
+    after = {n: (x + 0.5 if n.endswith("/b") else x * np.float32(scale)) if n in moved else x for n, x in before.items()}
+    plan = resolved([("(head|adapter)/.*", "train"), (".*", "freeze")], models.groups("bert"), before)
+    return ledger.make(plan, before, after, optax.sgd(1.0, 0.9).init({n: before[n] for n in plan.trainable}))
+
+
+def with_ledger(folder, **made):
+    put_run(folder, [{"step": 1, "split": "train", "loss": 1.0}])
+    (folder / "freeze_ledger.json").write_text(json.dumps(proof(**made)))
+    return texts(folder)
+
+
+def test_the_ledger_is_shown_as_sentence_table_and_grid(tmp_path):
+    md, html = with_ledger(tmp_path)
+    assert "## What moved" in md and "The freeze held: 3 tensors moved; 7 were frozen and are the same to the bit." in md
+    assert line_of(md, "block 0")[1:] == ["2", "3", "2.5e-01", "query lora a"] and line_of(md, "pooler")[1:] == ["0", "1", "–", "–"]
+    names = [line.split("|")[1].strip() for line in md.splitlines() if line.startswith("| ")]
+    assert names[-6:] == ["embeddings", "block 0", "block 2", "block 10", "pooler", "head"]
+    for name in SHAPES:  # every tensor: one title in the grid, one line below it
+        assert html.count(f"<title>{name}: ") == 1 and html.count(f"<tr><td>{name}</td>") == 1
+    assert "<title>head/classifier/bias: moved, 2.50e-01 of its largest element</title>" in html
+    assert "<tr><td>adapter/block_0/attention/query/lora/b</td><td>moved</td><td>from zero</td>" in html
+    page = _Page()
+    page.feed(html)
+    assert page.open == [] and page.outside == []
+    assert not re.search(r"#(1f2328|848b93|22618f|a33a2a)", html.split("</style>", 1)[1])
+
+
+def test_a_ledger_that_does_not_hold_is_told_apart(tmp_path):
+    bad = "backbone/block_0/attention/query/bias"
+    md, html = with_ledger(tmp_path, moved=(*ADDED[1:], bad))
+    assert "The freeze did not hold." in md and f"Frozen, but moved: {bad}." in md and f"Trainable, but did not move: {ADDED[0]}." in md
+    assert f"<title>{bad}: frozen, but moved" in html and "fill: var(--bad)" in html and "stroke: var(--bad)" in html
+    assert "fill: var(--bad)" not in with_ledger(tmp_path / "good")[1]
+
+
+def test_a_cell_is_as_dark_as_its_change():
+    """Log scale: equal ratios are equal steps; what stands still is hatched, never filled."""
+    panel = ledger_page.LedgerPanel(proof()["rows"])
+    panel.low, panel.high = -4, 0
+    ax = figures.Figure().subplots()
+    shade = [panel._box(ax, 0, 0, 10, "moved", 10.0**p).get_alpha() for p in (-4, -3, -2, -1, 0)]
+    steps = np.diff(shade)
+    assert shade[-1] == 1 and shade[0] > 0 and steps == pytest.approx(steps[0])
+    frozen = panel._box(ax, 0, 0, 10, "frozen, the same", None)
+    assert frozen.get_hatch() and frozen.get_facecolor()[3] == 0
+
+
+def test_one_cell_for_the_two_arrays_of_fish_shows_the_worse():
+    rows = [{"name": f"adapter/block_0/ffn/up/kernel/fish/{n}", "verdict": v, "relative": r} for n, v, r in
+            (("index", "frozen, the same", 0.0), ("values", "moved", 0.5))]  # fmt: skip
+    (part,) = ledger_page.parts(rows)
+    (cell,) = part.layers["block 0"].values()
+    assert len(cell) == 2 and ledger_page.verdict(cell) == "moved" and ledger_page.relative(cell) == 0.5
+    rows[0]["verdict"] = "frozen, but moved"
+    assert ledger_page.verdict(next(iter(ledger_page.parts(rows)[0].layers["block 0"].values()))) == "frozen, but moved"

@@ -1,0 +1,196 @@
+"""The freeze ledger as a page: layers by parameters, as a picture, a small table, sentences, and every tensor in words."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from ptft.figures import ACCENT, BAD, INK, QUIET
+
+# The worst first: where one cell stands for several tensors, it shows the worst of them.
+VERDICTS = ("frozen, but moved", "trainable, but did not move", "moved", "frozen, the same")
+# In the order in which a block computes; what is not named here comes after.
+_MODULES = ("query", "key", "value", "out", "attention_norm", "up", "gate", "down", "ffn_norm")
+WIDTH, MARGIN, CELL = 340.0, 52.0, 13.0  # of the picture, its names of layers, a row of cells; all in points
+
+
+@dataclass
+class Part:
+    """Layers that have the same parameters: the embeddings, the blocks, the pooler, the head."""
+
+    columns: list[str]
+    layers: dict[str, dict[str, list[dict[str, Any]]]]  # layer -> column -> rows of the ledger
+
+
+def label(column: str) -> str:
+    """ "attention/query/kernel" -> "query kernel"."""
+    return " ".join(column.removesuffix("/embedding").split("/")[-2:]).replace("_", " ")
+
+
+def parts(rows: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """From the input to the output; what is added stands beside what it is added to."""
+    found: dict[str, Part] = {}
+    for row in rows:
+        kind, layer, column = _place(row["name"])
+        part = found.setdefault(kind, Part([], {}))
+        part.layers.setdefault(layer, {}).setdefault(column, []).append(dict(row))
+    for part in found.values():
+        part.layers = dict(sorted(part.layers.items(), key=lambda item: int("0" + re.sub(r"\D", "", item[0]))))
+        part.columns = sorted(dict.fromkeys(c for layer in part.layers.values() for c in layer), key=_order)
+    order = {"embeddings": 0, "block": 1, "head": 3}
+    return [found[kind] for kind in sorted(found, key=lambda kind: order.get(kind, 2))]
+
+
+def _place(name: str) -> tuple[str, str, str]:
+    """(kind of layer, layer, column): "backbone/block_3/ffn/up/bias" -> ("block", "block 3", "ffn/up/bias")."""
+    root, layer, *rest = name.split("/")
+    if root == "head":
+        return "head", "head", "/".join([layer, *rest])
+    # FISH has its places and its values in the tensor itself.
+    column = re.sub(r"/fish/(index|values)$", " in part", "/".join(rest)) if root == "adapter" else "/".join(rest)
+    column = re.sub(r"([^/]+)/(lora|houlsby|pfeiffer|ia3|prefix)/", r"\1/\1 \2/", column)
+    return layer.partition("_")[0] if layer.startswith("block_") else layer, layer.replace("_", " "), column
+
+
+def _order(column: str) -> tuple[int, bool, bool]:
+    module = next((i for i, m in enumerate(_MODULES) if m in column.split("/")), len(_MODULES))
+    return module, bool(re.search(r"in part|\w (lora|houlsby|pfeiffer|ia3|prefix)/", column)), column.endswith("bias")
+
+
+def verdict(cell: Sequence[Mapping[str, Any]]) -> str:
+    return min((r["verdict"] for r in cell), key=VERDICTS.index)
+
+
+def relative(cell: Sequence[Mapping[str, Any]]) -> float | None:
+    """The largest change of an element by the largest element before; None: all were zero, or nothing moved."""
+    return max((r["relative"] for r in cell if r["relative"]), default=None)
+
+
+def section(ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """The ledger as a section of a report: sentences, a row a layer, and all tensors."""
+    table = []
+    for part in parts(ledger["rows"]):
+        for layer, cells in part.layers.items():
+            rows = [r for cell in cells.values() for r in cell]
+            moved = [r for r in rows if r["before"] != r["after"]]
+            most = max(moved, key=lambda r: r["relative"] or 0, default=None)
+            where = most and label(_place(most["name"])[2])
+            table.append({"name": layer, "cells": [str(len(moved)), str(len(rows) - len(moved)), _change(most), where or "–"]})
+    return {
+        "task": "What moved", "lead": sentences(ledger), "columns": ["moved", "the same", "largest change", "in"], "table": table,
+        "caption": "Every tensor by the largest change of an element, relative to its largest element before; hatched: frozen.",
+        "all": [{"name": r["name"], "cells": [r["verdict"], _change(r), r["rule"]]} for r in ledger["rows"]],
+    }  # fmt: skip
+
+
+def _change(row: Mapping[str, Any] | None) -> str:
+    if row is None or not row["change"]:
+        return "–"
+    return f"{row['relative']:.1e}" if row["relative"] else "from zero"
+
+
+def sentences(ledger: Mapping[str, Any]) -> list[str]:
+    rows, optimizer = ledger["rows"], ledger["optimizer"]
+    moved, same = (sum(r["verdict"] == v for r in rows) for v in ("moved", "frozen, the same"))
+    proof = f"{moved} tensors moved; {same} were frozen and are the same to the bit."
+    say = [f"The freeze held: {proof}" if ledger["holds"] else f"The freeze did not hold. {proof}"]
+    for what, names in (
+        ("Frozen, but moved", ledger["frozen_moved"]),
+        ("Trainable, but did not move", ledger["not_moved"]),
+        ("Frozen, but with state in the optimizer", optimizer["extra"]),
+        ("Trainable, but without state in the optimizer", optimizer["missing"]),
+    ):
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        say += [f"{what}: {shown}."] * bool(names)
+    return say
+
+
+class LedgerPanel:
+    """Layers by parameters, colour = relative change, on a logarithmic scale."""
+
+    metric = "what moved: layers by parameters"
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]):
+        self.parts = parts(rows)
+        cells = [cell for part in self.parts for layer in part.layers.values() for cell in layer.values()]
+        changes = [math.log10(c) for cell in cells if verdict(cell) == "moved" and (c := relative(cell))]
+        self.low, self.high = (math.floor(min(changes)), math.ceil(max(changes))) if changes else (-3, 0)
+        self.high = max(self.high, self.low + 1)
+        shown = {verdict(cell) for cell in cells}
+        self.from_zero = any(verdict(cell) == "moved" and relative(cell) is None for cell in cells)
+        self.legend = [v for v in VERDICTS if v in shown and v != "moved"]
+        self.titles: dict[str, str] = {}  # of the cells, by the ids of their groups in an SVG
+        self.size = WIDTH / 72, (sum(map(self._height, self.parts)) + 3 * CELL) / 72
+
+    def _width(self, part: Part) -> float:
+        return (WIDTH - MARGIN) / len(part.columns)
+
+    def _upright(self, part: Part) -> bool:
+        return max(map(len, map(label, part.columns))) * 3.4 + 2 > self._width(part)
+
+    def _head(self, part: Part) -> float:
+        return 3.5 * max(map(len, map(label, part.columns))) + 6 if self._upright(part) else 12.0
+
+    def _height(self, part: Part) -> float:
+        return self._head(part) + CELL * len(part.layers) + 5
+
+    def draw(self, ax: Axes) -> None:
+        y = 0.0
+        for part in self.parts:
+            y += self._head(part)
+            width, upright = self._width(part), self._upright(part)
+            for i, column in enumerate(part.columns):
+                turned = {"rotation": 90, "ha": "center", "va": "bottom"} if upright else {"ha": "center", "va": "bottom"}
+                ax.text(MARGIN + (i + 0.5) * width, y - 2, label(column), fontsize=6.5, color=QUIET, **turned)  # type: ignore[arg-type]
+            for layer, cells in part.layers.items():
+                ax.text(MARGIN - 4, y + CELL / 2, layer, fontsize=7, color=INK, ha="right", va="center")
+                for i, column in enumerate(part.columns):
+                    if column in cells:
+                        self._cell(ax, MARGIN + i * width, y, width, cells[column])
+                y += CELL
+            y += 5
+        self._legend(ax, y + 0.6 * CELL)
+        ax.set_xlim(0, WIDTH)
+        ax.set_ylim(y + 3 * CELL, 0)
+        ax.axis("off")
+
+    def _cell(self, ax: Axes, x: float, y: float, width: float, cell: Sequence[Mapping[str, Any]]) -> None:
+        name, what, change = ", ".join(r["name"] for r in cell), verdict(cell), relative(cell)
+        gid = f"cell{len(self.titles)}"
+        self.titles[gid] = f"{name}: {what}" + (f", {change:.2e} of its largest element" if change else "")
+        self._box(ax, x, y, width, what, change).set_gid(gid)
+
+    def _box(self, ax: Axes, x: float, y: float, width: float, what: str, change: float | None) -> Rectangle:
+        """One cell; the colours are those that the page makes light or dark."""
+        style: dict[str, Any] = {"facecolor": "none", "edgecolor": "none"}
+        if what == "moved" and change:
+            level = (math.log10(change) - self.low) / (self.high - self.low)
+            style |= {"facecolor": ACCENT, "alpha": 0.12 + 0.88 * min(max(level, 0), 1)}
+        elif what == "moved":
+            style |= {"edgecolor": ACCENT, "lw": 1.2}
+        elif what == "frozen, the same":
+            style |= {"edgecolor": QUIET, "hatch": "//////", "lw": 0, "alpha": 0.35}
+        elif what == "frozen, but moved":
+            style |= {"facecolor": BAD}
+        else:
+            style |= {"edgecolor": BAD, "lw": 1.2}
+            ax.text(x + width / 2, y + CELL / 2, "!", fontsize=8, color=BAD, ha="center", va="center", weight="bold")
+        return ax.add_patch(Rectangle((x + 0.8, y + 0.8), max(width - 1.6, 0.5), CELL - 1.6, **style))  # type: ignore[return-value]
+
+    def _legend(self, ax: Axes, y: float) -> None:
+        x = MARGIN
+        for power in range(self.low, self.high + 1, max(1, math.ceil((self.high - self.low) / 4))):
+            self._box(ax, x, y, 12, "moved", 10.0**power)
+            x = self._word(ax, x, y, f"1e{power}" if power else "1")
+        x, y = MARGIN, y + 1.2 * CELL
+        for what in ["from zero"] * self.from_zero + self.legend:
+            self._box(ax, x, y, 12, "moved" if what == "from zero" else what, None)
+            x = self._word(ax, x, y, {"frozen, the same": "frozen", "trainable, but did not move": "did not move"}.get(what, what))
+
+    def _word(self, ax: Axes, x: float, y: float, text: str) -> float:
+        ax.text(x + 14, y + CELL / 2, text, fontsize=7, color=INK, ha="left", va="center")
+        return x + 22 + 3.9 * len(text)
