@@ -67,7 +67,7 @@ def one_step(values, workdir, **changes):
 
 
 def test_every_page_has_a_test():
-    tested = {"pretrain", "finetune", "bench", "imdb_lstm", "quickstart"}
+    tested = {"pretrain", "finetune", "bench", "strategies", "imdb_lstm", "quickstart"}
     assert {p.stem for p in PAGES.glob("*.py")} == tested
 
 
@@ -161,6 +161,15 @@ def test_every_strategy_of_the_benchmarks_fits_its_model(home):
         for cell in {c.strategy: c for c in found}.values():
             net = build.net(cell.config.replace(**{"objective.seq_len": 16}), loaded.tokenizer, loaded.labels)
             assert build.phases(cell.config, net, 100, 100)
+
+
+def test_strategies(home, tmp_path):
+    values = load("strategies", f"init={home / 'pre'},root={home / 'data'}")
+    six = {"batch": 8, "model": {**SMALL, "layers": 6}, "objective": {"name": "classify", "seq_len": 16}, "data": {"vocab_size": 100}}
+    for strategy in values["bench"]["strategies"]:
+        assert build.outline(build.resolve({**six, "freeze": strategy["freeze"]})).plan.trainable, strategy
+    values["bench"]["strategies"] = [s for s in values["bench"]["strategies"] if s["name"] in ("full", "head")]
+    cells(values, tmp_path / "bench")
 
 
 def test_imdb_lstm(home, tmp_path):

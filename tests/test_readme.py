@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ptft import build, freeze
 from ptft import config as configs
-from ptft import freeze
 from ptft.__main__ import parser
 
 ROOT = Path(__file__).parents[1]
@@ -39,8 +39,12 @@ def test_a_command_parses_and_its_page_loads(command, monkeypatch):
 
 def test_the_strategies_are_those_that_exist():
     table = README[README.index("| strategy | trains") :].split("\n\n")[0]
-    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`([a-zA-Z=,-]+)`", row.split("|")[1])}
-    assert named == set(freeze.NAMES)
+    named = [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert set(freeze.NAMES) <= set(named) and all(any(kind in n for n in named) for kind in (*freeze.ADDED, "gradual", "lisa"))
+    model = {"layers": 6, "hidden": 64, "max_len": 32}
+    values = {"batch": 8, "model": model, "objective": {"name": "classify", "seq_len": 16}, "data": {"vocab_size": 100, "dev": "files:x"}}
+    for name in (n for n in named if not re.search("[A-Z]", n) and not n.startswith("[")):
+        assert build.outline(build.resolve({**values, "freeze": name})).phases, name
 
 
 def test_the_tree_is_the_tree():

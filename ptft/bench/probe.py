@@ -54,8 +54,8 @@ def measure(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def name(config: Config) -> str:
-    """Learning rate, seed and the number of examples decide nothing of what a step costs."""
-    same = config.replace(seed=0, **{"optim.lr": 1.0, "data.train_size": 0})
+    """Learning rate, seed, number of examples and first weights decide nothing of what a step costs."""
+    same = config.replace(seed=0, init_weights=True, **{"optim.lr": 1.0, "data.train_size": 0})
     return identity.of(same, identity.content(same), "train")
 
 
