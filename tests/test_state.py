@@ -17,14 +17,14 @@ from ptft.errors import UserError
 EXPLICIT = "head; 3 steps: top-1@decay=0.5; 6 steps: bitfit"
 CALM = {"model.dropout": 0.0, "objective.dropout": 0.0}
 RULES = [["head/.*", "train"], ["backbone/pooler/.*", "train(lr=0.5)"], [".*", "freeze"]]
-# name -> (what a run changes, the steps before which it is stopped). Phases begin after steps 3 and 6, LISA's after every second one:
-# stopping before step 4 and saving it is the first step of a phase, stopping before step 3 saves the boundary itself.
+# name -> (what a run changes, the steps that it is stopped at and saved). Phases begin after steps 3 and 6, those of gradual and
+# lisa after every second one: 3 is the boundary itself, 4 the first step of a phase.
 CASES = {
-    "explicit": ({"freeze": EXPLICIT}, (2, 3, 4, 6, 7)),
-    "reset": ({"freeze": EXPLICIT, "optim.at_phase": "reset"}, (2, 3, 4, 6, 7)),
-    "gradual": ({"freeze": "gradual", "frozen_dtype": "int8", "checkpoint": "delta", **CALM}, (2, 3, 4, 5, 6)),
-    "lisa": ({"freeze": "lisa=1,2 steps", "frozen_dtype": "bfloat16", "frozen_dropout": False}, (2, 3, 4, 7)),
-    "plateau": ({"freeze": "gradual=plateau,1", "eval_every": "1 step", "best": "accuracy", "optim.lr": 1e-5}, (2, 3, 4, 5)),
+    "explicit": ({"freeze": EXPLICIT}, (2, 3, 4, 7)),
+    "reset": ({"freeze": EXPLICIT, "optim.at_phase": "reset"}, (3, 7)),
+    "gradual": ({"freeze": "gradual", "frozen_dtype": "int8", "checkpoint": "delta", **CALM}, (1, 2, 3, 5, 7)),
+    "lisa": ({"freeze": "lisa=1,2 steps", "frozen_dtype": "bfloat16", "frozen_dropout": False}, (2, 5, 7)),
+    "plateau": ({"freeze": "gradual=plateau,1", "eval_every": "1 step", "best": "accuracy", "optim.lr": 1e-5}, (2, 3, 5)),
     "rules": ({"freeze": [["0", RULES], ["3 steps", [[".*", "train"]]]], "parallel": "pmap", "checkpoint": "delta"}, (3, 4)),
 }
 
@@ -39,21 +39,20 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(home):
-    """The folder of an uninterrupted run of each case, and the digests of what it would have saved after every step."""
-    steps, save = {}, checkpoint.save
+    """The folder of an uninterrupted run of each case, and the digests of all parameters before every step."""
+    steps, due = {}, state.due
 
     def get(case):
         if case not in steps:
             mine = steps[case] = {}
 
-            def noted(workdir, k, params, *args, **kwargs):
-                mine[k] = {n: ledger.digest(x) for n, x in params.items()}
-                if k == 8:
-                    save(workdir, k, params, *args, **kwargs)
+            def noted(run, here, done):
+                mine[done] = {n: ledger.digest(x) for n, x in {**here.frozen, **here.moving.params}.items()}
+                return due(run, here, done)
 
             with pytest.MonkeyPatch.context() as m:
-                m.setattr(checkpoint, "save", noted)
-                flow.run(values(home, case, save_every="1 step"), home / case)
+                m.setattr(state, "due", noted)
+                flow.run(values(home, case), home / case)
         return home / case, steps[case]
 
     return get
@@ -114,15 +113,12 @@ def test_the_cases_are_what_they_say(whole):
 
 
 def test_another_number_of_devices_goes_on_with_the_same_losses(home, whole, tmp_path, monkeypatch):
-    """Four devices, then one, then two under pmap; each starts in another phase."""
-    for k, how in ((3, {}), (5, {"devices": 1}), (None, {"parallel": "pmap", "devices": 2})):
-        with monkeypatch.context() as m:
-            if k is None:
-                flow.run(values(home, "gradual", **how), tmp_path / "run")
-                break
-            flow.at_batch(m, k, flow.sigterm)
-            with pytest.raises(SystemExit):
-                flow.run(values(home, "gradual", **how), tmp_path / "run")
+    """Four devices, then two under pmap, in the phase after."""
+    with monkeypatch.context() as m:
+        flow.at_batch(m, 4, flow.sigterm)
+        with pytest.raises(SystemExit):
+            flow.run(values(home, "gradual"), tmp_path / "run")
+    flow.run(values(home, "gradual", parallel="pmap", devices=2), tmp_path / "run")
     one, two = flow.lines(tmp_path / "run"), flow.lines(whole("gradual")[0])
     assert len(one) == len(two)
     for a, b in zip(one, two, strict=True):
@@ -135,12 +131,12 @@ def test_another_number_of_devices_goes_on_with_the_same_losses(home, whole, tmp
 
 @pytest.mark.parametrize("case", ["explicit", "gradual", "lisa", "plateau"])
 def test_every_step_moves_what_its_phase_says_and_nothing_else(home, whole, case):
-    """What is saved after consecutive steps differs in the trainable parameters of that phase alone."""
+    """From one step to the next change the trainable parameters of that phase alone."""
     run = build.build(build.resolve(values(home, case)))
     folder, steps = whole(case)
     begun = [p["began"] for p in read(folder, "freeze_ledger.json")["phases"]]
-    assert list(steps) == list(range(1, 9))
-    for k in range(1, 8):
+    assert list(steps) == list(range(8))
+    for k in range(7):
         phase = max(i for i, b in enumerate(begun) if b is not None and b <= k)
         moved = {n for n, x in steps[k].items() if steps[k + 1][n] != x}
         assert moved == set(run.phases[phase].plan.trainable), k
@@ -365,7 +361,7 @@ def test_parts_that_rest_have_no_dropout_in_each_phase_anew():
 
 
 def test_dropout_changes_nothing_where_it_is_still():
-    for model in ("bert", "modernbert", "lstm"):
+    for model in ("bert", "lstm"):
         net = tiny.net(model, "classify", dropout=0.5)
         net = net._replace(head=dataclasses.replace(net.head, dropout=0.0))
         params, depth = tiny.params(net), freeze.depth_of(models.groups(model), net.shapes())
@@ -377,7 +373,7 @@ def test_dropout_changes_nothing_where_it_is_still():
             return np.asarray(net.predict(params, inputs, jax.random.key(1), still))
 
         np.testing.assert_array_equal(noisy(parts), calm)
-        for part in {"bert": ("embeddings", "block_0"), "modernbert": (), "lstm": ("embeddings",)}[model]:
+        for part in {"bert": ("embeddings", "block_0"), "lstm": ("embeddings",)}[model]:
             assert not np.array_equal(noisy(parts - {part}), calm), (model, part)
 
 
@@ -388,14 +384,13 @@ def test_pretraining_goes_on_with_less_and_less(home, tmp_path, monkeypatch):
     """Everything, then the top block: in the second half the word table rests, and with it the decoder; a resume is byte-identical."""
     values = flow.pretraining(home, freeze="full; 50%: top-1", init_from=str(home / "pre"), keep=9, **{"model.layers": 2})
     flow.run(values, tmp_path / "whole")
-    for k in (4, 5):
-        with monkeypatch.context() as m:
-            flow.at_batch(m, k, flow.sigterm)
-            with pytest.raises(SystemExit):
-                flow.run(values, tmp_path / "cut")
+    with monkeypatch.context() as m:
+        flow.at_batch(m, 5, flow.sigterm)
+        with pytest.raises(SystemExit):
+            flow.run(values, tmp_path / "cut")
     flow.run(values, tmp_path / "cut")
-    start, half, end = (flow.state(tmp_path / "whole", k) if k else None for k in (0, 4, 8))
-    assert start is None and flow.state(tmp_path / "cut", 8) == end
+    half, end = (flow.state(tmp_path / "whole", k) for k in (4, 8))
+    assert flow.state(tmp_path / "cut", 8) == end
     moved = {n.removeprefix("params ") for n in end if n.startswith("params ") and half[n] != end[n]}
     assert "head/decoder/bias" in moved and "backbone/block_1/ffn/up/kernel" in moved
     assert not any(n.startswith(("backbone/embeddings/", "backbone/block_0/")) for n in moved)
