@@ -257,9 +257,9 @@ def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
     except Exception as e:  # the library raises Exception itself
         raise UserError(f"{file} is no tokenizer that the tokenizers library reads: {e}") from None
     ids = hf.get_vocab(with_added_tokens=True)
-    if normalizer.get("type") == "BertNormalizer" and found["model"]["type"] == "WordPiece":
+    if normalizer.get("type") == "BertNormalizer" and isinstance(hf.model, models.WordPiece):  # old files do not say the model's type
         lower = normalizer["lowercase"]
-        usual = normalizer["handle_chinese_chars"] and normalizer["strip_accents"] in (None, lower)
+        usual = normalizer["handle_chinese_chars"] and normalizer.get("strip_accents") in (None, lower)
         if usual and set(SPECIALS) <= ids.keys() == found["model"]["vocab"].keys() and sorted(ids.values()) == list(range(len(ids))):
             return Tokenizer(sorted(ids, key=ids.__getitem__), lower)
     try:

@@ -321,6 +321,11 @@ def test_a_tokenizer_json_that_is_berts_becomes_our_own(tmp_path):
     hf.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     hf.save(str(tmp_path / "tokenizer.json"))
     assert ptft_tokenizers.load(tmp_path).fingerprint == own.fingerprint
+    # Older files do not say what kind their model is, nor always what becomes of accents.
+    old = json_of(tmp_path / "tokenizer.json")
+    del old["model"]["type"], old["normalizer"]["strip_accents"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(old))
+    assert ptft_tokenizers.load(tmp_path).fingerprint == own.fingerprint
 
 
 def test_a_tokenizer_json_says_more_than_the_vocab_txt_beside_it(tmp_path):
