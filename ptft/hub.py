@@ -8,6 +8,8 @@ import functools
 import json
 import math
 import re
+import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ from ptft import checkpoint
 from ptft.config import Config
 from ptft.errors import UserError, did_you_mean, table
 from ptft.hub_names import ACTIVATIONS, DEFAULTS, FAMILIES, SILENT, Family, Place, places
-from ptft.tokenizer import Tokenizer
+from ptft.tokenizer import Tokenizer, read_object
 from ptft.tree import Flat
 
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
@@ -83,7 +85,7 @@ def is_folder(where: str) -> bool:
     names = [p.name for p in path.iterdir()]
     if any(n.endswith((".safetensors", ".safetensors.index.json")) or _is_unsafe(n) for n in names):
         return True
-    return "config.json" in names and "model_type" in _json(path / "config.json")
+    return "config.json" in names and "model_type" in read_object(path / "config.json")
 
 
 def _is_unsafe(name: str) -> bool:
@@ -93,7 +95,7 @@ def _is_unsafe(name: str) -> bool:
 def is_imported(where: str) -> bool:
     """Whether `where` holds weights that were pretrained elsewhere: such a checkpoint, or a run that was made of one."""
     run = Path(where) / "run.json"
-    return is_folder(where) or (bool(where) and run.is_file() and _json(run).get("imported") is not None)
+    return is_folder(where) or (bool(where) and run.is_file() and read_object(run).get("imported") is not None)
 
 
 @functools.lru_cache(maxsize=8)
@@ -110,7 +112,7 @@ def locate(where: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=WANTED))
     except Exception as e:  # a dozen kinds: no network, no such repository, not allowed
-        why = f"{type(e).__name__}: {str(e).partition(chr(10))[0][:120]}"
+        why = f"{type(e).__name__}: {textwrap.shorten(str(e).partition(chr(10))[0], 160, placeholder=' …')}"
         raise UserError(f"{where} could not be fetched ({why}); go online, {how}") from None
 
 
@@ -132,7 +134,7 @@ def open_folder(where: str | Path) -> Folder:
         files = _weight_files(path)
     if not (path / "config.json").is_file():
         raise UserError(f"{path} has no config.json; it holds {', '.join(sorted(p.name for p in path.iterdir()))}")
-    config = _json(path / "config.json")
+    config = read_object(path / "config.json")
     kind = str(config.get("model_type", ""))
     if kind not in FAMILIES:
         raise UserError(f"{path}: the architecture {kind!r} is not one that ptft has; {did_you_mean(kind, FAMILIES)}")
@@ -145,22 +147,12 @@ def open_folder(where: str | Path) -> Folder:
     return Folder(path, kind, config, tensors)
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{file} is no JSON ({e}); fetch it again") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected a JSON object, got {type(values).__name__}")
-    return values
-
-
 @contextmanager
 def _as_written(file: Path) -> Iterator[None]:
     """Values of other types than transformers writes are the file's mistake, wherever they are met."""
     try:
         yield
-    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as e:
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError, RecursionError) as e:
         raise UserError(f"{file} is not as transformers writes it ({type(e).__name__}: {e}); fetch it again") from None
 
 
@@ -178,7 +170,7 @@ def _weight_files(path: Path) -> list[Path]:
     if (path / "model.safetensors").is_file():
         return [path / "model.safetensors"]
     if index.is_file():
-        names = sorted({str(name) for name in _json(index).get("weight_map", {}).values()})
+        names = sorted({str(name) for name in read_object(index).get("weight_map", {}).values()})
         for name in names:
             if Path(name).name != name or not (path / name).is_file():
                 raise UserError(f"{index} names the file {name!r}, which is not in {path}; fetch it again")
@@ -249,27 +241,30 @@ def _model_keys(folder: Folder) -> dict[str, Any]:
 
 def _pooling(file: Path) -> str:
     """How a sentence encoder pools, in the words of sentence-transformers, older and newer."""
-    said = _json(file)
+    said = read_object(file)
     modes = [k.removeprefix("pooling_mode_").partition("_")[0] for k, on in said.items() if k.startswith("pooling_mode_") and on is True]
     mode = str(said.get("pooling_mode", " and ".join(modes)))
     if mode not in ("mean", "cls"):
         raise UserError(f"{file}: pooling by {mode or 'nothing'}; ptft has mean and cls")
     modules = file.parent.parent / "modules.json"
-    listed = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
-    if other := [m["type"] for m in listed if m["type"].rpartition(".")[2] not in ("Transformer", "Pooling", "Normalize")]:
+    if other := [m for m in _modules(modules) if m.rpartition(".")[2] not in ("Transformer", "Pooling", "Normalize")]:
         raise UserError(
             f"{modules}: {', '.join(other)} after the encoder; ptft has Transformer, Pooling and, without any effect here, Normalize"
         )
     return {"mean": "mean", "cls": "first"}[mode]
 
 
+def _modules(file: Path) -> list[str]:
+    """The kinds of modules that a sentence encoder's modules.json lists; none if there is no such file."""
+    with _as_written(file):
+        return [str(m["type"]) for m in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+
+
 def sentence(folder: Folder) -> dict[str, Any]:
     """What a sentence encoder does besides pooling, to be handed on: whether it normalizes, and where it cuts texts."""
-    modules, settings = folder.path / "modules.json", folder.path / "sentence_bert_config.json"
-    with _as_written(modules):
-        listed = json.loads(modules.read_text(encoding="utf-8")) if modules.is_file() else []
-        normalizes = any(m["type"].endswith("Normalize") for m in listed)
-    return {"normalize": normalizes, "max_seq_length": _json(settings).get("max_seq_length") if settings.is_file() else None}
+    settings = folder.path / "sentence_bert_config.json"
+    normalizes = any(m.endswith("Normalize") for m in _modules(folder.path / "modules.json"))
+    return {"normalize": normalizes, "max_seq_length": read_object(settings).get("max_seq_length") if settings.is_file() else None}
 
 
 def _old_words(folder: Folder) -> dict[str, Any]:
@@ -290,8 +285,9 @@ def _old_words(folder: Folder) -> dict[str, Any]:
 
 def task(folder: Folder) -> str:
     """What a classifier learned, as the `architectures` say: "classify" (texts) or "tag" (words); "" if the file is none of ours."""
-    names = folder.config.get("architectures") or ()
-    return next((t for t in ("classify", "tag") if getattr(folder.family, t) and any(str(n).endswith(HEADS[t][1]) for n in names)), "")
+    with _as_written(folder.path / "config.json"):
+        names = list(map(str, folder.config.get("architectures") or ()))
+    return next((t for t in ("classify", "tag") if getattr(folder.family, t) and any(n.endswith(HEADS[t][1]) for n in names)), "")
 
 
 def labels(folder: Folder) -> list[str]:
@@ -300,7 +296,8 @@ def labels(folder: Folder) -> list[str]:
     if not kind or folder.config.get("problem_type") not in (None, "single_label_classification"):
         return []
     head = {"classify": "head/classifier/kernel", "tag": "head/tagger/kernel"}[kind]
-    rows = next((folder.tensors[p.name].shape[0] for p in places(folder.family, head, (kind,)) if p.name in folder.tensors), 0)
+    shapes = (folder.tensors[p.name].shape for p in places(folder.family, head, (kind,)) if p.name in folder.tensors)
+    rows = next((*shape, 0)[0] for shape in (*shapes, ()))
     with _as_written(folder.path / "config.json"):
         # transformers leaves out the names where there are two classes of the names LABEL_0 and LABEL_1.
         names = {int(i): str(n) for i, n in (folder.config.get("id2label") or {i: f"LABEL_{i}" for i in range(rows)}).items()}
@@ -310,6 +307,8 @@ def labels(folder: Folder) -> list[str]:
         raise UserError(
             f"{folder.path}/config.json: id2label has the ids {sorted(names)}, the classifier {rows} rows; expected 0 … {rows - 1}"
         )
+    if twice := [n for n, times in Counter(names.values()).items() if times > 1]:
+        raise UserError(f"{folder.path}/config.json: id2label calls two classes {twice[0]!r}; expected {rows} names")
     return [names[i] for i in range(rows)]
 
 

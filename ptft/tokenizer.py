@@ -22,6 +22,7 @@ from ptft.errors import UserError, did_you_mean
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 200  # BERT: a longer word is [UNK]
+MAX_ID = 2**24  # a list of that many entries is made; the largest vocabularies have a million
 ROLES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -183,7 +184,8 @@ def load(path: Path | str, lowercase: bool | None = None) -> Tokenizer:
       UserError: no such file, not UTF-8, no special tokens, a line twice.
     """
     file = _find(Path(path))
-    settings = _object(file.parent / "tokenizer_config.json")
+    beside = file.parent / "tokenizer_config.json"
+    settings = read_object(beside) if beside.is_file() else {}
     if file.name == "tokenizer.json":
         return _from_json(file, settings)
     try:
@@ -220,28 +222,35 @@ def _other_wordpiece(vocab: Sequence[str], lowercase: bool, settings: Mapping[st
     return Pretrained(hf, settings)
 
 
-def _object(file: Path) -> dict[str, Any]:
-    """A file's JSON object; {} if there is no file."""
+def read_object(file: Path) -> dict[str, Any]:
+    """A file's JSON object, every string in it one that a file can hold."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as e:
-        raise UserError(f"{file} is no JSON: {e}") from None
+        values = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is none
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{file} is no JSON ({e}); fetch it again") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected a JSON object, got {type(values).__name__}")
     return values
 
 
+def _part(found: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A part of a tokenizer.json; {} for what the library will not read either."""
+    part = found.get(key)
+    return part if isinstance(part, dict) else {}
+
+
 def _is_ours(found: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json was written by `Tokenizer.save`."""
-    model, normalizer = found.get("model") or {}, found.get("normalizer") or {}
+    model, normalizer = _part(found, "model"), _part(found, "normalizer")
     return model.get("type") == "WordPiece" and model.get("max_input_chars_per_word") == MAX_WORD and normalizer.get("type") == "Sequence"
 
 
 def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
-    found = _object(file)
+    found = read_object(file)
     if settings.get("word_tokenizer_type", "basic") != "basic":
         raise UserError(f"{file}: words are cut by {settings['word_tokenizer_type']!r} first, which ptft does not have")
-    normalizer, splitter = found.get("normalizer") or {}, found.get("pre_tokenizer") or {}
+    normalizer, splitter = _part(found, "normalizer"), _part(found, "pre_tokenizer")
     # What tokenizer_config.json says goes before what tokenizer.json says.
     for key, name in (
         ("do_lower_case", "lowercase"),
@@ -257,9 +266,12 @@ def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
     except Exception as e:  # the library raises Exception itself
         raise UserError(f"{file} is no tokenizer that the tokenizers library reads: {e}") from None
     ids = hf.get_vocab(with_added_tokens=True)
-    if normalizer.get("type") == "BertNormalizer" and found["model"]["type"] == "WordPiece":
+    last = max(ids, key=ids.__getitem__, default="")
+    if ids.get(last, 0) >= MAX_ID:
+        raise UserError(f"{file}: the entry {last!r} has the id {ids[last]}; expected less than {MAX_ID}")
+    if normalizer.get("type") == "BertNormalizer" and isinstance(hf.model, models.WordPiece):  # old files do not say the model's type
         lower = normalizer["lowercase"]
-        usual = normalizer["handle_chinese_chars"] and normalizer["strip_accents"] in (None, lower)
+        usual = normalizer["handle_chinese_chars"] and normalizer.get("strip_accents") in (None, lower)
         if usual and set(SPECIALS) <= ids.keys() == found["model"]["vocab"].keys() and sorted(ids.values()) == list(range(len(ids))):
             return Tokenizer(sorted(ids, key=ids.__getitem__), lower)
     try:
@@ -272,7 +284,7 @@ def _find(path: Path) -> Path:
     for folder in (path / "tokenizer", path):
         full, plain = folder / "tokenizer.json", folder / "vocab.txt"
         # In our own folders vocab.txt says it all; in others tokenizer.json may hold settings and added tokens that it does not.
-        if full.is_file() and not (plain.is_file() and _is_ours(_object(full))):
+        if full.is_file() and not (plain.is_file() and _is_ours(read_object(full))):
             return full
         if plain.is_file():
             return plain

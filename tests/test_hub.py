@@ -321,6 +321,11 @@ def test_a_tokenizer_json_that_is_berts_becomes_our_own(tmp_path):
     hf.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     hf.save(str(tmp_path / "tokenizer.json"))
     assert ptft_tokenizers.load(tmp_path).fingerprint == own.fingerprint
+    # Older files do not say what kind their model is, nor always what becomes of accents.
+    old = json_of(tmp_path / "tokenizer.json")
+    del old["model"]["type"], old["normalizer"]["strip_accents"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(old))
+    assert ptft_tokenizers.load(tmp_path).fingerprint == own.fingerprint
 
 
 def test_a_tokenizer_json_says_more_than_the_vocab_txt_beside_it(tmp_path):
@@ -965,6 +970,65 @@ ODD: dict[str, tuple[str, Callable[[Path], None]]] = {
     "an index that is a list": ("bert_bare", index(["model.safetensors"])),
     "positions without end": ("bert_bare", says(max_position_embeddings=10**12)),
 }
+
+
+def tokenizer_says(**changes: Any) -> Callable[[Path], None]:
+    """Other keys in a tokenizer.json."""
+
+    def change(folder: Path) -> None:
+        found = {**json_of(folder / "tokenizer.json"), **changes}
+        (folder / "tokenizer.json").write_text(json.dumps(found))
+
+    return change
+
+
+DEEP = "[" * 100_000
+HALF = r"\ud83d"  # of a pair: no text, and so nothing that a file could hold
+DAMAGED: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "architectures that are a number": ("bert_classify", says(architectures=5), "config.json is not as transformers writes it"),
+    "a classifier without a shape": (
+        "bert_classify", holds("classifier.weight", lambda x: np.array(x.flat[0])), "id2label has the ids .*, the classifier 0 rows",
+    ),
+    "a name for two classes": (
+        "bert_classify", says(id2label={"0": "a", "1": "b", "2": "a"}), "config.json: id2label calls two classes 'a'; expected 3 names",
+    ),
+    "half a character in a label": (
+        "bert_classify", says(id2label={"0": "\ud83d", "1": "b", "2": "c"}), r"config.json is no JSON \(.*surrogates not allowed\)",
+    ),
+    "half a character in a setting": (
+        "bert_bare", write("tokenizer_config.json", f'{{"name": "{HALF}"}}'), r"tokenizer_config.json is no JSON \(.*surrogates",
+    ),
+    "a tokenizer's settings without end": ("bert_bare", write("tokenizer_config.json", DEEP), "tokenizer_config.json is no JSON"),
+    "a tokenizer without end": ("roberta_masked", write("tokenizer.json", DEEP), "tokenizer.json is no JSON"),
+    "a tokenizer's model that is a list": (
+        "bert_bare", write("tokenizer.json", '{"model": [1]}'), "tokenizer.json is no tokenizer that the tokenizers library reads",
+    ),
+    "a normalizer that is a word": ("roberta_masked", tokenizer_says(normalizer="NFC"), "tokenizer.json is no tokenizer that"),
+    "a splitter that is a list": ("roberta_masked", tokenizer_says(pre_tokenizer=["x"]), "tokenizer.json is no tokenizer that"),
+    "modules that are half a file": (
+        "bert_bare", lambda folder: write("modules.json", "[{")(pooling(folder, "mean_tokens")), "modules.json is not as transformers",
+    ),
+    "modules without end": ("bert_bare", write("modules.json", DEEP), "modules.json is not as transformers writes it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damage_is_named_with_its_file(case, tmp_path, capsys):
+    name, change, expected = DAMAGED[case]
+    folder = copy(name, tmp_path / "in")
+    change(folder)
+    found = mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
+    assert re.search(expected, found), found
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_absurd_id_of_a_tokenizer_is_refused_before_the_table_is_made(tmp_path, capsys):
+    folder = copy("roberta_masked", tmp_path / "in")
+    found = json_of(folder / "tokenizer.json")
+    found["model"]["vocab"]["far"] = 2**32 - 1
+    (folder / "tokenizer.json").write_text(json.dumps(found))
+    said = mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
+    assert re.search("tokenizer.json: the entry 'far' has the id 4294967295; expected less than 16777216", said), said
 
 
 @pytest.mark.parametrize("case", ODD)

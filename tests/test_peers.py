@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ptft import build, hub
+from ptft import tokenizer as tokenizers
 from ptft.__main__ import load_run, main, text_records
 
 if not os.environ.get("PTFT_PEERS"):
@@ -53,7 +54,7 @@ ODD = [
 
 def auto(folder: Path) -> type:
     """The Auto class that a user would call for a folder."""
-    kind = hub._json(folder / "config.json")["architectures"][0]
+    kind = tokenizers.read_object(folder / "config.json")["architectures"][0]
     what = next(
         w for w in ("ForPreTraining", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "Model") if kind.endswith(w)
     )
