@@ -85,6 +85,14 @@ def enter(built: Run, phase: int, quiet: bool) -> Program:
     return program
 
 
+def following(built: Run, state: State, done: int, quiet: bool) -> tuple[Program, State, float]:
+    """The next phase, and the seconds that it took to enter: compiling is not the steps' time."""
+    jax.block_until_ready(state.moving)
+    begun = time.perf_counter()
+    program = enter(built, state.progress.phase + 1, quiet)
+    return program, states.enter(built, state, program, done), time.perf_counter() - begun
+
+
 def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
     """Writes the freeze ledger of what was done; a freeze that did not hold is an error."""
     reached = built.phases[: state.progress.phase + 1]
@@ -122,11 +130,7 @@ def fit(
         begun = clock - state.progress.seconds
         for k in range(at + 1, at + 1 if done else d.total + 1):
             if states.due(built, state, k - 1):
-                jax.block_until_ready(state.moving)  # compiling is not the steps' time
-                paused = time.perf_counter()
-                program = enter(built, state.progress.phase + 1, quiet)
-                state = states.enter(built, state, program, k - 1)
-                paused = time.perf_counter() - paused
+                program, state, paused = following(built, state, k - 1, quiet)
                 clock, begun = clock + paused, begun + paused
             moving, sums = program.train(state.moving, state.kept, mesh.put(next(batches), built.mesh), seed)
             state = state._replace(moving=moving)
