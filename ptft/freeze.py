@@ -28,7 +28,8 @@ others: `lora=8+bitfit`. Learning rates follow after an @, each block's by its d
   NAME@plus=R        R times the rate for LoRA's second matrix (LoRA+: Hayou et al. 2024, arXiv 2402.12354)
 
 What moves may change with time. A start is a step, a duration, a share of the run, or `plateau=N`: N evaluations on dev
-without a better best. What goes on moving keeps its optimizer state, what begins has new state, what stops loses its.
+without a better best (a step after a plateau does not wait for it). What goes on moving keeps its optimizer state, what begins
+has new state, what stops loses its.
 
   A; START: B; …     A from the first step, B from START on: `head; 20%: top-2; plateau=2: full`
   gradual            the head, then one block more at a time from the top, the embeddings last, in equal parts of the run

@@ -35,8 +35,7 @@ def _thin(name: str, x: Any, dtype: str) -> Any:
     # A row of a table is read as a whole, so it has a scale of its own.
     axes = x.ndim - 1 if name.endswith("embedding") else tuple(range(x.ndim - 1))
     largest = jnp.abs(x).max(axes, keepdims=True)
-    # Times a constant: XLA makes that of a division by one where it compiles, and the last bit would hang on who asks.
-    scale = jnp.where(largest > 0, largest * jnp.float32(1 / 127), 1).astype(jnp.float32)
+    scale = jnp.where(largest > 0, largest / 127, 1).astype(jnp.float32)
     return Int8(jnp.round(x / scale).astype(jnp.int8), scale)
 
 

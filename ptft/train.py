@@ -87,6 +87,13 @@ def enter(built: Run, state: State, quiet: bool) -> tuple[Run, Program, State]:
     return here, program, state._replace(progress=state.progress.at_cost(program.cost.flops))
 
 
+def following(built: Run, state: State, done: int, quiet: bool) -> tuple[Run, Program, State, float]:
+    """`enter` for the phase that is due, and the seconds that it took: compiling is not the steps' time."""
+    jax.block_until_ready(state.moving)
+    begun = time.perf_counter()
+    return *enter(built, states.enter(built, state, done), quiet), time.perf_counter() - begun
+
+
 def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
     """Writes the freeze ledger of what was done; a freeze that did not hold is an error."""
     reached = built.phases[: state.progress.phase + 1]
@@ -124,11 +131,8 @@ def fit(
         begun = clock - state.progress.seconds
         for k in range(at + 1, at + 1 if done else d.total + 1):
             if states.due(built, state, k - 1):
-                jax.block_until_ready(state.moving)  # compiling is not the steps' time
-                paused = time.perf_counter()
-                here, program, state = enter(built, states.enter(built, state, k - 1), quiet)
+                here, program, state, paused = following(built, state, k - 1, quiet)
                 batches = pipeline.train_batches(here.data.train, built.used, c.seed, c.batch, k - 1, d.total)
-                paused = time.perf_counter() - paused
                 clock, begun = clock + paused, begun + paused
             kept = {**state.kept, **prefix.resident(here.data.train)}
             moving, sums = program.train(state.moving, kept, mesh.put(next(batches), built.mesh), seed)

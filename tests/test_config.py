@@ -273,3 +273,8 @@ def test_a_comma_inside_a_strategy_separates_no_arguments():
     assert config.parse_arg("freeze=bitfit=query,up", freeze="full").freeze == "bitfit=query,up"
     with pytest.raises(UserError, match="no 'tiny'"):
         config.parse_arg("freeze=head,tiny", freeze="full", size="mini")
+
+
+def test_commas_inside_of_phases_separate_no_arguments():
+    arg = config.parse_arg("freeze=head; plateau=2: layers=0,2,task=b", freeze="", task="a")
+    assert (arg.freeze, arg.task) == ("head; plateau=2: layers=0,2", "b")

@@ -412,7 +412,7 @@ def test_nonsense_in_time_gets_one_clear_message(strategy, says):
 
 def test_a_run_too_short_for_its_phases():
     with pytest.raises(
-        UserError, match=r"'top-1' would begin at step 1 .* expected each phase later than those before it \(the run has 4 steps\)"
+        UserError, match=r"'top-2' would begin at step 1 .* expected each phase later than those before it \(the run has 4 steps\)"
     ):
         phases("gradual", total=4)
 
@@ -437,17 +437,16 @@ def test_a_table_that_is_tied_moves_for_both_its_uses():
     word = "backbone/embeddings/word/embedding"
     for task, tied in (("mlm_nsp", True), ("classify", False)):
         net, params = build("bert", task)
-        batch = tiny.batch(net, 4)
-        absent = sorted(set(range(5, tiny.TOKENIZER.vocab_size)) - set(np.unique(batch["tokens"]).tolist()))
-        batch["tokens"] = np.where(batch["tokens"] == 7, 8, batch["tokens"]).astype(batch["tokens"].dtype)
-        absent.append(7)
+        batch = {k: jnp.asarray(x) for k, x in tiny.batch(net, 4).items()}
+        batch["tokens"] = jnp.where(batch["tokens"] == 7, jnp.uint16(8), batch["tokens"])
 
         def loss(table, net=net, params=params, batch=batch):
             sums = net.sums({**params, word: table}, batch, jax.random.key(0))
             return sum(sums[n][0] for n in net.objective.loss)
 
-        grad = np.abs(jax.grad(loss)(jnp.asarray(params[word]))).max(1)
-        assert (grad[absent] > 0).all() == tied and grad[8] > 0
+        grad = np.abs(jax.jit(jax.grad(loss))(jnp.asarray(params[word]))).max(1)
+        assert (grad[7] > 0) == tied and grad[8] > 0
+
         # Where the table rests, so does the decoder: what is left of it is its bias.
         moving = freeze.plan("freeze-embeddings", models.groups("bert"), params).trainable
         assert word not in moving and not any(n.startswith("head/decoder") and n != "head/decoder/bias" for n in moving)
