@@ -1,6 +1,7 @@
 """Where a run is: what moves, what is frozen, and how far it has come. How it starts, resumes and enters a phase."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,12 @@ class Progress(NamedTuple):
         """With the FLOPs of a step in this phase; phases of no step, which were skipped, cost nothing."""
         known = self.flops[: self.phase]
         return self._replace(flops=[*known, *[0.0] * (self.phase - len(known)), flops])
+
+    def mean_flops(self, steps: int) -> float | None:
+        """FLOPs of a step, on average over the phases so far; None: those of some are not known."""
+        lengths = [b - a for a, b in pairwise([*self.begun, steps])]
+        known = [n * f for n, f in zip(lengths, self.flops, strict=True) if f is not None]
+        return sum(known) / max(steps, 1) if len(known) == len(lengths) else None
 
 
 class State(NamedTuple):

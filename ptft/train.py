@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
         "trainable": trainable,
         "total": total,
         "trainable_share": trainable / total,
-        "flops_per_step": mean_flops(progress, steps),
+        "flops_per_step": progress.mean_flops(steps),
         **{k: header[k] for k in ("config_hash", "versions", "device", "data")},
     }
     record.write_json(workdir / "result.json", result)
@@ -106,13 +105,6 @@ def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
         record.say(ledger.describe(proof))
     if not proof["holds"]:
         raise RuntimeError(f"the freeze did not hold: see {workdir}/freeze_ledger.json")
-
-
-def mean_flops(progress: Progress, steps: int) -> float | None:
-    """FLOPs of a step, on average over the phases so far; None: those of some are not known."""
-    lengths = [b - a for a, b in pairwise([*progress.begun, steps])]
-    known = [n * f for n, f in zip(lengths, progress.flops, strict=True) if f is not None]
-    return sum(known) / max(steps, 1) if len(known) == len(lengths) else None
 
 
 def fit(
