@@ -30,7 +30,8 @@ def optimizer_names(opt: Any, stand_ins: bool = False) -> set[str]:
     """Every parameter that has state in an optimizer's tree. `stand_ins`: or an empty tuple in the place of it, such as the
     MaskedNode of optax.masked, which code that maps over leaves trips over."""
     paths = jax.tree_util.tree_leaves_with_path(opt, is_leaf=(lambda x: isinstance(x, tuple) and not x) if stand_ins else None)
-    return {str(k.key) for path, _ in paths for k in path if isinstance(k, jax.tree_util.DictKey)}
+    keys = {str(k.key) for path, _ in paths for k in path if isinstance(k, jax.tree_util.DictKey)}
+    return {key for key in keys if "/" in key}  # others are an optimizer's own, such as the labels of optax.partition
 
 
 def make(plan: Plan, before: Flat, after: Flat, opt: Any, last: Plan | None = None) -> dict[str, Any]:
