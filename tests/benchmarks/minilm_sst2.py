@@ -129,7 +129,7 @@ def seconds(run: build.Run, minilm: Path, turns: int = 12, steps: int = 10) -> l
     model = Classifier(minilm, 0).train()
     tx, schedule = torch_optimizer(model, run)
     program = build.program(run)
-    moving = program.init(build.start_params(run, quiet=True))  # nothing is frozen
+    moving = build.fresh(run, 0, build.start_params(run, quiet=True))  # nothing is frozen
     seed, source = np.uint32(0), list(zip(range(steps), batches(run), strict=False))
     rows = []
     for _ in range(turns + 1):
