@@ -61,7 +61,7 @@ def stepper(run: Run, base: Flat) -> Callable[[], None]:
     # Squares of the weights stand for those of gradients: places all over a tensor.
     params = jax.device_put(adapters.fill(run.net.added, params, {n: jnp.square(x) for n, x in params.items()}), everywhere)
     inside, frozen = tree.split(params, run.plan.trainable)
-    moving = [program.init({n: x.copy() for n, x in inside.items()})]
+    moving = [build.fresh(run, 0, {n: x.copy() for n, x in inside.items()})]
     batch, seed = mesh.put(rows(run), run.mesh), jax.device_put(np.uint32(0), everywhere)
 
     def step() -> None:
