@@ -96,7 +96,7 @@ def _change(row: Mapping[str, Any] | None) -> str:
 def sentences(ledger: Mapping[str, Any]) -> list[str]:
     rows, optimizer = ledger["rows"], ledger["optimizer"]
     moved, same = (sum(r["verdict"] == v for r in rows) for v in ("moved", "frozen, the same"))
-    proof = f"{moved} tensors moved; {same} were frozen and are the same to the bit."
+    proof = f"{moved} tensors moved; " + (f"{same} were frozen and are the same to the bit." if same else "none was frozen all along.")
     say = [f"The freeze held: {proof}" if ledger["holds"] else f"The freeze did not hold. {proof}"]
     for what, names in (
         ("Frozen, but moved", ledger["frozen_moved"]),
