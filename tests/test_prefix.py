@@ -50,7 +50,8 @@ def test_all_splits_lie_in_one_place(home, monkeypatch, room):
             return {"bytes_limit": room / prefix.SHARE}
 
     run = build.build(build.resolve(values(home, "top-1")))
+    params = build.start_params(run, quiet=True)
     monkeypatch.setattr(prefix.jax, "local_devices", lambda: [Device()])
-    short = prefix.shorten(run, 0, 0, build.start_params(run, quiet=True))
+    short = prefix.shorten(run, 0, 0, params)
     assert short.net.start == 2
     assert {bool(rows.resident) for rows in (short.data.train, short.data.dev)} == {short.net.resident} == {room == 10**9}
