@@ -194,8 +194,8 @@ def _combine(op: str, left: list[str], right: list[str]) -> list[str]:
 
 
 def numbers(text: str) -> list[int]:
-    """ "0,2,5-7" -> [0, 2, 5, 6, 7]; [] if it is not of that form."""
-    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+    """ "0,2,5-7" -> [0, 2, 5, 6, 7]; [] if it is not of that form, of at most four digits each."""
+    if not re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text):
         return []
     ranges = [part.partition("-") for part in text.split(",")]
     return sorted({i for a, _, b in ranges for i in range(int(a), int(b or a) + 1)})
@@ -311,6 +311,10 @@ def strategies(freeze: Any, depth: int, total: int, steps: Steps, seed: int) -> 
       seed: of LISA's draws.
     """
     if not isinstance(freeze, str):
+        if not isinstance(freeze, list | tuple):
+            raise UserError(
+                f"freeze={freeze!r}: expected a strategy's name, a list of (pattern, action), or a list of (start, such a list)"
+            )
         if not any(isinstance(p, list | tuple) and len(p) == 2 and isinstance(p[1], list | tuple) for p in freeze):
             return [("0", freeze)]
         if odd := [p for p in freeze if not isinstance(p, list | tuple) or len(p) != 2]:

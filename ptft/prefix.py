@@ -85,6 +85,8 @@ def why_not(run: Run, phase: int, begun: int) -> str:
         return "cache_prefix is off"
     if block == 0 or not hasattr(run.net.backbone, "shape"):
         return "nothing below what moves is frozen"
+    if any(a.kind == "prompt" for a in run.net.added):
+        return "a prompt makes rows longer than their texts"
     if run.net.objective.draws:
         return f"{c.objective.name} draws other inputs every time"
     if c.model.dropout and not {"embeddings", *(f"block_{i}" for i in range(block))} <= build.still(run, phase):
@@ -113,20 +115,25 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
         limit = run.config.data.dev_size or len(run.data.dev)
         splits["dev"] = (run.data.dev, np.arange(min(len(run.data.dev), limit)))
     digest = _digest(run, block, params)
-    cached = {}
+    stores = {}
     for split, (rows, used) in splits.items():
         store = _store(f"{digest} {split}", run, rows, used)
         if store is None:
             record.say("prefix: neither memory nor disk has room for the hidden states; they are computed anew in every step")
             return run
         _fill(run, rows, used, store, params, block)
-        cached[split] = Cached(rows, store, notes=rows.notes) if spread else _cached(run, rows, used, store)
+        stores[split] = store
+    # All splits lie in one place: the same model reads them.
+    need = sum(int(np.diff(stores[split].start)[used].sum()) * stores[split].flat[:1].nbytes for split, (_, used) in splits.items())
+    near = not spread and need < SHARE * ((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0))
+    cached = {
+        s: (_resident(run, rows, used, stores[s]) if near else Cached(rows, stores[s], notes=rows.notes))
+        for s, (rows, used) in splits.items()
+    }
     if not quiet:
-        tokens = sum(int(np.diff(cached[split].store.start)[used].sum()) for split, (_, used) in splits.items())
-        size = tokens * cached["train"].store.flat[:1].nbytes
-        where = "on the device" if cached["train"].resident else "in memory" if cached["train"].store.place == "memory" else "on the disk"
-        record.say(f"prefix: what lies below block {block} is computed once an example and kept {where} ({size / 2**20:,.0f} MiB)")
-    net = run.net._replace(start=block, resident=bool(cached["train"].resident))
+        where = "on the device" if near else "in memory" if cached["train"].store.place == "memory" else "on the disk"
+        record.say(f"prefix: what lies below block {block} is computed once an example and kept {where} ({need / 2**20:,.0f} MiB)")
+    net = run.net._replace(start=block, resident=near)
     return run._replace(net=net, data=run.data._replace(train=cached["train"], dev=cached.get("dev")))
 
 
@@ -201,12 +208,9 @@ def _below(net: Net, block: int) -> Callable[..., jax.Array]:
     return jax.jit(lambda params, batch: net.below(params, batch, block))
 
 
-def _cached(run: Run, rows: Rows, used: np.ndarray, store: Store) -> Cached:
-    """On an accelerator the states lie in its own memory, where they fit; a CPU's is the host's."""
+def _resident(run: Run, rows: Rows, used: np.ndarray, store: Store) -> Cached:
+    """The states in an accelerator's own memory; a CPU's is the host's."""
     size = np.diff(store.start)[used]
-    room = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0) * SHARE
-    if not int(size.sum()) * store.flat[:1].nbytes < room:
-        return Cached(rows, store, notes=rows.notes)
     at = np.zeros(len(rows), np.int32)
     at[used] = np.concatenate([[0], np.cumsum(size)[:-1]])
     flat = np.concatenate([store.flat[store.start[i] : store.start[i + 1]] for i in used])

@@ -267,6 +267,7 @@ def test_random_tensors_hold_the_share_and_hang_on_the_seed():
         ("full@decai=0.5", "'decai=0.5' is no rule for rates; did you mean 'decay=R'"),
         ("full@", "trains|is no rule for rates"),
         ("layernorm&pooler", "trains nothing but the head"),
+        ("layers=0-99999999999", "is no strategy"),
     ],
 )
 def test_nonsense_gets_the_nearest_valid_thing(strategy, says):
@@ -401,6 +402,8 @@ def test_lisa_draws_blocks_by_the_seed():
         ([("0", RULES), ("50%", RULES), RULES[0][1]], r"freeze phase 'train': expected a pair \(start, rules\)"),
         ([("0", RULES), ("50%", [["head/clasifier/bias", "train"], *ALL])], r"matches no parameter; did you mean 'head/c"),
         ([("50%", RULES)], r"the first phase, .*, begins at '50%'"),
+        (3, r"freeze=3: expected a strategy's name, a list"),
+        (None, r"freeze=None: expected a strategy's name, a list"),
         ([("head/.*", 5), (".*", "freeze")], r"freeze action '5': expected 'freeze', 'train'"),
     ],
 )

@@ -36,6 +36,12 @@ def test_members_are_the_solo_runs(home, tmp_path, freeze):
     assert len({r["test"]["loss"] for r in found}) == len(asked)
 
 
+@pytest.mark.parametrize("other", ["lora=8", "lora=4,alpha=64", "lora=4,rs"])
+def test_what_computes_otherwise_is_no_kin(home, other):
+    """Equal names of what moves are not enough."""
+    assert population.kin(config(home, "lora=4")) != population.kin(config(home, other))
+
+
 def test_a_member_that_diverges_touches_no_other(home):
     good, bad = [config(home, "top-1", seed) for seed in (0, 1)], config(home, "top-1", 2, lr=1e38)
     want = population.train_together([*good, config(home, "top-1", 2)])

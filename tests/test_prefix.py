@@ -3,7 +3,7 @@
 import flow
 import pytest
 
-from ptft import build, train
+from ptft import build, prefix, train
 
 STEPS = 50
 
@@ -33,3 +33,25 @@ def test_the_run_is_the_same_to_the_bit(home, tmp_path, freeze, capsys):
     assert flow.lines(tmp_path / "cached") == flow.lines(tmp_path / "plain")
     assert a["test"] == b["test"] and a["dev"] == b["dev"]
     assert a["flops_per_step"] < 0.9 * b["flops_per_step"]
+
+
+def test_what_makes_rows_longer_is_not_cached(home, tmp_path):
+    """A prompt that a later phase freezes still stands in every row."""
+    result = train.run(build.resolve(values(home, "prompt=2; 20%: top-1")), tmp_path / "run", quiet=True)
+    assert result["steps"] == STEPS
+
+
+@pytest.mark.parametrize("room", [0, 30_000, 10**9])
+def test_all_splits_lie_in_one_place(home, monkeypatch, room):
+    """One compiled model reads train and dev, so a dev split that would fit alone stays with a training split that does not."""
+
+    class Device:
+        def memory_stats(self):
+            return {"bytes_limit": room / prefix.SHARE}
+
+    run = build.build(build.resolve(values(home, "top-1")))
+    params = build.start_params(run, quiet=True)
+    monkeypatch.setattr(prefix.jax, "local_devices", lambda: [Device()])
+    short = prefix.shorten(run, 0, 0, params)
+    assert short.net.start == 2
+    assert {bool(rows.resident) for rows in (short.data.train, short.data.dev)} == {short.net.resident} == {room == 10**9}

@@ -50,7 +50,8 @@ def _kin(text: str) -> str | None:
     if len(run.phases) > 1 or sparse or c.parallel != "jit" or c.accumulate > 1 or c.frozen_dtype != "float32" or c.early_stop:
         return None
     moves = [(r.name, r.rate, r.decay) for r in run.plan.rows]  # two strategies that come to the same are of one kin
-    return hashlib.sha256(repr((configs.digest({**c.to_dict(), "freeze": ""}), moves)).encode()).hexdigest()
+    # LoRA of rank 8 and of rank 16, or of another alpha, have the same names.
+    return hashlib.sha256(repr((configs.digest({**c.to_dict(), "freeze": ""}), moves, run.net.added)).encode()).hexdigest()
 
 
 def train_together(asked: Sequence[Config]) -> list[dict[str, Any] | Exception]:
