@@ -378,6 +378,13 @@ def fresh(run: Run, phase: int, params: Flat) -> step.Moving:
     return jax.device_put(step.init_moving(params, optimizer(run, phase)), mesh.replicated(run.mesh))
 
 
+def below(run: Run, block: int) -> str:
+    """A pattern of all parameters that lie below a block, what is added there among them; of block 0, nothing."""
+    groups = models.groups(run.config.model.name)
+    parts = [groups["stem"], *(groups["block"].format(i) for i in range(block))] if block else []
+    return "|".join(f"(?:{p})" for p in parts).replace("backbone/", "(?:backbone|adapter)/") or "(?!)"
+
+
 def program(run: Run, phase: int = 0) -> Program:
     """Compiles the training step of a phase, ahead of time where there is a whole-program form (`jit`)."""
     c, moving = run.config, run.phases[phase].plan.trainable

@@ -157,6 +157,9 @@ def analytic(
             first = name.endswith(("/a", "/down_kernel"))
             below = place(name) > lowest or (name.endswith("/down_kernel") and not chosen.isdisjoint({f"{site}/kernel", f"{site}/bias"}))
             product(batch * length, math.prod(leaf.shape), name in chosen, below or (not first and place(name) >= lowest))
+        elif name.endswith("/lora/magnitude"):  # DoRA's lengths are those of the whole matrix, x or no x
+            a, b = (shapes[name.removesuffix("magnitude") + part] for part in "ab")
+            forward += 2 * math.prod(a.shape) * b.shape[1]
         if name.endswith("/value/kernel"):
             seen = length + vectors.get(name.replace("backbone/", "adapter/", 1).removesuffix("kernel") + "prefix/vectors", 0)
             product(2 * batch * length, seen * leaf.shape[1], False, place(name) >= lowest)

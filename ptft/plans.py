@@ -1,6 +1,7 @@
 """`ptft plan`: what strategies train and cost, without data and without training, from the compiled step of each."""
 
 import os
+import re
 import statistics
 import time
 from collections.abc import Collection, Sequence
@@ -86,6 +87,8 @@ def products(run: Run, phase: int = 0) -> cost.Products | None:
     if not any(n.endswith("attention/value/kernel") for n in shapes):
         return None
     predictions = getattr(run.net.objective, "predictions", 0)
+    cached = build.below(run, run.net.start)  # not computed in a step
+    shapes = {n: s for n, s in shapes.items() if not re.fullmatch(cached, n)}
     return cost.analytic(shapes, run.phases[phase].plan.trainable, models.groups(c.model.name), c.batch, c.objective.seq_len, predictions)
 
 

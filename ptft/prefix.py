@@ -144,11 +144,11 @@ def resident(rows: Any) -> Flat:
 
 def _digest(run: Run, block: int, params: Flat) -> str:
     """Everything that decides the hidden states, but the split and the row."""
-    groups, c = models.groups(run.config.model.name), run.config
-    below = [groups["stem"], *(groups["block"].format(i) for i in range(block))]
-    mine = {n: x for n, x in params.items() if any(re.fullmatch(p, n.replace("adapter/", "backbone/", 1)) for p in below)}
+    c, below = run.config, build.below(run, block)
+    mine = {n: x for n, x in params.items() if re.fullmatch(below, n)}
     leaves = {f"{n} {i}": x for n, tree in mine.items() for i, x in enumerate(jax.tree.leaves(tree))}
-    said = [run.net.added, c.model.to_dict(), c.objective.to_dict(), c.dtype, c.batch, run.mesh.size, block]
+    said = [run.net.added, c.model.to_dict(), c.objective.to_dict(), c.data.to_dict() | {"train_size": 0, "dev_size": 0}]
+    said += [c.dtype, c.batch, run.mesh.size, block]
     said += [run.data.fingerprint, run.data.tokenizer.fingerprint, ledger.digest_of(leaves)]
     return hashlib.sha256(repr(said).encode()).hexdigest()
 

@@ -375,7 +375,7 @@ def test_every_group_is_live_and_stem_and_blocks_do_not_overlap(model):
     for role, pattern in groups.items():
         rules = [(pattern.format(0), "train"), (".*", "freeze")]
         assert 0 in tree.match(names, rules).values(), role
-    depth = freeze._depth(groups, names)
+    depth = freeze.depth_of(groups, names)
     order = ["stem", *range(depth)]
     patterns = [groups["stem"], *(groups["block"].format(i) for i in range(depth))]
     if "pooler" in groups:

@@ -311,7 +311,7 @@ def proof(moved=ADDED, scale=1.25):
 
 
 def with_ledger(folder, **made):
-    put(folder, [{"step": 1, "split": "train", "loss": 1.0}], "metrics.jsonl")
+    put_run(folder, [{"step": 1, "split": "train", "loss": 1.0}])
     (folder / "freeze_ledger.json").write_text(json.dumps(proof(**made)))
     return texts(folder)
 

@@ -279,7 +279,7 @@ def test_a_set_that_comes_back_is_not_compiled_again(home, tmp_path):
 @pytest.mark.parametrize("at_phase", ["carry", "reset"])
 def test_programs_are_as_many_as_sets(monkeypatch, at_phase):
     asked = []
-    nothing = build.Program(lambda p: p, lambda: None, cost.Cost(None, None, None))
+    nothing = build.Program(lambda: None, cost.Cost(None, None, None))
     monkeypatch.setattr(build, "_program", lambda *key: asked.append(key) or nothing)
     run = outline("lisa=2,1", layers=4, total=60, optim={"at_phase": at_phase})
     for phase in range(60):
