@@ -4,13 +4,14 @@
 
 BERT of twelve layers without dropout, random weights, the same tokens; a step is forward, backward, clip and AdamW. Every cell
 is a process of its own, with as many threads as there are cores. They take steps in turns, in an order of the turn's own, while
-the others sleep. Memory is the largest resident size during the steps less that of the process before the model exists: weights,
-gradients, optimizer, activations. What tracing and the compiled program take in ptft, whatever the batch, is a column of its
-own; the compiler itself is left out, as programs come from a cache.
+the others sleep. Memory is the largest resident size during the steps less that of the process once the model is deleted: weights,
+gradients, optimizer, activations. What stays behind, such as what tracing took and the compiled program, is a column of its own;
+the compiler itself is left out, as programs come from a cache.
 """
 
 import argparse
 import ctypes
+import gc
 import json
 import os
 import subprocess
@@ -92,18 +93,16 @@ def resident() -> int:
 
 def cell(run: Run, framework: str, strategy: str) -> None:
     """A process: says its trainable parameters, then on each line it reads takes steps and says their seconds; at the end, the
-    bytes of the model in training and of the program."""
+    bytes of the model in training and of what stays behind."""
     jax.devices()
     if framework == "torch":
         import peft  # noqa: F401
         import transformers  # noqa: F401
-    before = built = resident()
+    before = resident()
     if framework == "torch":
         step, count = torch_stepper(run, strategy)
     else:
         one = build.refrozen(run, strategy)
-        build.program(one)
-        built = resident()
         step, count = stepper(one, run.net.init(0)), one.plan.counts()[0]
     step()
     resident()
@@ -111,11 +110,15 @@ def cell(run: Run, framework: str, strategy: str) -> None:
     print(count, flush=True)
     for _ in sys.stdin:
         print(*take(step), flush=True)
-    print(status("VmHWM") - built, built - before, flush=True)
+    peak = status("VmHWM")
+    del step
+    gc.collect()
+    left = resident()
+    print(peak - left, left - before, flush=True)
 
 
 def measure(args: argparse.Namespace, names: list[str]) -> tuple[dict[str, int], list[dict[str, Taken]], dict[str, Any]]:
-    """(trainable parameters, what a step took turn by turn, bytes of model and program) of every cell."""
+    """(trainable parameters, what a step took turn by turn, bytes of the model and of what stays) of every cell."""
     shape = [f"--{k}={getattr(args, k.replace('-', '_'))}" for k in ("layers", "hidden", "seq-len", "batch", "vocab")]
     command = [sys.executable, __file__, str(args.out), *shape]
     cells = {n: subprocess.Popen([*command, f"--cell={n}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for n in names}
@@ -141,23 +144,23 @@ def rows_of(found: list[dict[str, Taken]], counts: dict[str, int], memory: dict[
     table = {}
     for name in counts:
         own = f"{name.partition(':')[0]}:full"
-        (peak, program), full = memory[name], memory[own][0]
-        sizes = {"peak_bytes": peak, "memory_share": peak / full, "program_bytes": program}
+        (peak, left), full = memory[name], memory[own][0]
+        sizes = {"peak_bytes": peak, "memory_share": peak / full, "left_bytes": left}
         table[name] = {"trainable": counts[name], **summary(found, name, own), **sizes}
     return table
 
 
 def text(table: dict[str, dict[str, Any]]) -> str:
     """Side by side; shares are of the framework's own full."""
-    part = f" | {'trainable':>10} {'ms/step':>8} {'share':>6} {'(quartiles)':>15} {'CPU':>6} {'MiB':>6} {'share':>6} {'program':>7}"
-    lines = [f"{'':<8}" + "".join(f" | {f:<71}" for f in ("ptft", "torch + PEFT")), f"{'strategy':<8}" + 2 * part]
+    part = f" | {'trainable':>10} {'ms/step':>8} {'share':>6} {'(quartiles)':>15} {'CPU':>6} {'MiB':>6} {'share':>6} {'stays':>6}"
+    lines = [f"{'':<8}" + "".join(f" | {f:<70}" for f in ("ptft", "torch + PEFT")), f"{'strategy':<8}" + 2 * part]
     for s in STRATEGIES:
         line = f"{s:<8}"
         for r in (table[f"ptft:{s}"], table[f"torch:{s}"]):
             low, middle, high = r["time_share"]
             spread = f"({low:.1%}-{high:.1%})"
             line += f" | {r['trainable']:>10,} {1e3 * r['seconds']:>8.1f} {middle:>6.1%} {spread:>15} {r['cpu_share'][1]:>6.1%}"
-            line += f" {r['peak_bytes'] / MIB:>6.0f} {r['memory_share']:>6.1%} {r['program_bytes'] / MIB:>7.0f}"
+            line += f" {r['peak_bytes'] / MIB:>6.0f} {r['memory_share']:>6.1%} {r['left_bytes'] / MIB:>6.0f}"
         lines.append(line)
     return "\n".join(lines)
 
