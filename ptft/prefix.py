@@ -28,7 +28,7 @@ from ptft.step import Net
 from ptft.tree import Flat
 
 SHARE = 0.25  # of what is free, in a device's memory, the host's or on the disk
-KEPT = 4  # stores a process keeps: a benchmark comes back to the same examples with every strategy of a depth
+KEPT = 16  # stores a process keeps, one a split and depth: a benchmark comes back to the same examples with every strategy of a depth
 
 
 @dataclass
@@ -76,8 +76,12 @@ def entry(run: Run, phase: int) -> int:
     return min((i for i in range(depth) if any(re.fullmatch(groups["block"].format(i), n) for n in moving)), default=depth)
 
 
-def why_not(run: Run, phase: int, begun: int) -> str:
-    """What keeps a phase that begins at this step from using a cached prefix; "" if nothing does."""
+def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
+    """What keeps a phase that begins at this step from using a cached prefix; "" if nothing does.
+
+    Args:
+      many: several runs use it.
+    """
     block, c = entry(run, phase), run.config
     ends = [p.start for p in run.phases[phase + 1 :] if p.start is not None]
     uses = (min([*ends, run.durations.total]) - begun) * c.batch
@@ -93,27 +97,29 @@ def why_not(run: Run, phase: int, begun: int) -> str:
         return "the frozen blocks have dropout; frozen_dropout=False takes it away"
     if jax.process_count() > 1:
         return "there are several processes"
-    if uses < 1.2 * len(run.used):
+    if uses < 1.2 * len(run.used) and not many:
         return "each example is seen about once"
     return ""
 
 
-def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, spread: bool = False) -> Run:
+def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, many: bool = False) -> Run:
     """The run as a phase trains it: from the first moving block on, on rows that carry what lies below; or as it is, where that does not
     pay or is not possible.
 
     Args:
       begun: the step at which the phase begins.
       params: all parameters, as a step computes with them.
-      spread: the states stay on the host, since several runs take different ones at a time.
+      many: several runs train on it, on different rows at a time: the states stay on the host, and test has some, too.
     """
-    if why_not(run, phase, begun):
+    if why_not(run, phase, begun, many):
         return run
     block = entry(run, phase)
     splits = {"train": (run.data.train, run.used)}
     if run.data.dev is not None:
         limit = run.config.data.dev_size or len(run.data.dev)
         splits["dev"] = (run.data.dev, np.arange(min(len(run.data.dev), limit)))
+    if many and run.data.test is not None:
+        splits["test"] = (run.data.test, np.arange(len(run.data.test)))
     digest = _digest(run, block, params)
     stores = {}
     for split, (rows, used) in splits.items():
@@ -125,7 +131,7 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
         stores[split] = store
     # All splits lie in one place: the same model reads them.
     need = sum(int(np.diff(stores[split].start)[used].sum()) * stores[split].flat[:1].nbytes for split, (_, used) in splits.items())
-    near = not spread and need < SHARE * ((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0))
+    near = not many and need < SHARE * ((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0))
     cached = {
         s: (_resident(run, rows, used, stores[s]) if near else Cached(rows, stores[s], notes=rows.notes))
         for s, (rows, used) in splits.items()
@@ -134,7 +140,8 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
         where = "on the device" if near else "in memory" if cached["train"].store.place == "memory" else "on the disk"
         record.say(f"prefix: what lies below block {block} is computed once an example and kept {where} ({need / 2**20:,.0f} MiB)")
     net = run.net._replace(start=block, resident=near)
-    return run._replace(net=net, data=run.data._replace(train=cached["train"], dev=cached.get("dev")))
+    shorter = run.data._replace(train=cached["train"], dev=cached.get("dev"), test=cached.get("test", run.data.test))
+    return run._replace(net=net, data=shorter)
 
 
 def resident(rows: Any) -> Flat:

@@ -14,6 +14,18 @@ def home(tmp_path_factory):
     return folder
 
 
+def together(asked):
+    """The results in order."""
+    found = {i: outcome for some in population.train_together(asked) for i, outcome in some.items()}
+    return [found[i] for i in range(len(asked))]
+
+
+@pytest.fixture(params=[False, True], ids=["in turns", "side by side"])
+def wide(request, monkeypatch):
+    monkeypatch.setattr(population, "wide", lambda: request.param)
+    return request.param
+
+
 def config(home, freeze, seed=0, lr=1e-3, **changes):
     start = {"frozen_dropout": False, "devices": 1, "train_for": "16 steps", "eval_every": "8 steps", "save_every": "0"}
     return build.resolve(
@@ -22,10 +34,10 @@ def config(home, freeze, seed=0, lr=1e-3, **changes):
 
 
 @pytest.mark.parametrize("freeze", ["top-1", "bitfit"])
-def test_members_are_the_solo_runs(home, tmp_path, freeze):
+def test_members_are_the_solo_runs(home, tmp_path, wide, freeze):
     asked = [config(home, freeze, seed, lr) for seed in (0, 3) for lr in (1e-3, 3e-3)]
     assert len({population.kin(c) for c in asked}) == 1 and population.kin(asked[0])
-    found = population.train_together(asked)
+    found = together(asked)
     for i, c in enumerate(asked):
         alone = train.run(c, tmp_path / str(i), quiet=True)
         for split in ("dev", "test"):
@@ -42,9 +54,38 @@ def test_what_computes_otherwise_is_no_kin(home, other):
     assert population.kin(config(home, "lora=4")) != population.kin(config(home, other))
 
 
-def test_a_member_that_diverges_touches_no_other(home):
+def test_a_member_that_diverges_touches_no_other(home, wide):
     good, bad = [config(home, "top-1", seed) for seed in (0, 1)], config(home, "top-1", 2, lr=1e38)
-    want = population.train_together([*good, config(home, "top-1", 2)])
-    got = population.train_together([*good, bad])
+    want = together([*good, config(home, "top-1", 2)])
+    got = together([*good, bad])
     assert isinstance(got[2], FloatingPointError)
     assert [r["test"] for r in got[:2]] == [r["test"] for r in want[:2]]
+
+
+SIDE_BY_SIDE = {"top-1": 1e-3, "layers=1": 3e-3, "top-1&bitfit": 2e-3, "top-1@decay=0.5": 1e-3}
+
+
+def test_strategies_of_one_depth_train_side_by_side(home, tmp_path, monkeypatch):
+    """Each of a group moves what it moves alone, by as much, and nothing else changes a bit."""
+    monkeypatch.setattr(population, "wide", lambda: True)
+    asked = [config(home, freeze, seed, lr, **{"model.dropout": 0.0}) for freeze, lr in SIDE_BY_SIDE.items() for seed in (0, 3)]
+    kins = [population.kin(c) for c in asked]
+    assert kins[0] and set(kins) == {kins[0]}
+    for i, (c, found) in enumerate(zip(asked, together(asked), strict=True)):
+        alone = train.run(c, tmp_path / str(i), quiet=True)
+        assert found["members"] == len(asked)
+        assert found["test"]["loss"] == pytest.approx(alone["test"]["loss"], rel=1e-4), c.freeze
+        ledger = build.read_run(tmp_path / str(i), "freeze_ledger.json")
+        assert found["drift"].keys() == {r["name"] for r in ledger["rows"] if r["verdict"] == "moved"}, c.freeze
+        assert found["trainable"] == alone["trainable"]
+
+
+@pytest.mark.parametrize("other", ["full", "head", "lora=4", "top-2"])
+def test_another_depth_is_another_kin(home, monkeypatch, other):
+    monkeypatch.setattr(population, "wide", lambda: True)
+    assert population.kin(config(home, "top-1")) != population.kin(config(home, other))
+
+
+def test_on_a_cpu_each_strategy_is_a_kin(home):
+    assert not population.wide()
+    assert population.kin(config(home, "top-1")) != population.kin(config(home, "top-1&bitfit"))

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ptft.errors import UserError, did_you_mean
 
 Work = Callable[[Cell, Path], dict[str, Any]]
 Attempt = Callable[[Cell], Row]
-Together = Callable[[Sequence[Cell]], list[Row]]
+Together = Callable[[Sequence[Cell]], Iterator[dict[int, Row]]]
 
 
 def pick(cells: Sequence[Cell], shard: tuple[int, int] = (1, 1), only: str = "") -> list[Cell]:
@@ -71,7 +71,7 @@ def run(
 
     Args:
       attempt: runs one cell.
-      together: runs several cells of one `kin` at once.
+      together: runs cells of one `kin` side by side, and yields the rows of some of them at a time, by number.
     """
     have = {row["cell"]: row for row in results.read(workdir)}
     rows = {c.cell: have[c.cell] for c in cells if c.cell in have}
@@ -82,23 +82,21 @@ def run(
     if len(todo) < len(cells):
         record.say(f"{len(cells) - len(todo)} of {len(cells)} cells are there already, {len(todo)} to run")
     with record.bar(len(cells), len(cells) - len(todo)) as advance:
-        waiting = groups(todo, kin if together else lambda cell: None)
-        while waiting:
-            group = waiting.pop(0)
-            done = len(cells) - len(group) - sum(map(len, waiting))
+        for group in groups(todo, kin if together else lambda cell: None):
             try:
-                found = together(group) if together and len(group) > 1 else [attempt(cell) for cell in group]
+                for found in together(group) if together and len(group) > 1 else ({i: attempt(c)} for i, c in enumerate(group)):
+                    for i, row in found.items():
+                        cell, rows[group[i].cell] = group[i], row
+                        todo = [c for c in todo if c is not cell]
+                        left = about(predict(todo, list(rows.values())))
+                        name = f"cell {len(cells) - len(todo)}/{len(cells)} {protocol.describe(cell.labels)}"
+                        record.say(f"{name}: {news(row)} ({row['wall_seconds']:.1f} s)" + (f", {left} left" if left else ""))
+                        advance(left and f"{left} left")
             except (KeyboardInterrupt, SystemExit):
-                record.say(
-                    f"cell {done + 1}/{len(cells)} {protocol.describe(group[0].labels)}: stopped; the same command goes on from here"
-                )
+                cell = next(c for c in group if c in todo)
+                name = f"cell {len(cells) - len(todo) + 1}/{len(cells)} {protocol.describe(cell.labels)}"
+                record.say(f"{name}: stopped; the same command goes on from here")
                 raise
-            rows |= {cell.cell: row for cell, row in zip(group, found, strict=True)}
-            left = about(predict([cell for g in waiting for cell in g], list(rows.values())))
-            for i, (cell, row) in enumerate(zip(group, found, strict=True)):
-                name = f"cell {done + i + 1}/{len(cells)} {protocol.describe(cell.labels)}"
-                record.say(f"{name}: {news(row)} ({row['wall_seconds']:.1f} s)" + (f", {left} left" if left else ""))
-                advance(left and f"{left} left")
     return [{**rows[c.cell], **c.labels} for c in cells]
 
 
@@ -143,25 +141,29 @@ def here(cell: Cell, workdir: Path, do: Work, metric: str, command: str, budget:
 def beside(
     cells: Sequence[Cell],
     workdir: Path,
-    do: Callable[[Sequence[Cell]], list[dict[str, Any] | Exception]],
+    do: Callable[[Sequence[Cell]], Iterator[Mapping[int, dict[str, Any] | Exception]]],
     metric: str,
     command: str,
     budget: str = "steps",
-) -> list[Row]:
-    """Runs cells together in this process and writes their rows; each took its part of the time."""
+) -> Iterator[dict[int, Row]]:
+    """Runs cells of one kin in this process and writes their rows; those that are done at once took equal parts of the time."""
+    missing = set(range(len(cells)))
+
+    def keep(found: Mapping[int, dict[str, Any] | Exception], seconds: float) -> dict[int, Row]:
+        known = {"wall_seconds": seconds / len(found), "isolated": False}
+        rows = {i: {**_judged(cells[i], outcome, metric, command, budget), **known} for i, outcome in found.items()}
+        for row in rows.values():
+            results.write(workdir, row)
+        missing.difference_update(rows)
+        return rows
+
     begun = time.perf_counter()
     try:
-        outcomes = do(cells)
-    except (KeyboardInterrupt, SystemExit):
-        raise
+        for found in do(cells):
+            yield keep(found, time.perf_counter() - begun)
+            begun = time.perf_counter()
     except Exception as e:
-        outcomes = [e] * len(cells)
-    seconds = (time.perf_counter() - begun) / len(cells)
-    rows = [_judged(cell, outcome, metric, command, budget) for cell, outcome in zip(cells, outcomes, strict=True)]
-    for row in rows:
-        row |= {"wall_seconds": seconds, "isolated": False}
-        results.write(workdir, row)
-    return rows
+        yield keep(dict.fromkeys(sorted(missing), e), time.perf_counter() - begun)
 
 
 def _judged(cell: Cell, outcome: dict[str, Any] | Exception, metric: str, command: str, budget: str) -> Row:

@@ -1,6 +1,6 @@
 """One cell's work: training and what is known of it afterwards, or a reference."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,16 @@ def kin(cell: Cell) -> str | None:
     return population.kin(cell.config) if cell.kind == "train" else None
 
 
-def together(cells: Sequence[Cell], workdir: Path) -> list[dict[str, Any] | Exception]:
-    """Trains cells of one `population.kin` together. What a step costs is measured apart, once for all of them."""
-    outcomes = population.train_together([cell.config for cell in cells])
-    alone = probe.measure(cells[0].config, workdir)
-    cost = {
-        "seconds_per_step": alone["seconds_per_step"],
-        "flops_per_step": alone["flops"],
-        "bytes": {key.removesuffix("_bytes"): alone[key] for key in alone if key.endswith("_bytes") and key != "device_bytes"},
-    }
-    return [{**o, **cost} if isinstance(o, dict) else o for o in outcomes]
+def together(cells: Sequence[Cell], workdir: Path) -> Iterator[dict[int, population.Outcome]]:
+    """Trains cells of one `population.kin` together. What a step costs is measured apart, once a strategy."""
+    alone = [probe.measure(cell.config, workdir) for cell in cells]
+    for found in population.train_together([cell.config for cell in cells]):
+        yield {i: {**outcome, **_cost(alone[i])} if isinstance(outcome, dict) else outcome for i, outcome in found.items()}
+
+
+def _cost(row: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = {key.removesuffix("_bytes"): row[key] for key in row if key.endswith("_bytes") and key != "device_bytes"}
+    return {"seconds_per_step": row["seconds_per_step"], "flops_per_step": row["flops"], "bytes": sizes}
 
 
 def sizes(config: Config) -> dict[str, int | None]:
