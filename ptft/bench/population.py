@@ -24,6 +24,7 @@ import optax
 
 from ptft import build, ledger, mesh, optim, pipeline, prefix, record, step, train, tree
 from ptft import config as configs
+from ptft.bench import forgetting
 from ptft.build import Run
 from ptft.config import Config
 from ptft.state import Progress
@@ -154,7 +155,7 @@ def _train(members: Sequence[Member], moves: tuple[str, ...]) -> list[Outcome]:
             **{split: scores[i] for split, scores in splits.items()},
             "seconds": seconds, "seconds_per_step": None, "flops_per_step": None, "members": n,
             "drift": {r["name"]: r["relative"] for r in proof["rows"] if r["verdict"] == "moved"},
-            "trainable": trainable, "total": total, "trainable_share": trainable / total,
+            "forgetting": forgetting.measure(m.run, mine), "trainable": trainable, "total": total, "trainable_share": trainable / total,
             **{k: header[k] for k in ("config_hash", "versions", "device", "data")},
         })  # fmt: skip
     return out

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft import build, plans, train
-from ptft.bench import baselines, population, probe
+from ptft import build, plans, thin, train
+from ptft.bench import baselines, forgetting, population, probe
 from ptft.bench.protocol import Cell
 from ptft.config import Config
 from ptft.errors import UserError, did_you_mean
@@ -21,7 +21,15 @@ def do(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
         return baselines.run(cell.kind, cell.config, metric)
     result = train.run(cell.config.replace(tensorboard=False), folder, quiet=True)
     ledger = build.read_run(folder, "freeze_ledger.json")
-    return {**result, "bytes": sizes(cell.config), "drift": {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}}
+    drift = {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}
+    return {**result, "bytes": sizes(cell.config), "drift": drift, "forgetting": forgotten(cell.config, folder)}
+
+
+def forgotten(config: Config, folder: Path) -> dict[str, float] | None:
+    """`forgetting.measure` of a finished run."""
+    run = build.build(config)
+    stored, loaded = build.run_params(folder, config, run.net)
+    return forgetting.measure(run, thin.computed(stored, loaded.meta.get("thin", ()), config.frozen_dtype))
 
 
 def kin(cell: Cell) -> str | None:
