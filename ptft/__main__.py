@@ -119,17 +119,25 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     cells = protocol.cells(values, build.resolve, identity.content, probe.spend(bench.budget, workdir))
     mine = runner.pick(cells, shard(args.shard), args.only)
     work.check(mine, bench.metric)
+    kin = (lambda cell: None) if args.isolated or args.only else work.kin
+    have = results.read(workdir)
+    waiting = runner.groups(runner.left_of(mine, have), kin)
     if args.check:
-        record.say(runner.schedule(mine, results.read(workdir)))
+        record.say(runner.schedule(waiting, mine, have))
         return
     words = runner.command_line(args.config, overrides)
     command = runner.quoted(words)
     if not (args.only and (workdir / "bench.json").exists()):  # one cell alone changes nothing of what the benchmark is
         whole = f"{command} --workdir {shlex.quote(str(workdir))}"
         record.write_json(workdir / "bench.json", runner.describe(values, mine if args.only else cells, whole))
+    expected = {} if args.only else work.expected(waiting, workdir)
+    if not args.only:
+        record.say(runner.schedule(waiting, mine, have, expected))
     if args.isolated:
         argv = [sys.executable, "-m", "ptft", *words]
-        rows = runner.run(mine, workdir, lambda cell: runner.apart(cell, workdir, argv, bench.metric, command, bench.budget))
+        rows = runner.run(
+            mine, workdir, lambda cell: runner.apart(cell, workdir, argv, bench.metric, command, bench.budget), expected=expected
+        )
     else:
         do, alone = functools.partial(work.do, metric=bench.metric), bool(args.only)
         share = functools.partial(work.together, workdir=workdir)
@@ -138,7 +146,8 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
             workdir,
             lambda cell: runner.here(cell, workdir, do, bench.metric, command, bench.budget, alone),
             lambda group: runner.beside(group, workdir, share, bench.metric, command, bench.budget),
-            work.kin,
+            kin,
+            expected,
         )
     if not args.only:
         record.say(f"next: ptft report {workdir}")

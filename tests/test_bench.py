@@ -428,8 +428,18 @@ def test_the_time_left_is_that_of_the_like():
     assert runner.predict(todo, rows) == 1 + 1 + 60 + 60 and runner.predict(todo, []) is None
     unknown = grid(strategies=[FULL, {**HEAD, "freeze": "top-1", "name": "top-1"}], sizes=[1000], seeds=[5])
     assert runner.predict(unknown, rows) == 120  # a new strategy takes what others take at its size
-    said = runner.schedule(cells, [])
-    assert "8 cells, 0 finished, 8 to run" in said and "head: 2 cells, lr 0.01, 1 epoch" in said and "1000 examples" in said
+    expected = {c.cell: 7.0 for c in unknown}
+    assert runner.predict(unknown, rows, expected) == 60 + 7 and runner.predict(todo, rows, {c.cell: 7.0 for c in todo}) == 1 + 1 + 60 + 60
+
+
+def test_the_schedule_says_what_runs_together_and_how_long():
+    cells = grid(sizes=[10, 1000], seeds=[0, 1])
+    said = runner.schedule([[c] for c in cells], cells, [])
+    assert "8 cells, 0 finished, 8 to run" in said and "head: 2 cells, lr 0.01, 1 epoch\n" in said and "1000 examples" in said
+    together = runner.groups(cells[2:], lambda c: f"{c.strategy} {c.size}")
+    said = runner.schedule(together, cells, [{**cells[0].labels, "status": "ok", "cell": cells[0].cell}], {c.cell: 30.0 for c in cells})
+    assert "head: 2 cells, lr 0.01, 1 epoch, one program, about 1 min" in said, said
+    assert said.endswith("8 cells, 2 finished, 6 to run, about 3 min")
 
 
 # ---------------------------------------------------------------- results
@@ -528,7 +538,7 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
     again = [*shlex.split(one["command"])[1:], "--isolated"]
     assert flow.ptft(*again) == 0
     alone = results.read(Path("runs") / one["cell"])
-    assert one["members"] == 4 and "members" not in alone[0] and alone[0]["isolated"] and alone[0]["peak_rss"] > 2**27
+    assert one["members"] == 1 and "members" not in alone[0] and alone[0]["isolated"] and alone[0]["peak_rss"] > 2**27
     assert (alone[0]["dev"], alone[0]["test"]) == (pytest.approx(one["dev"], rel=1e-3), pytest.approx(one["test"], rel=1e-3))
     reference = next(r for r in rows if r["kind"] == "tfidf")
     assert flow.ptft(*shlex.split(reference["command"])[1:]) == 0

@@ -12,6 +12,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,27 @@ def spend(budget: str, workdir: Path) -> Callable[[Config], tuple[int, float]]:
 
 def measure(config: Config, workdir: Path) -> dict[str, Any]:
     """The cost of a step (`plans.row`), from `workdir/probes` or measured now."""
-    file = workdir / "probes" / f"{name(config)}.json"
-    if not file.exists():
+    if (found := known(config, workdir)) is None:
+        begun = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", "ptft.bench.probe"], input=configs.to_json(config), capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"the cost of freeze={config.freeze!r} could not be measured: {(done.stderr.strip() or '?').splitlines()[-1]}")
-        _first(file, json.loads(done.stdout.splitlines()[-1]))
-    return results.read_json(file)
+        row = json.loads(done.stdout.splitlines()[-1])
+        row["overhead_seconds"] = time.perf_counter() - begun - (STEPS + 1) * (row["seconds_per_step"] or 0)  # to start and to compile
+        _first(_file(config, workdir), row)
+        found = known(config, workdir)
+    assert found is not None
+    return found
+
+
+def known(config: Config, workdir: Path) -> dict[str, Any] | None:
+    """What was measured before, if it was."""
+    file = _file(config, workdir)
+    return results.read_json(file) if file.exists() else None
+
+
+def _file(config: Config, workdir: Path) -> Path:
+    return workdir / "probes" / f"{name(config)}.json"
 
 
 def name(config: Config) -> str:

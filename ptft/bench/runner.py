@@ -31,6 +31,7 @@ from ptft.errors import UserError, did_you_mean
 Work = Callable[[Cell, Path], dict[str, Any]]
 Attempt = Callable[[Cell], Row]
 Together = Callable[[Sequence[Cell]], Iterator[dict[int, Row]]]
+EXPECTED: Mapping[str, float] = {}  # nothing is known
 
 
 def pick(cells: Sequence[Cell], shard: tuple[int, int] = (1, 1), only: str = "") -> list[Cell]:
@@ -64,6 +65,7 @@ def run(
     attempt: Attempt,
     together: Together | None = None,
     kin: Callable[[Cell], str | None] = lambda cell: None,
+    expected: Mapping[str, float] = EXPECTED,
 ) -> list[Row]:
     """Runs what is missing of these cells, in order, and returns the row of every one.
 
@@ -72,10 +74,11 @@ def run(
     Args:
       attempt: runs one cell.
       together: runs cells of one `kin` side by side, and yields the rows of some of them at a time, by number.
+      expected: seconds of cells whose like has not finished yet, by hash.
     """
     have = {row["cell"]: row for row in results.read(workdir)}
     rows = {c.cell: have[c.cell] for c in cells if c.cell in have}
-    todo = [c for c in cells if rows.get(c.cell, {}).get("status") != "ok"]
+    todo = left_of(cells, list(rows.values()))
     for cell in cells:
         if cell not in todo:
             shutil.rmtree(workdir / "cells" / cell.cell, ignore_errors=True)  # killed between the row and this
@@ -88,7 +91,7 @@ def run(
                     for i, row in found.items():
                         cell, rows[group[i].cell] = group[i], row
                         todo = [c for c in todo if c is not cell]
-                        left = about(predict(todo, list(rows.values())))
+                        left = about(predict(todo, list(rows.values()), expected))
                         name = f"cell {len(cells) - len(todo)}/{len(cells)} {protocol.describe(cell.labels)}"
                         record.say(f"{name}: {news(row)} ({row['wall_seconds']:.1f} s)" + (f", {left} left" if left else ""))
                         advance(left and f"{left} left")
@@ -98,6 +101,12 @@ def run(
                 record.say(f"{name}: stopped; the same command goes on from here")
                 raise
     return [{**rows[c.cell], **c.labels} for c in cells]
+
+
+def left_of(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
+    """The cells that have not finished."""
+    done = {row["cell"] for row in rows if row["status"] == "ok"}
+    return [c for c in cells if c.cell not in done]
 
 
 def groups(cells: Sequence[Cell], kin: Callable[[Cell], str | None]) -> list[list[Cell]]:
@@ -230,8 +239,9 @@ def apart(cell: Cell, workdir: Path, argv: Sequence[str], metric: str, command: 
     return {**row, "wall_seconds": time.perf_counter() - begun}
 
 
-def predict(todo: Sequence[Cell], rows: Sequence[Row]) -> float | None:
-    """Seconds that cells will take: as the median of what is finished of their like, else of anything; None where nothing is."""
+def predict(todo: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, float] = EXPECTED) -> float | None:
+    """Seconds that cells will take: as the median of what is finished of their like, else as expected, else as of anything that is
+    finished; None where nothing is known."""
 
     def kin(labels: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         near = tuple(labels[k] for k in ("kind", "task", "model", "size", "strategy"))
@@ -242,17 +252,29 @@ def predict(todo: Sequence[Cell], rows: Sequence[Row]) -> float | None:
         if row["status"] == "ok" and row.get("wall_seconds") is not None:
             for key in kin(row):
                 times.setdefault(key, []).append(row["wall_seconds"])
-    everything = [t for key, found in times.items() if len(key) == 1 for t in found]
+    medians = {key: statistics.median(found) for key, found in times.items()}
+    everything = [t for key, found in times.items() if len(key) == 1 for t in found] or list(expected.values())
     if not everything:
         return None
-    medians = {key: statistics.median(found) for key, found in times.items()}
-    fallback = statistics.median(everything)
-    return sum(next((medians[key] for key in kin(cell.labels) if key in medians), fallback) for cell in todo)
+
+    def one(cell: Cell) -> float:
+        own, *others = kin(cell.labels)
+        if own in medians or cell.cell in expected:
+            return medians.get(own, expected.get(cell.cell, 0.0))
+        return next((medians[key] for key in others if key in medians), statistics.median(everything) if cell.kind == "train" else 0.0)
+
+    return sum(map(one, todo))
 
 
-def schedule(cells: Sequence[Cell], rows: Sequence[Row]) -> str:
-    """What would run, without running it."""
-    done = {row["cell"] for row in rows if row["status"] == "ok"}
+def schedule(
+    waiting: Sequence[Sequence[Cell]], cells: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, float] = EXPECTED
+) -> str:
+    """What would run and for how long, without running it.
+
+    Args:
+      waiting: what is to run, those together that run together (`groups`); cells: all, the finished ones among them.
+    """
+    todo = [cell for group in waiting for cell in group]
     lines = []
     for task, model, size in dict.fromkeys((c.task, c.model, c.size) for c in cells if c.kind == "train"):
         mine = [c for c in cells if (c.task, c.model, c.size, c.kind) == (task, model, size, "train")]
@@ -260,11 +282,13 @@ def schedule(cells: Sequence[Cell], rows: Sequence[Row]) -> str:
         for name in dict.fromkeys(c.strategy for c in mine):
             own = [c for c in mine if c.strategy == name]
             rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(c.lr for c in own if c.lr is not None))
-            lines.append(f"  {name}: {len(own)} cells, lr {rates}, {own[0].config.to_dict().get('train_for')}")
+            beside = sum(len(group) > 1 for group in waiting if any(c in own for c in group))
+            time = about(predict([c for c in own if c in todo], rows, expected)) if any(c in todo for c in own) else "finished"
+            parts = [f"{len(own)} cells", f"lr {rates}", own[0].config.to_dict().get("train_for"), "one program" * bool(beside), time]
+            lines.append(f"  {name}: {', '.join(filter(None, parts))}")
     references = [c for c in cells if c.kind != "train"]
     lines += [f"references: {len(references)} cells"] * bool(references)
-    todo = [c for c in cells if c.cell not in done]
-    seconds = predict(todo, rows)
+    seconds = predict(todo, rows, expected)
     left = f", {about(seconds)}" if about(seconds) else ", for how long shows once a cell has run" if todo else ""
     return "\n".join([*lines, f"{len(cells)} cells, {len(cells) - len(todo)} finished, {len(todo)} to run{left}"])
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft import build, plans, thin, train
+from ptft import build, mesh, plans, prefix, record, thin, train
 from ptft.bench import baselines, forgetting, population, probe
 from ptft.bench.protocol import Cell
+from ptft.build import Run
 from ptft.config import Config
 from ptft.errors import UserError, did_you_mean
 
@@ -42,6 +43,44 @@ def together(cells: Sequence[Cell], workdir: Path) -> Iterator[dict[int, populat
     alone = [probe.measure(cell.config, workdir) for cell in cells]
     for found in population.train_together([cell.config for cell in cells]):
         yield {i: {**outcome, **_cost(alone[i])} if isinstance(outcome, dict) else outcome for i, outcome in found.items()}
+
+
+def expected(groups: Sequence[Sequence[Cell]], workdir: Path) -> dict[str, float]:
+    """Seconds that each training cell will take, by the probe of its strategy: steps and evaluations, and its part of what a group
+    does once, which is to start, to compile and to compute a frozen prefix.
+
+    Raises:
+      SystemExit(75): stopped by SIGTERM or SIGINT; the probes that were made are kept.
+    """
+    found: dict[str, float] = {}
+    trained = [(cell, len(group)) for group in groups for cell in group if cell.kind == "train"]
+    if new := {probe.name(cell.config) for cell, _ in trained if probe.known(cell.config, workdir) is None}:
+        record.say(f"measuring what a step costs of {len(new)} kinds of cells, each in a process of its own")
+    with mesh.preemption() as caught:
+        for cell, members in trained:
+            try:
+                row = probe.measure(cell.config, workdir)
+            except UserError:
+                row = {"seconds_per_step": None}  # what is wrong, the cell will say
+            if caught:
+                raise SystemExit(train.PREEMPTED)
+            if row["seconds_per_step"] is not None:
+                found[cell.cell] = _expected(build.build(cell.config), row, members)
+    return found
+
+
+def _expected(run: Run, row: Mapping[str, Any], members: int) -> float:
+    c, d, many = run.config, run.durations, members > 1
+    formula = plans.products(run)
+    forward = row["seconds_per_step"] * (formula.forward / formula.total if formula else 1 / 3)  # of a batch
+    kept = 0.0 if prefix.why_not(run, 0, 0, many) else prefix.entry(run, 0) / run.net.backbone.shape.layers
+    dev = min(len(run.data.dev), c.data.dev_size or len(run.data.dev)) / c.batch if run.data.dev is not None else 0
+    test = len(run.data.test) / c.batch if run.data.test is not None else 0
+    looks = 1 + (d.total // d.evaluate if d.evaluate else c.best != "last")
+    steps = d.total * (row["seconds_per_step"] - forward * kept)
+    evaluations = forward * (looks * dev * (1 - kept) + test * (1 - kept * many))
+    once = row["overhead_seconds"] + forward * kept * (len(run.used) / c.batch + dev + test * many)
+    return steps + evaluations + once / members
 
 
 def _cost(row: Mapping[str, Any]) -> dict[str, Any]:
