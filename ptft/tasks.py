@@ -34,14 +34,20 @@ TFDS = {
     for name, columns in _GLUE.items()
 }
 TFDS["imdb"] = Task("imdb_reviews@train[:90%]", "imdb_reviews@train[90%:]", "imdb_reviews@test", ("text", "", "label"))
-# As files below one folder, in this layout; labels are 0 and 1, or the folders neg and pos.
+# As files below one folder, in this layout; labels are 0 and 1, or the folders neg and pos. What has no dev split gives it the last
+# tenth of train.
 FILES = {
     "cola": Task(
         "cola/raw/in_domain_train.tsv", "cola/raw/in_domain_dev.tsv", "cola/raw/out_of_domain_dev.tsv", ("3", "", "1"), header=False
     ),
     "sst2": Task("sst2_glue/train.tsv", "sst2_glue/dev.tsv", "sst2_glue/test.tsv", ("sentence", "", "label")),
-    "mrpc": Task("mrpc/msr_paraphrase_train.txt", "", "mrpc/msr_paraphrase_test.txt", ("#1 String", "#2 String", "Quality")),
-    "rte": Task("rte/train*.parquet", "", "rte/validation*.parquet", ("sentence1", "sentence2", "label")),
+    "mrpc": Task(
+        "mrpc/msr_paraphrase_train.txt[:90%]",
+        "mrpc/msr_paraphrase_train.txt[90%:]",
+        "mrpc/msr_paraphrase_test.txt",
+        ("#1 String", "#2 String", "Quality"),
+    ),
+    "rte": Task("rte/train*.parquet[:90%]", "rte/train*.parquet[90%:]", "rte/validation*.parquet", ("sentence1", "sentence2", "label")),
     "imdb": Task("aclImdb/train", "aclImdb/val", "aclImdb/test", ("", "", "")),
     "chnsenticorp": Task("chnsenticorp/train.tsv", "chnsenticorp/dev.tsv", "chnsenticorp/test.tsv", ("text_a", "", "label")),
 }

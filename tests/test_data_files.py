@@ -232,3 +232,17 @@ REAL = [
 @pytest.mark.parametrize(("path", "options", "records"), REAL)
 def test_real_files_are_read_to_the_last_row(path, options, records):
     assert len(load(SHARED / path, **options).records) == records
+
+
+def test_a_part_of_the_records(tmp_path):
+    path = write(tmp_path, "a.tsv", "sentence\tlabel\n" + "".join(f"text {i}\t{i % 2}\n" for i in range(11)))
+    whole = load(path, label="label")
+    parts = [load(f"{path}{part}", label="label") for part in ("[:90%]", "[90%:]")]
+    assert [len(p.records) for p in parts] == [9, 2] and texts(parts[0]) + texts(parts[1]) == texts(whole)
+    assert texts(load(f"{tmp_path}/*.tsv[3:5]", label="label")) == texts(whole)[3:5]
+    assert len({whole.fingerprint, *(p.fingerprint for p in parts)}) == 3
+    with pytest.raises(UserError, match="is empty"):
+        load(f"{path}[11:]", label="label")
+    write(tmp_path, "b[1:2].tsv", "sentence\tlabel\nx\t1\n")  # a file may be called so
+    assert texts(load(tmp_path / "b[1:2].tsv", label="label")) == [("x", 0)]
+    assert texts(load(f"{write(tmp_path, 'c.txt', 'One.\n\nTwo.')}[1:]")) == [(["Two."],)]

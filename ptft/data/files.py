@@ -1,4 +1,4 @@
-"""Local files: `files:GLOB`.
+"""Local files: `files:GLOB`, or a part of their records as in TFDS: `files:train.tsv[:90%]`, `files:train.tsv[90%:]`, `files:a.tsv[:500]`.
 
 | format | what it reads |
 |---|---|
@@ -22,7 +22,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ SUFFIXES = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", "
 SUFFIXES |= dict.fromkeys((".conll", ".iob", ".bio"), "conll")
 WIKI = re.compile(rb'<doc |\{"id": ?"[^"]*", ?"(revid|url)":')
 TAG = re.compile(r"</?[a-zA-Z]\w*[^<>]*>")
+PART = re.compile(r"(.+)\[(\d+%?)?:(\d+%?)?\]")
 UNDECODED = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is not UTF-8
 DIRTY = "expected UTF-8, got other bytes"
 
@@ -41,25 +42,38 @@ DIRTY = "expected UTF-8, got other bytes"
 def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
     """Reads the files that the pattern `rest` matches, sorted by name (`**` for any depth; a folder: all files below it).
 
+    A part at its end, `[A:B]`, counts records (documents, examples, sentences) of all of them, or per cent, from 0.
+
     Raises:
       UserError: nothing matches; the format cannot be told; a column is missing; a row is broken ("file:line: why").
     """
     rows = Rows(options.on_bad_row)
     names = labels or [str(label) for label in options.labels]
+    if (part := PART.fullmatch(rest)) and not os.path.exists(os.path.expanduser(rest)):
+        rest = part[1]
     found = _match(rest)
     if options.format == "folder" or (options.format == "auto" and all(_has_classes(p) for p in found)):
-        return labelled(_folders(found, rows), rows, names)
+        return labelled(_cut(_folders(found, rows), part), rows, names)
     files = [f for p in found for f in ([p] if p.is_file() else sorted(q for q in p.rglob("*") if q.is_file()))]
     formats = [_format(f, options.format) for f in files]
     if "conll" in formats:
-        return _tagged(files, formats, options, rows, names)
+        return _tagged(files, formats, options, rows, names, part)
     if not options.label:
         if options.text_b:
             raise UserError("data.text_b is set but data.label is not: pairs need labels")
-        return documents((d for f, how in zip(files, formats, strict=True) for d in _documents(f, how, options, rows)), rows)
+        return documents(_cut((d for f, how in zip(files, formats, strict=True) for d in _documents(f, how, options, rows)), part), rows)
     if plain := next((f for f, how in zip(files, formats, strict=True) if how in ("lines", "paragraphs", "wiki")), None):
         raise UserError(f"{plain} is plain text and has no column {options.label!r}: leave data.label empty, or set data.format")
-    return labelled((r for f, how in zip(files, formats, strict=True) for r in _labelled(f, how, options, rows)), rows, names)
+    return labelled(_cut((r for f, how in zip(files, formats, strict=True) for r in _labelled(f, how, options, rows)), part), rows, names)
+
+
+def _cut(records: Iterable[Any], part: re.Match[str] | None) -> Iterable[Any]:
+    """Those of a part; per cent are cut down to whole records, so that parts that meet share none."""
+    if part is None:
+        return records
+    found = list(records)
+    ends = [int(x[:-1]) * len(found) // 100 if x and x.endswith("%") else x and int(x) for x in part.groups()[1:]]
+    return found[slice(*ends)]
 
 
 def _match(pattern: str) -> list[Path]:
@@ -145,12 +159,14 @@ def _labelled(path: Path, how: str, options: Config, rows: Rows) -> Iterator[tup
         yield where, text, text_b[0] if text_b else None, label
 
 
-def _tagged(files: Sequence[Path], formats: Sequence[str], options: Config, rows: Rows, names: Sequence[str]) -> Source:
+def _tagged(
+    files: Sequence[Path], formats: Sequence[str], options: Config, rows: Rows, names: Sequence[str], part: re.Match[str] | None
+) -> Source:
     if plain := next((f for f, how in zip(files, formats, strict=True) if how != "conll"), None):
         raise UserError(f"{plain} has no tags and {files[formats.index('conll')]} does: give files of one format, or set data.format")
     if given := next((k for k in ("text", "text_b", "label") if options[k]), None):
         raise UserError(f"data.{given}={options[given]!r}: tagged words have no names of columns, the last one is the tag; leave it empty")
-    return tagged((s for f in files for s in _conll(f, rows)), rows, names)
+    return tagged(_cut((s for f in files for s in _conll(f, rows)), part), rows, names)
 
 
 def _conll(path: Path, rows: Rows) -> Iterator[tuple[str, list[str], list[str]]]:
