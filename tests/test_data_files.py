@@ -245,4 +245,5 @@ def test_a_part_of_the_records(tmp_path):
         load(f"{path}[11:]", label="label")
     write(tmp_path, "b[1:2].tsv", "sentence\tlabel\nx\t1\n")  # a file may be called so
     assert texts(load(tmp_path / "b[1:2].tsv", label="label")) == [("x", 0)]
-    assert texts(load(f"{write(tmp_path, 'c.txt', 'One.\n\nTwo.')}[1:]")) == [(["Two."],)]
+    text = write(tmp_path, "c.txt", "One.\n\nTwo.")
+    assert texts(load(f"{text}[1:]")) == [(["Two."],)]

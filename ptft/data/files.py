@@ -72,8 +72,8 @@ def _cut(records: Iterable[Any], part: re.Match[str] | None) -> Iterable[Any]:
     if part is None:
         return records
     found = list(records)
-    ends = [int(x[:-1]) * len(found) // 100 if x and x.endswith("%") else x and int(x) for x in part.groups()[1:]]
-    return found[slice(*ends)]
+    start, end = (int(x[:-1]) * len(found) // 100 if x.endswith("%") else int(x) for x in (part[2] or "0", part[3] or "100%"))
+    return found[start:end]
 
 
 def _match(pattern: str) -> list[Path]:
