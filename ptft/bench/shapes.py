@@ -1,0 +1,225 @@
+"""What published tables lead one to expect of freezing, and whether a benchmark shows it.
+
+Numbers of other models and data do not carry over; shapes may. Each expectation states its source and is checked wherever the
+strategies, tasks and sizes that it speaks of were run: it holds, it does not, or there is nothing to tell it by.
+"""
+
+import itertools
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ptft.bench import results, stats
+from ptft.bench.results import Row
+
+Scores = Mapping[int, float]
+
+
+class Part(NamedTuple):
+    """One task, model and size."""
+
+    title: str
+    task: str
+    size: int
+    higher: bool
+    rows: dict[str, list[Row]]  # freeze -> the rows that are quoted, one a seed
+    scores: dict[str, Scores]  # freeze -> seed -> test
+    tried: dict[str, tuple[float, list[float]]]  # freeze -> the learning rate that dev chose, all of them
+
+
+class Finding(NamedTuple):
+    """Of one expectation in one part of a benchmark."""
+
+    expected: str
+    source: str
+    where: str
+    holds: bool
+    why: str
+
+
+def findings(rows: Sequence[Row]) -> list[Finding]:
+    """All that can be told by these rows (`results.merge`)."""
+    out = []
+    for part in parts(rows):
+        for (expected, source), check in EXPECTATIONS.items():
+            if (found := check(part)) is not None:
+                out.append(Finding(expected, source, part.title, *found))
+    order = [expected for expected, _ in EXPECTATIONS]
+    return sorted(out, key=lambda f: order.index(f.expected))
+
+
+def parts(rows: Sequence[Row]) -> Iterator[Part]:
+    """The parts of a benchmark that start from pretrained weights; of several strategies with one freeze, the first."""
+    pretrained = [r for r in rows if r["kind"] == "train" and not r["repeat"] and r.get("init_from") and isinstance(r.get("freeze"), str)]
+    for task, model, size in dict.fromkeys((r["task"], r["model"], r["size"]) for r in pretrained):
+        here = [r for r in pretrained if (r["task"], r["model"], r["size"]) == (task, model, size)]
+        metric = here[0]["metric"]
+        found: dict[str, results.Quoted] = {}
+        for quoted in results.quoted(here, metric).values():
+            found.setdefault(quoted.rows[0]["freeze"], quoted)
+        scores: dict[str, Scores] = {name: {r["seed"]: results.score(r, "test", metric) for r in q.rows} for name, q in found.items()}
+        tried = {name: (q.lr, sorted(q.tried)) for name, q in found.items() if q.lr is not None}
+        title = ", ".join(filter(None, [task, model, f"{size:,} examples" if size else "all examples"]))
+        kept = {name: q.rows for name, q in found.items()}
+        yield Part(title, task, size, results.higher_is_better(metric), kept, scores, tried)
+
+
+Check = Callable[[Part], tuple[bool, str] | None]
+
+
+def _gain(part: Part, a: str, b: str) -> stats.Difference | None:
+    """How much better a is than b, paired by seed; None without two finished seeds."""
+    found = stats.paired(part.scores[a], part.scores[b]) if a in part.scores and b in part.scores else None
+    if found is None or found.p is None:
+        return None
+    return found if part.higher else stats.paired(part.scores[b], part.scores[a])
+
+
+def _said(name: str, gain: stats.Difference) -> str:
+    return f"{name} {gain.mean:+.3f} [{gain.lo:+.3f}, {gain.hi:+.3f}]".replace("-0.", "−0.")
+
+
+def _tops(part: Part) -> list[str]:
+    """head, top-1, top-2, … as far as they were run."""
+    tops = [name for name in part.scores if re.fullmatch(r"top-\d+", name)]
+    return ["head"] * ("head" in part.scores) + sorted(tops, key=lambda name: int(name[4:]))
+
+
+def more_layers_are_no_worse(part: Part) -> tuple[bool, str] | None:
+    chain = [*_tops(part), *["full"] * ("full" in part.scores)]
+    steps = [(a, b, gain) for i, a in enumerate(chain) for b in chain[i + 1 :] if (gain := _gain(part, b, a))]
+    if len(chain) < 3 or not steps:
+        return None
+    worse = [_said(f"{b} against {a}", gain) for a, b, gain in steps if stats.apart(gain) and gain.mean < 0]
+    return not worse, "; ".join(worse) or f"none of {' ≤ '.join(chain)} is measurably broken"
+
+
+def the_first_layer_counts_most(part: Part) -> tuple[bool, str] | None:
+    chain = _tops(part)
+    if chain[:2] != ["head", "top-1"] or len(chain) < 3:
+        return None
+    steps = {(a, b): _gain(part, b, a) for a, b in itertools.pairwise(chain)}
+    if not all(steps.values()):
+        return None
+    each = {
+        pair: gain.mean / (int(pair[1][4:]) - int(pair[0][4:] or 0) if pair[0] != "head" else 1) for pair, gain in steps.items() if gain
+    }
+    largest = max(each, key=lambda pair: each[pair])
+    return largest == ("head", "top-1"), ", ".join(f"{a} to {b} {gain:+.3f} a layer" for (a, b), gain in each.items()).replace("-0.", "−0.")
+
+
+def biases_suffice_on_small_tasks(part: Part) -> tuple[bool, str] | None:
+    gain = _gain(part, "bitfit", "full")
+    if gain is None or not re.search(r"rte|cola|mrpc", part.task.lower()):
+        return None
+    return not (stats.apart(gain) and gain.mean < 0), _said("bitfit against full", gain)
+
+
+def biases_fall_short_on_large_tasks(part: Part) -> tuple[bool, str] | None:
+    gain = _gain(part, "bitfit", "full")
+    if gain is None or not re.search(r"mnli|qqp", part.task.lower()):
+        return None
+    return bool(stats.apart(gain) and gain.mean < 0), _said("bitfit against full", gain)
+
+
+def seeds_decide_when_data_are_few(part: Part) -> tuple[bool, str] | None:
+    gains = {name: gain for name in part.scores if name != "full" and (gain := _gain(part, name, "full"))}
+    if not 50 <= part.size <= 100 or not gains:
+        return None
+    spread = statistics.median(statistics.stdev(list(seeds.values())) for seeds in part.scores.values() if len(seeds) > 1)
+    name = max(gains, key=lambda n: abs(gains[n].mean))
+    return abs(gains[name].mean) < spread, f"seeds spread by {spread:.3f} (median over strategies); the largest: {_said(name, gains[name])}"
+
+
+def freezing_some_layers_costs_nothing(part: Part) -> tuple[bool, str] | None:
+    """2 to 8 of 12 layers frozen, to a hundredth; how many there are is read off the leaves that moved in full."""
+    blocks = {m[1] for r in part.rows.get("full", ()) for n in r.get("drift") or {} if (m := re.search(r"/block_(\d+)/", n))}
+    shares = {name: 1 - int(name[4:]) / len(blocks) for name in _tops(part) if name != "head" and blocks}
+    gains = {n: gain for n, share in shares.items() if 0.16 < share < 0.67 and (gain := _gain(part, n, "full"))}
+    if (part.size and part.size < 200) or not gains:
+        return None
+    return not any(stats.apart(g) and g.mean < 0 for g in gains.values()), ", ".join(_said(n, g) for n, g in gains.items())
+
+
+def little_wants_high_rates(part: Part) -> tuple[bool, str] | None:
+    few = {name: part.tried[name] for name in part.tried if name in ("head", "bitfit") or re.fullmatch(r"lora=\d+", name)}
+    if "full" not in part.tried or not few or any(len(rates) < 2 for _, rates in [part.tried["full"], *few.values()]):
+        return None
+    full = part.tried["full"][0]
+    said = [f"{name} {lr:g}" + " (at the edge of what it tried)" * (lr in (rates[0], rates[-1])) for name, (lr, rates) in few.items()]
+    return all(lr >= 10 * full for lr, _ in few.values()), f"full {full:g}, {', '.join(said)}"
+
+
+def time_never_beats_flops(part: Part) -> tuple[bool, str] | None:
+    def median(name: str, key: str) -> float | None:
+        values = [r[key] for r in part.rows.get(name, ()) if r.get(key)]
+        return statistics.median(values) if values else None
+
+    base = {key: median("full", key) for key in ("seconds_per_step", "flops_per_step")}
+    shares: dict[str, tuple[float, float]] = {}
+    for name in part.rows:
+        time, flops = median(name, "seconds_per_step"), median(name, "flops_per_step")
+        if name != "full" and time and flops and base["seconds_per_step"] and base["flops_per_step"]:
+            shares[name] = time / base["seconds_per_step"], flops / base["flops_per_step"]
+    if not shares:
+        return None
+    beats = [
+        f"{name} {time:.2f} of full's time at {flops:.2f} of its FLOPs" for name, (time, flops) in shares.items() if time < flops - 0.05
+    ]
+    return not beats, ", ".join(beats[:3]) + " …" * (len(beats) > 3) or "none by more than 5 points"
+
+
+def gradual_is_about_full(part: Part) -> tuple[bool, str] | None:
+    gain = _gain(part, "gradual", "full")
+    return None if gain is None else (not stats.apart(gain), _said("gradual against full", gain))
+
+
+def nothing_moved_is_nothing_forgotten(part: Part) -> tuple[bool, str] | None:
+    found = [f for r in part.rows.get("head", ()) if (f := r.get("forgetting"))]
+    changed = [f["after"] - f["before"] for f in found if f["after"] != f["before"]]
+    return None if not found else (not changed, f"changed in {len(changed)} of {len(found)} runs of head")
+
+
+TOP_K = "Lee, Tang & Lin 2019, arXiv 1911.03090; table of tunable layers of BERT-base on GLUE"
+SIZES = "RoBERTa-base on SST-2, layers frozen x 50 to 1,000 examples, 5 seeds"
+EXPECTATIONS: dict[tuple[str, str], Check] = {
+    ("Training more layers from the top is no worse", TOP_K): more_layers_are_no_worse,
+    ("The step from the head alone to one layer is the largest", TOP_K): the_first_layer_counts_most,
+    (
+        "On RTE, CoLA and MRPC, biases alone are no worse than everything",
+        "Ben Zaken et al. 2021, arXiv 2106.10199",
+    ): biases_suffice_on_small_tasks,
+    ("On MNLI and QQP, biases alone are worse", "Ben Zaken et al. 2021, arXiv 2106.10199"): biases_fall_short_on_large_tasks,
+    ("With 50 to 100 examples, seeds differ by more than strategies", SIZES): seeds_decide_when_data_are_few,
+    ("From 200 examples on, freezing a sixth to two thirds of the layers costs nothing", SIZES): freezing_some_layers_costs_nothing,
+    (
+        "Head, biases and LoRA want at least ten times the learning rate of everything",
+        "Hu et al. 2021, arXiv 2106.09685",
+    ): little_wants_high_rates,
+    ("A step saves no more time than FLOPs", "a step is bound by its products"): time_never_beats_flops,
+    (
+        "Gradual unfreezing without discriminative rates is about full",
+        "Howard & Ruder 2018, arXiv 1801.06146, table 7",
+    ): gradual_is_about_full,
+    ("What does not move the backbone forgets nothing", "by construction"): nothing_moved_is_nothing_forgotten,
+}
+
+
+def table(found: Sequence[Finding]) -> list[dict[str, Any]]:
+    """One row an expectation: where it holds, where not, and by what."""
+    out = []
+    for expected, source in EXPECTATIONS:
+        mine = [f for f in found if f.expected == expected]
+        holds = sum(f.holds for f in mine)
+        verdict = (
+            "not to be told here"
+            if not mine
+            else "holds"
+            if holds == len(mine)
+            else "does not hold"
+            if not holds
+            else f"holds in {holds} of {len(mine)}"
+        )
+        out.append({"expected": expected, "source": source, "verdict": verdict, "parts": [f._asdict() for f in mine]})
+    return out

@@ -1,0 +1,98 @@
+"""Which of the published shapes a benchmark shows."""
+
+import pytest
+
+from ptft.bench import shapes
+
+LAYERS = 6
+
+
+def rows(scores, task="sst2", size=1000, lr=1e-4, lrs=None, seeds=5, **changes):
+    """Rows of strategies (freeze -> mean accuracy); `lrs`: freeze -> the rate that dev chooses, of three."""
+    out = []
+    for i, (freeze, mean) in enumerate(scores.items()):
+        best = (lrs or {}).get(freeze, lr)
+        for rate in (best / 3, best, best * 3) if lrs else (best,):
+            for seed in range(seeds):
+                accuracy = mean + 0.004 * (seed - 2) + 0.001 * ((seed * 7 + i * 3) % 5 - 2)
+                out.append({
+                    "cell": f"{task}{freeze}{seed}", "strategy": freeze, "freeze": freeze, "lr": rate, "seed": seed,
+                    "task": task, "model": "",
+                    "size": size, "kind": "train", "repeat": False, "metric": "accuracy", "status": "ok", "init_from": "minilm",
+                    "dev": {"accuracy": accuracy - (rate != best) * 0.1}, "test": {"accuracy": accuracy},
+                    "drift": {f"backbone/block_{b}/x": 1.0 for b in range(LAYERS)} if freeze == "full" else {}, **changes,
+                })  # fmt: skip
+    return out
+
+
+def verdict(found, words):
+    mine = [f for f in found if words in f.expected]
+    assert len(mine) <= 1
+    return mine[0].holds if mine else None
+
+
+GOOD = {"head": 0.70, "top-1": 0.80, "top-2": 0.83, "top-3": 0.83, "full": 0.83, "bitfit": 0.82, "gradual": 0.83}
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "size"),
+    [
+        ("more layers", {"top-2": 0.75}, 1000),
+        ("head alone to one layer", {"top-1": 0.71}, 1000),
+        ("costs nothing", {"top-2": 0.70}, 1000),
+        ("Gradual", {"gradual": 0.70}, 1000),
+        ("seeds differ by more", {"head": 0.83, "bitfit": 0.83, "top-1": 0.831, "gradual": 0.83, "top-2": 0.70}, 100),
+    ],
+)
+def test_a_shape_holds_or_does_not(words, changes, size):
+    good = {**GOOD, **(dict.fromkeys(GOOD, 0.83) if size == 100 else {})}
+    assert verdict(shapes.findings(rows(good, size=size)), words) is True
+    assert verdict(shapes.findings(rows({**good, **changes}, size=size)), words) is False
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "good", "bad"), [("mrpc", "biases alone are no worse", 0.83, 0.7), ("mnli", "biases alone are worse", 0.7, 0.83)]
+)
+def test_biases_by_task(task, words, good, bad):
+    for accuracy, holds in ((good, True), (bad, False)):
+        found = shapes.findings(rows({**GOOD, "bitfit": accuracy}, task=task))
+        assert verdict(found, words) is holds
+        assert verdict(found, "biases alone are worse" if task == "mrpc" else "biases alone are no worse") is None
+
+
+def test_learning_rates_are_those_that_dev_chose():
+    found = shapes.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 1e-3}))
+    assert verdict(found, "ten times the learning rate") is True
+    found = shapes.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 5e-4}))
+    assert verdict(found, "ten times the learning rate") is False
+    assert verdict(shapes.findings(rows(GOOD)), "ten times the learning rate") is None  # nothing was chosen
+
+
+def test_time_and_forgetting():
+    def cost(head_seconds):
+        full = rows({"full": 0.8}, seconds_per_step=1.0, flops_per_step=1e9, forgetting={"before": 2.0, "after": 2.5})
+        return full + rows({"head": 0.7}, seconds_per_step=head_seconds, flops_per_step=0.3e9, forgetting={"before": 2.0, "after": 2.0})
+
+    assert verdict(shapes.findings(cost(0.4)), "no more time") is True and verdict(shapes.findings(cost(0.2)), "no more time") is False
+    found = shapes.findings(cost(0.4))
+    assert verdict(found, "forgets nothing") is True
+    broken = [{**r, "forgetting": {"before": 2.0, "after": 2.0 + 1e-9 * (r["freeze"] == "head")}} for r in cost(0.4)]
+    assert verdict(shapes.findings(broken), "forgets nothing") is False
+
+
+def test_what_was_not_run_or_failed_says_nothing():
+    assert shapes.findings(rows({"full": 0.8})) == []
+    one_seed = shapes.findings(rows(GOOD, seeds=1))
+    assert [f for f in one_seed if "rate" not in f.expected] == []
+    scratch = [{**r, "init_from": ""} for r in rows(GOOD)]
+    assert shapes.findings(scratch) == []
+    failed = [{**r, "status": "failed", "test": None} if r["freeze"] == "gradual" and r["seed"] == 0 else r for r in rows(GOOD)]
+    assert verdict(shapes.findings(failed), "Gradual") is None and verdict(shapes.findings(failed), "more layers") is True
+
+
+def test_the_table_says_where():
+    found = shapes.findings(rows(GOOD, size=200) + rows({**GOOD, "top-2": 0.7}))
+    table = {row["expected"]: row for row in shapes.table(found)}
+    row = next(row for expected, row in table.items() if "costs nothing" in expected)
+    assert row["verdict"] == "holds in 1 of 2" and [p["where"] for p in row["parts"]] == ["sst2, 200 examples", "sst2, 1,000 examples"]
+    assert len(table) == len(shapes.EXPECTATIONS) and next(r for e, r in table.items() if "MNLI" in e)["verdict"] == "not to be told here"
