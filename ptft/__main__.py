@@ -84,7 +84,9 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         build.describe(built)
         build.start_params(built, quiet=False)
         traced = built._replace(config=config.replace(parallel="jit"))  # the same step; under pmap it has no whole-program form
-        record.say(cost.describe(build.program(traced).cost))
+        program = build.program(traced)
+        record.say(cost.describe(program.cost))
+        plans.check(traced, program)
         record.say("checked; nothing was trained")
         return
     if not args.workdir:

@@ -12,7 +12,7 @@ from pathlib import Path
 import flow
 import pytest
 
-from ptft import build, checkpoint
+from ptft import build, checkpoint, plans
 from ptft.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -365,6 +365,13 @@ def test_check_trains_and_writes_nothing(home, tmp_path, capsys, monkeypatch):
     for part in ("20 records", "trainable ", "a step costs", "8 steps of 8 examples", "new: head/classifier/bias", "nothing was trained"):
         assert part in said
     assert list(tmp_path.iterdir()) == [] and flow.listing(home) == before
+
+
+def test_check_holds_the_step_to_its_plan(home, capsys, monkeypatch):
+    monkeypatch.setattr(plans, "problem", lambda *args: "it costs too much")
+    assert flow.ptft("train", "--config", home / "fine.py", "--check") == 0
+    assert "it costs too much" in capsys.readouterr().out
+    assert "it costs too much" in mistake(capsys, "train", "--config", home / "fine.py", "--check", "--config.strict_cost=True")
 
 
 def test_train_prints_the_result(home, capsys):

@@ -41,6 +41,11 @@ def kin(cell: Cell) -> str | None:
 def together(cells: Sequence[Cell], workdir: Path) -> Iterator[dict[int, population.Outcome]]:
     """Trains cells of one `population.kin` together. What a step costs is measured apart, once a strategy."""
     alone = [probe.measure(cell.config, workdir) for cell in cells]
+    for cell, row in {cell.strategy: (cell, row) for cell, row in zip(cells, alone, strict=True)}.values():
+        if row["problem"] and cell.config.strict_cost:
+            raise UserError(f"freeze={cell.config.freeze!r}: {row['problem']}; strict_cost=False makes a warning of this")
+        if row["problem"]:
+            record.say(f"WARNING: freeze={cell.config.freeze!r}: {row['problem']}")
     for found in population.train_together([cell.config for cell in cells]):
         yield {i: {**outcome, **_cost(alone[i])} if isinstance(outcome, dict) else outcome for i, outcome in found.items()}
 
