@@ -168,7 +168,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def report_verb(args: argparse.Namespace, overrides: list[str]) -> None:
-    paths = report.write(*args.folder, to=args.to)
+    paths = report.write(*args.folder, to=args.to, table=args.csv)
     for kind, path in paths.items():
         record.say(f"{kind}: {path}")
     print(paths["md"].read_text(encoding="utf-8"))
@@ -335,6 +335,7 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
         {
             "folder": {"type": Path, "nargs": "+", "help": "of a run, or of one or several benchmarks, which are merged"},
             "--to": {"type": Path, "metavar": "DIR", "help": "where the report goes; without it, into the first folder"},
+            "--csv": {"action": "store_true", "help": "also report.csv, a line a cell"},
         },
     ),
     "import": (

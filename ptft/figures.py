@@ -1,4 +1,4 @@
-"""The figures of a report: quality against cost, and curves, as PNG and as inline SVG."""
+"""The figures of a report: quality against cost, curves, maps, as PNG and as inline SVG."""
 
 import io
 import math
@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from ptft.bench import stats
@@ -29,16 +30,21 @@ class Line:
     freeze: str
     lr: str
     init_from: str
-    scores: dict[int, float]  # seed -> test metric
-    score: stats.Summary
-    gain: stats.Summary | None  # paired difference to the baseline; None for the baseline
+    scores: dict[int, float]  # seed -> test metric; NaN: the run failed
+    score: stats.Summary  # of the runs that finished
+    gain: stats.Difference | None  # paired difference to the baseline; None for the baseline
     verdict: str
     share: float | None  # of the parameters that move
-    step: float | None  # median seconds a step
+    step: float | None  # median seconds a step, of a process of its own
     total: float | None  # seconds, all seeds
     flops: float | None  # a step
+    peak: float | None  # bytes, of a step as it is compiled
+    checkpoint: float | None  # bytes
+    forgetting: stats.Summary | None  # of the pretraining's loss on held-out text: after - before
     failed: int  # seeds without a result: a mean over the others flatters
     reference: bool = False  # no network: majority class, TF-IDF
+    again: bool = False  # the A/A check's copy
+    rank: float | None = None  # mean over seeds
     step_ratio: float | None = None  # to the baseline
     flops_ratio: float | None = None
 
@@ -49,33 +55,64 @@ class Line:
 
 
 class CostPanel:
-    """Quality against one cost: a point, an interval and a name for every strategy."""
+    """Quality against one cost: a point, an interval and a name for every strategy, and the best that can be had for a cost."""
 
-    def __init__(self, lines: list[Line], metric: str, baseline: str):
-        self.metric, self.baseline = metric, baseline
-        self.lines = [line for line in lines if self.x(line) is not None]
+    words = ""  # of the cost axis
+
+    def __init__(self, lines: Sequence[Line], metric: str, baseline: str, higher: bool = True):
+        self.metric, self.baseline, self.higher = metric, baseline, higher
+        known = [line for line in lines if self.x(line) is not None]
+        started = [line.score.mean for line in known if line.init_from]
+        far = 1.5 * (max(started) - min(started)) if len(started) > 2 else math.inf
+        # What starts from random weights may lie so far off that nothing else could be seen.
+        self.left_out = [line for line in known if not line.init_from and min(abs(line.score.mean - y) for y in started or [0]) > far]
+        self.lines = [line for line in known if line not in self.left_out]
 
     def x(self, line: Line) -> float | None:
         raise NotImplementedError
 
     def scale(self, ax: Axes) -> None:
         """Limits, ticks and label of the cost axis."""
-        raise NotImplementedError
+        ax.set_xlim(0, max([self.x(line) or 1 for line in self.lines] + [1]) * 1.2)
+        ax.set_xlabel(self.words.format(baseline=self.baseline), fontsize=9.5, color=INK)
 
     def draw(self, ax: Axes) -> None:
-        reference = [line.score.mean for line in self.lines if line.name == self.baseline]
-        for y in reference:
+        self.plot(ax)
+        figure = ax.get_figure(root=True)
+        assert figure is not None
+        figure.draw_without_rendering()  # places are known only then
+        self.label(ax)
+
+    def label(self, ax: Axes) -> None:
+        _place_labels(ax, [(line.name, self.x(line), line.score) for line in self.lines])
+
+    def plot(self, ax: Axes) -> None:
+        for y in (line.score.mean for line in self.lines if line.name == self.baseline):
             ax.axhline(y, color=QUIET, lw=0.7, ls=(0, (4, 4)), zorder=0)
         for line in self.lines:
             x, y = self.x(line) or 0, line.score.mean
-            if line.score.lo is not None and line.score.hi is not None:
+            if line.score.lo is not None and line.score.hi is not None and not line.failed:
                 ax.plot([x, x], [line.score.lo, line.score.hi], color=ACCENT, lw=1.4, solid_capstyle="butt", zorder=2)
             ax.plot([x], [y], "o", ms=6.5, mec=ACCENT, mew=1.5, mfc=ACCENT if line.init_from or not self.mixed else "white", zorder=3)
         self.scale(ax)
         ax.margins(y=0.14)
+        self.frontier(ax)
         ax.set_title(f"test {self.metric}", loc="left", fontsize=9.5, color=INK)
         ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        _place_labels(ax, [(line.name, self.x(line), line.score) for line in self.lines])
+
+    def frontier(self, ax: Axes) -> None:
+        """The best mean that can be had for a cost (Pareto), and the best ends of the intervals."""
+        known = sorted((line for line in self.lines if not line.again and not line.failed), key=lambda line: self.x(line) or 0)
+        if len(known) < 2:
+            return
+        best = np.maximum.accumulate if self.higher else np.minimum.accumulate
+        ends = [[s.mean, s.mean if s.lo is None else s.lo, s.mean if s.hi is None else s.hi] for s in (line.score for line in known)]
+        xs = np.array([self.x(line) or 0 for line in known] + [ax.get_xlim()[1]])
+        mean, low, high = (np.append(best(values), best(values)[-1]) for values in np.array(ends).T)
+        limits = ax.get_ylim()
+        ax.step(xs, mean, where="post", color=ACCENT, lw=0.9, alpha=0.7, zorder=1)
+        ax.fill_between(xs, low, high, step="post", color=ACCENT, alpha=0.1, lw=0, zorder=0)
+        ax.set_ylim(limits)
 
     @property
     def mixed(self) -> bool:
@@ -97,12 +134,167 @@ class SharePanel(CostPanel):
 
 
 class TimePanel(CostPanel):
+    words = "seconds a step, relative to {baseline}"
+
     def x(self, line: Line) -> float | None:
         return line.step_ratio
 
+
+class FlopsPanel(CostPanel):
+    words = "FLOPs a step, relative to {baseline}"
+
+    def x(self, line: Line) -> float | None:
+        return line.flops_ratio
+
+
+class MemoryPanel(CostPanel):
+    words = "peak memory of a step, MiB"
+
+    def x(self, line: Line) -> float | None:
+        return line.peak and line.peak / 2**20
+
+
+class CheckpointPanel(CostPanel):
+    words = "checkpoint, MiB"
+
+    def x(self, line: Line) -> float | None:
+        return line.checkpoint and line.checkpoint / 2**20
+
+
+class ForgettingPanel(CostPanel):
+    """What is forgotten is a price, too."""
+
+    words = "loss of the pretraining on held-out text, after − before"
+
+    def x(self, line: Line) -> float | None:
+        return None if line.forgetting is None else line.forgetting.mean
+
     def scale(self, ax: Axes) -> None:
-        ax.set_xlim(0, max([self.x(line) or 1 for line in self.lines] + [1]) * 1.2)
-        ax.set_xlabel(f"seconds a step, relative to {self.baseline}", fontsize=9.5, color=INK)
+        ax.margins(x=0.2)
+        ax.set_xlabel(self.words, fontsize=9.5, color=INK)
+
+
+COSTS = (SharePanel, FlopsPanel, TimePanel, MemoryPanel, CheckpointPanel, ForgettingPanel)
+
+
+class SmallMultiples:
+    """A small plot for each strategy, on common axes."""
+
+    columns, height = 4, 1.35
+
+    def __init__(self, names: Sequence[str], metric: str):
+        self.names, self.metric = list(names), metric
+        self.rows = -(-len(self.names) // self.columns)
+        self.size = (9.8, 0.7 + self.height * self.rows)
+
+    def limits(self) -> tuple[float, float]:
+        raise NotImplementedError
+
+    def one(self, ax: Axes, name: str) -> None:
+        raise NotImplementedError
+
+    def draw(self, ax: Axes) -> None:
+        ax.axis("off")
+        ax.set_title(self.metric, loc="left", fontsize=9.5, color=INK)
+        low, high = self.limits()
+        room = 0.08 * (high - low or 1)
+        for i, name in enumerate(self.names):
+            row, column = divmod(i, self.columns)
+            width, height = 1 / self.columns, 1 / self.rows
+            small = ax.inset_axes((column * width + 0.02, 1 - (row + 1) * height + 0.28 * height, width - 0.035, 0.55 * height))
+            _style(small)
+            small.set_ylim(low - room, high + room)
+            small.yaxis.set_major_locator(MaxNLocator(3))
+            small.tick_params(labelsize=7.5, length=2)
+            if column:
+                small.tick_params(labelleft=False)
+            small.set_title(name, loc="left", fontsize=8.5, color=INK, pad=3)
+            self.one(small, name)
+
+
+def _bars(ax: Axes, points: Mapping[float, stats.Summary], color: str, log: bool = True) -> None:
+    """Means with intervals, in the order of x."""
+    xs = sorted(points)
+    if log:
+        ax.set_xscale("log")
+    ax.plot(xs, [points[x].mean for x in xs], "o-", color=color, lw=1.2, ms=2.8)
+    for x in xs:
+        if (half := points[x].half) is not None:
+            ax.plot([x, x], [points[x].mean - half, points[x].mean + half], color=color, lw=1)
+    ax.set_xticks(xs, [f"{x:.2g}" for x in xs])
+    ax.minorticks_off()
+    ax.set_xlim(xs[0] / 1.7, xs[-1] * 1.7)
+
+
+class RatePanel(SmallMultiples):
+    """What dev says of the learning rates that each strategy tried; the chosen one has a ring."""
+
+    def __init__(self, tried: Mapping[str, Mapping[float, Mapping[int, float]]], chosen: Mapping[str, float | None], metric: str):
+        super().__init__(list(tried), f"dev {metric} by learning rate")
+        finished = {name: {lr: [x for x in seeds.values() if math.isfinite(x)] for lr, seeds in its.items()} for name, its in tried.items()}
+        self.points = {name: {lr: stats.summary(xs) for lr, xs in its.items() if xs} for name, its in finished.items()}
+        self.names = [name for name in self.names if self.points[name]]
+        self.chosen = chosen
+
+    def limits(self) -> tuple[float, float]:
+        means = [s.mean for its in self.points.values() for s in its.values()]
+        return min(means), max(means)
+
+    def one(self, ax: Axes, name: str) -> None:
+        _bars(ax, self.points[name], ACCENT)
+        if (lr := self.chosen[name]) in self.points[name]:
+            ax.plot([lr], [self.points[name][lr].mean], "o", ms=8, mfc="none", mec=INK, mew=0.9)
+
+
+class SizePanel(SmallMultiples):
+    """The test metric by number of training examples, over the baseline's in grey."""
+
+    def __init__(self, curves: Mapping[str, Mapping[float, stats.Summary]], baseline: str, metric: str):
+        super().__init__(list(curves), f"test {metric} by number of training examples")
+        largest = max((x for its in curves.values() for x in its if math.isfinite(x)), default=1)
+        # "all" has no number: it stands where ten times the largest would.
+        self.curves = {n: {x if math.isfinite(x) else 10 * largest: s for x, s in its.items()} for n, its in curves.items()}
+        self.all, self.baseline = 10 * largest, baseline
+
+    def limits(self) -> tuple[float, float]:
+        means = [s.mean for its in self.curves.values() for s in its.values()]
+        return min(means), max(means)
+
+    def one(self, ax: Axes, name: str) -> None:
+        if name != self.baseline and self.baseline in self.curves:
+            _bars(ax, self.curves[self.baseline], QUIET)
+        _bars(ax, self.curves[name], ACCENT)
+        xs = sorted(self.curves[name])
+        ax.set_xticks(xs, ["all" if x == self.all else f"{x:g}" for x in xs])
+
+
+class DriftPanel:
+    """Strategies by layers; the darker, the further a layer moved, on a logarithmic scale. Blank: not by a bit."""
+
+    def __init__(self, drift: Mapping[str, Mapping[str, float]]):
+        def order(layer: str) -> tuple[int, int]:
+            return (1, int(layer[6:])) if re.fullmatch(r"block_\d+", layer) else (0 if layer.startswith("embed") else 2, 0)
+
+        self.metric = "how far each layer moved: largest change / largest element, median over its tensors"
+        self.drift, self.layers = drift, sorted({layer for its in drift.values() for layer in its}, key=order)
+        self.size = (9.8, 1.1 + 0.26 * len(drift))
+
+    def draw(self, ax: Axes) -> None:
+        values = [v for its in self.drift.values() for v in its.values() if v > 0]
+        low, high = (math.log(min(values)), math.log(max(values))) if values else (0.0, 1.0)
+        for y, its in enumerate(self.drift.values()):
+            for x, layer in enumerate(self.layers):
+                if (v := its.get(layer, 0.0)) > 0:
+                    shade = 0.12 + 0.6 * ((math.log(v) - low) / (high - low) if high > low else 1)
+                    ax.add_patch(Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=ACCENT, alpha=shade, lw=0))
+                    ax.text(x + 0.5, y + 0.5, f"{100 * v:.2g} %", ha="center", va="center", fontsize=7.5, color=INK)
+        ax.set_xlim(0, len(self.layers))
+        ax.set_ylim(len(self.drift), 0)
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+        ax.set_xticks([x + 0.5 for x in range(len(self.layers))], [layer.replace("_", " ") for layer in self.layers])
+        ax.set_yticks([y + 0.5 for y in range(len(self.drift))], list(self.drift))
+        ax.set_title(self.metric, loc="left", fontsize=9.5, color=INK)
 
 
 class CurvePanel:
@@ -137,7 +329,6 @@ def _place_labels(ax: Axes, points: list[tuple[str, Any, stats.Summary]]) -> Non
     """Names beside their points, where they hide no point, interval or other name; a thin line where that is not beside."""
     figure = ax.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()
     unit = figure.dpi / 72  # pixels a typographic point; sizes below are typographic
     spots = [ax.transData.transform((x, score.mean)) / unit for _, x, score in points]
     taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in spots]
@@ -183,23 +374,38 @@ def _style(ax: Axes) -> None:
     ax.tick_params(colors=QUIET, labelcolor=INK, labelsize=9, length=3)
 
 
-def png(panels: list[list[Any]]) -> bytes:
-    """All panels on one picture, a task a row."""
-    rows = [row[i : i + 2] for row in panels for i in range(0, len(row), 2)]
+def broad(panel: Any) -> bool:
+    """Whether a panel takes a whole row."""
+    return getattr(panel, "size", SIZE)[0] > 1.5 * SIZE[0]
+
+
+def png(panels: Sequence[Sequence[Any]]) -> bytes:
+    """All panels on one picture, two a row; a wide one has a row to itself."""
+    rows: list[list[Any]] = []
+    for row in panels:
+        narrow = [panel for panel in row if not broad(panel)]
+        rows += [narrow[i : i + 2] for i in range(0, len(narrow), 2)] + [[panel] for panel in row if panel not in narrow]
     heights = [max(getattr(panel, "size", SIZE)[1] * 4.2 / SIZE[1] for panel in row) for row in rows] or [4.2]
     figure = Figure(figsize=(10.5, sum(heights)), dpi=150, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr,call-arg]
-    grid = figure.subplots(max(1, len(rows)), 2, squeeze=False, height_ratios=heights)
-    for y, row in enumerate(grid):
-        for x, ax in enumerate(row):
-            if y < len(rows) and x < len(rows[y]):
-                _style(ax)
-            else:
-                ax.axis("off")
+    grid = figure.add_gridspec(max(1, len(rows)), 2, height_ratios=heights)
     if not rows:
-        grid[0, 0].text(0, 0.5, "no finished run", color=QUIET)
-    for ax, panel in ((grid[y, x], panel) for y, row in enumerate(rows) for x, panel in enumerate(row)):
-        panel.draw(ax)
+        empty = figure.add_subplot(grid[0, 0])
+        empty.axis("off")
+        empty.text(0, 0.5, "no finished run", color=QUIET)
+    labelled = []
+    for y, row in enumerate(rows):
+        for x, panel in enumerate(row):
+            ax = figure.add_subplot(grid[y, :] if broad(panel) else grid[y, x])
+            _style(ax)
+            if isinstance(panel, CostPanel):
+                panel.plot(ax)
+                labelled.append((panel, ax))
+            else:
+                panel.draw(ax)
+    figure.draw_without_rendering()  # once for all of them
+    for cost, ax in labelled:
+        cost.label(ax)
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()

@@ -1,5 +1,6 @@
 """ptft.report: from JSON lines to the three files, and what they say."""
 
+import csv
 import json
 import re
 from html.parser import HTMLParser
@@ -8,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from ptft import figures, ledger, ledger_page, models, report
+from ptft import bench_page, bench_part, figures, ledger, ledger_page, models, report
+from ptft.bench import results
 from ptft.errors import UserError
 from ptft.freeze import plan as resolved
 
@@ -84,32 +86,33 @@ def line_of(md, name):
 
 def test_the_table(tmp_path):
     md, html = texts(put(tmp_path, rows()))
-    assert line_of(md, "full")[2:4] == ["5 seeds", "0.840 ± 0.025"] and line_of(md, "full")[6] == "baseline"
+    assert line_of(md, "full")[2:4] == ["5 seeds", "0.840 ± 0.025"] and line_of(md, "full")[8] == "baseline"
     top = line_of(md, "top-2")
-    assert top[6] == "cannot be told apart" and top[7:] == ["31.0 %", "20 ms", "0.50", "10.0 s", "0.50"]
-    assert line_of(md, "head")[6] == "worse" and line_of(md, "head")[5].startswith("−0.08")
-    assert line_of(md, "scratch (freeze=full, random weights)")[6] == "worse"
+    assert top[8] == "cannot be told apart" and top[9:] == ["31.0 %", "20 ms", "0.50", "10.0 s", "0.50", "–", "–"]
+    assert line_of(md, "head")[8] == "worse" and line_of(md, "head")[7].startswith("−0.08")
+    assert line_of(md, "scratch (freeze=full, random weights)")[8] == "worse"
     assert html.count('<svg class="strip"') == 4 and html.count("<circle") >= 20
 
 
 def test_the_sentences_are_computed(tmp_path):
     md, _ = texts(put(tmp_path / "a", rows()))
-    assert "top-2 has the highest mean test accuracy: 0.842 ±" in md and "No cheaper strategy reaches it" in md
+    assert "top-2 has the highest mean test accuracy: 0.842 ±" in md and "It cannot be told apart from full." in md
+    assert "All of them cost more." in md
     assert re.search(r"Starting from pretrained instead of random weights changes the test accuracy of full by \+0\.14\d \[", md)
     better = {**STRATEGIES, "full": ("full", "pre", 0.845, 1.0, 0.040)}
     md, _ = texts(put(tmp_path / "b", rows(strategies=better)))
-    assert "full has the highest" in md and "cannot be told apart from it is top-2" in md and "takes 0.50 of full's time" in md
+    assert "full has the highest" in md and "The cheapest of them is top-2" in md and "takes 0.50 of full's time" in md
 
 
 def test_a_loss_is_better_when_lower(tmp_path):
     lines = [{**r, "metric": "loss", "test": {"loss": r["test"]["accuracy"]}} for r in rows()]
     md, _ = texts(put(tmp_path, lines))
-    assert "scratch has the lowest mean test loss" in md and line_of(md, "head")[6] == "better"
+    assert "scratch has the lowest mean test loss" in md and line_of(md, "head")[8] == "better"
 
 
 def test_one_seed_says_that_there_is_no_interval(tmp_path):
     md, _ = texts(put(tmp_path, rows(seeds=1)))
-    assert "the order may be chance" in md and line_of(md, "head")[6] == "one seed: no interval" and "±" not in line_of(md, "head")[3]
+    assert "the order may be chance" in md and line_of(md, "head")[8] == "one seed: no interval" and "±" not in line_of(md, "head")[3]
 
 
 def test_failed_and_missing_cells_are_shown(tmp_path):
@@ -147,11 +150,11 @@ def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
         {**majority[0], "cell": "t", "strategy": "TF-IDF", "kind": "tfidf", "status": "skipped", "error": "no scikit-learn", "test": None}
     ]
     md, html = texts(put(tmp_path, [*rows(), *majority, *again, *gone], baseline="full"))
-    assert line_of(md, "majority class")[1:3] == ["–", "5 seeds"] and line_of(md, "majority class")[7:] == ["–"] * 5
+    assert line_of(md, "majority class")[1:3] == ["–", "5 seeds"] and line_of(md, "majority class")[9:] == ["–"] * 7
     assert (
         "4 strategies, 5 seeds" in md
         and "top-2 has the highest mean" in md
-        and line_of(md, "top-2 (A/A) (freeze=top-2)")[6] in ("better", "cannot be told apart")
+        and line_of(md, "top-2 (A/A) (freeze=top-2)")[8] in ("better", "cannot be told apart")
     )
     assert "TF-IDF: no scikit-learn" in md and "Failed" not in md and html.count('<svg class="strip"') == 6
 
@@ -159,7 +162,7 @@ def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
 def test_sizes_and_models_have_a_section_each():
     lines = [{**r, "size": n, "model": m} for r in rows(1) for n in (100, 0) for m in ("small", "large")]
     lines += [{**rows(1)[0], "size": 100, "kind": "majority", "strategy": "majority class"}]
-    found = dict(report._sections(lines))
+    found = dict(bench_page.sections(lines))
     assert set(found) == {f"sst2, {m}, {n}" for m in ("small", "large") for n in ("100 examples", "all examples")}
     assert {title: len(here) for title, here in found.items() if "small" in title} == {
         "sst2, small, 100 examples": 5,
@@ -181,7 +184,7 @@ def test_nothing_finished_and_missing_numbers_still_make_a_report(tmp_path):
     failed = [{**r, "status": "failed", "error": "x", "test": None} for r in rows(seeds=1)]
     assert "No run has finished." in texts(put(tmp_path / "a", failed))[0]
     bare = [{**r, "seconds": None, "seconds_per_step": None, "flops_per_step": None, "trainable_share": None} for r in rows()]
-    assert line_of(texts(put(tmp_path / "b", bare))[0], "head")[7:] == ["–"] * 5
+    assert line_of(texts(put(tmp_path / "b", bare))[0], "head")[9:] == ["–"] * 7
 
 
 def test_two_tasks_have_a_table_each(tmp_path):
@@ -225,7 +228,8 @@ def test_the_page_is_self_contained_and_closed(tmp_path):
 
 def test_names_do_not_overlap_in_the_figure():
     crowd = {f"strategy-{i}": ("full", "pre", 0.80 + 0.002 * (i % 3), 0.2 + 0.01 * i, 0.03 + 0.0005 * i) for i in range(9)}
-    lines = report._lines(rows(strategies=crowd), list(crowd), "strategy-0", "accuracy", True)
+    quoted = results.quoted(rows(strategies=crowd), "accuracy")
+    lines = bench_part.lines(quoted, list(crowd), "strategy-0", "accuracy", True)
     figure = figures.Figure(figsize=(5.2, 4))
     ax = figure.subplots()
     figures.SharePanel(lines, "accuracy", "strategy-0").draw(ax)
@@ -360,3 +364,140 @@ def test_one_cell_for_the_two_arrays_of_fish_shows_the_worse():
     assert len(cell) == 2 and ledger_page.verdict(cell) == "moved" and ledger_page.relative(cell) == 0.5
     rows[0]["verdict"] = "frozen, but moved"
     assert ledger_page.verdict(next(iter(ledger_page.parts(rows)[0].layers["block 0"].values()))) == "frozen, but moved"
+
+
+# ---------------------------------------------------------------- what a benchmark lets one conclude
+
+
+def edited(change, **keywords):
+    """The rows, each as `change(row)` has it."""
+    return [{**r, **(change(r) or {})} for r in rows(**keywords)]
+
+
+def test_a_failed_seed_takes_the_interval_away(tmp_path):
+    """Leaving the run out flatters: what is shown is said to be of the others."""
+    lines = edited(lambda r: {"status": "failed", "error": "x", "test": None} if (r["strategy"], r["seed"]) == ("top-2", 4) else None)
+    md, html = texts(put(tmp_path, lines, baseline="full"))
+    top = line_of(md, "top-2")
+    assert top[2] == "4 seeds (1 failed)" and top[3].endswith("of those 4 that finished") and "±" not in top[3] and top[5] == ""
+    assert top[7] == "–" and top[8] == "a run failed: no interval" and top[6] == "1.8"  # last where it failed
+    assert "a run failed: no interval" in html and "nan" not in html.lower().replace("nanumber", "")
+
+
+def test_ranks_and_what_cannot_be_told_apart(tmp_path):
+    md, _ = texts(put(tmp_path, rows(), baseline="full"))
+    ranks = {name: float(line_of(md, name)[6]) for name in ("full", "top-2", "head")}
+    assert ranks["head"] == 3 and ranks["full"] + ranks["top-2"] == 3
+    assert "It cannot be told apart from full." in md
+
+
+def test_all_pairs_are_there_corrected(tmp_path):
+    md, html = texts(put(tmp_path, rows(), baseline="full"))
+    square = [line for line in md.splitlines() if re.match(r"\| \d ", line)]
+    assert len(square) == 4 and "5 of 6 pairs can be told apart" in md and "(Holm)" in md
+    head = next(line for line in square if " head " in line).split("|")
+    assert "**−" in head[2] and head[3].strip() == "" and "**+" in head[4] and "**−" in head[5]  # full, itself, scratch, top-2
+    assert html.count('<td class="worse"') == 5 and html.count('<td class="better"') == 5 and "less top-2: worse, p = " in html
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (0.0, "The A/A check holds: full under two names gives the same scores to the bit."),
+        (0.02, "The A/A check FAILS: full differs from itself by +0.020"),
+        (None, "There is no A/A check"),
+    ],
+)
+def test_the_check_of_the_benchmark_itself(tmp_path, change, says):
+    again = [
+        {
+            **r,
+            "cell": f"a{r['seed']}",
+            "strategy": "full (A/A)",
+            "repeat": True,
+            "test": {"accuracy": r["test"]["accuracy"] + (change or 0)},
+        }
+        for r in rows()
+        if r["strategy"] == "full"
+    ]
+    md, html = texts(put(tmp_path, [*rows(), *(again if change is not None else [])], baseline="full"))
+    assert says in md and says in html
+
+
+def test_how_many_seeds_a_point_takes(tmp_path):
+    md, _ = texts(put(tmp_path / "a", rows(), baseline="full"))
+    found = re.search(r"one point \(0\.01\) to full four times in five takes about (\d+) seeds .*, and about (\d+) seeds", md)
+    assert 2 < int(found[1]) < int(found[2])
+    assert "four times in five" not in texts(put(tmp_path / "b", rows(seeds=1), baseline="full"))[0]
+
+
+def test_the_bootstrap_interval_is_beside(tmp_path):
+    md, html = texts(put(tmp_path, rows(), baseline="full"))
+    low, high = map(float, line_of(md, "full")[5].strip("[]").split(",\N{NO-BREAK SPACE}"))
+    assert 0.80 < low < 0.84 < high < 0.88 and "Bootstrap intervals are" in md and "bootstrap [" in html
+    assert "Bootstrap" not in texts(put(tmp_path / "b", rows(seeds=2)))[0]
+
+
+def test_every_row_has_its_command(tmp_path):
+    lines = edited(lambda r: {"command": f"ptft bench --config x.py --only {r['seed']:03}abc --workdir runs/{r['seed']:03}abc"})
+    md, html = texts(put(tmp_path, lines))
+    assert "`ptft bench --config x.py --only HASH --workdir runs/HASH`" in md and "- top-2: seed 0 000abc, seed 1 001abc" in md
+    assert "ptft bench --config x.py --only HASH" in html and "seed 4 004abc" in html
+
+
+def test_costs_forgetting_drift_rates_and_sizes_are_drawn_where_known(tmp_path):
+    def known(r):
+        after = 2.0 if r["strategy"] == "head" else 2.3 + 0.01 * r["seed"]
+        drift = {
+            "backbone/block_1/ffn/up/kernel": 0.02,
+            "backbone/block_1/x": 0.04,
+            "head/classifier/kernel": 9.0,
+            "backbone/embeddings/w": None,
+        }
+        return {
+            "bytes": {"peak": 30 * 2**20, "checkpoint": 5 * 2**20}, "forgetting": {"before": 2.0, "after": after},
+            "drift": {} if r["strategy"] == "head" else drift, "dev": {"accuracy": 0.8},
+        }  # fmt: skip
+
+    both = [
+        {**r, "cell": f"{r['cell']}{size}{lr}", "size": size, "lr": lr, "dev": {"accuracy": 0.8 + (lr == 3e-4) / 10}}
+        for r in edited(known)
+        for size in (100, 400)
+        for lr in (1e-4, 3e-4)
+    ]
+    md, html = texts(put(tmp_path, both, baseline="full"))
+    drawn = [
+        "peak memory of a step, MiB", "checkpoint, MiB", "FLOPs a step, relative to full", "loss of the pretraining on held-out text",
+        "dev accuracy by learning rate", "how far each layer moved", "test accuracy by number of training examples",
+    ]  # fmt: skip
+    for words in drawn:
+        assert words in html, words
+    assert line_of(md, "head")[14:] == ["30 MiB", "5.0 MiB", "0"] and line_of(md, "full")[16].startswith("+0.320 [+0.300,")
+    assert "by number of examples" in md and ">3 %<" in html  # the median of 2 % and 4 %
+    bare, page = texts(put(tmp_path / "b", rows()))
+    assert "forgetting" not in bare and "dev accuracy" not in page and "moved:" not in page and "peak memory of" not in page
+
+
+def test_layer_drift_is_the_backbones(tmp_path):
+    drift = [{"drift": {"backbone/block_0/a": 0.1, "backbone/block_0/b": 0.3, "head/x": 5.0}}, {"drift": {"backbone/block_0/a": 0.4}}, {}]
+    assert bench_page.layer_drift(drift) == {"block_0": pytest.approx(0.3)}
+
+
+def test_what_was_published_is_checked(tmp_path):
+    md, html = texts(put(tmp_path, rows(), baseline="full"))
+    assert "## What published tables lead one to expect" in md and "Training more layers from the top is no worse | holds |" in md
+    assert "not to be told here" in md and "arXiv 1911.03090" in html
+
+
+def test_cells_as_a_table(tmp_path):
+    lines = edited(
+        lambda r: {"forgetting": {"before": 2.0, "after": 2.5}, "command": "ptft bench --config 'a, b.py'", "error": 'a "quoted"\nline'}
+    )
+    paths = report.write(put(tmp_path, lines, baseline="full"), table=True)
+    with paths["csv"].open(newline="") as f:
+        found = list(csv.DictReader(f))
+    assert len(found) == 20 and list(found[0])[:5] == ["cell", "task", "model", "size", "strategy"] and list(found[0])[-1] == "command"
+    assert float(found[0]["test_accuracy"]) == lines[0]["test"]["accuracy"] and found[0]["forgetting_after"] == "2.5"
+    assert found[0]["command"] == "ptft bench --config 'a, b.py'" and found[0]["error"] == 'a "quoted"\nline' and found[0]["peak_rss"] == ""
+    with pytest.raises(UserError, match="--csv is of benchmarks"):
+        report.write(put_run(tmp_path / "run", [{"step": 1, "split": "train", "loss": 1.0}]), table=True)

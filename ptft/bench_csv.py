@@ -1,0 +1,34 @@
+"""A benchmark's cells as a table, one line a cell, for other tools."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+from ptft.bench.results import Row
+
+# In this order; then what dev and test report, by name.
+COLUMNS = (
+    "cell", "task", "model", "size", "strategy", "kind", "repeat", "lr", "seed", "status", "error", "freeze", "init_from", "train_for",
+    "metric", "best_step", "steps", "trainable", "trainable_share", "seconds", "seconds_per_step", "flops_per_step", "members", "isolated",
+    "wall_seconds", "peak_rss", "peak_device",
+)  # fmt: skip
+NESTED = ("bytes", "forgetting", "device", "versions")
+
+
+def write(rows: Sequence[Row], to: TextIO) -> None:
+    """RFC 4180; what is not known is empty."""
+    flat = [dict(_flat(row)) for row in rows]
+    more = sorted({key for row in flat for key in row} - {*COLUMNS, "config_hash", "command"})
+    out = csv.DictWriter(to, [*COLUMNS, *more, "config_hash", "command"], restval="", lineterminator="\n")
+    out.writeheader()
+    out.writerows(flat)
+
+
+def _flat(row: Row) -> Iterator[tuple[str, Any]]:
+    for key in (*COLUMNS, "config_hash", "command"):
+        if row.get(key) is not None:
+            yield key, row[key]
+    for key in ("dev", "test", *NESTED):
+        for name, value in (row.get(key) or {}).items():
+            if value is not None:
+                yield f"{key}_{name}", value

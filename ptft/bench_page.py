@@ -1,0 +1,149 @@
+"""A benchmark's rows as a page: a section for each task, model and size, figures over sizes, what was published, how it was made."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ptft import bench_part, figures, words
+from ptft.bench import results, shapes, stats
+from ptft.bench.protocol import describe
+from ptft.bench.results import Row
+from ptft.bench_part import Part
+
+
+def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
+    """What the report says, and a list of figures for each of its sections."""
+    rows, bench, order, notes = results.merge(folders)
+    ok, failed = [r for r in rows if r["status"] == "ok"], [r for r in rows if r["status"] == "failed"]
+    baseline = bench.get("baseline") or (order[0] if order else "")
+    parts = [bench_part.part(title, here, order, baseline) for title, here in sections(rows)]
+    shown = [(_section(part), _panels(part)) for part in parts]
+    shown += _over_sizes(parts)
+    if expected := shapes.table(shapes.findings(rows)) if ok else []:
+        shown.append((_expectations(expected), []))
+    places = distinct(r.get("device") for r in ok) or distinct([bench.get("device")])
+    versions = distinct(r.get("versions") for r in ok if r["kind"] == "train") or distinct([bench.get("versions")])
+    if max(len(places), len(versions)) > 1:
+        notes.append("The runs come from more than one environment: their times do not compare.")
+    notes += dict.fromkeys(f"{r['strategy']}: {r['error']}" for r in rows if r["status"] == "skipped")
+    if any(x.score.boot for part in parts for x in part.lines):
+        notes = [stats.BOOTSTRAP, *notes]
+    names, seeds = ({r[key] for r in rows if r["kind"] == "train" and not r["repeat"]} for key in ("strategy", "seed"))
+    about = {
+        "kind": "bench",
+        "title": "Which parameters are worth training?",
+        "subtitle": f"{words.count(len(names), 'strategy', 'strategies')}, {words.count(len(seeds), 'seed')}, "
+        + words.count(len(ok), "finished run")
+        + (f", {len(failed)} failed" if failed else ""),
+        "sections": [section for section, _ in shown],
+        "notes": [stats.METHOD, *notes] if ok else notes,
+        "failed": [{"strategy": describe({**r, "seed": ""}).rpartition(", ")[0], "seed": r["seed"], "error": r["error"]} for r in failed],
+        "facts": facts(versions, places, bench.get("config_hash"), bench.get("command")),
+    }
+    return about, [panels for _, panels in shown]
+
+
+def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """A section for every task, model and size: its title, and its rows, those of the references among them."""
+    keys = list(dict.fromkeys((r["task"], r["model"], r["size"]) for r in rows if r["kind"] == "train"))
+    sizes, models = {k[2] for k in keys}, {k[1] for k in keys}
+    out = []
+    for task, model, size in keys:
+        number = f"{size:,} examples" if size else "all examples"
+        title = ", ".join([task, *[model] * (len(models) > 1), *[number] * (len(sizes) > 1)])
+        near = [r for r in rows if r["task"] == task and r["size"] == size]
+        out.append((title, [r for r in near if r["model"] == model or r["kind"] != "train"]))
+    return out
+
+
+def _section(part: Part) -> dict[str, Any]:
+    share = figures.SharePanel(part.lines, part.metric, part.baseline)
+    caption = (
+        f"Test {part.metric} against cost. Bars are 95 % intervals over seeds; the line is the best that can be had for a cost, with its"
+    )
+    caption += " interval. Time and memory are of runs in a process of their own."
+    if share.mixed:
+        caption += " Hollow points start from random weights."
+    if share.left_out:
+        caption += f" Far below, and not drawn: {words.listed([f'{x.name} ({x.score.mean:.3f})' for x in share.left_out])}."
+    return {
+        "kind": "bench", "task": part.title, "metric": part.metric, "baseline": part.baseline, "lead": bench_part.lead(part),
+        "strip": bench_part.strip_scale(part.lines), "table": [bench_part.row(line, part) for line in part.lines], "caption": caption,
+        "forgets": any(x.forgetting for x in part.lines), "pairs": bench_part.pairs(part),
+        "checks": [*bench_part.again(part), *bench_part.power(part)],
+        "again": bench_part.commands(part),
+    }  # fmt: skip
+
+
+def _panels(part: Part) -> list[Any]:
+    if not part.lines:
+        return []
+    found: list[Any] = [kind(part.lines, part.metric, part.baseline, part.higher) for kind in figures.COSTS]
+    found = [panel for panel in found if len(panel.lines) > 1 or panel is found[0]]
+    tried = {
+        name: q.tried for name, q in part.quoted.items() if len(q.tried) > 1 and q.rows[0].get("init_from") and not q.rows[0]["repeat"]
+    }
+    if tried:
+        found.append(figures.RatePanel(tried, {name: part.quoted[name].lr for name in tried}, part.metric))
+    drift = {x.name: found_ for x in part.strategies if (found_ := layer_drift(part.quoted[x.name].rows))}
+    return [*found, figures.DriftPanel(drift)] if drift else found
+
+
+def layer_drift(rows: Sequence[Row]) -> dict[str, float]:
+    """Layer of the backbone -> how far it moved: the median over its tensors that moved, and over seeds, of the largest change
+    relative to the largest element."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        layers: dict[str, list[float]] = {}
+        for name, change in (row.get("drift") or {}).items():
+            if change is not None and name.startswith("backbone/"):
+                layers.setdefault(name.split("/")[1], []).append(change)
+        for layer, changes in layers.items():
+            found.setdefault(layer, []).append(statistics.median(changes))
+    return {layer: statistics.median(changes) for layer, changes in found.items()}
+
+
+def _over_sizes(parts: Sequence[Part]) -> list[tuple[dict[str, Any], list[Any]]]:
+    """A section for every task and model that has several sizes."""
+    out = []
+    keys = list(dict.fromkeys((r["task"], r["model"]) for p in parts for r in p.rows if r["kind"] == "train"))
+    for task, model in keys:
+        mine = [p for p in parts if any((r["task"], r["model"]) == (task, model) for r in p.rows if r["kind"] == "train")]
+        sizes = {next(r["size"] for r in p.rows if r["kind"] == "train"): p for p in mine}
+        if len(sizes) < 2 or not all(p.lines for p in mine):
+            continue
+        names = list(dict.fromkeys(x.name for p in mine for x in p.strategies))
+        curves = {n: {size or math.inf: x.score for size, p in sizes.items() for x in p.strategies if x.name == n} for n in names}
+        first = mine[0]
+        section = {"kind": "words", "task": ", ".join(filter(None, [task, model, "by number of examples"])), "table": [],
+                   "lead": [f"Test {first.metric} of each strategy; {first.baseline} in grey."], "caption": ""}  # fmt: skip
+        out.append((section, [figures.SizePanel(curves, first.baseline, first.metric)]))
+    return out
+
+
+def _expectations(expected: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    table = []
+    for row in expected:
+        where = [f"{p['where']}: {'holds' if p['holds'] else 'does not'} ({p['why']})" for p in row["parts"]]
+        table.append({"name": row["expected"], "cells": [row["verdict"], "; ".join(where) or "–", row["source"]]})
+    lead = ["Shapes, not numbers: the models and data of these tables are larger. “Measurably” is at 95 %, uncorrected."]
+    return {"kind": "words", "task": "What published tables lead one to expect", "lead": lead, "table": table, "caption": "",
+            "columns": ["here", "by what", "source"]}  # fmt: skip
+
+
+# ---------------------------------------------------------------- of many rows
+
+
+def distinct(items: Any) -> list[dict[str, Any]]:
+    return list({str(sorted(x.items(), key=str)): x for x in items if x}.values())
+
+
+def facts(
+    versions: Sequence[Mapping[str, Any]], places: Sequence[Mapping[str, Any]], config_hash: str | None, command: str | None
+) -> list[tuple[str, str]]:
+    found = [("command", command), ("config", config_hash)]
+    found += [("device", ", ".join(f"{k} {v}" for k, v in place.items())) for place in places]
+    found += [("versions", ", ".join(f"{k} {v}" for k, v in v.items())) for v in versions]
+    return [(name, value) for name, value in found if value]

@@ -1,0 +1,291 @@
+"""What the rows of one task, model and size say: numbers, sentences and tables."""
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+from ptft import words
+from ptft.bench import results, stats
+from ptft.bench.results import Quoted, Row
+from ptft.figures import Line
+
+
+class Part(NamedTuple):
+    """One task, model and size."""
+
+    title: str
+    rows: list[Row]
+    metric: str
+    higher: bool
+    baseline: str
+    quoted: dict[str, Quoted]
+    lines: list[Line]
+
+    @property
+    def strategies(self) -> list[Line]:
+        """Without the references and the A/A check, which are no strategies that could be the best."""
+        return [x for x in self.lines if not x.reference and not x.again]
+
+    @property
+    def scores(self) -> dict[str, dict[int, float]]:
+        return {x.name: x.scores for x in self.strategies}
+
+
+def part(title: str, rows: list[Row], order: Sequence[str], baseline: str) -> Part:
+    metric = rows[0]["metric"]
+    higher, quoted = results.higher_is_better(metric), results.quoted(rows, metric)
+    return Part(title, rows, metric, higher, baseline, quoted, lines(quoted, order, baseline, metric, higher))
+
+
+def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, metric: str, higher: bool) -> list[Line]:
+    """One line a strategy that has a finished run, at the learning rate that dev chose, in the config's order. A run that failed
+    counts: what is said of a strategy with one has no interval."""
+    base = _scores(quoted[baseline].rows, metric) if baseline in quoted else {}
+    out = []
+    for name in order:
+        mine = quoted[name].rows if name in quoted else []
+        ok = [r for r in mine if r["status"] == "ok"]
+        if not ok:
+            continue
+        scores = _scores(mine, metric)
+        gain = None if name == baseline else stats.paired(scores, base)
+        out.append(Line(
+            name=name, freeze=_word(ok[0].get("freeze")),
+            lr=", ".join(f"{lr:g}" for lr in {r["lr"]: 0 for r in ok if r.get("lr") is not None}),
+            init_from=ok[0].get("init_from") or "", scores=scores, score=stats.summary([x for x in scores.values() if math.isfinite(x)]),
+            gain=gain, verdict="baseline" if name == baseline else stats.verdict(gain, higher),
+            share=_median(ok, "trainable_share"), step=_median(ok, "seconds_per_step"), total=_total(ok, "seconds"),
+            flops=_median(ok, "flops_per_step"), peak=_median([r.get("bytes") or {} for r in ok], "peak"),
+            checkpoint=_median([r.get("bytes") or {} for r in ok], "checkpoint"), forgetting=_forgetting(ok),
+            failed=sum(r["status"] != "ok" for r in mine), reference=ok[0]["kind"] != "train", again=ok[0]["repeat"],
+        ))  # fmt: skip
+    for reference in (line for line in out if line.name == baseline):
+        for line in out:
+            line.step_ratio = line.step / reference.step if line.step and reference.step else None
+            line.flops_ratio = line.flops / reference.flops if line.flops and reference.flops else None
+    if ranking := stats.ranks({x.name: x.scores for x in out if not x.reference and not x.again}, higher):
+        for line in out:
+            line.rank = ranking.rank.get(line.name)
+    return out
+
+
+def _scores(rows: Sequence[Row], metric: str) -> dict[int, float]:
+    """Seed -> test; NaN for a failed run."""
+    return {r["seed"]: results.score(r, "test", metric) for r in rows}
+
+
+def _forgetting(rows: Sequence[Row]) -> stats.Summary | None:
+    found = [f["after"] - f["before"] for r in rows if (f := r.get("forgetting"))]
+    return stats.summary(found) if found else None
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def lead(part: Part) -> list[str]:
+    """What the numbers say."""
+    lines, metric = [x for x in part.lines if not x.again], part.metric
+    if not lines:
+        return ["No run has finished."]
+    best = (max if part.higher else min)(lines, key=lambda x: x.score.mean)
+    word = "highest" if part.higher else "lowest"
+    if all(x.score.n == 1 for x in lines):
+        say = [f"{best.name} has the {word} test {metric}, {best.score.mean:.3f}."]
+        say.append("With one seed a strategy there is no interval: the order may be chance.")
+    else:
+        say = [f"{best.name} has the {word} mean test {metric}: {words.plus_minus(best.score)} over {_seeds(best)}."]
+        say += _tied(part, best)
+    for x in lines:
+        for y in lines:
+            if (
+                x.freeze == y.freeze
+                and x.init_from
+                and not y.init_from
+                and (gain := stats.paired(x.scores, y.scores))
+                and math.isfinite(gain.mean)
+            ):
+                found = {True: "", False: ", which cannot be told apart from nothing", None: ", without an interval"}[stats.apart(gain)]
+                what = f"the test {metric} of {x.name} by {words.signed(gain)}{found}"
+                say.append(f"Starting from pretrained instead of random weights changes {what}.")
+    return say
+
+
+def _tied(part: Part, best: Line) -> list[str]:
+    """What cannot be told apart from the best, by the corrected comparison of all pairs, and the cheapest of it."""
+    ranking = stats.ranks(part.scores, part.higher)
+    if ranking is None or best.reference:
+        return []
+    tied = [x for x in part.strategies if x.name in ranking.top and x.name != best.name]
+    if not tied:
+        return ["Every other strategy is measurably worse or has no interval."] if len(part.strategies) > 1 else []
+    say = [f"It cannot be told apart from {words.listed([x.name for x in tied])}."]
+    cheapest = min(tied, key=lambda x: x.cost)
+    if cheapest.cost < best.cost:
+        ratio = f" and takes {words.times(cheapest.step_ratio)} of {part.baseline}'s time a step" if cheapest.step_ratio else ""
+        say.append(f"The cheapest of them is {cheapest.name}: {words.plus_minus(cheapest.score)}. "
+                   f"It moves {words.percent(cheapest.share)} of the parameters{ratio}.")  # fmt: skip
+    else:
+        say.append("All of them cost more.")
+    return say
+
+
+def again(part: Part) -> list[str]:
+    """The A/A check in words."""
+    found = [x for x in part.lines if x.again]
+    if not found:
+        return ["There is no A/A check: no strategy was entered twice (bench.repeat)."]
+    out = []
+    for line in found:
+        name = line.name.removesuffix(" (A/A)")
+        twin = next((x for x in part.lines if x.name == name), None)
+        difference, what = stats.same(line.scores, twin.scores) if twin else (None, "no common seed")
+        if what == "exactly the same":
+            out.append(f"The A/A check holds: {name} under two names gives the same scores to the bit.")
+        elif what == "cannot be told apart" and difference:
+            out.append(f"The A/A check holds: {name} cannot be told apart from itself under another name ({words.signed(difference)}).")
+        elif what == "told apart" and difference:
+            out.append(f"The A/A check FAILS: {name} differs from itself by {words.signed(difference)}. Differences of this size between "
+                       "strategies mean nothing here (once in 20 benchmarks, this is chance).")  # fmt: skip
+        else:
+            out.append(f"The A/A check of {name} says nothing: {what}.")
+    return out
+
+
+def power(part: Part) -> list[str]:
+    """How many seeds a difference of a point takes, at the median spread of what is compared."""
+    base = next((x for x in part.strategies if x.name == part.baseline), None)
+    spread: list[tuple[float, list[float]]] = []
+    for x in part.strategies:
+        values = [x.scores[s] - base.scores[s] for s in x.scores.keys() & base.scores.keys()] if base and x is not base else []
+        values = [v for v in values if math.isfinite(v)]
+        if len(values) > 1:
+            spread.append((statistics.stdev(values), values))
+    if not spread:
+        return []
+    middle = sorted(spread, key=lambda s: s[0])[len(spread) // 2][1]
+    pairs = math.comb(len(part.strategies), 2)
+    alone, corrected = stats.power(middle)[1], stats.power(middle, alpha=stats.ALPHA / pairs)[1]
+    say = f"To find a true difference of one point (0.01) to {part.baseline} four times in five takes {alone} at the spread seen here"
+    return [say + (f", and {corrected} as the smallest of {pairs} corrected comparisons." if pairs > 1 else ".")]
+
+
+# ---------------------------------------------------------------- tables
+
+
+def row(line: Line, part: Part) -> dict[str, Any]:
+    freeze = "" if line.freeze in (line.name, "") else f"freeze={line.freeze}"
+    start = "" if line.init_from or line.reference else "random weights"
+    of = f" of those {line.score.n} that finished" if line.failed else ""
+    boot = line.score.boot if not line.failed else None
+    gain = line.gain if line.gain and math.isfinite(line.gain.mean) else None
+    score = f"{line.score.mean:.3f}" if line.failed else words.plus_minus(line.score)
+    return {
+        "name": line.name, "detail": ", ".join(filter(None, [freeze, start])), "lr": line.lr or "–",
+        "seeds": _seeds(line), "score": score + of, "median": f"{line.score.median:.3f}",
+        "boot": f"[{boot[0]:.3f},\N{NO-BREAK SPACE}{boot[1]:.3f}]" if boot else "",
+        "rank": "–" if line.rank is None else f"{line.rank:.1f}",
+        "gain": "–" if gain is None else f"{words.sign(gain.mean)}", "range": words.interval(gain), "verdict": line.verdict,
+        "gain_boot": words.between(*gain.boot) if gain and gain.boot else "",
+        "share": words.percent(line.share), "step": words.seconds(line.step), "step_ratio": words.times(line.step_ratio),
+        "total": words.seconds(line.total), "flops": words.times(line.flops_ratio), "peak": words.size(line.peak),
+        "checkpoint": words.size(line.checkpoint), "strip": _strip(line, *_strip_limits(part.lines)),
+        "forgetting": "–" if line.forgetting is None else "0" if line.forgetting.mean == 0 else words.sign(line.forgetting.mean),
+        "forgets": words.interval(line.forgetting) if line.forgetting and line.forgetting.mean else "",
+    }  # fmt: skip
+
+
+def _seeds(line: Line) -> str:
+    return words.count(line.score.n, "seed") + (f" ({line.failed} failed)" if line.failed else "")
+
+
+def pairs(part: Part) -> dict[str, Any] | None:
+    """The corrected comparison of all pairs as a square: the row's strategy less the column's."""
+    found = stats.pairwise(part.scores, part.higher)
+    if len(part.scores) < 3 or not any(p.difference and p.difference.p is not None for p in found):
+        return None
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for p in found:
+        for a, b, factor in ((p.a, p.b, 1), (p.b, p.a, -1)):
+            other = {"better": "worse", "worse": "better"}.get(p.verdict, p.verdict) if factor < 0 else p.verdict
+            known = p.difference is not None and math.isfinite(p.difference.mean)
+            text = words.sign(factor * p.difference.mean) if known and p.difference else "–"
+            adjusted = "" if p.difference is None or p.difference.adjusted is None else f", p = {p.difference.adjusted:.2g}"
+            cells[a, b] = {"text": text, "verdict": other, "title": f"{a} less {b}: {other}{adjusted}"}
+    names = list(part.scores)
+    counts = {v: sum(p.verdict == v for p in found) for v in ("better", "worse")}
+    apart = sum(counts.values())
+    say = f"{apart} of {len(found)} pairs can be told apart."
+    return {
+        "names": names,
+        "rows": [{"name": a, "cells": [cells.get((a, b)) for b in names]} for a in names],
+        "lead": f"{say} {stats.PAIRWISE}",
+    }
+
+
+def commands(part: Part) -> dict[str, Any] | None:
+    """How to run each quoted row again: what the commands have in common, and the hash of each."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, quoted in part.quoted.items():
+        for row in quoted.rows:
+            if parsed := re.fullmatch(r"(.*) --only (\w+) --workdir \S+", row.get("command") or ""):
+                found.setdefault(parsed[1], {}).setdefault(name, []).append(f"seed {row['seed']} {parsed[2]}")
+    if not found:
+        return None
+    return {
+        "commands": [
+            {"command": f"{command} --only HASH --workdir runs/HASH", "rows": list(rows.items())} for command, rows in found.items()
+        ]
+    }
+
+
+# ---------------------------------------------------------------- seeds as dots
+
+
+def _finite(line: Line) -> dict[int, float]:
+    return {seed: v for seed, v in line.scores.items() if math.isfinite(v)}
+
+
+def _strip_limits(lines: Sequence[Line]) -> tuple[float, float]:
+    values = [v for line in lines for v in _finite(line).values()]
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def strip_scale(lines: Sequence[Line]) -> str:
+    return "{:.3f} – {:.3f}".format(*_strip_limits(lines)) if lines else ""
+
+
+def _strip(line: Line, low: float, high: float, width: int = 130) -> Markup:
+    """The seeds as dots on the task's common scale, the interval as a line, the mean as a tick."""
+
+    def x(value: float) -> float:
+        return round(5 + (width - 10) * (min(max(value, low), high) - low) / (high - low), 1)
+
+    parts = [f'<line class="rail" x1="0" x2="{width}" y1="9" y2="9"/>']
+    if line.score.lo is not None and line.score.hi is not None and not line.failed:
+        parts.append(f'<line class="range" x1="{x(line.score.lo)}" x2="{x(line.score.hi)}" y1="9" y2="9"/>')
+    parts += [f'<circle cx="{x(v)}" cy="9" r="3"><title>seed {seed}: {v:.4f}</title></circle>' for seed, v in _finite(line).items()]
+    parts.append(f'<line class="mean" x1="{x(line.score.mean)}" x2="{x(line.score.mean)}" y1="2" y2="16"/>')
+    return Markup(f'<svg class="strip" viewBox="0 0 {width} 18" role="img" aria-label="seeds">{"".join(parts)}</svg>')  # numbers only
+
+
+# ---------------------------------------------------------------- of many rows
+
+
+def _median(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [r[key] for r in rows if r.get(key) is not None]
+    return float(np.median(values)) if values else None
+
+
+def _total(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [r[key] for r in rows if r.get(key) is not None]
+    return float(sum(values)) if values else None
+
+
+def _word(freeze: Any) -> str:
+    return freeze if isinstance(freeze, str) else "rules" if freeze else ""
