@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft import build, checkpoint, cost, exchange, mesh, pipeline, plans, record, report, thin, train
+from ptft import auto, build, checkpoint, cost, exchange, mesh, pipeline, plans, record, report, thin, train
 from ptft import config as configs
 from ptft.bench import identity, probe, protocol, results, runner, work
 from ptft.config import Config
@@ -80,7 +80,7 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.check:
         if args.workdir:
             train.finished(config, args.workdir)
-        built = build.build(config)
+        built = auto.built(config, quiet=False)
         build.describe(built)
         build.start_params(built, quiet=False)
         traced = built._replace(config=config.replace(parallel="jit"))  # the same step; under pmap it has no whole-program form
@@ -100,8 +100,10 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     values = load_config(args, overrides)
     values.pop("bench", None)
-    outline = build.outline(build.resolve({**values, "parallel": "jit"}))
-    strategies = [configs.literal(f) for f in args.freeze] if args.freeze else [outline.config.freeze]
+    config = build.resolve({**values, "parallel": "jit"})
+    asked = [configs.literal(f) for f in args.freeze] if args.freeze else [config.freeze]
+    strategies = [auto.chosen(config.replace(freeze=f), args.json) if auto.ask(f) else f for f in asked]
+    outline = build.outline(config.replace(freeze=strategies[0]))
     resolved = [build.refrozen(outline, s) for s in strategies]  # what is wrong with any is said before the first is compiled
     rows = plans.rows(outline, strategies, args.probe)
     if args.json:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors", "plugins", "tree", "config", "record", "mesh", "tokenizer", "data", "packing", "models", "objectives", "pipeline",
     "freeze", "adapters", "thin", "optim", "step", "cost", "ledger", "checkpoint", "hub_names", "hub", "tasks", "build", "plans",
-    "prefix", "state", "train", "bench", "figures", "ledger_page", "report", "exchange", "__main__",
+    "signals", "auto", "prefix", "state", "train", "bench", "tune", "figures", "ledger_page", "report", "exchange", "__main__",
 ]  # fmt: skip
 TOP = {"pyproject.toml", "README.md", "LICENSE", "ptft", "configs", "tests", "launch"}
 SOURCES = sorted((ROOT / "ptft").rglob("*.py"))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import build, ledger, mesh, optim, pipeline, prefix, record, step, train, tree
+from ptft import auto, build, ledger, mesh, optim, pipeline, prefix, record, step, train, tree
 from ptft import config as configs
 from ptft.build import Run
 from ptft.config import Config
@@ -36,7 +36,9 @@ class Member(NamedTuple):
 
 
 def kin(config: Config) -> str | None:
-    """Configs of one kin may train together; None: this one trains alone."""
+    """Configs of one kin may train together; None: this one trains alone, as where each seed chooses what moves."""
+    if auto.ask(config.freeze):
+        return None
     plain = config.to_dict()
     same = {**plain, "seed": 0, "optim": {**plain["optim"], "lr": 0.0}}
     return _kin(json.dumps(same, sort_keys=True))

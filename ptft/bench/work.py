@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft import build, plans, train
+from ptft import auto, build, plans, train
 from ptft.bench import baselines, population, probe
 from ptft.bench.protocol import Cell
 from ptft.config import Config
@@ -12,7 +12,8 @@ from ptft.errors import UserError, did_you_mean
 
 
 def do(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
-    """Trains a cell in a folder, where a stopped run goes on, and returns its result: that of `train.run`, bytes and drift.
+    """Trains a cell in a folder, where a stopped run goes on, and returns its result: that of `train.run`, bytes, drift, and with
+    freeze=auto(…) what that has chosen.
 
     Raises:
       baselines.Unavailable: a reference that cannot be had here.
@@ -21,7 +22,9 @@ def do(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
         return baselines.run(cell.kind, cell.config, metric)
     result = train.run(cell.config.replace(tensorboard=False), folder, quiet=True)
     ledger = build.read_run(folder, "freeze_ledger.json")
-    return {**result, "bytes": sizes(cell.config), "drift": {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}}
+    chosen = {"chosen": ledger["phases"][0]["strategy"]} if auto.ask(cell.config.freeze) else {}
+    drift = {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}
+    return {**result, **chosen, "bytes": sizes(cell.config.replace(freeze=chosen.get("chosen", cell.config.freeze))), "drift": drift}
 
 
 def kin(cell: Cell) -> str | None:
@@ -57,7 +60,7 @@ def check(cells: Sequence[Cell], metric: str) -> None:
     kinds = {(c.task, c.model, c.strategy, c.size): c for c in cells if c.kind == "train"}
     for cell in kinds.values():
         try:
-            known = build.metrics(build.build(cell.config).net)
+            known = build.metrics(auto.unchosen(cell.config).net)
         except UserError as e:
             problems[f"{cell.strategy}: {e}"] = None
             continue
