@@ -1,4 +1,4 @@
-"""`ptft VERB`: train, eval, plan, bench, report, predict, import, export.
+"""`ptft VERB`: train, eval, plan, tune, bench, report, predict, import, export.
 
 Exit codes: 0 done, 75 preempted and saved, 2 the user's mistake (one message; --debug shows the traceback), else a crash.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft import build, checkpoint, cost, exchange, mesh, pipeline, plans, record, report, thin, train
+from ptft import auto, build, checkpoint, cost, exchange, mesh, pipeline, plans, record, report, thin, train, tune
 from ptft import config as configs
 from ptft.bench import identity, probe, protocol, results, runner, work
 from ptft.config import Config
@@ -76,11 +76,12 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     values = load_config(args, overrides)
     if "bench" in values:
         raise UserError(f"{args.config} is a page for ptft bench: its section 'bench' compares many runs")
+    values.pop("tune", None)  # what ptft tune may try
     config = build.resolve(values)
     if args.check:
         if args.workdir:
             train.finished(config, args.workdir)
-        built = build.build(config)
+        built = auto.built(config, quiet=False)
         build.describe(built)
         build.start_params(built, quiet=False)
         traced = built._replace(config=config.replace(parallel="jit"))  # the same step; under pmap it has no whole-program form
@@ -101,9 +102,11 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     values = load_config(args, overrides)
-    values.pop("bench", None)
-    outline = build.outline(build.resolve({**values, "parallel": "jit"}))
-    strategies = [configs.literal(f) for f in args.freeze] if args.freeze else [outline.config.freeze]
+    values = {k: v for k, v in values.items() if k not in ("tune", "bench")}
+    config = build.resolve({**values, "parallel": "jit"})
+    asked = [configs.literal(f) for f in args.freeze] if args.freeze else [config.freeze]
+    strategies = [auto.chosen(config.replace(freeze=f), args.json) if auto.ask(f) else f for f in asked]
+    outline = build.outline(config.replace(freeze=strategies[0]))
     resolved = [build.refrozen(outline, s) for s in strategies]  # what is wrong with any is said before the first is compiled
     rows = plans.rows(outline, strategies, args.probe)
     if args.json:
@@ -113,6 +116,13 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         for run in resolved:
             print("\n".join(build.describe_freeze(run)) + "\n")
     print(plans.text(rows))
+
+
+def tune_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    if args.trials < 1:
+        raise UserError(f"--trials {args.trials}: expected a number above 0")
+    page = ["--config", args.config, *(f"--config.{o}" for o in overrides if not o.startswith(("tune.", "bench.")))]
+    record.say(tune.table(tune.run(load_config(args, overrides), args.workdir, args.trials, page)))
 
 
 def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -315,6 +325,15 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
             "--probe": {"type": int, "default": 3, "metavar": "N", "help": "time N steps of each on this device; 0: none"},
             "--rules": {"action": "store_true", "help": "also show what each strategy claims, rule by rule"},
             "--json": {"action": "store_true", "help": "the table as JSON"},
+        },
+    ),
+    "tune": (
+        tune_verb,
+        "search for the best strategy and learning rate; the same command goes on",
+        {
+            **CONFIG,
+            **WORKDIR,
+            "--trials": {"type": int, "default": 20, "metavar": "N", "help": "how many, over all starts"},
         },
     ),
     "bench": (

@@ -272,8 +272,12 @@ class Run(NamedTuple):
         return freeze.union(self.phases)
 
 
-def build(config: Config) -> Run:
-    """Builds all of a run; every mistake in config or data shows here, before anything is trained."""
+def build(config: Config, chosen: str = "") -> Run:
+    """Builds all of a run; every mistake in config or data shows here, before anything is trained.
+
+    Args:
+      chosen: the strategy that moves where `config.freeze` leaves it to the data (`ptft.auto`).
+    """
     grid = mesh.make(config.devices)
     mesh.check_batch(config.batch, config.accumulate, grid)
     loaded = load_data(config)
@@ -284,7 +288,8 @@ def build(config: Config) -> Run:
         raise UserError("early_stop needs data.dev and a metric that chooses the best (config.best is not 'last')")
     used = pipeline.subset(len(loaded.train), config.data.train_size, config.seed)
     lengths = durations(config, len(used))
-    return Run(config, loaded, used, network, phases(config, network, len(used), lengths.total), lengths, grid)
+    moves = phases(config.replace(freeze=chosen) if chosen else config, network, len(used), lengths.total)
+    return Run(config, loaded, used, network, moves, lengths, grid)
 
 
 def outline(config: Config) -> Run:

@@ -16,6 +16,9 @@ always trained.
   layernorm          all LayerNorm scales and biases (Zhao et al. 2023, arXiv 2312.11420)
   attention          the attention matrices and their biases (Touvron et al. 2022, arXiv 2203.09795)
   ffn                the feed-forward matrices and their biases
+  attention=LIST     those of these blocks, LIST as that of layers
+  ffn=LIST           the same of the feed-forward matrices
+  layernorm=LIST     the same of the LayerNorms
   pooler             what lies between the last block and the head
   random=SHARE,SEED  tensors drawn at random until they hold this share of the backbone: a control
 
@@ -36,6 +39,8 @@ has new state, what stops loses its.
                      (gradual unfreezing: Howard & Ruder 2018, arXiv 1801.06146; `gradual@ulmfit` is their whole recipe)
   gradual=EVERY      a block more every EVERY (a duration or a share), or `gradual=plateau,N`
   lisa=K,EVERY       the embeddings, the head and K blocks, drawn anew every EVERY (Pan et al. 2024, arXiv 2403.17919)
+
+What moves may be left to the data: `auto(budget=0.5 flops)` becomes one of the names above before training starts (`ptft.auto`).
 
 A rule list says the same by hand: `[(pattern, action), …]`, full match, first wins, with the actions `freeze`, `train`,
 `train(lr=F)` and `train(lr=F, wd=G)`: factors of the learning rate and of the weight decay. Phases of rule lists are
@@ -60,10 +65,11 @@ HEAD = ("head/.*", "train")
 REST = [("adapter/.*", "freeze"), ("backbone/.*", "freeze")]
 NAMES = (
     "full", "head", "top-K", "bottom-K", "layers=LIST", "every-N", "embeddings", "freeze-embeddings", "bitfit", "bitfit=LIST", "layernorm",
-    "attention", "ffn", "pooler", "random=SHARE,SEED",
+    "attention", "ffn", "attention=LIST", "ffn=LIST", "layernorm=LIST", "pooler", "random=SHARE,SEED",
 )  # fmt: skip
 RATES = ("decay=R", "ulmfit", "plus=R")
 TIMES = ("gradual", "gradual=EVERY", "lisa=K,EVERY")
+AUTO = "auto(budget=SHARE UNIT)"
 # kind of added parameter -> those of its tree that move
 ADDED = {
     "lora": "adapter/.*/lora/.*", "houlsby": "adapter/.*/houlsby/.*", "pfeiffer": "adapter/.*/pfeiffer/.*", "ia3": "adapter/.*/ia3/.*",
@@ -171,13 +177,19 @@ def patterns(text: str, strategy: str, groups: Mapping[str, str], params: Mappin
         if max(chosen) >= depth:
             raise UserError(f"freeze={strategy!r}: the model has the blocks 0 … {depth - 1}, not {max(chosen)}")
         return [groups["block"].format(i) for i in chosen]
+    if name in ("attention", "ffn", "layernorm") and numbers(argument):
+        return _combine("&", patterns(f"layers={argument}", strategy, groups, params), [_group(strategy, GROUP[name], groups)])
     if name == "bitfit" and argument:
         return [_bias(module, strategy, groups, params) for module in argument.split(",")]
     if name == "random" and (found := re.fullmatch(rf"{FACTOR},(\d+)", argument)) and 0 < float(found[1]) <= 1:
         return _random(float(found[1]), int(found[2]), params)
+    if name.startswith("auto("):
+        raise UserError(f"freeze={strategy!r}: auto is decided from data before training starts, and stands alone: freeze='{AUTO}'")
     if name in ("gradual", "lisa"):
         raise UserError(f"freeze={strategy!r}: {name} decides what moves when, so it stands alone (rates may follow it: {name}@ulmfit)")
-    raise UserError(f"freeze={strategy!r}: {text!r} is no strategy; {did_you_mean(text, [*NAMES, *ADDED, *TIMES])} (or a list of rules)")
+    raise UserError(
+        f"freeze={strategy!r}: {text!r} is no strategy; {did_you_mean(text, [*NAMES, *ADDED, *TIMES, AUTO])} (or a list of rules)"
+    )
 
 
 def _both(a: str, b: str) -> str:

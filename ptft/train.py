@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft import build, checkpoint, cost, freeze, ledger, mesh, pipeline, plans, prefix, record, step, thin
+from ptft import auto, build, checkpoint, cost, freeze, ledger, mesh, pipeline, plans, prefix, record, step, thin
 from ptft import config as configs
 from ptft import state as states
 from ptft.build import Program, Run
@@ -39,7 +39,7 @@ def run(config: Config, workdir: Path, quiet: bool = False) -> dict[str, Any]:
         if not quiet:
             record.say(f"{workdir} holds this run, finished; its result (the data were not read again):")
         return done
-    built = build.build(config)
+    built = auto.built(config, workdir, quiet)
     if not quiet:
         build.describe(built)
     at = checkpoint.newest(workdir)

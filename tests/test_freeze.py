@@ -14,6 +14,7 @@ from ptft.errors import UserError
 BERT = (
     "full", "head", "top-1", "top-2", "bottom-1", "embeddings", "freeze-embeddings", "bitfit", "layernorm", "attention", "ffn", "pooler",
     "layers=0", "every-2", "bitfit=query,up", "top-1+layernorm", "top-1&bitfit", "full!attention", "bitfit+pooler!embeddings",
+    "attention=1+layernorm=0",
 )  # fmt: skip
 LSTM = ("full", "head", "top-1", "bottom-1", "embeddings", "freeze-embeddings", "bitfit")
 CASES = [
@@ -73,6 +74,7 @@ def expected(strategy, model, name):
         "top-1+layernorm": part in (top, "pooler") or "norm" in name,
         "top-1&bitfit": part in (top, "pooler") and name.endswith("/bias"),
         "full!attention": "/attention/" not in name,
+        "attention=1+layernorm=0": "block_1/attention/" in name or (part == "block_0" and "norm" in name),
         "bitfit+pooler!embeddings": (name.endswith("/bias") or part == "pooler") and part != "embeddings",
     }[strategy]
 
@@ -178,7 +180,7 @@ def test_counts_table_and_text():
 def test_the_documented_names_are_those_that_exist():
     for name in freeze.NAMES:
         concrete = name.replace("K", "1").replace("N", "1").replace("SHARE,SEED", "0.3,0")
-        concrete = concrete.replace("LIST", "0" if "layers" in name else "query")
+        concrete = concrete.replace("LIST", "query" if "bitfit" in name else "0")
         assert resolve("bert", "classify", concrete).trainable
         assert f"  {name} " in freeze.__doc__
 

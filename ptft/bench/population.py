@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ptft import build, ledger, mesh, optim, pipeline, prefix, record, step, train, tree
+from ptft import auto, build, ledger, mesh, optim, pipeline, prefix, record, step, train, tree
 from ptft import config as configs
 from ptft.bench import forgetting
 from ptft.build import Run
@@ -48,7 +48,9 @@ def wide() -> bool:
 
 
 def kin(config: Config) -> str | None:
-    """Configs of one kin may train together; None: this one trains alone."""
+    """Configs of one kin may train together; None: this one trains alone, as where each seed chooses what moves."""
+    if auto.ask(config.freeze):
+        return None
     plain = config.to_dict()
     same = {**plain, "seed": 0, "optim": {**plain["optim"], "lr": 0.0}}
     return _kin(json.dumps(same, sort_keys=True), wide())

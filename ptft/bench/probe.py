@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from ptft import build, plans, record
+from ptft import auto, plans, record
 from ptft import config as configs
 from ptft.bench import identity, results
 from ptft.config import Config
@@ -38,7 +38,7 @@ def spend(budget: str, workdir: Path) -> Callable[[Config], tuple[int, float]]:
         cost = measure(config, workdir)[KEY[budget]]
         if not cost:
             raise UserError(f"bench.budget: the {budget} of freeze={config.freeze!r} are not known on this model; expected budget='steps'")
-        return build.build(config).durations.total, cost
+        return auto.unchosen(config).durations.total, cost
 
     return lambda config: by_text(configs.to_json(config))
 
@@ -97,7 +97,8 @@ def _first(file: Path, row: Mapping[str, Any]) -> None:
 def main() -> None:
     """The child: a resolved config on standard input, the row on standard output."""
     config = Config(json.loads(sys.stdin.read()))
-    row = plans.row(build.build(config), config.freeze, STEPS)
+    run = auto.built(config)  # what auto(…) chooses for the page's seed stands for what it chooses for any
+    row = plans.row(run, run.phases[0].strategy if auto.ask(config.freeze) else config.freeze, STEPS)
     print(json.dumps({**record.plain(row), **peaks(), "versions": record.versions(), "device": record.device()}))
 
 

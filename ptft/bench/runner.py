@@ -120,7 +120,7 @@ def groups(cells: Sequence[Cell], kin: Callable[[Cell], str | None]) -> list[lis
 def news(row: Row) -> str:
     if row["status"] != "ok":
         return f"{'FAILED' if row['status'] == 'failed' else 'skipped'}: {row['error']}"
-    return f"test {row['metric']} {results.score(row, 'test', row['metric']):.3f}"
+    return f"test {row['metric']} {results.score(row, 'test', row['metric']):.3f}" + (f", {row['chosen']}" if row.get("chosen") else "")
 
 
 def here(cell: Cell, workdir: Path, do: Work, metric: str, command: str, budget: str = "steps", alone: bool = False) -> Row:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft import build, mesh, plans, prefix, record, thin, train
+from ptft import auto, build, mesh, plans, prefix, record, thin, train
 from ptft.bench import baselines, forgetting, population, probe
 from ptft.bench.protocol import Cell
 from ptft.build import Run
@@ -13,7 +13,8 @@ from ptft.errors import UserError, did_you_mean
 
 
 def do(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
-    """Trains a cell in a folder, where a stopped run goes on, and returns its result: that of `train.run`, bytes and drift.
+    """Trains a cell in a folder, where a stopped run goes on, and returns its result: that of `train.run`, bytes, drift, and with
+    freeze=auto(…) what that has chosen.
 
     Raises:
       baselines.Unavailable: a reference that cannot be had here.
@@ -22,13 +23,15 @@ def do(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
         return baselines.run(cell.kind, cell.config, metric)
     result = train.run(cell.config.replace(tensorboard=False), folder, quiet=True)
     ledger = build.read_run(folder, "freeze_ledger.json")
+    chosen = {"chosen": ledger["phases"][0]["strategy"]} if auto.ask(cell.config.freeze) else {}
     drift = {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}
-    return {**result, "bytes": sizes(cell.config), "drift": drift, "forgetting": forgotten(cell.config, folder)}
+    alone = probe.measure(cell.config.replace(freeze=chosen.get("chosen", cell.config.freeze)), folder.parents[1])
+    return {**result, **chosen, **_cost(alone), "drift": drift, "forgetting": forgotten(cell.config, folder)}
 
 
 def forgotten(config: Config, folder: Path) -> dict[str, float] | None:
     """`forgetting.measure` of a finished run."""
-    run = build.build(config)
+    run = auto.built(config, folder)
     stored, loaded = build.run_params(folder, config, run.net)
     return forgetting.measure(run, thin.computed(stored, loaded.meta.get("thin", ()), config.frozen_dtype))
 
@@ -58,7 +61,7 @@ def expected(groups: Sequence[Sequence[Cell]], workdir: Path) -> dict[str, float
       SystemExit(75): stopped by SIGTERM or SIGINT; the probes that were made are kept.
     """
     found: dict[str, float] = {}
-    trained = [(cell, len(group)) for group in groups for cell in group if cell.kind == "train"]
+    trained = [(cell, len(group)) for group in groups for cell in group if cell.kind == "train" and not auto.ask(cell.config.freeze)]
     if new := {probe.name(cell.config) for cell, _ in trained if probe.known(cell.config, workdir) is None}:
         record.say(f"measuring what a step costs of {len(new)} kinds of cells, each in a process of its own")
     with mesh.preemption() as caught:
@@ -93,12 +96,6 @@ def _cost(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"seconds_per_step": row["seconds_per_step"], "flops_per_step": row["flops"], "bytes": sizes}
 
 
-def sizes(config: Config) -> dict[str, int | None]:
-    """Bytes on a device and on disk, from shapes and the compiled step; where what moves changes with time, the largest."""
-    row = plans.row(build.build(config), config.freeze, 0)
-    return {key.removesuffix("_bytes"): row[key] for key in row if key.endswith("_bytes") and key != "device_bytes"}
-
-
 def check(cells: Sequence[Cell], metric: str) -> None:
     """Builds a run of every kind that is to come, so that what cannot run is said before the first one does.
 
@@ -109,7 +106,7 @@ def check(cells: Sequence[Cell], metric: str) -> None:
     kinds = {(c.task, c.model, c.strategy, c.size): c for c in cells if c.kind == "train"}
     for cell in kinds.values():
         try:
-            known = build.metrics(build.build(cell.config).net)
+            known = build.metrics(auto.unchosen(cell.config).net)
         except UserError as e:
             problems[f"{cell.strategy}: {e}"] = None
             continue

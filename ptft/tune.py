@@ -1,0 +1,277 @@
+"""`ptft tune`: the strategy and the learning rate that are best on dev, searched for by Optuna.
+
+    WORKDIR/tune.db      Optuna's study: TPE (Bergstra et al. 2011) proposes, a median pruner stops
+    WORKDIR/tune.json    the config, every trial, the best
+    WORKDIR/runs/HASH    the runs of the trial that is on, and that of the best so far
+
+A trial is tried cheaply first, by freezing deeper: `S` runs as `S&top-K`, K being 0.4 of the blocks, at which the ranks of whole runs are
+said to be found again (arXiv 2504.10735), and what is frozen without dropout, so that it is computed once an example (`ptft.prefix`). A
+strategy that so trains nothing less (`head`, `top-1`), or cannot be cut (added parameters, phases, rules, auto), runs for a third of the
+steps instead. Only a trial whose cheap try is no worse than the median of those that were finished goes on to the whole run. Cheap tries of
+strategies that are cut in different ways are compared all the same: it is a guess what to spend the time on, and no result.
+
+Trials do not see the test split; the best is evaluated on it, once, at the end. The same command goes on after a stop: a trial that was
+under way is tried again, from its checkpoint, and N trials are N over all starts.
+"""
+
+import importlib
+import json
+import math
+import shlex
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from ptft import auto, build, freeze, mesh, models, record, thin, train
+from ptft import config as configs
+from ptft.bench import results
+from ptft.config import Config, Field, Spec
+from ptft.errors import UserError
+
+SPEC: Spec = {
+    "strategies": Field(
+        ("full", "freeze-embeddings", "top-1", "bitfit", "head"), doc='what to try: a strategy, or {"freeze": a strategy, "lr": factor}'
+    ),
+    "lr": Field((0.1, 10.0), doc="the range of the learning rate, as factors of optim.lr (and of the strategy's own)"),
+}
+SHARE = 0.4  # of the blocks that a cheap try trains, at most
+STARTUP = 4  # trials that are finished before the first is pruned
+STUDY = "tune"
+
+
+class Search(NamedTuple):
+    """What is searched, and by what."""
+
+    base: Config  # without a test split
+    space: dict[str, tuple[Any, float]]  # name -> (freeze, factor of the learning rate)
+    low: float
+    high: float
+    metric: str
+
+
+def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[str]) -> dict[str, Any]:
+    """Searches until there are so many trials, and returns what `tune.json` holds.
+
+    Args:
+      values: a finetune config, with or without a section `tune`.
+      page: arguments of the command line that name the config.
+    Raises:
+      UserError: a mistake in the config, another config than the folder's, no optuna, or no trial that did not diverge.
+      SystemExit(75): stopped by SIGTERM or SIGINT.
+    """
+    optuna = _optuna()
+    whole = build.resolve({k: v for k, v in values.items() if k not in ("tune", "bench")})
+    section = configs.resolve({"tune": values.get("tune", {})}, {"tune": SPEC})
+    search = _search(whole, section.tune)
+    plain, file = {**whole.to_dict(), **section.to_dict()}, workdir / "tune.json"
+    known = results.read_json(file) if file.exists() else {}
+    if known and (changes := configs.difference(known["config"], plain)):
+        raise UserError(
+            f"{workdir} holds a search of another config (there -> asked):\n  " + "\n  ".join(changes) + "\nchoose another --workdir"
+        )
+    found: dict[str, Any] = {"config": plain, "metric": search.metric, "trials": known.get("trials", []), "best": known.get("best")}
+    record.write_json(file, found)
+    with _study(optuna, workdir, search.metric) as study, mesh.preemption() as caught:
+        _retry(optuna, study)
+        while len(_done(study)) < trials:
+            if caught:
+                record.say(f"stopped by signal {caught[0]}; the same command goes on from here")
+                raise SystemExit(train.PREEMPTED)
+            trial = _trial(optuna, study, search, workdir)
+            found["trials"] = [_row(t) for t in _done(study)]
+            record.write_json(file, found)
+            _clear(study, search, workdir)
+            record.say(f"trial {len(found['trials'])}/{trials} {_news(_row(trial), search.metric)}")
+        found["trials"] = [_row(t) for t in _done(study)]
+        found["best"] = _best(study, search, whole, workdir, page, known.get("best"))
+    record.write_json(file, found)
+    return found
+
+
+def _optuna() -> Any:
+    try:
+        optuna = importlib.import_module("optuna")
+    except ImportError:
+        raise UserError("optuna is not installed; run: pip install 'ptft[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _search(config: Config, tune: Config) -> Search:
+    """Raises UserError for whatever would make a trial fail."""
+    if not config.data.dev:
+        raise UserError("trials are judged on dev; expected data.dev='KIND:WHERE'")
+    if jax.process_count() > 1:
+        raise UserError("trials run in one process; start it without a coordinator")
+    if len(tune.lr) != 2 or not all(isinstance(x, int | float) and x > 0 for x in tune.lr) or tune.lr[0] >= tune.lr[1]:
+        raise UserError(f"tune.lr: expected [LOW, HIGH], factors of optim.lr above 0, got {tune.lr!r}")
+    entries = [s if isinstance(s, Mapping) else {"freeze": s} for s in tune.strategies]
+    if not entries or any(set(e) - {"freeze", "lr"} or "freeze" not in e or not e.get("lr", 1.0) > 0 for e in entries):
+        raise UserError(
+            f'tune.strategies: expected strategies, or {{"freeze": a strategy, "lr": a factor above 0}}, got {tune.strategies!r}'
+        )
+    space = {
+        e["freeze"] if isinstance(e["freeze"], str) else json.dumps(e["freeze"]): (e["freeze"], float(e.get("lr", 1.0))) for e in entries
+    }
+    base = config.replace(**{"data.test": "", "tensorboard": False})
+    nets = [auto.unchosen(base.replace(freeze=f)).net for f, _ in space.values()]
+    metric = config.best if config.best not in ("", "last") else nets[0].objective.best
+    return Search(base, space, float(tune.lr[0]), float(tune.lr[1]), metric)
+
+
+@contextmanager
+def _study(optuna: Any, workdir: Path, metric: str) -> Any:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{workdir.absolute()}/tune.db")
+    direction = "maximize" if results.higher_is_better(metric) else "minimize"
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP)
+    try:
+        yield optuna.create_study(storage=storage, study_name=STUDY, direction=direction, pruner=pruner, load_if_exists=True)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _done(study: Any) -> list[Any]:
+    """Trials that count: finished or pruned, and not those that a stop cut short."""
+    return [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED")]
+
+
+def _retry(optuna: Any, study: Any) -> None:
+    """What a stop cut short has failed, and comes again with the same values."""
+    for t in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(t.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(t.params)
+
+
+def _trial(optuna: Any, study: Any, search: Search, workdir: Path) -> Any:
+    """Runs one trial, cheaply and, if that is promising, as a whole."""
+    # As if it had never stopped: what is proposed hangs on the seed and on the trials that count.
+    study.sampler = optuna.samplers.TPESampler(seed=search.base.seed + len(_done(study)))
+    trial, begun, pruned = study.ask(), time.perf_counter(), optuna.trial.TrialState.PRUNED
+    name = trial.suggest_categorical("freeze", list(search.space))
+    config = _config(search, name, trial.suggest_float("lr", search.low, search.high, log=True))
+    cheap = cheaper(config)
+    how = {"freeze": cheap.freeze, "train_for": cheap.train_for, "frozen_dropout": cheap.frozen_dropout}
+    trial.set_user_attr("optim.lr", config.optim.lr)
+    score, error = _score(cheap, search.metric, workdir)
+    trial.set_user_attr("cheap", {**how, "dev": record.plain(score), "error": error, "seconds": time.perf_counter() - begun})
+    if math.isfinite(score):
+        trial.report(score, 0)
+        if not trial.should_prune():
+            score, error = _score(config, search.metric, workdir)
+            trial.set_user_attr("seconds", time.perf_counter() - begun)
+            if math.isfinite(score):
+                return study.tell(trial, score)
+    # A trial that diverges is pruned and not failed, so that TPE keeps away from its like.
+    trial.set_user_attr("error", error)
+    return study.tell(trial, state=pruned)
+
+
+def _config(search: Search, name: str, factor: float) -> Config:
+    strategy, own = search.space[name]
+    return search.base.replace(freeze=strategy, **{"optim.lr": float(f"{search.base.optim.lr * own * factor:.4g}")})
+
+
+def cheaper(config: Config) -> Config:
+    """The same with the lower blocks frozen; for a third of the steps, where that is no less."""
+    strategy = config.freeze
+    if isinstance(strategy, str) and not auto.ask(strategy) and ";" not in strategy:
+        run = build.build(config)
+        depth = freeze.depth_of(models.groups(config.model.name), run.net.shapes())
+        sets, at, rates = strategy.partition("@")
+        try:
+            cut = build.refrozen(run, f"{sets}&top-{max(1, round(SHARE * depth))}{at}{rates}")
+        except UserError:  # nothing of it lies so high, or it is no set of what the model has
+            cut = run
+        if len(cut.phases) == 1 and set(cut.plan.trainable) < set(run.plan.trainable):
+            return cut.config.replace(frozen_dropout=False)
+    short = config.replace(train_for=f"{math.ceil(auto.unchosen(config).durations.total / 3)} steps")
+    try:
+        auto.unchosen(short)
+    except UserError:  # phases that begin later than that: the whole run is its own cheap try, and is not run twice
+        return config
+    return short
+
+
+def _score(config: Config, metric: str, workdir: Path) -> tuple[float, str]:
+    """(the dev metric, ""), or of a run that diverged (nan, why)."""
+    try:
+        return float(train.run(config, _folder(config, workdir), quiet=True)["dev"][metric]), ""
+    except UserError as e:
+        return math.nan, str(e)
+
+
+def _folder(config: Config, workdir: Path) -> Path:
+    return workdir / "runs" / configs.digest(config)
+
+
+def _clear(study: Any, search: Search, workdir: Path) -> None:
+    """Of all runs, that of the best trial is needed once more."""
+    best = _winner(study)
+    keep = _folder(_config(search, best.params["freeze"], best.params["lr"]), workdir) if best else None
+    for folder in (workdir / "runs").glob("*"):
+        if folder != keep:
+            shutil.rmtree(folder)
+
+
+def _winner(study: Any) -> Any:
+    return study.best_trial if any(t.state.name == "COMPLETE" for t in _done(study)) else None
+
+
+def _best(study: Any, search: Search, whole: Config, workdir: Path, page: Sequence[str], before: Any) -> dict[str, Any]:
+    """The best trial, its command, and its metrics on test, which are computed once."""
+    if (best := _winner(study)) is None:
+        raise UserError(
+            f"none of {len(_done(study))} trials gave a finite dev {search.metric}; lower optim.lr or tune.lr: see {workdir}/tune.json"
+        )
+    config = _config(search, best.params["freeze"], best.params["lr"])
+    words = [*page, f"--config.freeze={best.params['freeze']}", f"--config.optim.lr={config.optim.lr:g}", "--workdir", f"{workdir}/best"]
+    row = {**_row(best), "command": "ptft train " + shlex.join(words)}
+    if before and before["trial"] == best.number:
+        return {**row, "test": before["test"]}
+    return {**row, "test": _test(config.replace(**{"data.test": whole.data.test}), _folder(config, workdir)) if whole.data.test else None}
+
+
+def _test(config: Config, folder: Path) -> dict[str, float]:
+    run = auto.built(config, folder)
+    params, loaded = build.run_params(folder, config, run.net)
+    params = jax.device_put(thin.computed(params, loaded.meta.get("thin", ()), config.frozen_dtype), mesh.replicated(run.mesh))
+    assert run.data.test is not None
+    return train.evaluate(run.net, params, run.data.test, config.eval_batch or config.batch, run.mesh)
+
+
+def _row(t: Any) -> dict[str, Any]:
+    """A trial as JSON. `dev`: of the whole run; None for one that was pruned."""
+    known, error = t.user_attrs, t.user_attrs.get("error", "")
+    return {
+        "trial": t.number, "freeze": t.params["freeze"], "lr": known["optim.lr"], "params": t.params,
+        "state": "diverged" if error else t.state.name.lower(), "error": error, "dev": t.value if t.state.name == "COMPLETE" else None,
+        "cheap": known["cheap"], "seconds": known.get("seconds", known["cheap"]["seconds"]),
+    }  # fmt: skip
+
+
+def _news(row: Mapping[str, Any], metric: str) -> str:
+    said = f"dev {metric} {row['dev']:.4f}" if row["dev"] is not None else ": ".join(filter(None, [row["state"], row["error"]]))
+    return f"{row['freeze']}, lr {row['lr']:g}: {said} ({row['seconds']:.1f} s)"
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The trials, the best first, and what came of them."""
+    falls = not results.higher_is_better(found["metric"])
+    rows = sorted(found["trials"], key=lambda r: (r["dev"] is None, (r["dev"] or 0) * (1 if falls else -1)))
+    width = max(len(r["freeze"]) for r in rows)
+    lines = [f"{'trial':>5}  {'freeze':<{width}}  {'lr':>9}  {'cheap try':>9}  {'dev ' + found['metric']:>12}  {'seconds':>7}"]
+    for r in rows:
+        cheap, dev = ("" if x is None else f"{x:.4f}" for x in (r["cheap"]["dev"], r["dev"]))
+        lines.append(f"{r['trial']:>5}  {r['freeze']:<{width}}  {r['lr']:>9.3g}  {cheap:>9}  {dev or r['state']:>12}  {r['seconds']:>7.1f}")
+    pruned, diverged = (sum(r["state"] == state for r in rows) for state in ("pruned", "diverged"))
+    lines.append(f"{pruned} of {len(rows)} trials were pruned after their cheap try" + (f", {diverged} diverged" if diverged else ""))
+    best = found["best"]
+    if best["test"]:
+        lines.append("the best on test: " + ", ".join(f"{k} {v:.4f}" for k, v in best["test"].items() if v is not None))
+    return "\n".join([*lines, best["command"]])

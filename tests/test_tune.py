@@ -1,0 +1,198 @@
+"""`ptft tune`: it goes on where it was stopped, tries cheaply first, never takes a run that diverged, and looks at test once."""
+
+import json
+import shlex
+import sys
+
+import flow
+import pytest
+
+from ptft import build, train, tune
+from ptft.errors import UserError
+
+TINY = {"devices": 1, "train_for": "4 steps", "eval_every": "0", "save_every": "2 steps"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune")
+    flow.run(flow.pretraining(folder, **{"model.layers": 3, "train_for": "2 steps"}), folder / "pre")
+    return folder
+
+
+def values(home, strategies=("top-2", "head"), **changes):
+    return {**flow.finetuning(home, home / "pre", **{**TINY, **changes}), "tune": {"strategies": list(strategies)}}
+
+
+class Runs:
+    """Stands in for `train.run`: the dev accuracy is what a function says of a config; remembers what was asked for."""
+
+    def __init__(self, monkeypatch, say):
+        self.asked, self.say = [], say
+        monkeypatch.setattr(train, "run", self)
+        monkeypatch.setattr(tune, "_test", lambda config, folder: {"accuracy": 0.5})
+
+    def __call__(self, config, folder, quiet):
+        self.asked.append(config)
+        return {"dev": {"accuracy": self.say(config)}}
+
+
+def cheap(config):
+    return not config.frozen_dropout or config.train_for != "4 steps"
+
+
+def near(config):
+    """The best learning rate is 2e-3."""
+    return 1 / (1 + abs(config.optim.lr - 2e-3) * 1e3)
+
+
+def test_a_search_of_real_runs(home, tmp_path, capsys):
+    page = flow.page(tmp_path / "page.py", values(home))
+    assert flow.ptft("tune", "--config", page, "--workdir", tmp_path / "t", "--trials", 2, "--config.tune.lr=[0.5,2]") == 0
+    out = capsys.readouterr().out.splitlines()
+    found = json.loads((tmp_path / "t" / "tune.json").read_text())
+    assert (
+        len(found["trials"]) == 2 and {r["state"] for r in found["trials"]} == {"complete"} and "0 of 2 trials were pruned" in "".join(out)
+    )
+    assert found["best"]["dev"] == max(r["dev"] for r in found["trials"])
+    assert all(5e-4 <= r["lr"] <= 2e-3 for r in found["trials"])
+    # The command that is printed gives what the search found, on dev and on the test split that no trial saw.
+    command = shlex.split(out[-1])
+    assert command[:2] == ["ptft", "train"] and not any("tune" in word for word in command[:-1])
+    assert flow.ptft(*command[1:]) == 0
+    result = json.loads((tmp_path / "t" / "best" / "result.json").read_text())
+    assert result["dev"]["accuracy"] == found["best"]["dev"] and result["test"] == pytest.approx(found["best"]["test"])
+    assert len(list((tmp_path / "t" / "runs").glob("*"))) == 1, "only the best run is kept"
+
+
+def test_a_cheap_try_freezes_deeper_or_stops_sooner(home):
+    def of(freeze):
+        config = tune.cheaper(build.resolve(flow.finetuning(home, home / "pre", **TINY | {"train_for": "30 steps"}, freeze=freeze)))
+        return (config.freeze, config.train_for, config.frozen_dropout)
+
+    assert of("full") == ("full&top-1", "30 steps", False)
+    assert of("bitfit+layers=1@decay=0.9") == ("bitfit+layers=1&top-1@decay=0.9", "30 steps", False)
+    for freeze in (
+        "head",
+        "top-1",
+        "embeddings",
+        "lora=4",
+        "head; 50%: full",
+        "gradual",
+        "auto(budget=0.5 params)",
+        [["head/.*", "train"], [".*", "freeze"]],
+    ):
+        assert of(freeze) == (freeze, "10 steps", True)
+    assert of("head; 20: full") == ("head; 20: full", "30 steps", True), "in a third of the steps it would not begin"
+
+
+def test_what_looks_bad_cheaply_is_not_finished(home, tmp_path, monkeypatch):
+    runs = Runs(monkeypatch, near)
+    found = tune.run(values(home), tmp_path / "t", 16, [])
+    pruned = [r for r in found["trials"] if r["state"] == "pruned"]
+    assert 3 < len(pruned) < 12 and all(r["dev"] is None and r["cheap"]["dev"] is not None for r in pruned)
+    assert sum(map(cheap, runs.asked)) == 16 and len(runs.asked) == 32 - len(pruned)
+    assert all(not c.data.test for c in runs.asked)
+    done = [r for r in found["trials"] if r["state"] == "complete"]
+    assert found["best"]["dev"] == max(r["dev"] for r in done) and "16 trials were pruned" in tune.table(found)
+    assert max(r["cheap"]["dev"] for r in pruned) <= max(r["cheap"]["dev"] for r in done)
+
+
+def test_a_run_that_diverges_is_never_the_best(home, tmp_path, monkeypatch):
+    """Neither one that ends with an error nor one whose metric is not a number, in a cheap try or a whole run."""
+
+    def say(config):
+        if config.optim.lr > 2e-3:
+            raise UserError("the training loss is nan at step 2: it diverged")
+        return float("nan") if config.optim.lr < 3e-4 and not cheap(config) else near(config)
+
+    Runs(monkeypatch, say)
+    found = tune.run(values(home), tmp_path / "t", 12, [])
+    diverged = [r for r in found["trials"] if r["state"] == "diverged"]
+    assert diverged and all(r["dev"] is None for r in diverged) and "diverged" in tune.table(found)
+    assert found["best"]["dev"] == max(r["dev"] for r in found["trials"] if r["dev"] is not None) and found["best"]["lr"] <= 2e-3
+
+    Runs(monkeypatch, lambda config: float("nan"))
+    with pytest.raises(UserError, match="none of 3 trials gave a finite dev accuracy"):
+        tune.run(values(home), tmp_path / "none", 3, [])
+
+
+def shape(found):
+    return [(r["freeze"], r["lr"], r["state"], r["dev"]) for r in found["trials"]]
+
+
+def test_a_search_that_is_stopped_goes_on(home, tmp_path, monkeypatch):
+    Runs(monkeypatch, near)
+    whole = tune.run(values(home), tmp_path / "whole", 8, [])
+
+    cut = Runs(monkeypatch, near)
+
+    def stop(config):
+        if len(cut.asked) == 6:
+            raise SystemExit(train.PREEMPTED)  # as train.run does, once it has saved
+        return near(config)
+
+    cut.say = stop
+    with pytest.raises(SystemExit) as e:
+        tune.run(values(home), tmp_path / "cut", 8, [])
+    assert e.value.code == 75
+    interrupted = cut.asked[-1]
+    some = json.loads((tmp_path / "cut" / "tune.json").read_text())
+    assert 0 < len(some["trials"]) < 8 and some["best"] is None
+    again = Runs(monkeypatch, near)
+    found = tune.run(values(home), tmp_path / "cut", 8, [])
+    assert again.asked[0].optim.lr == interrupted.optim.lr and again.asked[0].freeze in (interrupted.freeze, f"{interrupted.freeze}&top-1")
+    assert shape(found) == shape(whole)
+
+    # More trials go on from there; as many as there are do nothing, and do not look at test again.
+    monkeypatch.setattr(tune, "_test", lambda config, folder: pytest.fail("test was evaluated twice"))
+    again.asked.clear()
+    assert tune.run(values(home), tmp_path / "cut", 8, [])["best"] == found["best"] and not again.asked
+    monkeypatch.setattr(tune, "_test", lambda config, folder: {"accuracy": 0.5})
+    assert len(tune.run(values(home), tmp_path / "cut", 10, [])["trials"]) == 10
+
+
+def test_a_signal_between_trials_stops_it(home, tmp_path, monkeypatch, capsys):
+    runs = Runs(monkeypatch, near)
+
+    def say(config):
+        if len(runs.asked) == 2:
+            flow.sigterm()
+        return near(config)
+
+    runs.say = say
+    with pytest.raises(SystemExit) as e:
+        tune.run(values(home), tmp_path / "t", 8, [])
+    assert e.value.code == 75 and len(runs.asked) == 2 and "the same command goes on from here" in capsys.readouterr().out
+
+
+MISTAKES = {
+    "no dev": ({"data.dev": ""}, {}, r"judged on dev; expected data\.dev='KIND:WHERE'"),
+    "no such strategy": ({}, {"strategies": ["tpo-1"]}, "'tpo-1' is no strategy; did you mean 'top-K'"),
+    "no strategies": ({}, {"strategies": []}, "expected strategies"),
+    "a range upside down": ({}, {"lr": [2, 1]}, r"tune\.lr: expected \[LOW, HIGH\]"),
+    "an unknown key": ({}, {"lrs": [1, 2]}, r"unknown key tune\.lrs; did you mean 'lr'"),
+    "an unknown key of a strategy": ({}, {"strategies": [{"freeze": "head", "lrs": 3}]}, "a factor above 0"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_named_before_anything_runs(home, tmp_path, case):
+    changes, section, message = MISTAKES[case]
+    with pytest.raises(UserError, match=message):
+        tune.run({**values(home, **changes), "tune": section}, tmp_path / "t", 2, [])
+    assert not (tmp_path / "t").exists()
+
+
+def test_another_config_needs_another_folder(home, tmp_path, monkeypatch):
+    Runs(monkeypatch, near)
+    tune.run(values(home), tmp_path / "t", 1, [])
+    with pytest.raises(UserError, match=r"a search of another config(.|\n)*batch: 8 -> 4"):
+        tune.run(values(home, batch=4), tmp_path / "t", 1, [])
+
+
+def test_without_optuna_the_extra_is_named(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    page = flow.page(tmp_path / "page.py", values(home))
+    assert flow.ptft("tune", "--config", page, "--workdir", tmp_path / "t") == 2
+    assert capsys.readouterr().err == "ptft tune: optuna is not installed; run: pip install 'ptft[tune]'\n"
