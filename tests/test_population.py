@@ -20,12 +20,6 @@ def together(asked):
     return [found[i] for i in range(len(asked))]
 
 
-@pytest.fixture(params=[False, True], ids=["in turns", "side by side"])
-def wide(request, monkeypatch):
-    monkeypatch.setattr(population, "wide", lambda: request.param)
-    return request.param
-
-
 def config(home, freeze, seed=0, lr=1e-3, **changes):
     start = {"frozen_dropout": False, "devices": 1, "train_for": "16 steps", "eval_every": "8 steps", "save_every": "0"}
     return build.resolve(
@@ -33,8 +27,9 @@ def config(home, freeze, seed=0, lr=1e-3, **changes):
     )
 
 
-@pytest.mark.parametrize("freeze", ["top-1", "bitfit"])
-def test_members_are_the_solo_runs(home, tmp_path, wide, freeze):
+@pytest.mark.parametrize(("freeze", "wide"), [("top-1", False), ("bitfit", True)], ids=["in turns", "side by side"])
+def test_members_are_the_solo_runs(home, tmp_path, monkeypatch, freeze, wide):
+    monkeypatch.setattr(population, "wide", lambda: wide)
     asked = [config(home, freeze, seed, lr) for seed in (0, 3) for lr in (1e-3, 3e-3)]
     assert len({population.kin(c) for c in asked}) == 1 and population.kin(asked[0])
     found = together(asked)
@@ -56,7 +51,8 @@ def test_what_computes_otherwise_is_no_kin(home, other):
     assert population.kin(config(home, "lora=4")) != population.kin(config(home, other))
 
 
-def test_a_member_that_diverges_touches_no_other(home, wide):
+def test_a_member_that_diverges_touches_no_other(home, monkeypatch):
+    monkeypatch.setattr(population, "wide", lambda: True)
     good, bad = [config(home, "top-1", seed) for seed in (0, 1)], config(home, "top-1", 2, lr=1e38)
     want = together([*good, config(home, "top-1", 2)])
     got = together([*good, bad])
