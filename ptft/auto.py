@@ -34,7 +34,7 @@ from ptft.signals import Part
 
 UNITS = ("flops", "seconds", "bytes", "params")
 PROBE = 5  # timed steps
-TRIES = 8  # choices that are compiled, at most
+TRIES = 8  # choices that are measured; more only until one fits
 GRID = 10**6  # costs are whole numbers of this part of the full cost, so that equal sums are equal
 
 
@@ -204,8 +204,9 @@ def solve(
         least = math.ceil(1000 * head / full) / 1000
         raise UserError(f"a budget of {wanted.budget:g} {wanted.unit} is less than training the head alone; expected at least {least:g}")
     low, most = GRID * head / full, GRID * wanted.budget + len(parts)  # so much is rounding
-    ordered, tried, best, off = choices(parts, value, own, reach, wanted.signal == "depth"), [], [], 0.0
-    for _ in range(TRIES):
+    ordered, off = choices(parts, value, own, reach, wanted.signal == "depth"), 0.0
+    tried, best = list[dict[str, Any]](), list[int]()
+    while len(tried) < TRIES or not best:
         at = next((i for i, (_, extra, _) in enumerate(ordered) if low + extra + off <= most), None)
         if at is None:
             break
