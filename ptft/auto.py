@@ -28,12 +28,13 @@ from ptft import build, freeze, models, optim, plans, record, signals, tree
 from ptft import config as configs
 from ptft.build import Run
 from ptft.config import Config
+from ptft.cost import Products
 from ptft.errors import UserError, did_you_mean
 from ptft.signals import Part
 
 UNITS = ("flops", "seconds", "bytes", "params")
 PROBE = 5  # timed steps
-TRIES = 8  # choices that are compiled, at most
+TRIES = 8  # choices that are measured; more only until one fits
 GRID = 10**6  # costs are whole numbers of this part of the full cost, so that equal sums are equal
 
 
@@ -98,6 +99,8 @@ def decide(config: Config) -> dict[str, Any]:
     if wanted.unit == "seconds" and jax.process_count() > 1:
         raise UserError(f"freeze={config.freeze!r}: processes that time steps would choose apart; expected another unit, such as flops")
     run = build.build(config.replace(freeze="head", parallel="jit"))  # under pmap a step has no whole-program form
+    if not hasattr(run.net.backbone, "shape"):
+        raise UserError(f"freeze={config.freeze!r}: auto chooses among the blocks of a Transformer encoder; {config.model.name!r} is none")
     shapes = run.net.shapes()
     parts = split(models.groups(config.model.name), shapes)
     value = signals.measure(run, parts, wanted.signal)
@@ -174,19 +177,22 @@ def estimates(run: Run, parts: Sequence[Part], unit: str, price: Callable[[str],
     counts = [tree.count({n: sizes[n] for n in p.leaves}) for p in parts]
     if unit == "params":
         return [round(GRID * n / full) for n in counts], [0] * len(parts)
-    formula = {name: plans.products(build.refrozen(run, name)) for name in ("head", *(p.name for p in parts))}
-    if formula["head"] is None:
-        raise UserError(f"a budget in {unit} needs a Transformer encoder, whose costs have a formula; expected a budget in params")
-    none = formula["head"]
-    reach = [formula[p.name].activations - none.activations for p in parts]  # type: ignore[union-attr]
+    formula = {name: _products(run, name) for name in ("head", *(p.name for p in parts))}
+    reach = [formula[p.name].activations - formula["head"].activations for p in parts]
     if unit == "bytes":
         name = run.config.optim.name
         own = [float(4 * n + optim.state_bytes(name, n, 0) - optim.state_bytes(name, 0, 0)) for n in counts]
         own_scale, reach_scale = 1.0, max(0.0, full - price("head") - sum(own)) / max(*reach, 1)
     else:
-        own = [formula[p.name].weights - none.weights for p in parts]  # type: ignore[union-attr]
+        own = [formula[p.name].weights - formula["head"].weights for p in parts]
         own_scale = reach_scale = (full - price("head")) / (sum(own) + max(reach))
     return [round(GRID * own_scale * x / full) for x in own], [round(GRID * reach_scale * x / full) for x in reach]
+
+
+def _products(run: Run, strategy: str) -> Products:
+    found = plans.products(build.refrozen(run, strategy))
+    assert found is not None
+    return found
 
 
 def solve(
@@ -198,8 +204,9 @@ def solve(
         least = math.ceil(1000 * head / full) / 1000
         raise UserError(f"a budget of {wanted.budget:g} {wanted.unit} is less than training the head alone; expected at least {least:g}")
     low, most = GRID * head / full, GRID * wanted.budget + len(parts)  # so much is rounding
-    ordered, tried, best, off = choices(parts, value, own, reach, wanted.signal == "depth"), [], [], 0.0
-    for _ in range(TRIES):
+    ordered, off = choices(parts, value, own, reach, wanted.signal == "depth"), 0.0
+    tried, best = list[dict[str, Any]](), list[int]()
+    while len(tried) < TRIES or not best:
         at = next((i for i, (_, extra, _) in enumerate(ordered) if low + extra + off <= most), None)
         if at is None:
             break

@@ -29,6 +29,7 @@ from ptft.tree import Flat
 
 NAMES = ("rgn", "fisher", "snr", "variability", "depth", "random")
 EXAMPLES = 256
+BATCH = 16  # gradients of everything are needed once: a few rows at a time
 FIT = 50  # steps of the head alone
 FIT_LR = 1e-3  # Adam's: enough to leave noise behind, too little to learn the sample by heart
 
@@ -67,16 +68,16 @@ def measure(run: Run, parts: Sequence[Part], signal: str) -> list[float]:
 
 
 def sample(run: Run) -> list[Batch]:
-    """The first examples in the run's order, in batches of the size that a step computes at once; the last is filled up with rows of
-    `valid` 0."""
-    numbers, size = pipeline.order(len(run.used), run.config.seed), run.config.batch // run.config.accumulate
+    """The first examples in the run's order, in batches of which the last is filled up with rows of `valid` 0. Every device computes
+    all of them: so few are not worth parting, and the number of devices shall decide nothing."""
+    numbers = pipeline.order(len(run.used), run.config.seed)
     chosen = run.used[[numbers[i] for i in range(min(EXAMPLES, len(run.used)))]]
     batches = []
-    for at in range(0, len(chosen), size):
-        place = np.arange(at, at + size)[pipeline.mine(size)]
+    for at in range(0, len(chosen), BATCH):
+        place = np.arange(at, at + BATCH, dtype=np.int32)
         rows = run.data.train.batch(chosen[np.minimum(place, len(chosen) - 1)])
-        valid = (place < len(chosen)).astype(np.float32)
-        batches.append(mesh.put({**rows, "row": place.astype(np.int32), "valid": valid}, run.mesh))
+        batch = {**rows, "row": place, "valid": (place < len(chosen)).astype(np.float32)}
+        batches.append(jax.device_put(batch, mesh.replicated(run.mesh)))
     return batches
 
 
@@ -97,7 +98,7 @@ def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
 
 
 def of_gradients(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch], signal: str) -> list[float]:
-    net, everywhere = run.net, mesh.replicated(run.mesh)
+    net = run.net
     params = fitted(run, params, batches)
     head, body = tree.split(params, [n for n in params if n.startswith("head/")])
 
@@ -114,7 +115,7 @@ def of_gradients(run: Run, parts: Sequence[Part], params: Flat, batches: Sequenc
         new = gradient(body, head, batch)
         total = new if total is None else jax.tree.map(jnp.add, total, new)
         if signal != "rgn":
-            new = squares(params, jax.device_put(batch, everywhere))
+            new = squares(params, batch)
             square = new if square is None else jax.tree.map(jnp.add, square, new)
     assert total is not None
     # float64 from here on: sums over millions of small squares

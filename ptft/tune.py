@@ -142,10 +142,9 @@ def _done(study: Any) -> list[Any]:
 
 
 def _retry(optuna: Any, study: Any) -> None:
-    """What a stop cut short has failed, and comes again with the same values."""
+    """What a stop cut short has failed; as it does not count, the same values are proposed once more."""
     for t in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(t.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(t.params)
 
 
 def _trial(optuna: Any, study: Any, search: Search, workdir: Path) -> Any:
@@ -201,7 +200,8 @@ def cheaper(config: Config) -> Config:
 def _score(config: Config, metric: str, workdir: Path) -> tuple[float, str]:
     """(the dev metric, ""), or of a run that diverged (nan, why)."""
     try:
-        return float(train.run(config, _folder(config, workdir), quiet=True)["dev"][metric]), ""
+        found = float(train.run(config, _folder(config, workdir), quiet=True)["dev"][metric])
+        return found, "" if math.isfinite(found) else f"dev {metric} is {found}"
     except UserError as e:
         return math.nan, str(e)
 

@@ -81,6 +81,19 @@ def test_a_larger_budget_is_worth_no_less():
     assert found == sorted(found) and len(chosen) == len(parts), "all that there is to spend buys everything"
 
 
+def test_where_the_formula_is_too_low_the_measured_cost_counts():
+    run = outline()
+    parts = auto.split(models.groups("bert"), run.net.shapes())
+    value = np.random.default_rng(3).random(len(parts)).tolist()
+
+    def price(strategy):
+        return plans.products(build.refrozen(run, strategy)).total * (1 if strategy in ("head", "full") else 1.07)
+
+    own, reach = auto.estimates(run, parts, "flops", price)
+    chosen, tried = auto.solve(parts, value, own, reach, auto.Ask(0.7, "flops", "rgn"), price)
+    assert not tried[0]["fits"] and chosen and price(auto.named(parts, chosen)) <= 0.7 * price("full")
+
+
 @pytest.mark.parametrize("signal", ["rgn", "fisher"])
 def test_the_part_with_far_larger_gradients_is_chosen(home, monkeypatch, signal):
     """Planted: the loss is what it was, its gradient by block 1's feed-forward matrices ten thousand times as long."""
@@ -96,6 +109,12 @@ def test_the_part_with_far_larger_gradients_is_chosen(home, monkeypatch, signal)
     known = auto.decide(config(home, freeze))
     assert max(known["parts"], key=lambda p: p["signal"])["part"] == "ffn=1"
     assert "ffn=1" in [p["part"] for p in known["parts"] if p["moves"]]
+
+
+def test_the_number_of_devices_decides_nothing(home):
+    found = [auto.decide(config(home, "auto(budget=0.4 params, signal=fisher)", devices=n)) for n in (1, 2)]
+    assert found[0]["strategy"] == found[1]["strategy"]
+    assert [p["signal"] for p in found[0]["parts"]] == pytest.approx([p["signal"] for p in found[1]["parts"]], rel=1e-3)
 
 
 @pytest.mark.parametrize("signal", ["fisher", "snr", "variability"])
@@ -212,6 +231,13 @@ MISTAKES = {
     "auto(budget=1.5 flops)": "expected above 0 and up to 1, got 1.5",
     "auto(budget=0.01 flops, signal=depth)": "less than training the head alone; expected at least 0\\.\\d",
 }
+
+
+def test_a_model_without_blocks_of_its_kind_is_refused(home):
+    lstm = {"model": {"name": "lstm", "hidden": 16, "embedding": 16}, "init_from": "", "data.vocab_size": 120}
+    values = flow.changed({**flow.finetuning(home, home / "pre", freeze=FREEZE, devices=1)}, lstm)
+    with pytest.raises(UserError, match="blocks of a Transformer encoder; 'lstm' is none"):
+        auto.built(build.resolve(values))
 
 
 @pytest.mark.parametrize("freeze", MISTAKES)
