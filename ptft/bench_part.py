@@ -3,6 +3,7 @@
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -63,6 +64,7 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
             flops=_median(ok, "flops_per_step"), peak=_median([r.get("bytes") or {} for r in ok], "peak"),
             checkpoint=_median([r.get("bytes") or {} for r in ok], "checkpoint"), forgetting=_forgetting(ok),
             failed=sum(r["status"] != "ok" for r in mine), reference=ok[0]["kind"] != "train", again=ok[0]["repeat"],
+            chosen=_chosen(ok),
         ))  # fmt: skip
     for reference in (line for line in out if line.name == baseline):
         for line in out:
@@ -77,6 +79,12 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
 def _scores(rows: Sequence[Row], metric: str) -> dict[int, float]:
     """Seed -> test; NaN for a failed run."""
     return {r["seed"]: results.score(r, "test", metric) for r in rows}
+
+
+def _chosen(rows: Sequence[Row]) -> str:
+    """What auto(…) came to, and in how many seeds."""
+    found = Counter(r["chosen"] for r in rows if r.get("chosen"))
+    return ", ".join(f"{name} in {n} of {len(rows)}" for name, n in found.most_common())
 
 
 def _forgetting(rows: Sequence[Row]) -> stats.Summary | None:
@@ -185,7 +193,7 @@ def row(line: Line, part: Part) -> dict[str, Any]:
     gain = line.gain if line.gain and math.isfinite(line.gain.mean) else None
     score = f"{line.score.mean:.3f}" if line.failed else words.plus_minus(line.score)
     return {
-        "name": line.name, "detail": ", ".join(filter(None, [freeze, start])), "lr": line.lr or "–",
+        "name": line.name, "detail": ", ".join(filter(None, [freeze, start, line.chosen])), "lr": line.lr or "–",
         "seeds": _seeds(line), "score": score + of, "median": f"{line.score.median:.3f}",
         "boot": f"[{boot[0]:.3f},\N{NO-BREAK SPACE}{boot[1]:.3f}]" if boot else "",
         "rank": "–" if line.rank is None else f"{line.rank:.1f}",

@@ -45,6 +45,7 @@ class Line:
     reference: bool = False  # no network: majority class, TF-IDF
     again: bool = False  # the A/A check's copy
     rank: float | None = None  # mean over seeds
+    chosen: str = ""  # what auto(…) came to
     step_ratio: float | None = None  # to the baseline
     flops_ratio: float | None = None
 

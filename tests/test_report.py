@@ -478,6 +478,11 @@ def test_costs_forgetting_drift_rates_and_sizes_are_drawn_where_known(tmp_path):
     assert "forgetting" not in bare and "dev accuracy" not in page and "moved:" not in page and "peak memory of" not in page
 
 
+def test_what_auto_chose_is_said(tmp_path):
+    lines = edited(lambda r: {"chosen": "top-1" if r["seed"] else "layers=0"} if r["strategy"] == "top-2" else None)
+    assert "| top-2 (top-1 in 4 of 5, layers=0 in 1 of 5) |" in texts(put(tmp_path, lines))[0]
+
+
 def test_layer_drift_is_the_backbones(tmp_path):
     drift = [{"drift": {"backbone/block_0/a": 0.1, "backbone/block_0/b": 0.3, "head/x": 5.0}}, {"drift": {"backbone/block_0/a": 0.4}}, {}]
     assert bench_page.layer_drift(drift) == {"block_0": pytest.approx(0.3)}
