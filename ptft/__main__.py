@@ -85,9 +85,11 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         build.describe(built)
         build.start_params(built, quiet=False)
         traced = built._replace(config=config.replace(parallel="jit"))  # the same step; under pmap it has no whole-program form
-        program = build.program(traced)
-        record.say(cost.describe(program.cost))
-        plans.check(traced, program)
+        for phase in {p.plan: i for i, p in enumerate(traced.phases)}.values():
+            program = build.program(traced, phase)
+            which = "" if len(traced.phases) == 1 else f"{traced.phases[phase].strategy}: "
+            record.say(which + cost.describe(program.cost))
+            plans.check(traced, program, phase)
         record.say("checked; nothing was trained")
         return
     if not args.workdir:
@@ -126,6 +128,8 @@ def tune_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    # A process that took most of an accelerator's memory for itself would leave none to those that measure.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     values, workdir = load_config(args, overrides), args.workdir
     bench = protocol.section(values)
     cells = protocol.cells(values, build.resolve, identity.content, probe.spend(bench.budget, workdir))

@@ -63,7 +63,7 @@ def _section(part: Part) -> dict[str, Any]:
     caption = (
         f"Test {part.metric} against cost. Bars are 95 % intervals over seeds; the line is the best that can be had for a cost, with its"
     )
-    caption += " interval. Time and memory are of runs in a process of their own."
+    caption += " interval. Time and memory are of a step that computes everything, in a process of its own."
     if share.mixed:
         caption += " Hollow points start from random weights."
     if share.left_out:
@@ -128,7 +128,7 @@ def _expectations(expected: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for row in expected:
         where = [f"{p['where']}: {'holds' if p['holds'] else 'does not'} ({p['why']})" for p in row["parts"]]
         table.append({"name": row["expected"], "cells": [row["verdict"], "; ".join(where) or "–", row["source"]]})
-    lead = ["Shapes, not numbers: the models and data of these tables are larger. “Measurably” is at 95 %, uncorrected."]
+    lead = ["Shapes, not numbers: the models and data of these tables are larger. “Measurably” is at 95 %, corrected (Holm)."]
     return {"kind": "words", "task": "What published tables lead one to expect", "lead": lead, "table": table, "caption": "",
             "columns": ["here", "by what", "source"]}  # fmt: skip
 

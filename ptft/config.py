@@ -136,8 +136,8 @@ def parse_arg(arg: str, **defaults: Any) -> Any:
     out = ConfigDict(defaults)
     items: list[str] = []
     for item in filter(None, (arg or "").split(",")):
-        # A comma inside a value such as freeze=layers=0,2 or freeze=bitfit=query,up separates no arguments.
-        if items and "=" not in item and items[-1].count("=") >= 2:
+        # A comma inside a value such as freeze=layers=0,2 or freeze=lora=8,ffn,alpha=16 separates no arguments.
+        if items and items[-1].count("=") >= 2 and item.partition("=")[0] not in defaults:
             items[-1] += "," + item
         else:
             items.append(item)

@@ -50,6 +50,7 @@ Ties: with `mlm_nsp` the decoder is the word-embedding table, so whatever freeze
 to the decoder's matrix. A table that is trained gets both gradients, the decoder's and the embeddings'.
 """
 
+import math
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -206,11 +207,11 @@ def _combine(op: str, left: list[str], right: list[str]) -> list[str]:
 
 
 def numbers(text: str) -> list[int]:
-    """ "0,2,5-7" -> [0, 2, 5, 6, 7]; [] if it is not of that form, of at most four digits each."""
+    """ "0,2,5-7" -> [0, 2, 5, 6, 7]; [] if it is not of that form, upwards and of at most four digits each."""
     if not re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text):
         return []
-    ranges = [part.partition("-") for part in text.split(",")]
-    return sorted({i for a, _, b in ranges for i in range(int(a), int(b or a) + 1)})
+    ranges = [(int(a), int(b or a)) for a, _, b in (part.partition("-") for part in text.split(","))]
+    return sorted({i for a, b in ranges for i in range(a, b + 1)}) if all(a <= b for a, b in ranges) else []
 
 
 def _bias(module: str, strategy: str, groups: Mapping[str, str], params: Mapping[str, Any]) -> str:
@@ -272,9 +273,9 @@ def _factors(action: str) -> tuple[float, float]:
         rate, decay = (float(x) if x else 1.0 for x in found.groups()) if found and any(found.groups()) else (0.0, 0.0)
     except ValueError:
         rate = decay = 0.0
-    if not 0 < rate < float("inf"):
+    if not (0 < rate < math.inf and decay < math.inf):
         raise UserError(
-            f"freeze action {action!r}: expected 'freeze', 'train' or 'train(lr=FACTOR, wd=FACTOR)', one or both, with an lr above 0"
+            f"freeze action {action!r}: expected 'freeze', 'train' or 'train(lr=FACTOR, wd=FACTOR)', finite, one or both, lr above 0"
         )
     return rate, decay
 

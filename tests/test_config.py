@@ -278,3 +278,10 @@ def test_a_comma_inside_a_strategy_separates_no_arguments():
 def test_commas_inside_of_phases_separate_no_arguments():
     arg = config.parse_arg("freeze=head; plateau=2: layers=0,2,task=b", freeze="", task="a")
     assert (arg.freeze, arg.task) == ("head; plateau=2: layers=0,2", "b")
+
+
+def test_an_argument_may_hold_a_strategy_with_options():
+    given = config.parse_arg("task=sst2,freeze=lora=8,attention,ffn,alpha=16,dora,init=there", task="", init="", freeze="full")
+    assert given.to_dict() == {"task": "sst2", "init": "there", "freeze": "lora=8,attention,ffn,alpha=16,dora"}
+    with pytest.raises(UserError, match="no 'taks'"):
+        config.parse_arg("task=sst2,taks=x", task="", freeze="full")

@@ -247,3 +247,17 @@ def test_a_part_of_the_records(tmp_path):
     assert texts(load(tmp_path / "b[1:2].tsv", label="label")) == [("x", 0)]
     text = write(tmp_path, "c.txt", "One.\n\nTwo.")
     assert texts(load(f"{text}[1:]")) == [(["Two."],)]
+
+
+@pytest.mark.parametrize("part", ["[:150%]", "[:500]", "[-5:]", "[:0.5%]", "[9:2]", "[a:]"])
+def test_no_such_part(tmp_path, part):
+    path = write(tmp_path, "a.tsv", "sentence\tlabel\n" + "x\t1\n" * 10)
+    with pytest.raises(UserError, match=r"expected \[A:B\], records or per cent from 0 up to all 10"):
+        load(f"{path}{part}", label="label")
+
+
+def test_a_folder_of_classes_has_no_parts(tmp_path):
+    for label in ("neg", "pos"):
+        write(tmp_path, f"{label}/1.txt", "x")
+    with pytest.raises(UserError, match="class by class"):
+        load(f"{tmp_path}[:50%]")

@@ -50,3 +50,9 @@ def test_a_start_without_text_or_head_has_none(home, tmp_path):
         assert forgetting.measure(run, params) is None
     finally:
         (home / "gone.txt").rename(home / "docs_dev.txt")
+
+
+def test_another_backbone_has_none_and_thin_weights_forget_nothing(home):
+    assert work.forgotten(*finetuned(home, home / "pre", **{"model.layers": 1})) is None
+    found = work.forgotten(*finetuned(home, home / "pre", "head", frozen_dtype="int8"))
+    assert found["before"] == found["after"]

@@ -455,3 +455,13 @@ def test_a_table_that_is_tied_moves_for_both_its_uses():
         # Where the table rests, so does the decoder: what is left of it is its bias.
         moving = freeze.plan("freeze-embeddings", models.groups("bert"), params).trainable
         assert word not in moving and not any(n.startswith("head/decoder") and n != "head/decoder/bias" for n in moving)
+
+
+@pytest.mark.parametrize("text", ["2-0,1", "1-0", "0,3-2"])
+def test_a_range_that_falls_is_none(text):
+    assert freeze.numbers(text) == []
+
+
+def test_a_decay_is_finite():
+    with pytest.raises(UserError, match="finite"):
+        freeze._factors("train(lr=0.1, wd=1e999)")

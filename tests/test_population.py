@@ -5,6 +5,8 @@ import pytest
 
 from ptft import build, train
 from ptft.bench import population, work
+from ptft.bench.protocol import Cell
+from ptft.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +90,19 @@ def test_another_depth_is_another_kin(home, monkeypatch, other):
 def test_on_a_cpu_each_strategy_is_a_kin(home):
     assert not population.wide()
     assert population.kin(config(home, "top-1")) != population.kin(config(home, "top-1&bitfit"))
+
+
+def test_other_settings_are_another_kin(home):
+    for change in ({"devices": 2}, {"cache_prefix": "off"}, {"log_every": "3 steps"}):
+        assert population.kin(config(home, "top-1")) != population.kin(config(home, "top-1", **change))
+
+
+def test_a_strategy_that_breaks_its_promise_fails_alone(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(population, "wide", lambda: True)
+    cost = {"seconds_per_step": 1.0, "flops": 1.0, "peak_bytes": 1}
+    bad = {"top-1": None, "layers=1": "it costs too much"}
+    monkeypatch.setattr(work.probe, "measure", lambda config, workdir: {**cost, "problem": bad[config.freeze]})
+    asked = [config(home, freeze, strict_cost=True, **{"model.dropout": 0.0}) for freeze in bad]
+    cells = [Cell(c.freeze, 0, c, c.freeze, "t", "", 0, 1e-3) for c in asked]
+    found = {i: outcome for some in work.together(cells, tmp_path) for i, outcome in some.items()}
+    assert isinstance(found[1], UserError) and found[0]["test"]["loss"] > 0 and found[0]["seconds_per_step"] == 1.0

@@ -96,3 +96,19 @@ def test_the_table_says_where():
     row = next(row for expected, row in table.items() if "costs nothing" in expected)
     assert row["verdict"] == "holds in 1 of 2" and [p["where"] for p in row["parts"]] == ["sst2, 200 examples", "sst2, 1,000 examples"]
     assert len(table) == len(shapes.EXPECTATIONS) and next(r for e, r in table.items() if "MNLI" in e)["verdict"] == "not to be told here"
+
+
+def test_a_failed_seed_is_no_crash_and_a_task_is_a_word():
+    failed = [{**r, "status": "failed", "test": None} if r["freeze"] == "head" and r["seed"] == 0 else r for r in rows(GOOD, size=100)]
+    assert verdict(shapes.findings(failed), "seeds differ by more") is not None
+    assert verdict(shapes.findings(rows(GOOD, task="cortex reviews")), "biases alone are no worse") is None
+
+
+def test_the_more_is_compared_the_more_is_asked():
+    """One pair of fifteen that looks broken at 95 % is chance."""
+    noisy = [
+        {**r, "test": {"accuracy": 0.83 + (0.004 + 0.002 * r["seed"] if r["freeze"] == "top-1" else 0.003 * (r["seed"] % 2))}}
+        for r in rows(GOOD)
+    ]
+    part = next(shapes.parts(noisy))
+    assert shapes.stats.apart(shapes._gain(part, "top-2", "top-1")) and shapes.more_layers_are_no_worse(part)[0]

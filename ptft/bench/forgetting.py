@@ -26,7 +26,7 @@ def measure(run: Run, params: Flat) -> dict[str, float] | None:
       run: a finetuning run; params: all of its parameters, as a step computes with them.
     Returns:
       {"before": loss, "after": loss}, equal to the bit where the backbone is; None where the run did not start on a pretrained
-      run of ptft's with a held-out split that is still there.
+      run of ptft's with a held-out split that is still there, or has another backbone. What is frozen in fewer bits is so before, too.
     """
     start = run.config.init_from if run.config.init_weights else ""
     kept = _kept(start) if start and not hub.is_folder(start) else None
@@ -34,7 +34,13 @@ def measure(run: Run, params: Flat) -> dict[str, float] | None:
         return None
     net, head, rows, before = kept
     mine = {n: x for n, x in params.items() if not n.startswith("head/")}
-    return {"before": before, "after": _loss(net._replace(added=run.net.added), {**mine, **head}, rows)}
+    with_added = net._replace(added=run.net.added)
+    if {n: x.shape for n, x in mine.items()} != {n: x.shape for n, x in with_added.shapes().items() if not n.startswith("head/")}:
+        return None
+    if run.config.frozen_dtype != "float32":
+        own = {n: x for n, x in mine.items() if n not in set(run.plan.trainable) and not n.startswith("adapter/")}
+        before = _loss(net, {**checkpoint.load_params(Path(start), net.shapes(), skip="", new_ok="")[0], **own}, rows)
+    return {"before": before, "after": _loss(with_added, {**mine, **head}, rows)}
 
 
 @functools.lru_cache(maxsize=4)

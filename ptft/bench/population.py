@@ -4,7 +4,7 @@ Members differ in seed, learning rate and, where the lowest block that moves is 
 a leading axis of members, and a factor a member says how fast, or that it does not. What lies below is computed once an example
 for all of them (`ptft.prefix`), for training and evaluation. Members do not touch each other: one that diverges fails, the others
 go on. The numbers are those of solo runs up to the rounding of batched products. What a step costs cannot be read off such a run:
-seconds and bytes are those of a run of its own.
+seconds, FLOPs and bytes are measured apart, of a step that computes everything (`ptft.bench.probe`).
 
 A CPU gains nothing from wide steps: per member, they took 1.0 to 1.5 times as long as one member alone (MiniLM, 3 to 15 members on
 two cores: tests/benchmarks/population_steps.py). There, members take turns in one compiled step.
@@ -68,7 +68,7 @@ def _kin(text: str, across: bool) -> str | None:
         blocks = {part for part in build.still(run, 0) if part.startswith("block_")}  # nothing above the blocks has dropout
         moves = prefix.entry(run, 0), sorted(blocks) if c.model.dropout else []
     # LoRA of rank 8 and of rank 16, or of another alpha, have the same names.
-    return hashlib.sha256(repr((configs.digest({**c.to_dict(), "freeze": ""}), moves, run.net.added)).encode()).hexdigest()
+    return hashlib.sha256(repr((configs.to_json({**c.to_dict(), "freeze": ""}), moves, run.net.added)).encode()).hexdigest()
 
 
 def train_together(asked: Sequence[Config]) -> Iterator[dict[int, Outcome]]:
@@ -91,10 +91,16 @@ def train_together(asked: Sequence[Config]) -> Iterator[dict[int, Outcome]]:
         seeds.append(run.config.seed)
     for seeds in groups.values():
         mine = [i for i, run in enumerate(runs) if run.config.seed in seeds]
-        room = max(1, int(SHARE * prefix.free_memory() / _bytes(runs[mine[0]], moves))) if wide() else 1
+        room = max(1, int(SHARE * _free() / _bytes(runs[mine[0]], moves))) if wide() else 1
         for at in range(0, len(mine), room):
             chunk = mine[at : at + room]
             yield dict(zip(chunk, _train([Member(runs[i], starts[runs[i].config.seed]) for i in chunk], moves), strict=True))
+
+
+def _free() -> int:
+    """Bytes that a device can still hold; of the machine, where the device has none of its own."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else prefix.free_memory()
 
 
 def _bytes(run: Run, moves: Sequence[str]) -> int:
@@ -198,8 +204,7 @@ def _scaled(tx: optax.GradientTransformation, factors: Mapping[str, jax.Array]) 
     def update(grads: Flat, state: Any, params: Flat | None = None) -> tuple[Flat, Any]:
         mine = {n: jnp.where(factors[n] > 0, g, 0) for n, g in grads.items()}  # no clip by a norm sees the others
         updates, after = tx.update(mine, state, params)
-        # To add -0.0 changes no bit; 0.0 would change those of -0.0.
-        return {n: jnp.where(factors[n] > 0, factors[n] * u, -0.0) for n, u in updates.items()}, after
+        return {n: factors[n] * u for n, u in updates.items()}, after
 
     return optax.GradientTransformation(tx.init, update)
 
@@ -218,6 +223,8 @@ def _program(
     ) -> tuple[Moving, jax.Array]:
         own = step.train_step(net, _scaled(tx(factors, lr), factors), still=still)
         after, sums = own(moving, frozen, batch, seed)
+        # What another member moves stays as it is, to the bit: no sum does that for -0.0 and denormal numbers on every device.
+        after = after._replace(params={n: jnp.where(factors[n] > 0, x, moving.params[n]) for n, x in after.params.items()})
         return after, jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in net.objective.loss]).sum()
 
     init = jax.vmap(lambda p: step.init_moving(p, tx(p, 1.0)))

@@ -46,16 +46,23 @@ def spend(budget: str, workdir: Path) -> Callable[[Config], tuple[int, float]]:
 def measure(config: Config, workdir: Path) -> dict[str, Any]:
     """The cost of a step (`plans.row`), from `workdir/probes` or measured now."""
     if (found := known(config, workdir)) is None:
+        if why := _failed.get(str(_file(config, workdir))):
+            raise UserError(why)
         begun = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", "ptft.bench.probe"], input=configs.to_json(config), capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"the cost of freeze={config.freeze!r} could not be measured: {(done.stderr.strip() or '?').splitlines()[-1]}")
+            why = f"the cost of freeze={config.freeze!r} could not be measured: {(done.stderr.strip() or '?').splitlines()[-1]}"
+            _failed[str(_file(config, workdir))] = why
+            raise UserError(why)
         row = json.loads(done.stdout.splitlines()[-1])
         row["overhead_seconds"] = time.perf_counter() - begun - (STEPS + 1) * (row["seconds_per_step"] or 0)  # to start and to compile
         _first(_file(config, workdir), row)
         found = known(config, workdir)
     assert found is not None
     return found
+
+
+_failed: dict[str, str] = {}  # file -> why; of this process, so that cells of one strategy do not try one after the other
 
 
 def known(config: Config, workdir: Path) -> dict[str, Any] | None:

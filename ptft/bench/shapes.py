@@ -5,9 +5,11 @@ strategies, tasks and sizes that it speaks of were run: it holds, it does not, o
 """
 
 import itertools
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ptft.bench import results, stats
@@ -69,7 +71,7 @@ Check = Callable[[Part], tuple[bool, str] | None]
 
 
 def _gain(part: Part, a: str, b: str) -> stats.Difference | None:
-    """How much better a is than b, paired by seed; None without two finished seeds."""
+    """How much better a is than b, paired by seed; None without two seeds, or where one failed."""
     found = stats.paired(part.scores[a], part.scores[b]) if a in part.scores and b in part.scores else None
     if found is None or found.p is None:
         return None
@@ -78,6 +80,12 @@ def _gain(part: Part, a: str, b: str) -> stats.Difference | None:
 
 def _said(name: str, gain: stats.Difference) -> str:
     return f"{name} {gain.mean:+.3f} [{gain.lo:+.3f}, {gain.hi:+.3f}]".replace("-0.", "−0.")
+
+
+def _corrected(gains: Sequence[tuple[str, str, stats.Difference]]) -> list[tuple[str, str, stats.Difference]]:
+    """The more is compared, the more looks broken by chance alone (Holm)."""
+    adjusted = stats.holm([gain.p for _, _, gain in gains])
+    return [(a, b, replace(gain, adjusted=p)) for (a, b, gain), p in zip(gains, adjusted, strict=True)]
 
 
 def _tops(part: Part) -> list[str]:
@@ -91,7 +99,7 @@ def more_layers_are_no_worse(part: Part) -> tuple[bool, str] | None:
     steps = [(a, b, gain) for i, a in enumerate(chain) for b in chain[i + 1 :] if (gain := _gain(part, b, a))]
     if len(chain) < 3 or not steps:
         return None
-    worse = [_said(f"{b} against {a}", gain) for a, b, gain in steps if stats.apart(gain) and gain.mean < 0]
+    worse = [_said(f"{b} against {a}", gain) for a, b, gain in _corrected(steps) if stats.apart(gain) and gain.mean < 0]
     return not worse, "; ".join(worse) or f"none of {' ≤ '.join(chain)} is measurably broken"
 
 
@@ -111,14 +119,14 @@ def the_first_layer_counts_most(part: Part) -> tuple[bool, str] | None:
 
 def biases_suffice_on_small_tasks(part: Part) -> tuple[bool, str] | None:
     gain = _gain(part, "bitfit", "full")
-    if gain is None or not re.search(r"rte|cola|mrpc", part.task.lower()):
+    if gain is None or not re.search(r"(?<![a-z])(rte|cola|mrpc)(?![a-z])", part.task.lower()):
         return None
     return not (stats.apart(gain) and gain.mean < 0), _said("bitfit against full", gain)
 
 
 def biases_fall_short_on_large_tasks(part: Part) -> tuple[bool, str] | None:
     gain = _gain(part, "bitfit", "full")
-    if gain is None or not re.search(r"mnli|qqp", part.task.lower()):
+    if gain is None or not re.search(r"(?<![a-z])(mnli|qqp)(?![a-z])", part.task.lower()):
         return None
     return bool(stats.apart(gain) and gain.mean < 0), _said("bitfit against full", gain)
 
@@ -127,7 +135,8 @@ def seeds_decide_when_data_are_few(part: Part) -> tuple[bool, str] | None:
     gains = {name: gain for name in part.scores if name != "full" and (gain := _gain(part, name, "full"))}
     if not 50 <= part.size <= 100 or not gains:
         return None
-    spread = statistics.median(statistics.stdev(list(seeds.values())) for seeds in part.scores.values() if len(seeds) > 1)
+    finished = [[x for x in seeds.values() if math.isfinite(x)] for seeds in part.scores.values()]
+    spread = statistics.median(statistics.stdev(values) for values in finished if len(values) > 1)
     name = max(gains, key=lambda n: abs(gains[n].mean))
     return abs(gains[name].mean) < spread, f"seeds spread by {spread:.3f} (median over strategies); the largest: {_said(name, gains[name])}"
 
@@ -139,7 +148,8 @@ def freezing_some_layers_costs_nothing(part: Part) -> tuple[bool, str] | None:
     gains = {n: gain for n, share in shares.items() if 0.16 < share < 0.67 and (gain := _gain(part, n, "full"))}
     if (part.size and part.size < 200) or not gains:
         return None
-    return not any(stats.apart(g) and g.mean < 0 for g in gains.values()), ", ".join(_said(n, g) for n, g in gains.items())
+    corrected = _corrected([(n, "full", g) for n, g in gains.items()])
+    return not any(stats.apart(g) and g.mean < 0 for _, _, g in corrected), ", ".join(_said(n, g) for n, g in gains.items())
 
 
 def little_wants_high_rates(part: Part) -> tuple[bool, str] | None:

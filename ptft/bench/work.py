@@ -43,14 +43,25 @@ def kin(cell: Cell) -> str | None:
 
 def together(cells: Sequence[Cell], workdir: Path) -> Iterator[dict[int, population.Outcome]]:
     """Trains cells of one `population.kin` together. What a step costs is measured apart, once a strategy."""
-    alone = [probe.measure(cell.config, workdir) for cell in cells]
-    for cell, row in {cell.strategy: (cell, row) for cell, row in zip(cells, alone, strict=True)}.values():
-        if row["problem"] and cell.config.strict_cost:
-            raise UserError(f"freeze={cell.config.freeze!r}: {row['problem']}; strict_cost=False makes a warning of this")
-        if row["problem"]:
-            record.say(f"WARNING: freeze={cell.config.freeze!r}: {row['problem']}")
-    for found in population.train_together([cell.config for cell in cells]):
-        yield {i: {**outcome, **_cost(alone[i])} if isinstance(outcome, dict) else outcome for i, outcome in found.items()}
+    alone: dict[int, dict[str, Any]] = {}
+    for i, cell in enumerate(cells):
+        try:
+            alone[i] = _kept_promise(cell, workdir)
+        except UserError as e:  # of this strategy; the others go on
+            yield {i: e}
+    able = list(alone)
+    for found in population.train_together([cells[i].config for i in able]) if able else ():
+        yield {able[k]: {**outcome, **_cost(alone[able[k]])} if isinstance(outcome, dict) else outcome for k, outcome in found.items()}
+
+
+def _kept_promise(cell: Cell, workdir: Path) -> dict[str, Any]:
+    """What a step costs, if that is what its plan promises."""
+    row, strategy = probe.measure(cell.config, workdir), cell.config.freeze
+    if row["problem"] and cell.config.strict_cost:
+        raise UserError(f"freeze={strategy!r}: {row['problem']}; strict_cost=False makes a warning of this")
+    if row["problem"]:
+        record.say(f"WARNING: freeze={strategy!r}: {row['problem']}")
+    return row
 
 
 def expected(groups: Sequence[Sequence[Cell]], workdir: Path) -> dict[str, float]:
@@ -81,7 +92,7 @@ def _expected(run: Run, row: Mapping[str, Any], members: int) -> float:
     c, d, many = run.config, run.durations, members > 1
     formula = plans.products(run)
     forward = row["seconds_per_step"] * (formula.forward / formula.total if formula else 1 / 3)  # of a batch
-    kept = 0.0 if prefix.why_not(run, 0, 0, many) else prefix.entry(run, 0) / run.net.backbone.shape.layers
+    kept = 0.0 if len(run.phases) > 1 or prefix.why_not(run, 0, 0, many) else prefix.entry(run, 0) / run.net.backbone.shape.layers
     dev = min(len(run.data.dev), c.data.dev_size or len(run.data.dev)) / c.batch if run.data.dev is not None else 0
     test = len(run.data.test) / c.batch if run.data.test is not None else 0
     looks = 1 + (d.total // d.evaluate if d.evaluate else c.best != "last")

@@ -34,7 +34,7 @@ SUFFIXES = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", "
 SUFFIXES |= dict.fromkeys((".conll", ".iob", ".bio"), "conll")
 WIKI = re.compile(rb'<doc |\{"id": ?"[^"]*", ?"(revid|url)":')
 TAG = re.compile(r"</?[a-zA-Z]\w*[^<>]*>")
-PART = re.compile(r"(.+)\[(\d+%?)?:(\d+%?)?\]")
+PART = re.compile(r"(.+)\[([^\[\]]*):([^\[\]]*)\]")
 UNDECODED = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is not UTF-8
 DIRTY = "expected UTF-8, got other bytes"
 
@@ -53,7 +53,9 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
         rest = part[1]
     found = _match(rest)
     if options.format == "folder" or (options.format == "auto" and all(_has_classes(p) for p in found)):
-        return labelled(_cut(_folders(found, rows), part), rows, names)
+        if part:
+            raise UserError(f"{rest}: its records lie class by class, so that a part, [{part[2]}:{part[3]}], would lack some; leave it out")
+        return labelled(_folders(found, rows), rows, names)
     files = [f for p in found for f in ([p] if p.is_file() else sorted(q for q in p.rglob("*") if q.is_file()))]
     formats = [_format(f, options.format) for f in files]
     if "conll" in formats:
@@ -71,9 +73,13 @@ def _cut(records: Iterable[Any], part: re.Match[str] | None) -> Iterable[Any]:
     """Those of a part; per cent are cut down to whole records, so that parts that meet share none."""
     if part is None:
         return records
-    found = list(records)
-    start, end = (int(x[:-1]) * len(found) // 100 if x.endswith("%") else int(x) for x in (part[2] or "0", part[3] or "100%"))
-    return found[start:end]
+    found, ends = list(records), (part[2] or "0", part[3] or "100%")
+    numbers = [int(x.rstrip("%")) * (len(found) if x.endswith("%") else 100) // 100 for x in ends if re.fullmatch(r"\d+%?", x)]
+    if len(numbers) < 2 or not numbers[0] <= numbers[1] <= len(found):
+        raise UserError(
+            f"{part[0]}: expected [A:B], records or per cent from 0 up to all {len(found)}, such as [:90%] and [90%:] or [:500]"
+        )
+    return found[numbers[0] : numbers[1]]
 
 
 def _match(pattern: str) -> list[Path]:
