@@ -545,6 +545,8 @@ def describe(run: Run) -> None:
     if run.data.labels:
         record.say(f"  {len(run.data.labels)} labels: {', '.join(run.config.data.names or run.data.labels)}")
     record.say("\n".join(describe_freeze(run)))
+    if run.config.frozen_dtype != "float32":
+        record.say(f"frozen matrices are kept in {run.config.frozen_dtype}; the ledger is of their float32, an export has them rounded")
     record.say(f"{run.durations.total} steps of {run.config.batch} examples")
 
 

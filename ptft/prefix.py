@@ -111,7 +111,9 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
       params: all parameters, as a step computes with them.
       many: several runs train on it, on different rows at a time: the states stay on the host, and test has some, too.
     """
-    if why_not(run, phase, begun, many):
+    if why := why_not(run, phase, begun, many):
+        if not quiet and entry(run, phase) and not run.config.frozen_dropout and run.config.cache_prefix != "off":
+            record.say(f"prefix: what is frozen at the bottom is computed anew in every step: {why}")
         return run
     block = entry(run, phase)
     splits = {"train": (run.data.train, run.used)}

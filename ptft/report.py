@@ -60,7 +60,8 @@ def _run_page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
     for i, row in enumerate(rows):
         if not isinstance(row.get("step"), int) or not isinstance(row.get("split"), str):
             raise UserError(f"{folder / 'metrics.jsonl'}:{i + 1}: expected a step and a split, got {json.dumps(row)[:80]}")
-    result, run = _json(folder / "result.json"), _json(folder / "run.json")
+    result, run, config = (_json(folder / f"{name}.json") for name in ("result", "run", "config"))
+    ledger = _json(folder / "freeze_ledger.json")
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}  # metric -> split -> points
     for row in rows:
         for key, value in row.items():
@@ -74,13 +75,17 @@ def _run_page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
     lead = []
     if result:
         steps, pace = words.count(result.get("steps", 0), "step"), words.seconds(result.get("seconds_per_step"))
-        lead.append(f"{steps} in {words.seconds(result.get('seconds'))}, {pace} a step.")
+        lead.append(f"{steps} in {words.seconds(result.get('seconds'))} with evaluations and checkpoints, {pace} a step.")
         if result.get("total"):
             share = words.percent(result["trainable"] / result["total"])
             lead[0] += f" {result['trainable']:,} of {result['total']:,} parameters moved ({share})."
+        if result.get("flops_per_step"):
+            lead[0] += f" A step costs {result['flops_per_step'] / 1e9:.3g} GFLOP."
         lead += [f"The numbers are of step {result['best_step']:,}, the best on dev."] if result.get("chosen_by") else []
     else:
         lead.append(f"Not finished: the newest line is of step {rows[-1]['step']:,}." if rows else "Nothing has been logged yet.")
+    if "freeze" in config:
+        lead.insert(0, _what(config, ledger.get("phases", ())))
     section = {
         "task": "", "lead": lead, "columns": list(splits),
         "caption": "Training curves; where there are many points, the line is their running mean.",
@@ -95,10 +100,22 @@ def _run_page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
         ),
     }  # fmt: skip
     panels: list[list[Any]] = [[figures.CurvePanel(key, its) for key, its in curves.items()]]
-    if ledger := _json(folder / "freeze_ledger.json"):
+    if ledger:
         page["sections"].append(ledger_page.section(ledger))
         panels.append([ledger_page.LedgerPanel(ledger["rows"])])
     return page, panels
+
+
+def _what(config: dict[str, Any], phases: Sequence[dict[str, Any]]) -> str:
+    """What moved, from what start, and what was frozen in fewer bits."""
+    name = config["freeze"] if isinstance(config["freeze"], str) else "a list of rules"
+    said = [f"freeze: {name}", f"from {config['init_from']}" if config.get("init_from") else "from random weights"]
+    if len(phases) > 1 or any(p["strategy"] != config["freeze"] for p in phases):
+        when = [f"{p['strategy']} from step {p['began']}" if p["began"] is not None else f"{p['strategy']} never" for p in phases]
+        said.append(f"phases: {', '.join(when)}")
+    if config.get("frozen_dtype", "float32") != "float32":
+        said.append(f"frozen matrices in {config['frozen_dtype']}")
+    return "; ".join(said) + "."
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

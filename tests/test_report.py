@@ -263,7 +263,9 @@ def test_a_run_alone_has_curves_and_numbers(tmp_path):
         )
     )
     md, _ = texts(tmp_path)
-    assert "199 steps in 1 min 1 s, 300 ms a step. 5 of 10 parameters moved (50.0 %)." in md and line_of(md, "mlm_loss")[1:] == [
+    assert "199 steps in 1 min 1 s with evaluations and checkpoints, 300 ms a step. 5 of 10 parameters moved (50.0 %)." in md and line_of(
+        md, "mlm_loss"
+    )[1:] == [
         "7.0000",
         "7.5000",
     ]
@@ -506,3 +508,18 @@ def test_cells_as_a_table(tmp_path):
     assert found[0]["command"] == "ptft bench --config 'a, b.py'" and found[0]["error"] == 'a "quoted"\nline' and found[0]["peak_rss"] == ""
     with pytest.raises(UserError, match="--csv is of benchmarks"):
         report.write(put_run(tmp_path / "run", [{"step": 1, "split": "train", "loss": 1.0}]), table=True)
+
+
+def test_a_run_says_what_moved_when_and_at_what_cost(tmp_path):
+    put_run(tmp_path, [{"step": 1, "split": "train", "loss": 1.0}])
+    config = {"freeze": "head; 50%: top-1", "init_from": "minilm", "frozen_dtype": "int8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "result.json").write_text(
+        json.dumps({"steps": 8, "seconds": 2.0, "seconds_per_step": 0.1, "flops_per_step": 7.46e9, "best_step": 8})
+    )
+    phases = [{"strategy": "head", "began": 0}, {"strategy": "top-1", "began": 4}]
+    assert report._what(config, phases) == (
+        "freeze: head; 50%: top-1; from minilm; phases: head from step 0, top-1 from step 4; frozen matrices in int8."
+    )
+    md, _ = texts(tmp_path)
+    assert "freeze: head; 50%: top-1; from minilm; frozen matrices in int8." in md and "A step costs 7.46 GFLOP." in md
