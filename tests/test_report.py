@@ -23,6 +23,13 @@ STRATEGIES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _one_picture(request, monkeypatch):
+    """The PNG has the page's own panels once more: most tests do without."""
+    if "picture" not in request.keywords:
+        monkeypatch.setattr(figures, "png", lambda panels: b"\x89PNG")
+
+
 def rows(seeds=5, strategies=STRATEGIES, task="sst2"):
     out = []
     for seed in range(seeds):
@@ -180,6 +187,7 @@ def test_folders_merge_into_one_report(tmp_path):
         report.write(a, put_run(tmp_path / "run", []))
 
 
+@pytest.mark.picture
 def test_nothing_finished_and_missing_numbers_still_make_a_report(tmp_path):
     failed = [{**r, "status": "failed", "error": "x", "test": None} for r in rows(seeds=1)]
     assert "No run has finished." in texts(put(tmp_path / "a", failed))[0]
@@ -238,6 +246,7 @@ def test_names_do_not_overlap_in_the_figure():
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
+@pytest.mark.picture
 def test_a_run_alone_has_curves_and_numbers(tmp_path):
     lines = [{"step": s, "split": "train", "mlm_loss": 9 - s / 100, "nsp_accuracy": 0.5, "lr": 1e-4} for s in range(1, 200)]
     lines += [{"step": s, "split": "dev", "mlm_loss": 9 - s / 110, "nsp_accuracy": None} for s in (100, 199)]
@@ -447,6 +456,7 @@ def test_every_row_has_its_command(tmp_path):
     assert "ptft bench --config x.py --only HASH" in html and "seed 4 004abc" in html
 
 
+@pytest.mark.picture
 def test_costs_forgetting_drift_rates_and_sizes_are_drawn_where_known(tmp_path):
     def known(r):
         after = 2.0 if r["strategy"] == "head" else 2.3 + 0.01 * r["seed"]
