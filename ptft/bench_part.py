@@ -225,30 +225,22 @@ def pairs(part: Part) -> dict[str, Any] | None:
             adjusted = "" if p.difference is None or p.difference.adjusted is None else f", p = {p.difference.adjusted:.2g}"
             cells[a, b] = {"text": text, "verdict": other, "title": f"{a} less {b}: {other}{adjusted}"}
     names = list(part.scores)
-    counts = {v: sum(p.verdict == v for p in found) for v in ("better", "worse")}
-    apart = sum(counts.values())
-    say = f"{apart} of {len(found)} pairs can be told apart."
+    apart = sum(p.verdict in ("better", "worse") for p in found)
     return {
         "names": names,
         "rows": [{"name": a, "cells": [cells.get((a, b)) for b in names]} for a in names],
-        "lead": f"{say} {stats.PAIRWISE}",
+        "lead": f"{apart} of {len(found)} pairs can be told apart. {stats.PAIRWISE}",
     }
 
 
-def commands(part: Part) -> dict[str, Any] | None:
+def commands(part: Part) -> list[dict[str, Any]]:
     """How to run each quoted row again: what the commands have in common, and the hash of each."""
     found: dict[str, dict[str, list[str]]] = {}
     for name, quoted in part.quoted.items():
         for row in quoted.rows:
             if parsed := re.fullmatch(r"(.*) --only (\w+) --workdir \S+", row.get("command") or ""):
                 found.setdefault(parsed[1], {}).setdefault(name, []).append(f"seed {row['seed']} {parsed[2]}")
-    if not found:
-        return None
-    return {
-        "commands": [
-            {"command": f"{command} --only HASH --workdir runs/HASH", "rows": list(rows.items())} for command, rows in found.items()
-        ]
-    }
+    return [{"command": f"{command} --only HASH --workdir runs/HASH", "rows": list(rows.items())} for command, rows in found.items()]
 
 
 # ---------------------------------------------------------------- seeds as dots

@@ -183,13 +183,10 @@ class SmallMultiples:
 
     columns, height = 4, 1.35
 
-    def __init__(self, names: Sequence[str], metric: str):
-        self.names, self.metric = list(names), metric
-        self.rows = -(-len(self.names) // self.columns)
+    def __init__(self, curves: Mapping[str, Mapping[float, stats.Summary]], metric: str):
+        self.curves, self.metric = {name: its for name, its in curves.items() if its}, metric
+        self.rows = -(-len(self.curves) // self.columns)
         self.size = (9.8, 0.7 + self.height * self.rows)
-
-    def limits(self) -> tuple[float, float]:
-        raise NotImplementedError
 
     def one(self, ax: Axes, name: str) -> None:
         raise NotImplementedError
@@ -197,9 +194,10 @@ class SmallMultiples:
     def draw(self, ax: Axes) -> None:
         ax.axis("off")
         ax.set_title(self.metric, loc="left", fontsize=9.5, color=INK)
-        low, high = self.limits()
+        means = [s.mean for its in self.curves.values() for s in its.values()]
+        low, high = min(means), max(means)
         room = 0.08 * (high - low or 1)
-        for i, name in enumerate(self.names):
+        for i, name in enumerate(self.curves):
             row, column = divmod(i, self.columns)
             width, height = 1 / self.columns, 1 / self.rows
             small = ax.inset_axes((column * width + 0.02, 1 - (row + 1) * height + 0.28 * height, width - 0.035, 0.55 * height))
@@ -213,11 +211,10 @@ class SmallMultiples:
             self.one(small, name)
 
 
-def _bars(ax: Axes, points: Mapping[float, stats.Summary], color: str, log: bool = True) -> None:
-    """Means with intervals, in the order of x."""
+def _bars(ax: Axes, points: Mapping[float, stats.Summary], color: str) -> None:
+    """Means with intervals over a logarithmic x."""
     xs = sorted(points)
-    if log:
-        ax.set_xscale("log")
+    ax.set_xscale("log")
     ax.plot(xs, [points[x].mean for x in xs], "o-", color=color, lw=1.2, ms=2.8)
     for x in xs:
         if (half := points[x].half) is not None:
@@ -231,35 +228,26 @@ class RatePanel(SmallMultiples):
     """What dev says of the learning rates that each strategy tried; the chosen one has a ring."""
 
     def __init__(self, tried: Mapping[str, Mapping[float, Mapping[int, float]]], chosen: Mapping[str, float | None], metric: str):
-        super().__init__(list(tried), f"dev {metric} by learning rate")
         finished = {name: {lr: [x for x in seeds.values() if math.isfinite(x)] for lr, seeds in its.items()} for name, its in tried.items()}
-        self.points = {name: {lr: stats.summary(xs) for lr, xs in its.items() if xs} for name, its in finished.items()}
-        self.names = [name for name in self.names if self.points[name]]
+        curves = {name: {lr: stats.summary(xs) for lr, xs in its.items() if xs} for name, its in finished.items()}
+        super().__init__(curves, f"dev {metric} by learning rate")
         self.chosen = chosen
 
-    def limits(self) -> tuple[float, float]:
-        means = [s.mean for its in self.points.values() for s in its.values()]
-        return min(means), max(means)
-
     def one(self, ax: Axes, name: str) -> None:
-        _bars(ax, self.points[name], ACCENT)
-        if (lr := self.chosen[name]) in self.points[name]:
-            ax.plot([lr], [self.points[name][lr].mean], "o", ms=8, mfc="none", mec=INK, mew=0.9)
+        _bars(ax, self.curves[name], ACCENT)
+        if (lr := self.chosen[name]) in self.curves[name]:
+            ax.plot([lr], [self.curves[name][lr].mean], "o", ms=8, mfc="none", mec=INK, mew=0.9)
 
 
 class SizePanel(SmallMultiples):
     """The test metric by number of training examples, over the baseline's in grey."""
 
     def __init__(self, curves: Mapping[str, Mapping[float, stats.Summary]], baseline: str, metric: str):
-        super().__init__(list(curves), f"test {metric} by number of training examples")
         largest = max((x for its in curves.values() for x in its if math.isfinite(x)), default=1)
         # "all" has no number: it stands where ten times the largest would.
-        self.curves = {n: {x if math.isfinite(x) else 10 * largest: s for x, s in its.items()} for n, its in curves.items()}
+        placed = {n: {x if math.isfinite(x) else 10 * largest: s for x, s in its.items()} for n, its in curves.items()}
+        super().__init__(placed, f"test {metric} by number of training examples")
         self.all, self.baseline = 10 * largest, baseline
-
-    def limits(self) -> tuple[float, float]:
-        means = [s.mean for its in self.curves.values() for s in its.values()]
-        return min(means), max(means)
 
     def one(self, ax: Axes, name: str) -> None:
         if name != self.baseline and self.baseline in self.curves:

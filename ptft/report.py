@@ -170,16 +170,19 @@ def _bench_table(s: dict[str, Any]) -> list[str]:
     out = [*_md_table(head, body), *(f"{line}\n" for line in s["checks"])]
     if pairs := s["pairs"]:
         numbers = [str(i) for i in range(1, len(pairs["names"]) + 1)]
-        marks = {"better": "**{}**", "worse": "**{}**"}
         squares = [
-            [f"{n} {row['name']}", *(marks.get(c["verdict"], "{}").format(c["text"]) if c else "" for c in row["cells"])]
+            [f"{n} {row['name']}", *(_bold_if_apart(c) if c else "" for c in row["cells"])]
             for n, row in zip(numbers, pairs["rows"], strict=True)
         ]
         out += [f"Each strategy less each other; bold: told apart. {pairs['lead']}", "", *_md_table(["", *numbers], squares)]
-    for again in (s["again"] or {"commands": []})["commands"]:
+    for again in s["again"]:
         out += [f"Any row again, by its hash: `{again['command']}`", ""]
         out += [*(f"- {_md(name)}: {', '.join(hashes)}" for name, hashes in again["rows"]), ""]
     return out
+
+
+def _bold_if_apart(cell: Mapping[str, str]) -> str:
+    return f"**{cell['text']}**" if cell["verdict"] in ("better", "worse") else cell["text"]
 
 
 def _md_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
