@@ -19,13 +19,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft import auto, build, checkpoint, cost, exchange, mesh, pipeline, plans, record, report, thin, train, tune
+from ptft import auto, build, checkpoint, cost, exchange, mesh, pipeline, plans, record, thin, train, tune
 from ptft import config as configs
 from ptft.bench import identity, probe, protocol, results, runner, work
 from ptft.config import Config
 from ptft.data import Source
 from ptft.errors import UserError, did_you_mean
 from ptft.objectives import Rows
+from ptft.report import files
 from ptft.step import Net
 from ptft.tree import Flat
 
@@ -182,7 +183,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def report_verb(args: argparse.Namespace, overrides: list[str]) -> None:
-    paths = report.write(*args.folder, to=args.to, table=args.csv)
+    paths = files.write(*args.folder, to=args.to, table=args.csv)
     for kind, path in paths.items():
         record.say(f"{kind}: {path}")
     print(paths["md"].read_text(encoding="utf-8"))

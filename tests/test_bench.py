@@ -12,12 +12,13 @@ import flow
 import numpy as np
 import pytest
 
-from ptft import build, pipeline, report
+from ptft import build, pipeline
 from ptft.bench import baselines, identity, probe, protocol, results, runner
 from ptft.bench.baselines import Unavailable
 from ptft.config import Field
 from ptft.config import resolve as check
 from ptft.errors import UserError
+from ptft.report import files
 
 FINETUNE = {
     "seed": Field(0, lo=0),
@@ -546,7 +547,7 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
 
     merged = results.merge([Path("it"), Path("runs") / one["cell"]])
     assert merged.notes == [] and len(merged.rows) == 32
-    text = report.write(Path("it"))["md"].read_text()
+    text = files.write(Path("it"))["md"].read_text()
     assert "## words, 8 examples" in text and "## words, 16 examples" in text and text.count("| majority class |") == 2
 
 

@@ -1,4 +1,4 @@
-"""ptft.report: from JSON lines to the three files, and what they say."""
+"""ptft.report.files: from JSON lines to the three files, and what they say."""
 
 import csv
 import json
@@ -9,10 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from ptft import bench_page, bench_part, figures, ledger, ledger_page, models, report
+from ptft import ledger, models
 from ptft.bench import results
 from ptft.errors import UserError
 from ptft.freeze import plan as resolved
+from ptft.report import bench_page, bench_part, cost_panels, figures, ledger_page, run_page
+from ptft.report import files as report
 
 # name: (freeze, init_from, accuracy without the seed's part, share, seconds a step)
 STRATEGIES = {
@@ -240,7 +242,7 @@ def test_names_do_not_overlap_in_the_figure():
     lines = bench_part.lines(quoted, list(crowd), "strategy-0", "accuracy", True)
     figure = figures.Figure(figsize=(5.2, 4))
     ax = figure.subplots()
-    figures.SharePanel(lines, "accuracy", "strategy-0").draw(ax)
+    figures._draw(figure, {cost_panels.SharePanel(lines, "accuracy", "strategy-0"): ax})
     boxes = [t.get_window_extent() for t in ax.texts if t.get_text()]
     assert len(boxes) == 9
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
@@ -528,7 +530,7 @@ def test_a_run_says_what_moved_when_and_at_what_cost(tmp_path):
         json.dumps({"steps": 8, "seconds": 2.0, "seconds_per_step": 0.1, "flops_per_step": 7.46e9, "best_step": 8})
     )
     phases = [{"strategy": "head", "began": 0}, {"strategy": "top-1", "began": 4}]
-    assert report._what(config, phases) == (
+    assert run_page._what(config, phases) == (
         "freeze: head; 50%: top-1; from minilm; phases: head from step 0, top-1 from step 4; frozen matrices in int8."
     )
     md, _ = texts(tmp_path)

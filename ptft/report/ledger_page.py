@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from ptft.figures import ACCENT, BAD, INK, QUIET
+from ptft.report.figures import ACCENT, BAD, INK, QUIET
 
 # The worst first: where one cell stands for several tensors, it shows the worst of them.
 VERDICTS = ("frozen, but moved", "trainable, but did not move", "moved", "frozen, the same")

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft import bench_part, figures, words
 from ptft.bench import results, shapes, stats
 from ptft.bench.protocol import describe
 from ptft.bench.results import Row
-from ptft.bench_part import Part
+from ptft.report import bench_part, cost_panels, panels, words
+from ptft.report.bench_part import Part
 
 
 def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
@@ -23,8 +23,8 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     shown += _over_sizes(parts)
     if expected := shapes.table(shapes.findings(rows)) if ok else []:
         shown.append((_expectations(expected), []))
-    places = distinct(r.get("device") for r in ok) or distinct([bench.get("device")])
-    versions = distinct(r.get("versions") for r in ok if r["kind"] == "train") or distinct([bench.get("versions")])
+    places = words.distinct(r.get("device") for r in ok) or words.distinct([bench.get("device")])
+    versions = words.distinct(r.get("versions") for r in ok if r["kind"] == "train") or words.distinct([bench.get("versions")])
     if max(len(places), len(versions)) > 1:
         notes.append("The runs come from more than one environment: their times do not compare.")
     notes += dict.fromkeys(f"{r['strategy']}: {r['error']}" for r in rows if r["status"] == "skipped")
@@ -40,9 +40,9 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
         "sections": [section for section, _ in shown],
         "notes": [stats.METHOD, *notes] if ok else notes,
         "failed": [{"strategy": describe({**r, "seed": ""}).rpartition(", ")[0], "seed": r["seed"], "error": r["error"]} for r in failed],
-        "facts": facts(versions, places, bench.get("config_hash"), bench.get("command")),
+        "facts": words.facts(versions, places, bench.get("config_hash"), bench.get("command")),
     }
-    return about, [panels for _, panels in shown]
+    return about, [its for _, its in shown]
 
 
 def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -59,7 +59,7 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def _section(part: Part) -> dict[str, Any]:
-    share = figures.SharePanel(part.lines, part.metric, part.baseline)
+    share = cost_panels.SharePanel(part.lines, part.metric, part.baseline)
     caption = (
         f"Test {part.metric} against cost. Bars are 95 % intervals over seeds; the line is the best that can be had for a cost, with its"
     )
@@ -80,15 +80,15 @@ def _section(part: Part) -> dict[str, Any]:
 def _panels(part: Part) -> list[Any]:
     if not part.lines:
         return []
-    found: list[Any] = [kind(part.lines, part.metric, part.baseline, part.higher) for kind in figures.COSTS]
+    found: list[Any] = [kind(part.lines, part.metric, part.baseline, part.higher) for kind in cost_panels.COSTS]
     found = [panel for panel in found if len(panel.lines) > 1 or panel is found[0]]
     tried = {
         name: q.tried for name, q in part.quoted.items() if len(q.tried) > 1 and q.rows[0].get("init_from") and not q.rows[0]["repeat"]
     }
     if tried:
-        found.append(figures.RatePanel(tried, {name: part.quoted[name].lr for name in tried}, part.metric))
+        found.append(panels.RatePanel(tried, {name: part.quoted[name].lr for name in tried}, part.metric))
     drift = {x.name: found_ for x in part.strategies if (found_ := layer_drift(part.quoted[x.name].rows))}
-    return [*found, figures.DriftPanel(drift)] if drift else found
+    return [*found, panels.DriftPanel(drift)] if drift else found
 
 
 def layer_drift(rows: Sequence[Row]) -> dict[str, float]:
@@ -119,7 +119,7 @@ def _over_sizes(parts: Sequence[Part]) -> list[tuple[dict[str, Any], list[Any]]]
         first = mine[0]
         section = {"kind": "words", "task": ", ".join(filter(None, [task, model, "by number of examples"])), "table": [],
                    "lead": [f"Test {first.metric} of each strategy; {first.baseline} in grey."], "caption": ""}  # fmt: skip
-        out.append((section, [figures.SizePanel(curves, first.baseline, first.metric)]))
+        out.append((section, [panels.SizePanel(curves, first.baseline, first.metric)]))
     return out
 
 
@@ -131,19 +131,3 @@ def _expectations(expected: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     lead = ["Shapes, not numbers: the models and data of these tables are larger. “Measurably” is at 95 %, corrected (Holm)."]
     return {"kind": "words", "task": "What published tables lead one to expect", "lead": lead, "table": table, "caption": "",
             "columns": ["here", "by what", "source"]}  # fmt: skip
-
-
-# ---------------------------------------------------------------- of many rows
-
-
-def distinct(items: Any) -> list[dict[str, Any]]:
-    return list({str(sorted(x.items(), key=str)): x for x in items if x}.values())
-
-
-def facts(
-    versions: Sequence[Mapping[str, Any]], places: Sequence[Mapping[str, Any]], config_hash: str | None, command: str | None
-) -> list[tuple[str, str]]:
-    found = [("command", command), ("config", config_hash)]
-    found += [("device", ", ".join(f"{k} {v}" for k, v in place.items())) for place in places]
-    found += [("versions", ", ".join(f"{k} {v}" for k, v in v.items())) for v in versions]
-    return [(name, value) for name, value in found if value]

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from ptft import words
 from ptft.bench import results, stats
 from ptft.bench.results import Quoted, Row
-from ptft.figures import Line
+from ptft.report import words
+from ptft.report.cost_panels import Line
 
 
 class Part(NamedTuple):

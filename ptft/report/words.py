@@ -1,6 +1,7 @@
 """Numbers as a report says them."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ptft.bench import stats
@@ -62,3 +63,16 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 
 def plain(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def distinct(items: Any) -> list[dict[str, Any]]:
+    return list({json.dumps(x, sort_keys=True): x for x in items if x}.values())
+
+
+def facts(
+    versions: Sequence[Mapping[str, Any]], places: Sequence[Mapping[str, Any]], config_hash: str | None, command: str | None
+) -> list[tuple[str, str]]:
+    found = [("command", command), ("config", config_hash)]
+    found += [("device", ", ".join(f"{k} {v}" for k, v in place.items())) for place in places]
+    found += [("versions", ", ".join(f"{k} {v}" for k, v in v.items())) for v in versions]
+    return [(name, value) for name, value in found if value]

@@ -1,0 +1,1 @@
+"""JSON lines and cells -> Markdown, PNG, one self-contained HTML page, CSV."""

@@ -1,0 +1,49 @@
+"""A benchmark's cells or a run's JSON lines -> report.md, report.png and one self-contained report.html.
+
+Reads `bench.json` and `cells/*.json` of one or several folders, or `metrics.jsonl` (with `result.json` and
+`freeze_ledger.json`); runs nothing.
+"""
+
+from pathlib import Path
+
+import jinja2
+
+from ptft.bench import results
+from ptft.errors import UserError
+from ptft.report import bench_csv, bench_page, figures, markdown, run_page
+
+
+def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[str, Path]:
+    """Writes the report of a run's folder, or of one or several benchmarks', into the first of them, or into `to`.
+
+    Args:
+      table: also every cell of a benchmark as a line of report.csv.
+    Returns:
+      {"md": path, "png": path, "html": path}, and with `table` "csv".
+    Raises:
+      UserError: nothing to report on in a folder, or a broken file (file, or file:line).
+    """
+    folders = tuple(map(Path, folders))
+    for folder in folders:
+        if not results.is_bench(folder) and not ((folder / "metrics.jsonl").is_file() and len(folders) == 1):
+            here = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:20] if folder.is_dir() else None
+            there = "the folder does not exist" if here is None else "it is empty" if not here else "there is: " + ", ".join(here)
+            one = " or metrics.jsonl (of ptft train)" if len(folders) == 1 else "; only benchmarks are merged"
+            raise UserError(f"{folder}: expected bench.json and cells/ (of ptft bench){one}; {there}")
+    if table and not results.is_bench(folders[0]):
+        raise UserError(f"{folders[0]}: --csv is of benchmarks; a run's numbers are lines of JSON, in metrics.jsonl")
+    page, panels = bench_page.page(folders) if results.is_bench(folders[0]) else run_page.page(folders[0])
+    into = Path(to or folders[0])
+    into.mkdir(parents=True, exist_ok=True)
+    paths = {kind: into / f"report.{kind}" for kind in ("md", "png", "html")}
+    paths["png"].write_bytes(figures.png(panels))
+    paths["md"].write_text(markdown.write(page), encoding="utf-8")
+    env = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    for section, its_panels in zip(page["sections"], panels, strict=True):
+        section["figures"] = [{"svg": figures.svg(panel), "broad": figures.broad(panel)} for panel in its_panels]
+    paths["html"].write_text(env.get_template("page.html.j2").render(page), encoding="utf-8")
+    if table:
+        paths["csv"] = into / "report.csv"
+        with paths["csv"].open("w", encoding="utf-8", newline="") as f:
+            bench_csv.write(results.merge(folders).rows, f)
+    return paths
