@@ -107,20 +107,20 @@ def ptft_accuracy(run: build.Run, whole: build.Run, folder: Path) -> float:
     return train.evaluate(whole.net, params, whole.data.test, run.config.batch, run.mesh)["accuracy"]
 
 
-def torch_accuracy(run: build.Run, whole: build.Run, minilm: Path, quiet: int = 100) -> float:
-    model = Classifier(minilm, run.config.seed).train()
+def torch_accuracy(model: Any, run: build.Run, test: Any, batch: int, quiet: int = 0) -> float:
+    """Trains a model as the run is trained and tests its last step. `quiet`: says every so many steps where it is."""
     tx, schedule = torch_optimizer(model, run)
-    for k, batch in enumerate(batches(run), 1):
-        torch_step(model, tx, schedule, batch, run.config.optim.clip)
-        if k % quiet == 0:
+    for k, rows in enumerate(batches(run), 1):
+        torch_step(model, tx, schedule, rows, run.config.optim.clip)
+        if quiet and k % quiet == 0:
             print(f"torch seed {run.config.seed} step {k}/{run.durations.total}", flush=True)
     model.eval()
     hits = total = 0.0
     with torch.no_grad():
-        for batch in pipeline.eval_batches(whole.data.test, run.config.batch):
-            said = model(words(batch)).argmax(-1).numpy()
-            hits += float(((said == batch["label"]) * batch["valid"]).sum())
-            total += float(batch["valid"].sum())
+        for rows in pipeline.eval_batches(test, batch):
+            said = model(words(rows)).argmax(-1).numpy()
+            hits += float(((said == rows["label"]) * rows["valid"]).sum())
+            total += float(rows["valid"].sum())
     return hits / total
 
 
@@ -166,8 +166,10 @@ def main() -> None:
             if file.exists() and json.loads(file.read_text())["config"] != digest:
                 raise SystemExit(f"{file} is of another configuration; choose another OUT")
             if not file.exists():
-                ours = kind == "ptft"
-                accuracy = ptft_accuracy(run, whole, args.out / f"ptft_{seed}") if ours else torch_accuracy(run, whole, minilm)
+                if kind == "ptft":
+                    accuracy = ptft_accuracy(run, whole, args.out / f"ptft_{seed}")
+                else:
+                    accuracy = torch_accuracy(Classifier(minilm, seed).train(), run, whole.data.test, run.config.batch, quiet=100)
                 file.write_text(json.dumps({"accuracy": accuracy, "config": digest}))
             results[kind].append(json.loads(file.read_text())["accuracy"])
             print(f"{kind} seed {seed}: test accuracy {results[kind][-1]:.4f}", flush=True)

@@ -23,9 +23,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads else spin
 import peft
 import torch
 import transformers
-from minilm_sst2 import PAGE, Classifier, batches, torch_optimizer, torch_step, words
+from minilm_sst2 import PAGE, Classifier, torch_accuracy
 
-from ptft import build, pipeline, record
+from ptft import build, record
 from ptft import config as configs
 from ptft.bench import population, stats
 
@@ -63,20 +63,10 @@ def freeze(model: Classifier, strategy: str) -> None:
             part.train()
 
 
-def torch_accuracy(run: build.Run, minilm: Path) -> float:
+def classifier(run: build.Run, minilm: Path) -> Classifier:
     model = Classifier(minilm, run.config.seed).train()
     freeze(model, run.config.freeze)
-    tx, schedule = torch_optimizer(model, run)
-    for batch in batches(run):
-        torch_step(model, tx, schedule, batch, run.config.optim.clip)
-    model.eval()
-    hits = total = 0.0
-    with torch.no_grad():
-        for batch in pipeline.eval_batches(run.data.test, run.config.eval_batch):
-            said = model(words(batch)).argmax(-1).numpy()
-            hits += float(((said == batch["label"]) * batch["valid"]).sum())
-            total += float(batch["valid"].sum())
-    return hits / total
+    return model
 
 
 def compare(data: Path, minilm: Path, args: argparse.Namespace, strategy: str) -> dict[str, Any]:
@@ -85,7 +75,8 @@ def compare(data: Path, minilm: Path, args: argparse.Namespace, strategy: str) -
     outcomes = {i: o for some in population.train_together(asked) for i, o in some.items()}
     ours = {seed: outcomes[seed]["test"]["accuracy"] for seed in range(args.seeds)}
     middle = time.perf_counter()
-    theirs = {seed: torch_accuracy(build.build(c), minilm) for seed, c in enumerate(asked)}
+    runs = [build.build(c) for c in asked]
+    theirs = {r.config.seed: torch_accuracy(classifier(r, minilm), r, r.data.test, r.config.eval_batch) for r in runs}
     seconds = {"ptft": middle - begun, "torch": time.perf_counter() - middle}
     gain = stats.paired(ours, theirs)
     return {"ptft": ours, "torch": theirs, "difference": vars(gain) if gain else None, "verdict": stats.verdict(gain), "seconds": seconds}
