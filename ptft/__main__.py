@@ -147,7 +147,7 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     if not (args.only and (workdir / "bench.json").exists()):  # one cell alone changes nothing of what the benchmark is
         whole = f"{command} --workdir {shlex.quote(str(workdir))}"
         record.write_json(workdir / "bench.json", runner.describe(values, mine if args.only else cells, whole))
-    expected = {} if args.only else work.expected(waiting, workdir)
+    expected = {} if args.only else work.expected(waiting, workdir, args.isolated)
     if not args.only:
         record.say(runner.schedule(waiting, mine, have, expected))
     if args.isolated:

@@ -21,14 +21,16 @@ def rows(run: Run, strategies: Sequence[Any], probe: int) -> list[dict[str, Any]
     Args:
       probe: time so many steps of each on this device, with made-up tokens; 0: none.
     """
-    full = row(run, "full", 0)
     found = []
-    for strategy in strategies:
-        one = row(run, strategy, probe)
-        for part in (one, *one["phases"]):
-            for key in ("flops", "analytic_flops"):
-                part[f"{key}_share"] = part[key] / full[key] if part[key] and full[key] else None
-        found.append(one)
+    with record.bar(len(strategies), 0) as advance:
+        full = row(run, "full", 0)
+        for strategy in strategies:
+            one = row(run, strategy, probe)
+            for part in (one, *one["phases"]):
+                for key in ("flops", "analytic_flops"):
+                    part[f"{key}_share"] = part[key] / full[key] if part[key] and full[key] else None
+            found.append(one)
+            advance(str(strategy))
     return found
 
 

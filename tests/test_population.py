@@ -106,3 +106,18 @@ def test_a_strategy_that_breaks_its_promise_fails_alone(home, tmp_path, monkeypa
     cells = [Cell(c.freeze, 0, c, c.freeze, "t", "", 0, 1e-3) for c in asked]
     found = {i: outcome for some in work.together(cells, tmp_path) for i, outcome in some.items()}
     assert isinstance(found[1], UserError) and found[0]["test"]["loss"] > 0 and found[0]["seconds_per_step"] == 1.0
+
+
+def test_what_cells_share_is_expected_to_take_its_time_once(home, tmp_path, monkeypatch):
+    """Three seeds: as a group, one after the other in one process, or each in a process of its own."""
+    cost = {"seconds_per_step": 0.1, "overhead_seconds": 30.0}
+    monkeypatch.setattr(work.probe, "known", lambda config, workdir: cost)
+    monkeypatch.setattr(work.probe, "measure", lambda config, workdir: cost)
+    cells = [Cell("full", seed, config(home, "full", seed), f"full{seed}", "t", "", 0, 1e-3) for seed in range(3)]
+
+    def total(groups, **how):
+        return sum(work.expected(groups, tmp_path, **how).values())
+
+    alone = [[cell] for cell in cells]
+    assert total(alone, isolated=True) - total(alone) == pytest.approx(60)
+    assert total([cells]) == pytest.approx(total(alone))  # nothing is frozen: there is no prefix to share

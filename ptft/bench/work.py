@@ -1,5 +1,6 @@
 """One cell's work: training and what is known of it afterwards, or a reference."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,31 +65,42 @@ def _kept_promise(cell: Cell, workdir: Path) -> dict[str, Any]:
     return row
 
 
-def expected(groups: Sequence[Sequence[Cell]], workdir: Path) -> dict[str, float]:
-    """Seconds that each training cell will take, by the probe of its strategy: steps and evaluations, and its part of what a group
-    does once, which is to start, to compile and to compute a frozen prefix.
+def expected(groups: Sequence[Sequence[Cell]], workdir: Path, isolated: bool = False) -> dict[str, float]:
+    """Seconds that each training cell will take, by the probe of its strategy: steps and evaluations, and its part of what is done
+    once: a frozen prefix for the cells of a group; a compiled program for them, or for cells alone that differ by their seeds, unless
+    they are `isolated` in processes.
 
     Raises:
       SystemExit(75): stopped by SIGTERM or SIGINT; the probes that were made are kept.
     """
     found: dict[str, float] = {}
     trained = [(cell, len(group)) for group in groups for cell in group if cell.kind == "train" and not auto.ask(cell.config.freeze)]
+    alike = Counter(_but_seed(cell) for cell, members in trained if members == 1 and not isolated)
     if new := {probe.name(cell.config) for cell, _ in trained if probe.known(cell.config, workdir) is None}:
         record.say(f"measuring what a step costs of {len(new)} kinds of cells, each in a process of its own")
     with mesh.preemption() as caught:
         for cell, members in trained:
+            fresh = probe.known(cell.config, workdir) is None
             try:
                 row = probe.measure(cell.config, workdir)
+                if fresh and row["seconds_per_step"] is not None:
+                    record.say(f"  {cell.strategy}: {row['seconds_per_step']:.3g} s a step")
             except UserError:
                 row = {"seconds_per_step": None}  # what is wrong, the cell will say
             if caught:
                 raise SystemExit(train.PREEMPTED)
             if row["seconds_per_step"] is not None:
-                found[cell.cell] = _expected(build.build(cell.config), row, members)
+                sharers = alike[_but_seed(cell)] if members == 1 and not isolated else members
+                found[cell.cell] = _expected(build.build(cell.config), row, members, sharers)
     return found
 
 
-def _expected(run: Run, row: Mapping[str, Any], members: int) -> float:
+def _but_seed(cell: Cell) -> tuple[Any, ...]:
+    return tuple(label for name, label in cell.labels.items() if name != "seed")
+
+
+def _expected(run: Run, row: Mapping[str, Any], members: int, sharers: int) -> float:
+    """Of a cell in a group of so many members, whose compiled program so many cells share."""
     c, d, many = run.config, run.durations, members > 1
     formula = plans.products(run)
     forward = row["seconds_per_step"] * (formula.forward / formula.total if formula else 1 / 3)  # of a batch
@@ -98,8 +110,8 @@ def _expected(run: Run, row: Mapping[str, Any], members: int) -> float:
     looks = 1 + (d.total // d.evaluate if d.evaluate else c.best != "last")
     steps = d.total * (row["seconds_per_step"] - forward * kept)
     evaluations = forward * (looks * dev * (1 - kept) + test * (1 - kept * many))
-    once = row["overhead_seconds"] + forward * kept * (len(run.used) / c.batch + dev + test * many)
-    return steps + evaluations + once / members
+    filled = forward * kept * (len(run.used) / c.batch + dev + test * many)
+    return steps + evaluations + row["overhead_seconds"] / sharers + filled / members
 
 
 def _cost(row: Mapping[str, Any]) -> dict[str, Any]:
