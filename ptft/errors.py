@@ -9,8 +9,9 @@ class UserError(Exception):
 
 
 def nearest(name: str, options: Iterable[str], n: int = 3) -> list[str]:
-    """The `n` options closest to `name`, best first."""
-    return difflib.get_close_matches(name, [str(o) for o in options], n=n, cutoff=0.4)
+    """The `n` options closest to `name`, best first; capitals count for nothing."""
+    spelled = {str(o).casefold(): str(o) for o in options}
+    return [spelled[o] for o in difflib.get_close_matches(name.casefold(), spelled, n=n, cutoff=0.4)]
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

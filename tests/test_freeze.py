@@ -195,6 +195,8 @@ def test_more_blocks_than_the_model_has(strategy):
 def test_an_unknown_strategy_shows_the_nearest():
     with pytest.raises(UserError, match="'bitft' is no strategy; did you mean 'bitfit'"):
         resolve("bert", "classify", "bitft")
+    with pytest.raises(UserError, match="'BitFit' is no strategy; did you mean 'bitfit'"):
+        resolve("bert", "classify", "BitFit")
 
 
 @pytest.mark.parametrize("strategy", ["layernorm", "attention", "ffn"])
