@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from ptft import tasks
 from ptft.config import parse_arg
 
-# The middle of the three rates that each tries, for weights pretrained for days.
+# The middle of the three rates that each tries, for weights pretrained for days and some 10 to 150 steps.
 RATES = {
-    "full": 1e-4, "freeze-embeddings": 1e-4, "top-4": 1e-4, "top-3": 2e-4, "top-2": 3e-4, "top-1": 5e-4, "head": 1e-2, "bottom-2": 2e-4,
-    "bitfit": 2e-3, "layernorm": 2e-3, "lora=8": 1e-3, "gradual": 2e-4,
+    "full": 2e-4, "freeze-embeddings": 2e-4, "top-4": 2e-4, "top-3": 3e-4, "top-2": 4e-4, "top-1": 8e-4, "head": 1.5e-2, "bottom-2": 6e-4,
+    "bitfit": 4e-3, "layernorm": 4e-3, "lora=8": 4e-3, "gradual": 4e-4,
 }  # fmt: skip
 
 

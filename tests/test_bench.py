@@ -622,7 +622,8 @@ def test_weights_in_a_folder_of_another_format_count_by_content(tmp_path):
 
 def test_a_probe_is_made_once(home, tmp_path, monkeypatch):
     config = build.resolve(flow.finetuning(home, home / "pre", freeze="head"))
-    assert probe.name(config) == probe.name(config.replace(seed=5, init_weights=False, **{"optim.lr": 7.0, "data.train_size": 4}))
+    data = {"data.train_size": 4, "data.dev": "", "data.dev_size": 3, "data.test": ""}
+    assert probe.name(config) == probe.name(config.replace(seed=5, init_weights=False, **{"optim.lr": 7.0}, **data))
     assert probe.name(config) != probe.name(config.replace(freeze="full"))
     made = probe.measure(config, tmp_path)
     assert made["flops"] > 0 and made["seconds_per_step"] > 0 and made["peak_rss"] > 2**27

@@ -6,7 +6,7 @@ for all of them (`ptft.prefix`), for training and evaluation. Members do not tou
 go on. The numbers are those of solo runs up to the rounding of batched products. What a step costs cannot be read off such a run:
 seconds, FLOPs and bytes are measured apart, of a step that computes everything (`ptft.bench.probe`).
 
-A CPU gains nothing from wide steps: per member, they took 1.0 to 1.5 times as long as one member alone (MiniLM, 3 to 15 members on
+A CPU gains little from wide steps: per member, they took 0.8 to 1.4 times as long as one member alone (MiniLM, 3 to 15 members on
 two cores: tests/benchmarks/population_steps.py). There, members take turns in one compiled step.
 """
 

@@ -76,8 +76,9 @@ def _file(config: Config, workdir: Path) -> Path:
 
 
 def name(config: Config) -> str:
-    """Learning rate, seed, number of examples and first weights decide nothing of what a step costs."""
-    same = config.replace(seed=0, init_weights=True, **{"optim.lr": 1.0, "data.train_size": 0})
+    """Learning rate, seed, number of examples, first weights and what is evaluated on decide nothing of what a step costs."""
+    data = {"data.train_size": 0, "data.dev": "", "data.dev_size": 0, "data.test": ""}
+    same = config.replace(seed=0, init_weights=True, **{"optim.lr": 1.0}, **data)
     return identity.of(same, identity.content(same), "train")
 
 
