@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -320,6 +322,24 @@ def test_a_stop_passes_through_and_the_same_call_goes_on(tmp_path, stop):
     again = Train()
     assert len(bench(tmp_path, again)) == 4
     assert len(again.calls) == 2 and not (tmp_path / "cells" / cut).exists()
+
+
+def test_a_stop_between_trainings_keeps_what_is_done(tmp_path, capsys):
+    calls = []
+
+    def do(cell, folder):
+        calls.append(cell.cell)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Train()(cell, folder)
+
+    with pytest.raises(SystemExit) as e:
+        bench(tmp_path, do)
+    assert e.value.code == 75 and len(results.read(tmp_path)) == len(calls) == 2
+    assert "cell 3/4" in (said := capsys.readouterr().out) and "the same command goes on from here" in said
+    again = Train()
+    assert len(bench(tmp_path, again)) == 4 and len(again.calls) == 2
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_cell_that_was_cut_short_under_another_path_begins_anew(tmp_path):

@@ -69,12 +69,14 @@ def run(
 ) -> list[Row]:
     """Runs what is missing of these cells, in order, and returns the row of every one.
 
-    A stop (Ctrl-C, preemption) passes through: the same call goes on where it was.
+    A stop (Ctrl-C, preemption) passes through, or ends it after the cell in whose training it did not fall: the same call goes on.
 
     Args:
       attempt: runs one cell.
       together: runs cells of one `kin` side by side, and yields the rows of some of them at a time, by number.
       expected: seconds of cells whose like has not finished yet, by hash.
+    Raises:
+      SystemExit(75): stopped by SIGTERM or SIGINT.
     """
     have = {row["cell"]: row for row in results.read(workdir)}
     rows = {c.cell: have[c.cell] for c in cells if c.cell in have}
@@ -84,7 +86,7 @@ def run(
             shutil.rmtree(workdir / "cells" / cell.cell, ignore_errors=True)  # killed between the row and this
     if len(todo) < len(cells):
         record.say(f"{len(cells) - len(todo)} of {len(cells)} cells are there already, {len(todo)} to run")
-    with record.bar(len(cells), len(cells) - len(todo)) as advance:
+    with record.bar(len(cells), len(cells) - len(todo)) as advance, mesh.preemption() as caught:
         for group in groups(todo, kin if together else lambda cell: None):
             try:
                 for found in together(group) if together and len(group) > 1 else ({i: attempt(c)} for i, c in enumerate(group)):
@@ -95,8 +97,10 @@ def run(
                         name = f"cell {len(cells) - len(todo)}/{len(cells)} {protocol.describe(cell.labels)}"
                         record.say(f"{name}: {news(row)} ({row['wall_seconds']:.1f} s)" + (f", {left} left" if left else ""))
                         advance(left and f"{left} left")
+                    if caught and todo:
+                        raise SystemExit(train.PREEMPTED)
             except (KeyboardInterrupt, SystemExit):
-                cell = next(c for c in group if c in todo)
+                cell = next((c for c in group if c in todo), todo[0])
                 name = f"cell {len(cells) - len(todo) + 1}/{len(cells)} {protocol.describe(cell.labels)}"
                 record.say(f"{name}: stopped; the same command goes on from here")
                 raise

@@ -33,7 +33,7 @@ RATES = {"full": 1e-4, "head": 1e-2, "top-2": 3e-4, "bitfit": 2e-3, "lora=8": 1e
 
 
 def config(data: Path, minilm: Path, args: argparse.Namespace, strategy: str, seed: int) -> Any:
-    values = configs.load(f"{PAGE}:task=sst2,init={minilm},root={data},seq_len=64,freeze={strategy}")
+    values = configs.load(f"{PAGE}:task=sst2,init={minilm},root={data},seq_len=32,freeze={strategy}")
     values["data"] |= {"dev": "", "train_size": args.size}
     values |= {"seed": seed, "train_for": f"{args.epochs} epochs", "batch": 16, "eval_batch": 64, "frozen_dropout": False}
     values |= {"eval_every": 0, "save_every": 0, "best": "last"}
