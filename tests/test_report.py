@@ -166,6 +166,10 @@ def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
         and line_of(md, "top-2 (A/A) (freeze=top-2)")[8] in ("better", "cannot be told apart")
     )
     assert "TF-IDF: no scikit-learn" in md and "Failed" not in md and html.count('<svg class="strip"') == 6
+    assert "measurably better than majority" not in md
+    unlearned = [{**r, "test": {"accuracy": r["test"]["accuracy"] + 0.08}} for r in majority]
+    md, _ = texts(put(tmp_path / "unlearned", [*rows(), *unlearned]))
+    assert "No strategy is measurably better than majority class (0.840): how they differ says little here." in md
 
 
 def test_sizes_and_models_have_a_section_each():

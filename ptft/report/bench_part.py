@@ -107,7 +107,7 @@ def lead(part: Part) -> list[str]:
         say.append("With one seed a strategy there is no interval: the order may be chance.")
     else:
         say = [f"{best.name} has the {word} mean test {metric}: {words.plus_minus(best.score)} over {_seeds(best)}."]
-        say += _tied(part, best)
+        say += _tied(part, best) + _floor(part)
     for x in lines:
         for y in lines:
             if (
@@ -121,6 +121,20 @@ def lead(part: Part) -> list[str]:
                 what = f"the test {metric} of {x.name} by {words.signed(gain)}{found}"
                 say.append(f"Starting from pretrained instead of random weights changes {what}.")
     return say
+
+
+def _floor(part: Part) -> list[str]:
+    """A warning where no strategy is better than the best reference, after Holm's correction: what is compared may not have learned."""
+    references = [x for x in part.lines if x.reference]
+    if not references:
+        return []
+    floor = (max if part.higher else min)(references, key=lambda x: x.score.mean)
+    gains = [gain for x in part.strategies if (gain := stats.paired(x.scores, floor.scores))]
+    adjusted = stats.holm([gain.p for gain in gains])
+    known = [(gain, p) for gain, p in zip(gains, adjusted, strict=True) if p is not None]
+    if not known or any(p < stats.ALPHA and (gain.mean > 0) == part.higher for gain, p in known):
+        return []
+    return [f"No strategy is measurably better than {floor.name} ({floor.score.mean:.3f}): how they differ says little here."]
 
 
 def _tied(part: Part, best: Line) -> list[str]:
