@@ -13,6 +13,7 @@ import json
 import os
 import statistics
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,7 @@ def compare(data: Path, minilm: Path, args: argparse.Namespace, strategy: str) -
     runs = [build.build(c) for c in asked]
     theirs = {r.config.seed: torch_accuracy(classifier(r, minilm), r, r.data.test, r.config.eval_batch) for r in runs}
     seconds = {"ptft": middle - begun, "torch": time.perf_counter() - middle}
-    gain = stats.paired(ours, theirs)
-    return {"ptft": ours, "torch": theirs, "difference": vars(gain) if gain else None, "verdict": stats.verdict(gain), "seconds": seconds}
+    return {"ptft": ours, "torch": theirs, "difference": stats.paired(ours, theirs), "seconds": seconds}
 
 
 def main() -> None:
@@ -98,14 +98,19 @@ def main() -> None:
         means = {k: statistics.mean(r[k].values()) for k in ("ptft", "torch")}
         taken = r["seconds"]
         print(
-            f"{strategy:8} ptft {means['ptft']:.4f}, torch {means['torch']:.4f}: {r['verdict']}; "
+            f"{strategy:8} ptft {means['ptft']:.4f}, torch {means['torch']:.4f}; "
             f"{taken['ptft']:.0f} s and {taken['torch']:.0f} s, {taken['ptft'] / taken['torch']:.2f}",
             flush=True,
         )
+    gains = [r["difference"] for r in rows.values()]
+    for r, gain, p in zip(rows.values(), gains, stats.holm([g and g.p for g in gains]), strict=True):
+        r["verdict"] = stats.verdict(gain and replace(gain, adjusted=p))
+        r["difference"] = gain and vars(replace(gain, adjusted=p))
     packages = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
     said = {"arguments": {k: v for k, v in vars(args).items() if k not in ("data", "out")}, "rows": rows}
     said |= {"versions": {**record.versions(), **packages}, "device": {**record.device(), "cores": os.cpu_count()}}
     args.out.write_text(json.dumps(said, indent=1))
+    print("with Holm's correction over the strategies:", ", ".join(f"{strategy} {r['verdict']}" for strategy, r in rows.items()))
     total = {k: sum(r["seconds"][k] for r in rows.values()) for k in ("ptft", "torch")}
     print(f"in all {total['ptft']:.0f} s and {total['torch']:.0f} s, {total['ptft'] / total['torch']:.2f}")
 
