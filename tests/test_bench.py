@@ -134,6 +134,8 @@ def test_a_choice_of_rates_needs_dev_and_every_task_a_test():
         grid(page, lr_factors=[0.3, 1, 3])
     with pytest.raises(UserError, match=r"b: a benchmark quotes numbers of a test split"):
         grid(tasks=[{"name": "a"}, {"name": "b", "data.test": ""}])
+    with pytest.raises(UserError, match=r"data\.dev and data\.test are both 'tfds:y'"):
+        grid({"data": {"train": "tfds:x", "dev": "tfds:y", "test": "tfds:y"}})
 
 
 def test_a_strategy_that_is_entered_twice_runs_twice():
@@ -228,6 +230,7 @@ def test_all_problems_at_once():
         {"name": "d", "lr": 1, "lrs": [1]},
         {"name": "e", "lr": -1},
         {"name": "f", "data": {"train_size": 4}},
+        {"name": "g", "data.dev": "tfds:y"},
         {"name": "majority class"},
     ]
     with pytest.raises(UserError) as e:
@@ -240,6 +243,7 @@ def test_all_problems_at_once():
         "got 'full'",
         "'seed' is the benchmark's own, not",
         "'data.train_size' is the benchmark's own, not",
+        "'data.dev' is the benchmark's own, not",
         "bench.seeds: 0 is there twice",
         "bench.sizes: 3 is there twice",
         "got -1",

@@ -212,7 +212,11 @@ def _problems(bench: Config) -> list[str]:
     problems += [f"bench.lr_factors: expected numbers above 0, got {f!r}" for f in bench.lr_factors if not _positive(f)]
     for key in ("seeds", "sizes", "lr_factors"):
         problems += [f"bench.{key}: {s!r} is there twice" for s in _twice(bench[key])]
-    for key, own in (("strategies", ("seed", "bench", "data.train_size")), ("tasks", ("seed", "bench")), ("models", ("seed", "bench"))):
+    for key, own in (
+        ("strategies", ("seed", "bench", "data.train_size", "data.train", "data.dev", "data.test")),
+        ("tasks", ("seed", "bench")),
+        ("models", ("seed", "bench")),
+    ):
         for i, entry in enumerate(bench[key]):
             if not isinstance(entry, Mapping):
                 problems.append(f"bench.{key}[{i}]: expected {{'name': …, 'any.key': value}}, got {entry!r}")
@@ -263,6 +267,8 @@ def _splits(found: Mapping[tuple[str, str], Mapping[str, Config]], trials: int) 
         data = next((c.to_dict().get("data", {}) for c in here.values()), {"test": "?", "dev": "?"})
         if not data.get("test"):
             problems.append(f"{task}: a benchmark quotes numbers of a test split; expected data.test='KIND:WHERE'")
+        if data.get("test") and data["test"] == data.get("dev"):
+            problems.append(f"{task}: data.dev and data.test are both {data['test']!r}: numbers chosen on the test split cannot be quoted")
         if trials > 1 and not data.get("dev"):
             problems.append(f"{task}: which of {trials} learning rates counts is decided on dev; expected data.dev='KIND:WHERE', or one lr")
     return problems

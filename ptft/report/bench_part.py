@@ -100,7 +100,8 @@ def lead(part: Part) -> list[str]:
     lines, metric = [x for x in part.lines if not x.again], part.metric
     if not lines:
         return ["No run has finished."]
-    best = (max if part.higher else min)(lines, key=lambda x: x.score.mean)
+    whole = [x for x in lines if not x.failed] or lines  # the mean of those seeds that a strategy survived is not its mean
+    best = (max if part.higher else min)(whole, key=lambda x: x.score.mean)
     word = "highest" if part.higher else "lowest"
     if all(x.score.n == 1 for x in lines):
         say = [f"{best.name} has the {word} test {metric}, {best.score.mean:.3f}."]
@@ -151,7 +152,7 @@ def _tied(part: Part, best: Line) -> list[str]:
         ratio = f" and takes {words.times(cheapest.step_ratio)} of {part.baseline}'s time a step" if cheapest.step_ratio else ""
         say.append(f"The cheapest of them is {cheapest.name}: {words.plus_minus(cheapest.score)}. "
                    f"It moves {words.percent(cheapest.share)} of the parameters{ratio}.")  # fmt: skip
-    else:
+    elif all(math.isfinite(x.cost) for x in (*tied, best)):
         say.append("All of them cost more.")
     return say
 
