@@ -496,6 +496,11 @@ def test_two_folders_are_one_benchmark(tmp_path):
     merged = results.merge([tmp_path / "a", tmp_path / "b"])
     assert {r["status"] for r in merged.rows} == {"ok"} and len(merged.rows) == 2 * 2 + 3 + 2 - 2 + 1
     assert merged.order == ["full", "head", "top-1"] and merged.notes == []
+    for batch in (8, 16):
+        twin = {**merged.rows[0], "cell": f"{batch}", "config": {"batch": batch}}
+        results.write(tmp_path / f"other{batch}", twin)
+    with pytest.raises(UserError, match=r"is another cell in .*other8 and in .*other16: batch: 8 -> 16\. Report them apart"):
+        results.merge([tmp_path / "other8", tmp_path / "other16"])
 
 
 def test_a_contradiction_between_folders_is_said(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ptft import config as configs
 from ptft import record
 from ptft.bench import stats
 from ptft.bench.protocol import describe
@@ -65,6 +66,9 @@ def merge(folders: Sequence[Path]) -> Merged:
     """The cells of several folders: of the same cell in two, a finished one counts, and of two finished ones the first.
 
     Rows are called what the folder's `bench.json` now calls them. Rows that no config lists any more are left out, and counted.
+
+    Raises:
+      UserError: two folders have cells of the same name that something else decides.
     """
     rows: dict[str, Row] = {}
     source: dict[str, Path] = {}
@@ -86,6 +90,7 @@ def merge(folders: Sequence[Path]) -> Merged:
     first = benches[0] if benches else {}
     now = {key: first[key] for key in ("metric",) if key in first}  # a row says what it was when it ran
     found = [{"metric": "accuracy", **row, **now, **listed.get(cell, {})} for cell, row in rows.items()]
+    _refuse_twins(found, source)
     place = {cell: i for i, cell in enumerate(listed)}
     found.sort(key=lambda row: place.get(row["cell"], len(place)))
     order = list(dict.fromkeys([name for b in benches for name in b.get("order", [])] + [row["strategy"] for row in found]))
@@ -98,6 +103,21 @@ def merge(folders: Sequence[Path]) -> Merged:
         many = "One cell has two results" if len(conflicts) == 1 else f"{len(conflicts)} cells have two results"
         notes.append(f"{many}, of which the first is shown: {'; '.join(conflicts[:5])}{' …' if len(conflicts) > 5 else ''}.")
     return Merged(found, first, order, notes)
+
+
+def _refuse_twins(rows: Sequence[Row], source: Mapping[str, Path]) -> None:
+    """Two folders may not have other cells of one name: a table would take them for one, and the choice of a rate, too."""
+    seen: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        name = tuple(row.get(key) for key in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat"))
+        twin = seen.setdefault(name, row)
+        a, b = source[twin["cell"]], source[row["cell"]]
+        if a != b:
+            changed = configs.difference(twin.get("config") or {}, row.get("config") or {})
+            why = "; ".join(changed[:5]) or "their data, weights or tokenizer differ"
+            raise UserError(
+                f"{describe(row)} is another cell in {a} and in {b}: {why}. Report them apart, or give their tasks or models other names"
+            )
 
 
 def _conflict(a: Row, b: Row) -> str:
