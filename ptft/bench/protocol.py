@@ -39,6 +39,7 @@ SPEC: Spec = {
 RANDOM = "full, random init"
 REFERENCES = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}  # see baselines.py
 AGAIN = " (A/A)"
+LABELS = ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")  # what tells a cell from the others of its benchmark
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,7 @@ class Cell:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What tells the cell from the others of its benchmark."""
-        names = ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in LABELS}
 
 
 def describe(labels: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ptft import config as configs
 from ptft import record
 from ptft.bench import stats
-from ptft.bench.protocol import describe
+from ptft.bench.protocol import LABELS, describe
 from ptft.errors import UserError
 
 Row = dict[str, Any]  # what a cell's file holds: `runner.attempt`
@@ -109,7 +109,7 @@ def _refuse_twins(rows: Sequence[Row], source: Mapping[str, Path]) -> None:
     """Two folders may not have other cells of one name: a table would take them for one, and the choice of a rate, too."""
     seen: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        name = tuple(row.get(key) for key in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat"))
+        name = tuple(row.get(key) for key in LABELS)
         twin = seen.setdefault(name, row)
         a, b = source[twin["cell"]], source[row["cell"]]
         if a != b:

@@ -183,10 +183,8 @@ def _judged(cell: Cell, outcome: dict[str, Any] | Exception, metric: str, comman
     """The row of a cell that gave this result, or ended with this error."""
     if isinstance(outcome, dict):
         numbers = {metric: None, **(outcome.get("test") or {})}  # a network of NaN still has an accuracy: that of one class
-        for name, value in numbers.items():
-            if value is None or not math.isfinite(value):
-                outcome = ValueError(f"test {name} is not a finite number: training diverged")
-                break
+        if bad := [name for name, value in numbers.items() if value is None or not math.isfinite(value)]:
+            outcome = ValueError(f"test {bad[0]} is not a finite number: training diverged")
     status = {"status": "ok", "error": "", "traceback": None, "metric": metric}
     if isinstance(outcome, Unavailable):
         status |= {"status": "skipped", "error": str(outcome)}

@@ -175,6 +175,12 @@ def holm(pvalues: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def corrected(differences: Sequence[Difference | None]) -> list[Difference | None]:
+    """The same differences, each p-value adjusted for all of them (Holm)."""
+    adjusted = holm([None if d is None else d.p for d in differences])
+    return [d and replace(d, adjusted=p) for d, p in zip(differences, adjusted, strict=True)]
+
+
 def pairwise(scores: Mapping[str, Mapping[int, float]], higher_is_better: bool = True) -> list[Pair]:
     """Every pair of strategies of one task, in the order given; Holm's correction is over all of them.
 
@@ -182,9 +188,7 @@ def pairwise(scores: Mapping[str, Mapping[int, float]], higher_is_better: bool =
       scores: strategy -> seed -> value.
     """
     pairs = list(itertools.combinations(scores, 2))
-    differences = [paired(scores[a], scores[b]) for a, b in pairs]
-    adjusted = holm([None if d is None else d.p for d in differences])
-    differences = [d and replace(d, adjusted=p) for d, p in zip(differences, adjusted, strict=True)]
+    differences = corrected([paired(scores[a], scores[b]) for a, b in pairs])
     return [Pair(a, b, d, verdict(d, higher_is_better)) for (a, b), d in zip(pairs, differences, strict=True)]
 
 

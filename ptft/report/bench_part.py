@@ -130,10 +130,8 @@ def _floor(part: Part) -> list[str]:
     if not references:
         return []
     floor = (max if part.higher else min)(references, key=lambda x: x.score.mean)
-    gains = [gain for x in part.strategies if (gain := stats.paired(x.scores, floor.scores))]
-    adjusted = stats.holm([gain.p for gain in gains])
-    known = [(gain, p) for gain, p in zip(gains, adjusted, strict=True) if p is not None]
-    if not known or any(p < stats.ALPHA and (gain.mean > 0) == part.higher for gain, p in known):
+    gains = stats.corrected([stats.paired(x.scores, floor.scores) for x in part.strategies])
+    if all(stats.apart(gain) is None for gain in gains) or any(stats.verdict(gain, part.higher) == "better" for gain in gains):
         return []
     return [f"No strategy is measurably better than {floor.name} ({floor.score.mean:.3f}): how they differ says little here."]
 

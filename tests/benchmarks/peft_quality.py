@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import time
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -102,10 +101,9 @@ def main() -> None:
             f"{taken['ptft']:.0f} s and {taken['torch']:.0f} s, {taken['ptft'] / taken['torch']:.2f}",
             flush=True,
         )
-    gains = [r["difference"] for r in rows.values()]
-    for r, gain, p in zip(rows.values(), gains, stats.holm([g and g.p for g in gains]), strict=True):
-        r["verdict"] = stats.verdict(gain and replace(gain, adjusted=p))
-        r["difference"] = gain and vars(replace(gain, adjusted=p))
+    gains = stats.corrected([r["difference"] for r in rows.values()])
+    for r, gain in zip(rows.values(), gains, strict=True):
+        r |= {"difference": gain and vars(gain), "verdict": stats.verdict(gain)}
     packages = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
     said = {"arguments": {k: v for k, v in vars(args).items() if k not in ("data", "out")}, "rows": rows}
     said |= {"versions": {**record.versions(), **packages}, "device": {**record.device(), "cores": os.cpu_count()}}
