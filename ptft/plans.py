@@ -1,10 +1,11 @@
 """`ptft plan`: what strategies train and cost, without data and without training, from the compiled step of each."""
 
+import json
 import os
 import re
 import statistics
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,20 +41,34 @@ def row(run: Run, strategy: Any, probe: int) -> dict[str, Any]:
     one = build.refrozen(run, strategy)
     costs = {p.plan: i for i, p in enumerate(one.phases)}  # phases that move the same, such as LISA's, cost the same
     known = {i: _phase(one, i, probe) for i in costs.values()}
-    parts = [{**known[costs[p.plan]], "start": p.start, "waits": p.waits} for p in one.phases]
-    starts = [p.start for p in one.phases]
+    trainable, total = one.plan.counts()
+    return {
+        "freeze": strategy, "trainable": trainable, "total": total, "trainable_share": trainable / total, "device_bytes": memory(),
+        **_of_phases(one, [known[costs[p.plan]] for p in one.phases]),
+    }  # fmt: skip
+
+
+def along(found: Mapping[str, Any], run: Run) -> dict[str, Any] | None:
+    """A row with phases, for a run that has them for other lengths; None if the run has a phase that the row lacks."""
+    known = {json.dumps(record.plain(p["freeze"])): p for p in found["phases"]}
+    parts = [known.get(json.dumps(record.plain(p.strategy))) for p in run.phases]
+    return None if None in parts else {**found, **_of_phases(run, [p for p in parts if p])}
+
+
+def _of_phases(run: Run, costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the phases of a run come to, by what each costs."""
+    parts = [{**cost, "freeze": p.strategy, "start": p.start, "waits": p.waits} for p, cost in zip(run.phases, costs, strict=True)]
+    starts = [p.start for p in run.phases]
     if len(parts) == 1 or None in starts:
         lengths = [1.0] * len(parts)
     else:
         lengths = [float(b - a) for a, b in zip(starts, [*starts[1:], run.durations.total], strict=True)]  # type: ignore[operator]
-    trainable, total = one.plan.counts()
     mean = {k: _mean([p[k] for p in parts], lengths) for k in ("flops", "analytic_flops", "seconds_per_step")}
     most = {k: max(p[k] for p in parts) if parts[0][k] is not None else None for k in parts[0] if k.endswith("_bytes")}
     problems = [p["problem"] for p in parts if p["problem"]]
     return {
-        "freeze": strategy, "trainable": trainable, "total": total, "trainable_share": trainable / total, **mean, **most,
-        "device_bytes": memory(), "fits": all(p["fits"] for p in parts), "problem": problems[0] if problems else None,
-        "phases": parts if len(parts) > 1 else [],
+        **mean, **most, "fits": all(p["fits"] for p in parts), "problem": problems[0] if problems else None,
+        "phases": parts if len(parts) > 1 or parts[0]["freeze"] != run.config.freeze else [],  # or one that was drawn
     }  # fmt: skip
 
 

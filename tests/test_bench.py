@@ -192,6 +192,32 @@ def test_a_budget_buys_steps_at_each_strategys_price():
     assert [c.cell in steps for c in cells] == [True, False, True, False]  # the baseline's are the same in every budget
 
 
+@pytest.mark.parametrize(("late", "early"), [(3.0, 1.0), (1.0, 3.0)], ids=["dearer", "cheaper"])
+def test_a_budget_counts_what_steps_cost_at_the_length_that_it_buys(late, early):
+    """Of a strategy whose price changes at step 30, a share of the page's mean price would buy too little or too much."""
+
+    def spend(config):
+        steps = 100 if config.train_for == "1 epoch" else int(config.train_for.split()[0])
+        if steps <= 30 and config.freeze != "full":
+            raise UserError("the last phase would begin after the end")
+        mean = (30 * early + (steps - 30) * late) / steps
+        return steps, 2.0 if config.freeze == "full" else mean
+
+    phased = {"name": "phased", "freeze": "head; 30 steps: full", "lr": 1e-3}
+    cells = protocol.cells(config(strategies=[FULL, phased], seeds=[0], budget="flops"), resolve, spend=spend)
+    phased = cells[1].config
+    steps, price = spend(phased)
+    assert steps * price <= 100 * 2.0 < spend(phased.replace(train_for=f"{steps + 1} steps"))[1] * (steps + 1)
+
+
+def test_a_budget_asks_for_the_price_of_every_seed():
+    """What auto(…) and LISA move is drawn by the seed."""
+    prices = {0: 1.0, 1: 0.5}
+    spend = lambda config: (10, 1.0 if config.freeze == "full" else prices[config.seed])  # noqa: E731
+    cells = protocol.cells(config(budget="flops"), resolve, spend=spend)
+    assert [(c.strategy, c.seed, c.share) for c in cells] == [("full", 0, 1.0), ("head", 0, 1.0), ("full", 1, 1.0), ("head", 1, 2.0)]
+
+
 def test_a_cell_is_named_by_what_decides_its_result():
     def ids(**changes):
         return [c.cell for c in grid(changes)]
@@ -661,6 +687,25 @@ def test_a_probe_is_made_once(home, tmp_path, monkeypatch):
     assert probe.spend("flops", tmp_path)(config) == (8, made["flops"])
     probe._first(tmp_path / "probes" / f"{probe.name(config)}.json", {"flops": 1})  # a slower shard goes by the first one's
     assert probe.measure(config, tmp_path) == made
+
+
+def test_the_price_of_phases_is_a_mean_over_the_steps_that_each_has(home, tmp_path, monkeypatch):
+    config = build.resolve(flow.finetuning(home, home / "pre", freeze="head; 2 steps: full", train_for="8 steps"))
+    made = probe.measure(config, tmp_path)
+    head, full = (part["flops"] for part in made["phases"])
+    assert head < full and made["flops"] == pytest.approx((2 * head + 6 * full) / 8)
+    monkeypatch.setattr(subprocess, "run", None)  # nothing more needs to be measured
+    longer = probe.measure(config.replace(train_for="16 steps", seed=3, **{"data.train_size": 8}), tmp_path)
+    assert longer["flops"] == pytest.approx((2 * head + 14 * full) / 16)
+
+
+def test_what_a_seed_draws_is_measured_where_no_other_seed_drew_it(home, tmp_path):
+    start = Path(__file__).parent / "golden" / "hub" / "bert_bare"  # two blocks
+    config = build.resolve(flow.finetuning(home, start, freeze="lisa=1,2 steps", train_for="2 steps"))
+    drawn = lambda c: {str(p.strategy) for p in build.build(c).phases}  # noqa: E731
+    other = next(c for s in range(1, 20) if drawn(c := config.replace(seed=s)) - drawn(config))
+    assert probe.measure(config, tmp_path)["flops"] and probe.known(other, tmp_path) is None
+    assert {str(p["freeze"]) for p in probe.measure(other, tmp_path)["phases"]} == drawn(other)
 
 
 # ---------------------------------------------------------------- references

@@ -1,6 +1,7 @@
 """What a step of a config costs, measured once a benchmark, in a process of its own: nothing else has warmed it or fills its memory.
 
-    WORKDIR/probes/HASH.json     FLOPs, seconds a step, bytes; the hash is of all that a step depends on
+    WORKDIR/probes/HASH.json         FLOPs, seconds a step, bytes; the hash is of all that a step depends on
+    WORKDIR/probes/HASH-HASH.json    the same of a phase, where what moves changes with time
 
 The file is what a benchmark with a budget of FLOPs or seconds goes by: measured again, seconds would differ a little, the steps
 that they buy with them, and so the names of the cells.
@@ -19,7 +20,7 @@ from typing import Any
 
 import jax
 
-from ptft import auto, plans, record
+from ptft import auto, build, plans, record
 from ptft import config as configs
 from ptft.bench import identity, results
 from ptft.config import Config
@@ -46,39 +47,54 @@ def spend(budget: str, workdir: Path) -> Callable[[Config], tuple[int, float]]:
 def measure(config: Config, workdir: Path) -> dict[str, Any]:
     """The cost of a step (`plans.row`), from `workdir/probes` or measured now."""
     if (found := known(config, workdir)) is None:
-        if why := _failed.get(str(_file(config, workdir))):
-            raise UserError(why)
-        begun = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "ptft.bench.probe"], input=configs.to_json(config), capture_output=True, text=True)
-        if done.returncode:
-            why = f"the cost of freeze={config.freeze!r} could not be measured: {(done.stderr.strip() or '?').splitlines()[-1]}"
-            _failed[str(_file(config, workdir))] = why
-            raise UserError(why)
-        row = json.loads(done.stdout.splitlines()[-1])
-        row["overhead_seconds"] = time.perf_counter() - begun - (STEPS + 1) * (row["seconds_per_step"] or 0)  # to start and to compile
-        _first(_file(config, workdir), row)
+        _measure(config, _file(config, workdir))
         found = known(config, workdir)
     assert found is not None
     return found
+
+
+def _measure(config: Config, file: Path) -> None:
+    if why := _failed.get(str(file)):
+        raise UserError(why)
+    begun = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "ptft.bench.probe"], input=configs.to_json(config), capture_output=True, text=True)
+    if done.returncode:
+        why = f"the cost of freeze={config.freeze!r} could not be measured: {(done.stderr.strip() or '?').splitlines()[-1]}"
+        _failed[str(file)] = why
+        raise UserError(why)
+    row = json.loads(done.stdout.splitlines()[-1])
+    row["overhead_seconds"] = time.perf_counter() - begun - (STEPS + 1) * (row["seconds_per_step"] or 0)  # to start and to compile
+    for part in row["phases"]:
+        _first(_of_phase(file, configs.digest({"freeze": part["freeze"]})), part)
+    _first(file, row)
 
 
 _failed: dict[str, str] = {}  # file -> why; of this process, so that cells of one strategy do not try one after the other
 
 
 def known(config: Config, workdir: Path) -> dict[str, Any] | None:
-    """What was measured before, if it was."""
+    """What was measured before, if it was. Where what moves changes with time, its means are those of this config's steps."""
     file = _file(config, workdir)
-    return results.read_json(file) if file.exists() else None
+    row = results.read_json(file) if file.exists() else {}
+    if not row.get("phases"):
+        return row or None
+    return plans.along({**row, "phases": [results.read_json(f) for f in file.parent.glob(_of_phase(file, "*").name)]}, build.build(config))
 
 
 def _file(config: Config, workdir: Path) -> Path:
     return workdir / "probes" / f"{name(config)}.json"
 
 
+def _of_phase(file: Path, which: str) -> Path:
+    return file.with_name(f"{file.stem}-{which}.json")
+
+
 def name(config: Config) -> str:
-    """Learning rate, seed, number of examples, first weights and what is evaluated on decide nothing of what a step costs."""
-    data = {"data.train_size": 0, "data.dev": "", "data.dev_size": 0, "data.test": ""}
-    same = config.replace(seed=0, init_weights=True, **{"optim.lr": 1.0}, **data)
+    """Learning rate, seed, number of examples and steps, first weights and what is evaluated on decide nothing of what a step of a
+    phase costs; where auto(…) chooses, all but the rate and the steps may decide what moves."""
+    same = config.replace(train_for="1 step", **{"optim.lr": 1.0, "data.dev": "", "data.dev_size": 0, "data.test": ""})
+    if not auto.ask(config.freeze):
+        same = same.replace(seed=0, init_weights=True, **{"data.train_size": 0})
     return identity.of(same, identity.content(same), "train")
 
 
@@ -105,7 +121,7 @@ def _first(file: Path, row: Mapping[str, Any]) -> None:
 def main() -> None:
     """The child: a resolved config on standard input, the row on standard output."""
     config = Config(json.loads(sys.stdin.read()))
-    run = auto.built(config)  # what auto(…) chooses for the page's seed stands for what it chooses for any
+    run = auto.built(config)
     row = plans.row(run, run.phases[0].strategy if auto.ask(config.freeze) else config.freeze, STEPS)
     print(json.dumps({**record.plain(row), **peaks(), "versions": record.versions(), "device": record.device()}))
 

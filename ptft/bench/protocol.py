@@ -11,6 +11,7 @@ A bench config is a finetune config with a `bench` section. A cell is one run of
   weights. So is a strategy that is entered twice (the A/A check): what tells it from itself is no difference between strategies.
 """
 
+import bisect
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,9 @@ RANDOM = "full, random init"
 REFERENCES = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}  # see baselines.py
 AGAIN = " (A/A)"
 LABELS = ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")  # what tells a cell from the others of its benchmark
+
+
+Spend = Callable[[Config], tuple[int, float]]  # the steps that a config trains for, and what one costs in the unit of the budget
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def cells(
     values: Mapping[str, Any],
     resolve: Callable[[dict[str, Any]], Config],
     content: Callable[[Config], Mapping[str, str]] = lambda config: {},
-    spend: Callable[[Config], tuple[int, float]] | None = None,
+    spend: Spend | None = None,
 ) -> list[Cell]:
     """Every cell of a bench config: task by task, model by model, size by size, and there strategies inside seeds, so that what
     is there after a stop can be compared.
@@ -94,7 +98,7 @@ def cells(
       values: a finetune config with a `bench` section, as a nested dict.
       resolve: checks a finetune config (without `bench`) and fills in its defaults.
       content: what stands in a cell's hash for keys that name files (`identity.content`).
-      spend: the steps that a config trains for, and what one costs in the unit of `bench.budget`; for other budgets than steps.
+      spend: for other budgets than steps.
     Raises:
       UserError: all problems of the benchmark at once.
     """
@@ -151,18 +155,18 @@ def _of_page(
     task: str,
     model: str,
     content: Callable[[Config], Mapping[str, str]],
-    spend: Callable[[Config], tuple[int, float]] | None,
+    spend: Spend | None,
 ) -> Iterator[Cell]:
     """The cells of one task and model."""
     first = here[strategies[0]["name"]]
     for size in bench.sizes or [first.to_dict().get("data", {}).get("train_size", 0)]:
-        paid = {name: _within_budget(bench, name, here, size, spend) for name in here}
         for seed in bench.seeds:
+            sized = {name: _sized(config, size).replace(seed=seed) for name, config in here.items()}
             for strategy in strategies:
                 name, again = strategy["name"], strategy.get("repeat", False)
-                config, share = paid[name]
+                config, share = (sized[name], 1.0) if bench.budget == "steps" else _within_budget(sized[name], sized[bench.baseline], spend)
                 for lr in rates(strategy, bench, config.optim.lr):
-                    one = config.replace(seed=seed, **{"optim.lr": lr})
+                    one = config.replace(**{"optim.lr": lr})
                     cell = identity.of(one, content(one), "train", again)
                     yield Cell(name, seed, one, cell, task, model, size, lr, "train", again, share)
             if first.to_dict().get("objective", {}).get("name") == "classify":
@@ -172,17 +176,28 @@ def _of_page(
                     yield Cell(name, seed, one, cell, task, "", size, None, kind)
 
 
-def _within_budget(
-    bench: Config, name: str, here: Mapping[str, Config], size: int, spend: Callable[[Config], tuple[int, float]] | None
-) -> tuple[Config, float]:
-    """A strategy's config at a size, and the share of the page's steps that the budget leaves it."""
-    config, base = _sized(here[name], size), _sized(here[bench.baseline], size)
-    if bench.budget == "steps":
-        return config, 1.0
+def _within_budget(config: Config, base: Config, spend: Spend | None) -> tuple[Config, float]:
+    """A config for as many steps as cost no more than the baseline's, and their share of the page's."""
     assert spend is not None, "a budget other than steps needs `spend`"
     (steps, cost), (given, each) = spend(config), spend(base)
-    affordable = max(1, round(given * each / cost))
-    return (config, 1.0) if affordable == steps else (config.replace(train_for=f"{affordable} steps"), affordable / steps)
+    budget = given * each * (1 + 1e-9)  # the baseline's own steps fit
+
+    def of(n: int) -> Config:
+        return config if n == steps else config.replace(train_for=f"{n} steps")
+
+    def spent(n: int) -> float:
+        try:
+            return n * spend(of(n))[1]
+        except UserError:  # it ends before its last phase begins
+            return 0.0
+
+    affordable = max(1, math.floor(budget / cost))
+    if spend(of(affordable))[1] != cost:  # what moves changes with time, and the mean cost of a step with their number
+        most = steps
+        while spent(most) <= budget:
+            most *= 2
+        affordable = max(1, bisect.bisect_right(range(1, most + 1), budget, key=spent))
+    return of(affordable), affordable / steps
 
 
 def _sized(config: Config, size: int) -> Config:
