@@ -152,9 +152,8 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         record.say(runner.schedule(waiting, mine, have, expected))
     if args.isolated:
         argv = [sys.executable, "-m", "ptft", *words]
-        rows = runner.run(
-            mine, workdir, lambda cell: runner.apart(cell, workdir, argv, bench.metric, command, bench.budget), expected=expected
-        )
+        apart = functools.partial(runner.apart, workdir=workdir, argv=argv, metric=bench.metric, command=command, budget=bench.budget)
+        rows = runner.run(mine, workdir, apart, expected=expected, locked=False)  # each process takes its cell
     else:
         do, alone = functools.partial(work.do, metric=bench.metric), bool(args.only)
         share = functools.partial(work.together, workdir=workdir)

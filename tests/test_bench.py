@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -442,6 +443,40 @@ def test_one_cell_alone_and_one_that_is_none():
         runner.pick(cells, only="0123456789ab")
 
 
+OTHER = """
+import sys, time
+from pathlib import Path
+from ptft.bench import locks, results
+workdir, cell, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+with locks.of(workdir) as held:
+    assert held.take(cell)
+    print("taken", flush=True)
+    sys.stdin.readline()
+    if how == "finishes":
+        results.write(workdir, {"cell": cell, "strategy": "s", "seed": 0, "status": "ok", "metric": "accuracy",
+                                "test": {"accuracy": 0.5}})
+"""
+
+
+@pytest.mark.parametrize("how", ["finishes", "dies"])
+def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path, how, capsys):
+    cells, do = grid(), Train()
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER, tmp_path, cells[0].cell, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin and other.stdout and other.stdout.readline() == "taken\n"
+
+        def last(cell, folder):
+            if len(do.calls) == 2:  # all but the other's are done, and there is only to wait
+                threading.Timer(1.0, lambda: print("go on", file=other.stdin, flush=True)).start()
+            return do(cell, folder)
+
+        rows = bench(tmp_path, last, cells=cells)
+    assert [row["status"] for row in rows] == ["ok"] * 4
+    assert len(do.calls) == {"finishes": 3, "dies": 4}[how]
+    assert "waiting for another process" in capsys.readouterr().out
+
+
 CHILD = """
 import json, os, pathlib, signal, sys, time
 cell, folder = sys.argv[sys.argv.index("--only") + 1], pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1])
@@ -461,12 +496,13 @@ def test_an_isolated_cell_is_what_its_process_wrote(tmp_path):
     def isolated(how):
         return runner.apart(grid()[0], tmp_path, [sys.executable, "-c", CHILD, how], "accuracy", "ptft bench")
 
-    assert isolated("well")["peak_rss"] == 7
     killed = isolated("killed")
     assert (killed["status"], killed["error"]) == ("failed", "its process was ended by signal 9")
     crashed = isolated("crash")
     assert crashed["error"] == "its process ended with code 1: no space" and crashed["test"] is None
     assert results.read(tmp_path)[0]["error"] == crashed["error"]
+    assert isolated("well")["peak_rss"] == 7
+    assert isolated("killed")["status"] == "ok"  # what is finished is not lost, whoever finished it
     with pytest.raises(SystemExit) as e:  # a stop reaches the cell, which saves
         isolated("slow")
     assert e.value.code == 75 and (tmp_path / "saved").exists()

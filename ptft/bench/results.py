@@ -43,6 +43,13 @@ def read(folder: Path) -> list[Row]:
     return rows
 
 
+def finished(folder: Path, cell: str) -> Row | None:
+    """The row of a cell that has finished."""
+    file = folder / "cells" / f"{cell}.json"
+    row = read_json(file) if file.exists() else {}
+    return row if row.get("status") == "ok" else None
+
+
 def read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
     WORKDIR/bench.json          what the benchmark is: its cells by hash, its config, its command
     WORKDIR/cells/HASH.json     a cell's row, written when it has finished or failed
     WORKDIR/cells/HASH/         its run, while it is not finished; a killed benchmark goes on there
+    WORKDIR/bench.lock          what is run now, and by which process (`locks`)
 
 A finished cell is never run again; a failed one is recorded with its error and tried again on the next start. Several shards
 may share a WORKDIR, or have one each: `ptft report A B` reads both.
@@ -22,7 +23,7 @@ from typing import Any
 
 from ptft import config as configs
 from ptft import mesh, record, train
-from ptft.bench import probe, protocol, results
+from ptft.bench import locks, probe, protocol, results
 from ptft.bench.baselines import Unavailable
 from ptft.bench.protocol import Cell
 from ptft.bench.results import Row
@@ -66,6 +67,7 @@ def run(
     together: Together | None = None,
     kin: Callable[[Cell], str | None] = lambda cell: None,
     expected: Mapping[str, float] = EXPECTED,
+    locked: bool = True,
 ) -> list[Row]:
     """Runs what is missing of these cells, in order, and returns the row of every one.
 
@@ -75,6 +77,7 @@ def run(
       attempt: runs one cell.
       together: runs cells of one `kin` side by side, and yields the rows of some of them at a time, by number.
       expected: seconds of cells whose like has not finished yet, by hash.
+      locked: a cell that another process has taken is left to it; False where the attempts see to that.
     Raises:
       SystemExit(75): stopped by SIGTERM or SIGINT.
     """
@@ -86,17 +89,25 @@ def run(
             shutil.rmtree(workdir / "cells" / cell.cell, ignore_errors=True)  # killed between the row and this
     if len(todo) < len(cells):
         record.say(f"{len(cells) - len(todo)} of {len(cells)} cells are there already, {len(todo)} to run")
-    with record.bar(len(cells), len(cells) - len(todo)) as advance, mesh.preemption() as caught:
-        for group in groups(todo, kin if together else lambda cell: None):
+    with record.bar(len(cells), len(cells) - len(todo)) as advance, mesh.preemption() as caught, locks.of(workdir) as held:
+
+        def keep(cell: Cell, row: Row, what: str) -> None:
+            nonlocal todo
+            rows[cell.cell] = row
+            todo = [c for c in todo if c is not cell]
+            left = about(predict(todo, list(rows.values()), expected))
+            name = f"cell {len(cells) - len(todo)}/{len(cells)} {protocol.describe(cell.labels)}"
+            record.say(f"{name}: {news(row)} ({what})" + (f", {left} left" if left else ""))
+            advance(left and f"{left} left")
+
+        waiting = groups(todo, kin if together else lambda cell: None)
+        for group, elsewhere in _taken(waiting, workdir, held, caught) if locked else ((g, []) for g in waiting):
+            for cell, row in elsewhere:
+                keep(cell, row, "another process")
             try:
                 for found in together(group) if together and len(group) > 1 else ({i: attempt(c)} for i, c in enumerate(group)):
                     for i, row in found.items():
-                        cell, rows[group[i].cell] = group[i], row
-                        todo = [c for c in todo if c is not cell]
-                        left = about(predict(todo, list(rows.values()), expected))
-                        name = f"cell {len(cells) - len(todo)}/{len(cells)} {protocol.describe(cell.labels)}"
-                        record.say(f"{name}: {news(row)} ({row['wall_seconds']:.1f} s)" + (f", {left} left" if left else ""))
-                        advance(left and f"{left} left")
+                        keep(group[i], row, f"{row['wall_seconds']:.1f} s")
                     if caught and todo:
                         raise SystemExit(train.PREEMPTED)
             except (KeyboardInterrupt, SystemExit):
@@ -105,6 +116,35 @@ def run(
                 record.say(f"{name}: stopped; the same command goes on from here")
                 raise
     return [{**rows[c.cell], **c.labels} for c in cells]
+
+
+def _taken(
+    waiting: list[list[Cell]], workdir: Path, held: locks.Locks, caught: Sequence[int]
+) -> Iterator[tuple[list[Cell], list[tuple[Cell, Row]]]]:
+    """Group by group, those that no other process runs now, and the rows of those that one has finished; the others come last.
+
+    Raises:
+      SystemExit(75): stopped while there was only to wait.
+    """
+    told, in_vain = False, 0
+    while waiting:
+        group = waiting.pop(0)
+        mine = {c.cell: c for c in group if held.take(c.cell)}
+        if theirs := [c for c in group if c.cell not in mine]:
+            waiting.append(theirs)
+        if mine:
+            finished = {cell: row for cell in mine if (row := results.finished(workdir, cell))}
+            yield [c for cell, c in mine.items() if cell not in finished], [(mine[cell], row) for cell, row in finished.items()]
+            for cell in mine:
+                held.give_back(cell)
+        in_vain = 0 if mine else in_vain + 1
+        if in_vain and caught:
+            raise SystemExit(train.PREEMPTED)
+        if in_vain >= max(1, len(waiting)):
+            if not told:
+                record.say(f"waiting for another process that runs cells of {workdir}")
+            told = True
+            time.sleep(0.5)
 
 
 def left_of(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
@@ -219,7 +259,7 @@ def apart(cell: Cell, workdir: Path, argv: Sequence[str], metric: str, command: 
       argv: the command of the benchmark, to which `--only HASH --workdir DIR` is added.
     """
     file, said = workdir / "cells" / f"{cell.cell}.json", workdir / "cells" / f"{cell.cell}.log"
-    file.unlink(missing_ok=True)  # the row of a failed try
+    before = _stamp(file)  # of the row of a failed try
     said.parent.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     with said.open("wb") as log, mesh.preemption() as caught:
@@ -233,7 +273,7 @@ def apart(cell: Cell, workdir: Path, argv: Sequence[str], metric: str, command: 
             time.sleep(0.05)
     if caught:
         raise SystemExit(train.PREEMPTED)
-    if file.exists():
+    if _stamp(file) != before or results.finished(workdir, cell.cell):
         row = results.read_json(file)
     else:  # it ended without a word, as a process does that runs out of memory
         how = f"was ended by signal {-child.returncode}" if child.returncode < 0 else f"ended with code {child.returncode}"
@@ -243,6 +283,14 @@ def apart(cell: Cell, workdir: Path, argv: Sequence[str], metric: str, command: 
         results.write(workdir, row)
     said.unlink()
     return {**row, "wall_seconds": time.perf_counter() - begun}
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """What another writing of the file changes."""
+    if not file.exists():
+        return None
+    at = file.stat()
+    return at.st_ino, at.st_mtime_ns
 
 
 def predict(todo: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, float] = EXPECTED) -> float | None:
