@@ -132,6 +132,7 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     # A process that took most of an accelerator's memory for itself would leave none to those that measure.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     values, workdir = load_config(args, overrides), args.workdir
+    record.claim(workdir, "bench.json")
     bench = protocol.section(values)
     cells = protocol.cells(values, build.resolve, identity.content, probe.spend(bench.budget, workdir))
     mine = runner.pick(cells, shard(args.shard), args.only)

@@ -25,6 +25,7 @@ from ptft.errors import UserError
 
 Sums = dict[str, tuple[Any, Any]]
 
+FOLDERS = {"run.json": "a run", "bench.json": "a benchmark (ptft bench)", "tune.json": "a search (ptft tune)"}
 COLUMNS = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
 
 _console = Console()  # without a file of its own it follows sys.stdout
@@ -80,6 +81,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
+
+
+def claim(workdir: Path, file: str) -> None:
+    """Raises UserError where a folder is not what `file` (of FOLDERS) says that it is to be, but another thing already."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file; expected a folder, new or of {FOLDERS[file]}")
+    for other, what in FOLDERS.items():
+        if other != file and (workdir / other).exists():
+            raise UserError(f"{workdir} holds {what}, not {FOLDERS[file]}; choose another --workdir")
 
 
 def write_json(path: Path, value: Any) -> None:

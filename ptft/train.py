@@ -191,8 +191,7 @@ def final_metrics(built: Run, state: State, workdir: Path, log: record.Log) -> d
 
 def finished(config: Config, workdir: Path) -> dict[str, Any] | None:
     """The stored result of a finished run, else None. Raises UserError if the folder holds a run of another config."""
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file; expected a folder, new or of this run")
+    record.claim(workdir, "run.json")
     if (workdir / "config.json").exists():
         changes = configs.difference(build.read_run(workdir, "config.json"), config.to_dict())
         if changes:

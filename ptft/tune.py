@@ -29,7 +29,7 @@ import jax
 
 from ptft import auto, build, freeze, mesh, models, record, thin, train
 from ptft import config as configs
-from ptft.bench import results
+from ptft.bench import identity, results
 from ptft.config import Config, Field, Spec
 from ptft.errors import UserError
 
@@ -61,10 +61,11 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
       values: a finetune config, with or without a section `tune`.
       page: arguments of the command line that name the config.
     Raises:
-      UserError: a mistake in the config, another config than the folder's, no optuna, or no trial that did not diverge.
+      UserError: a mistake in the config, another config or other files than the folder's, no optuna, or no trial that did not diverge.
       SystemExit(75): stopped by SIGTERM or SIGINT.
     """
     optuna = _optuna()
+    record.claim(workdir, "tune.json")
     whole = build.resolve({k: v for k, v in values.items() if k not in ("tune", "bench")})
     section = configs.resolve({"tune": values.get("tune", {})}, {"tune": SPEC})
     search = _search(whole, section.tune)
@@ -74,7 +75,14 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
         raise UserError(
             f"{workdir} holds a search of another config (there -> asked):\n  " + "\n  ".join(changes) + "\nchoose another --workdir"
         )
-    found: dict[str, Any] = {"config": plain, "metric": search.metric, "trials": known.get("trials", []), "best": known.get("best")}
+    content = identity.content(whole)
+    if changed := [key for key, is_now in content.items() if known and known["content"].get(key) != is_now]:
+        raise UserError(
+            f"{workdir} holds a search of other files, though their paths are the same: {', '.join(changed)}; its trials do not compare "
+            "with new ones. Choose another --workdir"
+        )
+    found: dict[str, Any] = {"config": plain, "content": content, "metric": search.metric}
+    found |= {"trials": known.get("trials", []), "best": known.get("best")}
     record.write_json(file, found)
     with _study(optuna, workdir, search.metric) as study, mesh.preemption() as caught:
         _retry(optuna, study)

@@ -196,6 +196,16 @@ def test_a_workdir_of_another_config(home, capsys):
     assert flow.listing(home / "fine") == before
 
 
+@pytest.mark.parametrize(
+    ("verb", "marker"), [("train", "bench.json"), ("train", "tune.json"), ("bench", "run.json"), ("tune", "bench.json")]
+)
+def test_a_workdir_of_another_verb(home, tmp_path, capsys, verb, marker):
+    (tmp_path / marker).write_text("{}")
+    said = mistake(capsys, verb, "--config", home / "fine.py", "--workdir", tmp_path)
+    assert re.search(rf"{tmp_path} holds a .*, not a .*; choose another --workdir", said)
+    assert [p.name for p in tmp_path.iterdir()] == [marker]
+
+
 def test_damaged_files_of_a_run(home, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(home / "fine", run)

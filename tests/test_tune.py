@@ -8,6 +8,7 @@ import flow
 import pytest
 
 from ptft import build, train, tune
+from ptft.bench import identity
 from ptft.errors import UserError
 
 TINY = {"devices": 1, "train_for": "4 steps", "eval_every": "0", "save_every": "2 steps"}
@@ -203,6 +204,19 @@ def test_another_config_needs_another_folder(home, tmp_path, monkeypatch):
     tune.run(values(home), tmp_path / "t", 1, [])
     with pytest.raises(UserError, match=r"a search of another config(.|\n)*batch: 8 -> 4"):
         tune.run(values(home, batch=4), tmp_path / "t", 1, [])
+
+
+def test_other_data_under_the_same_path_need_another_folder(home, tmp_path, monkeypatch):
+    Runs(monkeypatch, near)
+    given = values(home)
+    given["data"]["dev"] = f"files:{flow.table(tmp_path / 'dev.tsv', 10, 1)}"
+    tune.run(given, tmp_path, 1, [])
+    before = (tmp_path / "tune.json").read_text()
+    flow.table(tmp_path / "dev.tsv", 10, 2)
+    identity._sources.cache_clear()  # as a new process
+    with pytest.raises(UserError, match=r"other files, though their paths are the same: data.dev; .*another --workdir"):
+        tune.run(given, tmp_path, 2, [])
+    assert (tmp_path / "tune.json").read_text() == before
 
 
 def test_without_optuna_the_extra_is_named(home, tmp_path, monkeypatch, capsys):
