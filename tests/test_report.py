@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 import optax
 import pytest
+from matplotlib.figure import Figure
 
 from ptft import ledger, models
-from ptft.bench import results
+from ptft.bench import results, stats
 from ptft.errors import UserError
 from ptft.freeze import plan as resolved
 from ptft.report import bench_page, bench_part, cost_panels, figures, ledger_page, run_page
@@ -97,7 +98,7 @@ def test_the_table(tmp_path):
     md, html = texts(put(tmp_path, rows()))
     assert line_of(md, "full")[2:4] == ["5 seeds", "0.840 ± 0.025"] and line_of(md, "full")[8] == "baseline"
     top = line_of(md, "top-2")
-    assert top[8] == "cannot be told apart" and top[9:] == ["31.0 %", "20 ms", "0.50", "10.0 s", "0.50", "–", "–"]
+    assert top[8] == "cannot be told apart" and top[9:] == ["31.0 %", "20 ms", "0.50", "2.0 s", "0.50", "–", "–"]
     assert line_of(md, "head")[8] == "worse" and line_of(md, "head")[7].startswith("−0.08")
     assert line_of(md, "scratch (freeze=full, random weights)")[8] == "worse"
     assert html.count('<svg class="strip"') == 4 and html.count("<circle") >= 20
@@ -169,7 +170,37 @@ def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
     assert "measurably better than majority" not in md
     unlearned = [{**r, "test": {"accuracy": r["test"]["accuracy"] + 0.08}} for r in majority]
     md, _ = texts(put(tmp_path / "unlearned", [*rows(), *unlearned]))
-    assert "No strategy is measurably better than majority class (0.840): how they differ says little here." in md
+    floor = r"No strategy is measurably better than majority class \(0.840\): top-2, the best of them, differs by \+0.002 \[−0.0\d+,..0.0\d+\]\."
+    assert re.search(floor, md)
+    once = {**unlearned[0], "test": {"accuracy": 0.86}}  # with all examples a reference is one cell, whatever the seeds
+    md, _ = texts(put(tmp_path / "once", [*rows(), once], baseline="full"))
+    assert "No strategy is measurably better than majority class (0.860)" in md
+    assert line_of(md, "majority class")[2:4] == ["1 seed", "0.860"] and "[" in line_of(md, "majority class")[7]
+
+
+def test_unequal_seeds_are_pointed_out(tmp_path):
+    md, _ = texts(put(tmp_path / "a", [r for r in rows() if r["strategy"] != "head" or r["seed"] < 3], baseline="full"))
+    assert "Not every strategy has the same seeds: head (3 seeds of 5); a mean is over a strategy's own seeds" in md
+    assert "the same seeds" not in texts(put(tmp_path / "b", rows(), baseline="full"))[0]
+
+
+def test_the_time_of_a_shared_run_is_that_of_its_steps_alone(tmp_path):
+    md, _ = texts(put(tmp_path, [{**r, "seconds": 0.1} for r in rows()]))
+    assert line_of(md, "top-2")[12] == "2.0 s"
+
+
+def test_wide_intervals_leave_room_for_the_values():
+    """Two seeds have intervals thirteen times as wide as they differ."""
+    two = stats.summary([0.80, 0.82])
+    low, high = figures.limits([0.80, 0.82, 0.76], [two])
+    assert two.lo < low < 0.76 and 0.82 < high < two.hi and (0.82 - 0.76) / (high - low) > 0.6
+    ax = Figure().subplots()
+    figures.interval(ax, 1.0, two, (low, high), "#000000", 1)
+    assert [list(line.get_ydata()) for line in ax.lines] == [[low, high], [low], [high]]  # cut, and said so by two arrowheads
+    narrow = stats.summary([0.80, 0.81, 0.80, 0.81, 0.80])
+    ax = Figure().subplots()
+    figures.interval(ax, 1.0, narrow, figures.limits([0.78, 0.83], [narrow]), "#000000", 1)
+    assert [list(line.get_ydata()) for line in ax.lines] == [[narrow.lo, narrow.hi]]
 
 
 def test_sizes_and_models_have_a_section_each():
@@ -508,7 +539,7 @@ def test_layer_drift_is_the_backbones(tmp_path):
 
 def test_what_was_published_is_checked(tmp_path):
     md, html = texts(put(tmp_path, rows(), baseline="full"))
-    assert "## What published tables lead one to expect" in md and "Training more layers from the top is no worse | holds |" in md
+    assert "## What published tables lead one to expect" in md and "Training more layers from the top is no worse | open |" in md
     assert "not to be told here" in md and "arXiv 1911.03090" in html
 
 

@@ -94,7 +94,10 @@ def test_the_table_says_where():
     found = shapes.findings(rows(GOOD, size=200) + rows({**GOOD, "top-2": 0.7}))
     table = {row["expected"]: row for row in shapes.table(found)}
     row = next(row for expected, row in table.items() if "costs nothing" in expected)
-    assert row["verdict"] == "holds in 1 of 2" and [p["where"] for p in row["parts"]] == ["sst2, 200 examples", "sst2, 1,000 examples"]
+    assert row["verdict"] == "holds in 1 of 2, does not hold in 1" and [p["where"] for p in row["parts"]] == [
+        "sst2, 200 examples",
+        "sst2, 1,000 examples",
+    ]
     assert len(table) == len(shapes.EXPECTATIONS) and next(r for e, r in table.items() if "MNLI" in e)["verdict"] == "not to be told here"
 
 
@@ -111,4 +114,22 @@ def test_the_more_is_compared_the_more_is_asked():
         for r in rows(GOOD)
     ]
     part = next(shapes.parts(noisy))
-    assert shapes.stats.apart(shapes._gain(part, "top-2", "top-1")) and shapes.more_layers_are_no_worse(part)[0]
+    assert shapes.stats.apart(shapes._gain(part, "top-2", "top-1")) and shapes.more_layers_are_no_worse(part)[0] is not False
+
+
+@pytest.mark.parametrize(("seeds", "holds"), [(5, True), (2, None)])
+def test_where_nothing_can_be_told_apart_it_is_open(seeds, holds):
+    """Two seeds have intervals of many points: that no strategy is measurably worse says nothing then."""
+    found = shapes.findings(rows(GOOD, seeds=seeds))
+    for words in ("more layers", "costs nothing", "Gradual"):
+        assert verdict(found, words) is holds
+    table = {row["expected"]: row["verdict"] for row in shapes.table(found)}
+    assert next(v for e, v in table.items() if "more layers" in e) == ("holds" if holds else "open")
+    assert verdict(shapes.findings(rows({**GOOD, "bitfit": 0.8}, task="mnli", seeds=seeds)), "biases alone are worse") is holds
+
+
+def test_a_rate_that_the_grid_forced_says_nothing():
+    found = shapes.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 1e-1}))  # 1/3 to 3 times of each
+    assert verdict(found, "ten times the learning rate") is None
+    found = shapes.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 1e-3}))
+    assert "full 0.0001, head 0.01" in next(f.why for f in found if "ten times" in f.expected)

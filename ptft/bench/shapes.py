@@ -1,7 +1,9 @@
 """What published tables lead one to expect of freezing, and whether a benchmark shows it.
 
 Numbers of other models and data do not carry over; shapes may. Each expectation states its source and is checked wherever the
-strategies, tasks and sizes that it speaks of were run: it holds, it does not, or there is nothing to tell it by.
+strategies, tasks and sizes that it speaks of were run: it holds, it does not, or there is nothing to tell it by. "No worse" holds where
+the intervals leave room for no more than a point (MARGIN); where nothing is measurably worse and the intervals are wider, it is open: two
+seeds tell nothing apart, which is no sign that nothing differs.
 """
 
 import itertools
@@ -16,6 +18,8 @@ from ptft.bench import results, stats
 from ptft.bench.results import Row
 
 Scores = Mapping[int, float]
+Verdict = bool | None  # None: open
+MARGIN = 0.01
 
 
 class Part(NamedTuple):
@@ -36,7 +40,7 @@ class Finding(NamedTuple):
     expected: str
     source: str
     where: str
-    holds: bool
+    holds: Verdict
     why: str
 
 
@@ -67,7 +71,7 @@ def parts(rows: Sequence[Row]) -> Iterator[Part]:
         yield Part(title, task, size, results.higher_is_better(metric), kept, scores, tried)
 
 
-Check = Callable[[Part], tuple[bool, str] | None]
+Check = Callable[[Part], tuple[Verdict, str] | None]
 
 
 def _gain(part: Part, a: str, b: str) -> stats.Difference | None:
@@ -88,22 +92,31 @@ def _corrected(gains: Sequence[tuple[str, str, stats.Difference]]) -> list[tuple
     return [(a, b, replace(gain, adjusted=p)) for (a, b, gain), p in zip(gains, adjusted, strict=True)]
 
 
+def _no_worse(gains: Sequence[stats.Difference]) -> Verdict:
+    if any(stats.apart(gain) and gain.mean < 0 for gain in gains):
+        return False
+    return True if all(gain.lo is not None and gain.lo >= -MARGIN for gain in gains) else None
+
+
 def _tops(part: Part) -> list[str]:
     """head, top-1, top-2, … as far as they were run."""
     tops = [name for name in part.scores if re.fullmatch(r"top-\d+", name)]
     return ["head"] * ("head" in part.scores) + sorted(tops, key=lambda name: int(name[4:]))
 
 
-def more_layers_are_no_worse(part: Part) -> tuple[bool, str] | None:
+def more_layers_are_no_worse(part: Part) -> tuple[Verdict, str] | None:
     chain = [*_tops(part), *["full"] * ("full" in part.scores)]
     steps = [(a, b, gain) for i, a in enumerate(chain) for b in chain[i + 1 :] if (gain := _gain(part, b, a))]
     if len(chain) < 3 or not steps:
         return None
-    worse = [_said(f"{b} against {a}", gain) for a, b, gain in _corrected(steps) if stats.apart(gain) and gain.mean < 0]
-    return not worse, "; ".join(worse) or f"none of {' ≤ '.join(chain)} is measurably broken"
+    corrected = _corrected(steps)
+    worse = [_said(f"{b} against {a}", gain) for a, b, gain in corrected if stats.apart(gain) and gain.mean < 0]
+    a, b, widest = min(corrected, key=lambda step: step[2].lo if step[2].lo is not None else -math.inf)
+    unbroken = f"none of {' ≤ '.join(chain)} is measurably broken; the least sure: {_said(f'{b} against {a}', widest)}"
+    return _no_worse([gain for _, _, gain in corrected]), "; ".join(worse) or unbroken
 
 
-def the_first_layer_counts_most(part: Part) -> tuple[bool, str] | None:
+def the_first_layer_counts_most(part: Part) -> tuple[Verdict, str] | None:
     chain = _tops(part)
     if chain[:2] != ["head", "top-1"] or len(chain) < 3:
         return None
@@ -117,21 +130,22 @@ def the_first_layer_counts_most(part: Part) -> tuple[bool, str] | None:
     return largest == ("head", "top-1"), ", ".join(f"{a} to {b} {gain:+.3f} a layer" for (a, b), gain in each.items()).replace("-0.", "−0.")
 
 
-def biases_suffice_on_small_tasks(part: Part) -> tuple[bool, str] | None:
+def biases_suffice_on_small_tasks(part: Part) -> tuple[Verdict, str] | None:
     gain = _gain(part, "bitfit", "full")
     if gain is None or not re.search(r"(?<![a-z])(rte|cola|mrpc)(?![a-z])", part.task.lower()):
         return None
-    return not (stats.apart(gain) and gain.mean < 0), _said("bitfit against full", gain)
+    return _no_worse([gain]), _said("bitfit against full", gain)
 
 
-def biases_fall_short_on_large_tasks(part: Part) -> tuple[bool, str] | None:
+def biases_fall_short_on_large_tasks(part: Part) -> tuple[Verdict, str] | None:
     gain = _gain(part, "bitfit", "full")
     if gain is None or not re.search(r"(?<![a-z])(mnli|qqp)(?![a-z])", part.task.lower()):
         return None
-    return bool(stats.apart(gain) and gain.mean < 0), _said("bitfit against full", gain)
+    worse = True if stats.apart(gain) and gain.mean < 0 else None if _no_worse([gain]) is None else False
+    return worse, _said("bitfit against full", gain)
 
 
-def seeds_decide_when_data_are_few(part: Part) -> tuple[bool, str] | None:
+def seeds_decide_when_data_are_few(part: Part) -> tuple[Verdict, str] | None:
     gains = {name: gain for name in part.scores if name != "full" and (gain := _gain(part, name, "full"))}
     if not 50 <= part.size <= 100 or not gains:
         return None
@@ -141,7 +155,7 @@ def seeds_decide_when_data_are_few(part: Part) -> tuple[bool, str] | None:
     return abs(gains[name].mean) < spread, f"seeds spread by {spread:.3f} (median over strategies); the largest: {_said(name, gains[name])}"
 
 
-def freezing_some_layers_costs_nothing(part: Part) -> tuple[bool, str] | None:
+def freezing_some_layers_costs_nothing(part: Part) -> tuple[Verdict, str] | None:
     """2 to 8 of 12 layers frozen, to a hundredth; how many there are is read off the leaves that moved in full."""
     blocks = {m[1] for r in part.rows.get("full", ()) for n in r.get("drift") or {} if (m := re.search(r"/block_(\d+)/", n))}
     shares = {name: 1 - int(name[4:]) / len(blocks) for name in _tops(part) if name != "head" and blocks}
@@ -149,19 +163,23 @@ def freezing_some_layers_costs_nothing(part: Part) -> tuple[bool, str] | None:
     if (part.size and part.size < 200) or not gains:
         return None
     corrected = _corrected([(n, "full", g) for n, g in gains.items()])
-    return not any(stats.apart(g) and g.mean < 0 for _, _, g in corrected), ", ".join(_said(n, g) for n, g in gains.items())
+    return _no_worse([g for _, _, g in corrected]), ", ".join(_said(n, g) for n, g in gains.items())
 
 
-def little_wants_high_rates(part: Part) -> tuple[bool, str] | None:
+def little_wants_high_rates(part: Part) -> tuple[Verdict, str] | None:
     few = {name: part.tried[name] for name in part.tried if name in ("head", "bitfit") or re.fullmatch(r"lora=\d+", name)}
     if "full" not in part.tried or not few or any(len(rates) < 2 for _, rates in [part.tried["full"], *few.values()]):
         return None
-    full = part.tried["full"][0]
-    said = [f"{name} {lr:g}" + " (at the edge of what it tried)" * (lr in (rates[0], rates[-1])) for name, (lr, rates) in few.items()]
-    return all(lr >= 10 * full for lr, _ in few.values()), f"full {full:g}, {', '.join(said)}"
+    lows = [rates[0] for _, rates in few.values()]
+    if min(lows) >= 10 * part.tried["full"][1][-1]:  # nothing else could have been chosen
+        return None
+    tens = all(lr >= 10 * part.tried["full"][0] for lr, _ in few.values())
+    said = [f"{name} {lr:g}" + " (at the edge of what it tried)" * (lr in (rates[0], rates[-1]))
+            for name, (lr, rates) in {"full": part.tried["full"], **few}.items()]  # fmt: skip
+    return tens, ", ".join(said)
 
 
-def time_never_beats_flops(part: Part) -> tuple[bool, str] | None:
+def time_never_beats_flops(part: Part) -> tuple[Verdict, str] | None:
     def median(name: str, key: str) -> float | None:
         values = [r[key] for r in part.rows.get(name, ()) if r.get(key)]
         return statistics.median(values) if values else None
@@ -180,12 +198,15 @@ def time_never_beats_flops(part: Part) -> tuple[bool, str] | None:
     return not beats, ", ".join(beats[:3]) + " …" * (len(beats) > 3) or "none by more than 5 points"
 
 
-def gradual_is_about_full(part: Part) -> tuple[bool, str] | None:
+def gradual_is_about_full(part: Part) -> tuple[Verdict, str] | None:
     gain = _gain(part, "gradual", "full")
-    return None if gain is None else (not stats.apart(gain), _said("gradual against full", gain))
+    if gain is None:
+        return None
+    ends = [gain] if gain.lo is None or gain.hi is None else [gain, replace(gain, lo=-gain.hi, mean=-gain.mean)]
+    return _no_worse(ends), _said("gradual against full", gain)
 
 
-def nothing_moved_is_nothing_forgotten(part: Part) -> tuple[bool, str] | None:
+def nothing_moved_is_nothing_forgotten(part: Part) -> tuple[Verdict, str] | None:
     found = [f for r in part.rows.get("head", ()) if (f := r.get("forgetting"))]
     changed = [f["after"] - f["before"] for f in found if f["after"] != f["before"]]
     return None if not found else (not changed, f"changed in {len(changed)} of {len(found)} runs of head")
@@ -217,19 +238,21 @@ EXPECTATIONS: dict[tuple[str, str], Check] = {
 
 
 def table(found: Sequence[Finding]) -> list[dict[str, Any]]:
-    """One row an expectation: where it holds, where not, and by what."""
+    """One row an expectation: where it holds, where not, where that is open, and by what."""
     out = []
     for expected, source in EXPECTATIONS:
         mine = [f for f in found if f.expected == expected]
-        holds = sum(f.holds for f in mine)
-        verdict = (
-            "not to be told here"
-            if not mine
-            else "holds"
-            if holds == len(mine)
-            else "does not hold"
-            if not holds
-            else f"holds in {holds} of {len(mine)}"
-        )
-        out.append({"expected": expected, "source": source, "verdict": verdict, "parts": [f._asdict() for f in mine]})
+        out.append({"expected": expected, "source": source, "verdict": _verdict(mine), "parts": [f._asdict() for f in mine]})
     return out
+
+
+def _verdict(mine: Sequence[Finding]) -> str:
+    if not mine:
+        return "not to be told here"
+    many = {WORDS[verdict]: sum(f.holds is verdict for f in mine) for verdict in WORDS}
+    found = {word: n for word, n in many.items() if n}
+    (first, n), *rest = found.items()
+    return ", ".join([f"{first} in {n} of {len(mine)}", *(f"{word} in {n}" for word, n in rest)]) if rest else first
+
+
+WORDS: Mapping[Verdict, str] = {True: "holds", False: "does not hold", None: "open"}

@@ -61,7 +61,8 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 def _section(part: Part) -> dict[str, Any]:
     share = cost_panels.SharePanel(part.lines, part.metric, part.baseline)
     caption = (
-        f"Test {part.metric} against cost. Bars are 95 % intervals over seeds; the line is the best that can be had for a cost, with its"
+        f"Test {part.metric} against cost. Bars are 95 % intervals over seeds (an arrowhead: it goes on); the line is the best that can be "
+        "had for a cost, with its"
     )
     caption += " interval. Time and memory are of a step that computes everything, in a process of its own."
     if share.mixed:
@@ -72,7 +73,7 @@ def _section(part: Part) -> dict[str, Any]:
         "kind": "bench", "task": part.title, "metric": part.metric, "baseline": part.baseline, "lead": bench_part.lead(part),
         "strip": bench_part.strip_scale(part.lines), "table": [bench_part.row(line, part) for line in part.lines], "caption": caption,
         "forgets": any(x.forgetting for x in part.lines), "pairs": bench_part.pairs(part),
-        "checks": [*bench_part.again(part), *bench_part.power(part)],
+        "checks": [*bench_part.unequal(part), *bench_part.again(part), *bench_part.power(part)],
         "again": bench_part.commands(part),
     }  # fmt: skip
 
@@ -126,8 +127,11 @@ def _over_sizes(parts: Sequence[Part]) -> list[tuple[dict[str, Any], list[Any]]]
 def _expectations(expected: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     table = []
     for row in expected:
-        where = [f"{p['where']}: {'holds' if p['holds'] else 'does not'} ({p['why']})" for p in row["parts"]]
+        where = [f"{p['where']}: {shapes.WORDS[p['holds']]} ({p['why']})" for p in row["parts"]]
         table.append({"name": row["expected"], "cells": [row["verdict"], "; ".join(where) or "–", row["source"]]})
-    lead = ["Shapes, not numbers: the models and data of these tables are larger. “Measurably” is at 95 %, corrected (Holm)."]
+    lead = [
+        "Shapes, not numbers: the models and data of these tables are larger. “Measurably” is at 95 %, corrected (Holm). “No worse” "
+        f"holds where the intervals leave room for no more than {shapes.MARGIN:g}; open: nothing is measurably worse, but they are wider."
+    ]
     return {"kind": "words", "task": "What published tables lead one to expect", "lead": lead, "table": table, "caption": "",
             "columns": ["here", "by what", "source"]}  # fmt: skip

@@ -53,14 +53,17 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
         ok = [r for r in mine if r["status"] == "ok"]
         if not ok:
             continue
-        scores = _scores(mine, metric)
+        own = scores = _scores(mine, metric)
+        if ok[0]["kind"] != "train" and not ok[0]["size"] and len(mine) == 1:  # it sees all examples, whatever the seed
+            scores = dict.fromkeys(base or own, *own.values())
         gain = None if name == baseline else stats.paired(scores, base)
         out.append(Line(
             name=name, freeze=_word(ok[0].get("freeze")),
             lr=", ".join(f"{lr:g}" for lr in {r["lr"]: 0 for r in ok if r.get("lr") is not None}),
-            init_from=ok[0].get("init_from") or "", scores=scores, score=stats.summary([x for x in scores.values() if math.isfinite(x)]),
+            init_from=ok[0].get("init_from") or "", scores=scores, score=stats.summary([x for x in own.values() if math.isfinite(x)]),
             gain=gain, verdict="baseline" if name == baseline else stats.verdict(gain, higher),
-            share=_median(ok, "trainable_share"), step=_median(ok, "seconds_per_step"), total=_total(ok, "seconds"),
+            share=_median(ok, "trainable_share"), step=_median(ok, "seconds_per_step"),
+            time=_median([{"all": r["steps"] * r["seconds_per_step"]} for r in ok if r.get("steps") and r.get("seconds_per_step")], "all"),
             flops=_median(ok, "flops_per_step"), peak=_median([r.get("bytes") or {} for r in ok], "peak"),
             checkpoint=_median([r.get("bytes") or {} for r in ok], "checkpoint"), forgetting=_forgetting(ok),
             failed=sum(r["status"] != "ok" for r in mine), reference=ok[0]["kind"] != "train", again=ok[0]["repeat"],
@@ -133,7 +136,10 @@ def _floor(part: Part) -> list[str]:
     gains = stats.corrected([stats.paired(x.scores, floor.scores) for x in part.strategies])
     if all(stats.apart(gain) is None for gain in gains) or any(stats.verdict(gain, part.higher) == "better" for gain in gains):
         return []
-    return [f"No strategy is measurably better than {floor.name} ({floor.score.mean:.3f}): how they differ says little here."]
+    known = [(x, gain) for x, gain in zip(part.strategies, gains, strict=True) if gain and math.isfinite(gain.mean)]
+    x, gain = (max if part.higher else min)(known, key=lambda pair: pair[1].mean)
+    say = f"No strategy is measurably better than {floor.name} ({floor.score.mean:.3f}): {x.name}, the best of them, differs by "
+    return [say + f"{words.signed(gain)}. How they differ from each other says little here."]
 
 
 def _tied(part: Part, best: Line) -> list[str]:
@@ -153,6 +159,15 @@ def _tied(part: Part, best: Line) -> list[str]:
     elif all(math.isfinite(x.cost) for x in (*tied, best)):
         say.append("All of them cost more.")
     return say
+
+
+def unequal(part: Part) -> list[str]:
+    """A warning where means are over other seeds than differences."""
+    seeds = {x.name: x.scores.keys() for x in part.lines if not x.reference}
+    most = max(seeds.values(), key=len, default={}.keys())
+    fewer = [f"{name} ({words.count(len(its), 'seed')} of {len(most)})" for name, its in seeds.items() if its != most]
+    said = "a mean is over a strategy's own seeds, a difference over those that both have, a rank over those that all have"
+    return [f"Not every strategy has the same seeds: {words.listed(fewer)}; {said}."] if fewer else []
 
 
 def again(part: Part) -> list[str]:
@@ -210,10 +225,10 @@ def row(line: Line, part: Part) -> dict[str, Any]:
         "seeds": _seeds(line), "score": score + of, "median": f"{line.score.median:.3f}",
         "boot": f"[{boot[0]:.3f},\N{NO-BREAK SPACE}{boot[1]:.3f}]" if boot else "",
         "rank": "–" if line.rank is None else f"{line.rank:.1f}",
-        "gain": "–" if gain is None else f"{words.sign(gain.mean)}", "range": words.interval(gain), "verdict": line.verdict,
+        "gain": "–" if gain is None else words.sign(gain.mean), "range": words.interval(gain), "verdict": line.verdict,
         "gain_boot": words.between(*gain.boot) if gain and gain.boot else "",
         "share": words.percent(line.share), "step": words.seconds(line.step), "step_ratio": words.times(line.step_ratio),
-        "total": words.seconds(line.total), "flops": words.times(line.flops_ratio), "peak": words.size(line.peak),
+        "time": words.seconds(line.time), "flops": words.times(line.flops_ratio), "peak": words.size(line.peak),
         "checkpoint": words.size(line.checkpoint), "strip": _strip(line, *_strip_limits(part.lines)),
         "forgetting": "–" if line.forgetting is None else "0" if line.forgetting.mean == 0 else words.sign(line.forgetting.mean),
         "forgets": words.interval(line.forgetting) if line.forgetting and line.forgetting.mean else "",
@@ -259,12 +274,8 @@ def commands(part: Part) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- seeds as dots
 
 
-def _finite(line: Line) -> dict[int, float]:
-    return {seed: v for seed, v in line.scores.items() if math.isfinite(v)}
-
-
 def _strip_limits(lines: Sequence[Line]) -> tuple[float, float]:
-    values = [v for line in lines for v in _finite(line).values()]
+    values = [v for line in lines for v in line.finished.values()]
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
@@ -282,7 +293,7 @@ def _strip(line: Line, low: float, high: float, width: int = 130) -> Markup:
     parts = [f'<line class="rail" x1="0" x2="{width}" y1="9" y2="9"/>']
     if line.score.lo is not None and line.score.hi is not None and not line.failed:
         parts.append(f'<line class="range" x1="{x(line.score.lo)}" x2="{x(line.score.hi)}" y1="9" y2="9"/>')
-    parts += [f'<circle cx="{x(v)}" cy="9" r="3"><title>seed {seed}: {v:.4f}</title></circle>' for seed, v in _finite(line).items()]
+    parts += [f'<circle cx="{x(v)}" cy="9" r="3"><title>seed {seed}: {v:.4f}</title></circle>' for seed, v in line.finished.items()]
     parts.append(f'<line class="mean" x1="{x(line.score.mean)}" x2="{x(line.score.mean)}" y1="2" y2="16"/>')
     return Markup(f'<svg class="strip" viewBox="0 0 {width} 18" role="img" aria-label="seeds">{"".join(parts)}</svg>')  # numbers only
 
@@ -293,11 +304,6 @@ def _strip(line: Line, low: float, high: float, width: int = 130) -> Markup:
 def _median(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
     values = [r[key] for r in rows if r.get(key) is not None]
     return float(np.median(values)) if values else None
-
-
-def _total(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = [r[key] for r in rows if r.get(key) is not None]
-    return float(sum(values)) if values else None
 
 
 def _word(freeze: Any) -> str:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from ptft.bench import stats
+from ptft.report import figures
 from ptft.report.figures import ACCENT, INK, QUIET
 
 
@@ -27,7 +28,7 @@ class Line:
     verdict: str
     share: float | None  # of the parameters that move
     step: float | None  # median seconds a step, of a process of its own
-    total: float | None  # seconds, all seeds
+    time: float | None  # median seconds of a run's steps, at what a step takes in a process of its own
     flops: float | None  # a step
     peak: float | None  # bytes, of a step as it is compiled
     checkpoint: float | None  # bytes
@@ -39,6 +40,10 @@ class Line:
     chosen: str = ""  # what auto(…) came to
     step_ratio: float | None = None  # to the baseline
     flops_ratio: float | None = None
+
+    @property
+    def finished(self) -> dict[int, float]:
+        return {seed: v for seed, v in self.scores.items() if math.isfinite(v)}
 
     @property
     def cost(self) -> float:
@@ -54,10 +59,11 @@ class CostPanel:
     def __init__(self, lines: Sequence[Line], metric: str, baseline: str, higher: bool = True):
         self.metric, self.baseline, self.higher = metric, baseline, higher
         known = [line for line in lines if self.x(line) is not None]
-        started = [line.score.mean for line in known if line.init_from]
-        far = 1.5 * (max(started) - min(started)) if len(started) > 2 else math.inf
+        started = [line for line in known if line.init_from]
+        means, seeds = [line.score.mean for line in started], [v for line in started for v in line.finished.values()]
+        far = 1.5 * (max(means) - min(means)) if len(means) > 2 else math.inf
         # What starts from random weights may lie so far off that nothing else could be seen.
-        self.left_out = [line for line in known if not line.init_from and min(abs(line.score.mean - y) for y in started or [0]) > far]
+        self.left_out = [x for x in known if seeds and not x.init_from and max(min(seeds) - x.score.mean, x.score.mean - max(seeds)) > far]
         self.lines = [line for line in known if line not in self.left_out]
 
     def x(self, line: Line) -> float | None:
@@ -75,10 +81,12 @@ class CostPanel:
     def draw(self, ax: Axes) -> None:
         for y in (line.score.mean for line in self.lines if line.name == self.baseline):
             ax.axhline(y, color=QUIET, lw=0.7, ls=(0, (4, 4)), zorder=0)
+        values = [v for line in self.lines for v in (line.score.mean, *line.finished.values())] or [0.0]
+        shown = figures.limits(values, [line.score for line in self.lines if not line.failed])
         for line in self.lines:
             x, y = self.x(line) or 0, line.score.mean
-            if line.score.lo is not None and line.score.hi is not None and not line.failed:
-                ax.plot([x, x], [line.score.lo, line.score.hi], color=ACCENT, lw=1.4, solid_capstyle="butt", zorder=2)
+            if not line.failed:
+                figures.interval(ax, x, line.score, shown, ACCENT, 1.4)
             ax.plot([x], [y], "o", ms=6.5, mec=ACCENT, mew=1.5, mfc=ACCENT if line.init_from or not self.mixed else "white", zorder=3)
         self.scale(ax)
         ax.margins(y=0.14)

@@ -10,6 +10,8 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ptft.bench import stats
+
 INK, QUIET, ACCENT, BAD = "#1f2328", "#848b93", "#22618f", "#a33a2a"  # in the page, CSS variables take their place: light, dark and print
 SIZE = (4.8, 3.7)  # of a panel in the page, inches, where it has none of its own
 _VARIABLES = {INK: "var(--ink)", QUIET: "var(--quiet)", ACCENT: "var(--accent)", BAD: "var(--bad)"}
@@ -19,6 +21,24 @@ def style(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(QUIET)
     ax.tick_params(colors=QUIET, labelcolor=INK, labelsize=9, length=3)
+
+
+def limits(values: Sequence[float], intervals: Sequence[stats.Summary]) -> tuple[float, float]:
+    """What an axis shows: all values, and of their intervals as much as leaves the values two thirds of it or more."""
+    low, high = min(values), max(values)
+    room = (high - low) / 4 or 0.01
+    ends = [low, high, *(end for s in intervals for end in (s.lo, s.hi) if end is not None)]
+    return max(low - room, min(ends)), min(high + room, max(ends))
+
+
+def interval(ax: Axes, x: float, s: stats.Summary, shown: tuple[float, float], color: str, width: float) -> None:
+    """A 95 % interval, with an arrowhead where it goes on beyond what is shown."""
+    if s.lo is None or s.hi is None:
+        return
+    ax.plot([x, x], [max(s.lo, shown[0]), min(s.hi, shown[1])], color=color, lw=width, solid_capstyle="butt", zorder=2)
+    for end, edge, marker in ((s.lo < shown[0], shown[0], "v"), (s.hi > shown[1], shown[1], "^")):
+        if end:
+            ax.plot([x], [edge], marker, color=color, ms=4, mew=0, clip_on=False, zorder=2)
 
 
 def broad(panel: Any) -> bool:

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ptft.bench import stats
-from ptft.report.figures import ACCENT, INK, QUIET, style
+from ptft.report.figures import ACCENT, INK, QUIET, interval, limits, style
 
 
 class SmallMultiples:
@@ -29,9 +29,9 @@ class SmallMultiples:
     def draw(self, ax: Axes) -> None:
         ax.axis("off")
         ax.set_title(self.metric, loc="left", fontsize=9.5, color=INK)
-        means = [s.mean for its in self.curves.values() for s in its.values()]
-        low, high = min(means), max(means)
-        room = 0.08 * (high - low or 1)
+        every = [s for its in self.curves.values() for s in its.values()]
+        low, high = limits([s.mean for s in every], every)
+        room = 0.06 * (high - low)
         for i, name in enumerate(self.curves):
             row, column = divmod(i, self.columns)
             width, height = 1 / self.columns, 1 / self.rows
@@ -52,8 +52,7 @@ def _bars(ax: Axes, points: Mapping[float, stats.Summary], color: str) -> None:
     ax.set_xscale("log")
     ax.plot(xs, [points[x].mean for x in xs], "o-", color=color, lw=1.2, ms=2.8)
     for x in xs:
-        if (half := points[x].half) is not None:
-            ax.plot([x, x], [points[x].mean - half, points[x].mean + half], color=color, lw=1)
+        interval(ax, x, points[x], ax.get_ylim(), color, 1)
     ax.set_xticks(xs, [f"{x:.2g}" for x in xs])
     ax.minorticks_off()
     ax.set_xlim(xs[0] / 1.7, xs[-1] * 1.7)
