@@ -10,11 +10,12 @@ Parts are chosen: the embeddings, of each block attention, feed-forward and norm
 choice is the sum of its parts' signals. Its cost is no such sum: a part costs its own, and the lowest also the gradients that pass
 through all above it. With the lowest part given the rest is a knapsack, solved exactly, at costs of the formula that are scaled to the
 measured ones of `head` and `full`. The most valuable choice is then measured, and others after it at costs that are corrected by what it
-cost, until none that is more valuable seems to fit. `depth` takes whole blocks from the top for as long as they fit.
+cost, until none that is more valuable seems to fit. `depth` takes whole blocks from the top, as many as are measured to fit.
 
 The choice is an ordinary strategy. `auto.json` in the run's folder has it with its reasons; a run that resumes goes by that file.
 """
 
+import bisect
 import functools
 import math
 import re
@@ -206,14 +207,22 @@ def solve(
     low, most = GRID * head / full, GRID * wanted.budget + len(parts)  # so much is rounding
     ordered, off = choices(parts, value, own, reach, wanted.signal == "depth"), 0.0
     tried, best = list[dict[str, Any]](), list[int]()
+
+    def measured(choice: tuple[float, int, list[int]]) -> float:
+        strategy = named(parts, choice[2])
+        share = price(strategy) / full
+        tried.append({"strategy": strategy, "cost": share, "estimate": (low + choice[1]) / GRID, "fits": share <= wanted.budget})
+        return share
+
+    if wanted.signal == "depth":  # each costs more than the one before
+        ordered.reverse()
+        return ordered[bisect.bisect_right(ordered, wanted.budget, key=measured) - 1][2], tried
     while len(tried) < TRIES or not best:
         at = next((i for i, (_, extra, _) in enumerate(ordered) if low + extra + off <= most), None)
         if at is None:
             break
-        _, extra, chosen = ordered.pop(at)
-        strategy = named(parts, chosen)
-        share = price(strategy) / full
-        tried.append({"strategy": strategy, "cost": share, "estimate": (low + extra) / GRID, "fits": share <= wanted.budget})
+        _, extra, chosen = choice = ordered.pop(at)
+        share = measured(choice)
         off = GRID * share - low - extra  # its like will be off by as much
         if share <= wanted.budget:
             best, ordered = chosen, ordered[:at]

@@ -94,6 +94,25 @@ def test_where_the_formula_is_too_low_the_measured_cost_counts():
     assert not tried[0]["fits"] and chosen and price(auto.named(parts, chosen)) <= 0.7 * price("full")
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_depth_is_the_largest_that_fits_whatever_the_estimates_say(blocks, sign):
+    run = outline()
+    parts = auto.split(models.groups("bert"), run.net.shapes())
+
+    def price(strategy):  # measured costs lie to either side of what is estimated
+        one = build.refrozen(run, strategy)
+        moving = sum(any(n.startswith(f"backbone/block_{i}/") for n in one.plan.trainable) for i in range(3))
+        return plans.products(one).total * (1 if strategy in ("head", "full") else 1 + sign * 0.04 * (-1) ** moving)
+
+    own, reach = auto.estimates(run, parts, "flops", price)
+    ranked = auto.choices(parts, [1.0] * len(parts), own, reach, True)
+    budget = 1.0001 * price(f"top-{blocks}+pooler") / price("full")
+    largest = next(chosen for _, _, chosen in ranked if price(auto.named(parts, chosen)) <= budget * price("full"))
+    chosen, tried = auto.solve(parts, [1.0] * len(parts), own, reach, auto.Ask(budget, "flops", "depth"), price)
+    assert chosen == largest and len(tried) <= 4
+
+
 @pytest.mark.parametrize("signal", ["rgn", "fisher"])
 def test_the_part_with_far_larger_gradients_is_chosen(home, monkeypatch, signal):
     """Planted: the loss is what it was, its gradient by block 1's feed-forward matrices ten thousand times as long."""
