@@ -548,6 +548,19 @@ def describe(run: Run) -> None:
     if run.config.frozen_dtype != "float32":
         record.say(f"frozen matrices are kept in {run.config.frozen_dtype}; the ledger is of their float32, an export has them rounded")
     record.say(f"{run.durations.total} steps of {run.config.batch} examples")
+    for doubt in doubts(run):
+        record.say(f"WARNING: {doubt}")
+
+
+def doubts(run: Run) -> list[str]:
+    """What a run starts from that is allowed, and seldom meant."""
+    start, found = run.config.init_from if run.config.init_weights else "", []
+    moving = {n for p in run.phases for n in p.plan.trainable}
+    if not start and any(n.startswith("backbone/") and n not in moving for n in run.net.shapes()):
+        found.append("nothing is loaded (init_from, init_weights): what is frozen keeps its random weights")
+    if start and not hub.is_folder(start) and (Path(start) / "metrics.jsonl").exists() and not (Path(start) / "result.json").exists():
+        found.append(f"{start} has not finished its training")
+    return found
 
 
 def header(run: Run, base: Flat | None = None) -> dict[str, Any]:

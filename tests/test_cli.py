@@ -196,6 +196,20 @@ def test_a_workdir_of_another_config(home, capsys):
     assert flow.listing(home / "fine") == before
 
 
+def test_a_start_that_may_not_be_meant_is_pointed_out(home, tmp_path, capsys):
+    def said(**changes):
+        page = flow.page(tmp_path / "page.py", {**flow.finetuning(home, home / "pre", **changes)})
+        assert flow.ptft("train", "--config", page, "--check") == 0
+        return re.findall("WARNING: (.*)", capsys.readouterr().out)
+
+    assert said() == []
+    random = "nothing is loaded (init_from, init_weights): what is frozen keeps its random weights"
+    assert said(init_weights=False, freeze="head") == [random] and said(init_weights=False, freeze="full") == []
+    shutil.copytree(home / "pre", tmp_path / "stopped")
+    (tmp_path / "stopped" / "result.json").unlink()
+    assert said(init_from=f"{tmp_path}/stopped") == [f"{tmp_path}/stopped has not finished its training"]
+
+
 @pytest.mark.parametrize(
     ("verb", "marker"), [("train", "bench.json"), ("train", "tune.json"), ("bench", "run.json"), ("tune", "bench.json")]
 )

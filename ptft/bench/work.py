@@ -120,20 +120,26 @@ def _cost(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(cells: Sequence[Cell], metric: str) -> None:
-    """Builds a run of every kind that is to come, so that what cannot run is said before the first one does.
+    """Builds a run of every kind that is to come, so that what cannot run, or may not be meant, is said before the first one does.
 
     Raises:
       UserError: all problems at once.
     """
     problems: dict[str, None] = {}
+    doubts: dict[str, list[str]] = {}
     kinds = {(c.task, c.model, c.strategy, c.size): c for c in cells if c.kind == "train"}
     for cell in kinds.values():
         try:
-            known = build.metrics(auto.unchosen(cell.config).net)
+            run = auto.unchosen(cell.config)
+            known = build.metrics(run.net)
         except UserError as e:
             problems[f"{cell.strategy}: {e}"] = None
             continue
+        for doubt in build.doubts(run):
+            doubts.setdefault(doubt, []).append(cell.strategy)
         if metric not in known:
             problems[f"bench.metric: runs report no {metric!r}; {did_you_mean(metric, known)}"] = None
     if problems:
         raise UserError("the benchmark has cells that cannot run:\n  " + "\n  ".join(problems))
+    for doubt, names in doubts.items():
+        record.say(f"WARNING: {', '.join(dict.fromkeys(names))}: {doubt}")

@@ -28,6 +28,8 @@ def limits(values: Sequence[float], intervals: Sequence[stats.Summary]) -> tuple
     low, high = min(values), max(values)
     room = (high - low) / 4 or 0.01
     ends = [low, high, *(end for s in intervals for end in (s.lo, s.hi) if end is not None)]
+    if min(ends) == max(ends):
+        return low - room, high + room
     return max(low - room, min(ends)), min(high + room, max(ends))
 
 
