@@ -54,7 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.dev_size = 1000
 
     c.bench = ConfigDict()
-    c.bench.task = f"{a.task}, {a.train_size} examples"
+    c.bench.task = a.task
     c.bench.strategies = STRATEGIES
     c.bench.lr_factors = [0.33, 1, 3]
     c.bench.seeds = [0, 1, 2, 3, 4]

@@ -77,7 +77,7 @@ def bench(init: str) -> ConfigDict:
     c.data.train_size = 200
 
     c.bench = ConfigDict()
-    c.bench.task = "which library is this paragraph about, 200 labels"
+    c.bench.task = "which library is this paragraph about"
     c.bench.strategies = [
         {"name": "full", "freeze": "full", "lr": 5e-4},
         {"name": "top-1", "freeze": "top-1", "lr": 2e-3},

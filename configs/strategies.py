@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.train_size = a.train_size
 
     c.bench = ConfigDict()
-    c.bench.task = f"{a.task}, {a.train_size} examples"
+    c.bench.task = a.task
     c.bench.strategies = [{"name": name, "freeze": name, "lr": lr} for name, lr in RATES.items()]
     c.bench.seeds = [0]
     c.bench.baseline = "full"

@@ -272,5 +272,8 @@ def describe(known: Mapping[str, Any]) -> str:
     for p in reversed(known["parts"]):
         said = "moves" if p in moving else ""
         lines.append(f"  {p['part']:<14} {p['signal']:>10.3g} {p['parameters']:>12,} {p['own']:>9.3f} {p['reach']:>9.3f}  {said}".rstrip())
+    lines.append(
+        "  costs are shares of full's: its own, and of the gradients that have to reach it; the lowest that moves pays for all above it"
+    )
     lines += [f"  worth more, but measured to cost too much: {t['strategy']} ({t['cost']:.3g})" for t in known["tried"] if not t["fits"]]
     return "\n".join(lines)

@@ -54,7 +54,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as e:
-        raise UserError(f"{file}: not JSON ({e}); remove the file: a benchmark's cell then runs again") from None
+        raise UserError(f"{file}: not JSON ({e}); remove the file: the same command makes it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{file}: expected a JSON object, got {type(value).__name__}; remove the file")
     return value

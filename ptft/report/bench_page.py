@@ -51,8 +51,8 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     sizes, models = {k[2] for k in keys}, {k[1] for k in keys}
     out = []
     for task, model, size in keys:
-        number = f"{size:,} examples" if size else "all examples"
-        title = ", ".join([task, *[model] * (len(models) > 1), *[number] * (len(sizes) > 1)])
+        number = f"{size:,} examples" if size else "all examples" if len(sizes) > 1 else ""
+        title = ", ".join(filter(None, [task, model if len(models) > 1 else "", number]))
         near = [r for r in rows if r["task"] == task and r["size"] == size]
         out.append((title, [r for r in near if r["model"] == model or r["kind"] != "train"]))
     return out
