@@ -134,7 +134,10 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     values, workdir = load_config(args, overrides), args.workdir
     record.claim(workdir, "bench.json")
     bench = protocol.section(values)
-    cells = protocol.cells(values, build.resolve, identity.content, probe.spend(bench.budget, workdir))
+    with mesh.preemption() as caught:
+        cells = protocol.cells(values, build.resolve, identity.content, probe.spend(bench.budget, workdir, caught))
+        if caught:
+            raise SystemExit(train.PREEMPTED)
     mine = runner.pick(cells, shard(args.shard), args.only)
     work.check(mine, bench.metric)
     kin = (lambda cell: None) if args.isolated or args.only else work.kin

@@ -302,6 +302,10 @@ def plan(strategy: str | Sequence[Sequence[str]], groups: Mapping[str, str], par
     return Plan(rows)
 
 
+class BadStart(UserError):
+    """Phases that a run of this length has no room for."""
+
+
 class Phase(NamedTuple):
     """What moves from some step on."""
 
@@ -379,13 +383,13 @@ def phases(freeze: Any, groups: Mapping[str, str], params: Mapping[str, Any], to
             raise UserError(f"freeze={freeze!r}: the first phase, {strategy!r}, begins at {start!r}; expected 0, or no start at all")
         before = max((p.start or 0 for p in found), default=-1)
         if at is not None and at <= before:
-            raise UserError(
+            raise BadStart(
                 f"freeze={freeze!r}: {strategy!r} would begin at step {at} ({start!r}), one before it at step {before}; "
                 f"expected each phase later than those before it (the run has {total} steps)"
             )
         found.append(Phase(at, waits, strategy, plan(strategy, groups, params)))
     if late := [p for p in found if p.start is not None and p.start >= total]:
-        raise UserError(
+        raise BadStart(
             f"freeze={freeze!r}: the phase {late[0].strategy!r} would begin at step {late[0].start}, the run has {total}; "
             "begin it earlier or train for longer"
         )

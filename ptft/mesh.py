@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ptft.errors import UserError
+
+ECHO = 2.0  # seconds
 
 
 def start() -> None:
@@ -65,13 +68,18 @@ def agreed(stop: bool) -> bool:
 
 @contextmanager
 def preemption() -> Iterator[list[int]]:
-    """A list that SIGTERM or SIGINT fills; a second signal ends the process at once."""
+    """A list that SIGTERM or SIGINT fills; another signal ends the process at once, unless it is the first one's echo: a scheduler
+    signals every process, and a parent its child."""
     caught: list[int] = []
+    first = 0.0
 
     def handler(number: int, frame: Any) -> None:
-        if caught:
+        nonlocal first
+        if caught and time.monotonic() - first > ECHO:
             raise KeyboardInterrupt
-        caught.append(number)
+        if not caught:
+            first = time.monotonic()
+            caught.append(number)
 
     try:
         old = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}

@@ -29,7 +29,7 @@ import jax
 
 from ptft import auto, build, freeze, mesh, models, record, thin, train
 from ptft import config as configs
-from ptft.bench import identity, results
+from ptft.bench import identity, locks, results
 from ptft.config import Config, Field, Spec
 from ptft.errors import UserError
 
@@ -42,6 +42,7 @@ SPEC: Spec = {
 SHARE = 0.4  # of the blocks that a cheap try trains, at most
 STARTUP = 4  # trials that are finished before the first is pruned
 STUDY = "tune"
+ALL = "0"  # the one thing there is to lock
 
 
 class Search(NamedTuple):
@@ -76,7 +77,7 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
             f"{workdir} holds a search of another config (there -> asked):\n  " + "\n  ".join(changes) + "\nchoose another --workdir"
         )
     content = identity.content(whole)
-    if changed := [key for key, is_now in content.items() if known and known["content"].get(key) != is_now]:
+    if changed := [key for key, is_now in content.items() if known.get("content", content).get(key) != is_now]:
         raise UserError(
             f"{workdir} holds a search of other files, though their paths are the same: {', '.join(changed)}; its trials do not compare "
             "with new ones. Choose another --workdir"
@@ -84,7 +85,9 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
     found: dict[str, Any] = {"config": plain, "content": content, "metric": search.metric}
     found |= {"trials": known.get("trials", []), "best": known.get("best")}
     record.write_json(file, found)
-    with _study(optuna, workdir, search.metric) as study, mesh.preemption() as caught:
+    with locks.of(workdir) as held, _study(optuna, workdir, search.metric) as study, mesh.preemption() as caught:
+        if not held.take(ALL):
+            raise UserError(f"another process searches in {workdir}; wait for it, or choose another --workdir")
         _retry(optuna, study)
         while len(_done(study)) < trials:
             if caught:

@@ -21,6 +21,7 @@ from ptft.bench.baselines import Unavailable
 from ptft.config import Field
 from ptft.config import resolve as check
 from ptft.errors import UserError
+from ptft.freeze import BadStart
 from ptft.report import files
 
 FINETUNE = {
@@ -193,22 +194,54 @@ def test_a_budget_buys_steps_at_each_strategys_price():
     assert [c.cell in steps for c in cells] == [True, False, True, False]  # the baseline's are the same in every budget
 
 
-@pytest.mark.parametrize(("late", "early"), [(3.0, 1.0), (1.0, 3.0)], ids=["dearer", "cheaper"])
-def test_a_budget_counts_what_steps_cost_at_the_length_that_it_buys(late, early):
-    """Of a strategy whose price changes at step 30, a share of the page's mean price would buy too little or too much."""
+PHASED = {"name": "phased", "freeze": "head; 30 steps: full", "lr": 1e-3}
+
+
+def phased(early, late, least=31, most=math.inf, full=2.0):
+    """Prices of a strategy whose step costs another from step 30 on, and which has room for its phases in some lengths only."""
 
     def spend(config):
         steps = 100 if config.train_for == "1 epoch" else int(config.train_for.split()[0])
-        if steps <= 30 and config.freeze != "full":
-            raise UserError("the last phase would begin after the end")
-        mean = (30 * early + (steps - 30) * late) / steps
-        return steps, 2.0 if config.freeze == "full" else mean
+        if config.freeze == "full":
+            return steps, full
+        if not least <= steps <= most:
+            raise BadStart("the last phase would begin after the end")
+        return steps, (30 * early + (steps - 30) * late) / steps
 
-    phased = {"name": "phased", "freeze": "head; 30 steps: full", "lr": 1e-3}
-    cells = protocol.cells(config(strategies=[FULL, phased], seeds=[0], budget="flops"), resolve, spend=spend)
-    phased = cells[1].config
-    steps, price = spend(phased)
-    assert steps * price <= 100 * 2.0 < spend(phased.replace(train_for=f"{steps + 1} steps"))[1] * (steps + 1)
+    return spend
+
+
+@pytest.mark.parametrize(
+    ("spend", "buys"),
+    [
+        (phased(1.0, 3.0), 86),  # 30 + 3 * 56 = 198, a step more 201
+        (phased(3.0, 1.0), 140),
+        (phased(3.0, 9.0, full=1.2), 33),  # at the page's mean price it would be 16, in which there is no room
+        (phased(3.0, 1.0, most=120), 120),  # nor beyond
+    ],
+    ids=["dearer", "cheaper", "just enough", "no room for more"],
+)
+def test_a_budget_counts_what_steps_cost_at_the_length_that_it_buys(spend, buys):
+    cells = protocol.cells(config(strategies=[FULL, PHASED], seeds=[0], budget="flops"), resolve, spend=spend)
+    assert cells[1].config.train_for == f"{buys} steps" and cells[1].share == buys / 100
+    steps, price = spend(cells[1].config)
+    assert steps * price <= 100 * spend(cells[0].config)[1]
+
+
+def test_a_budget_that_buys_too_little_is_an_error_and_ends():
+    values = config(strategies=[FULL, PHASED], seeds=[0], budget="flops")
+    with pytest.raises(
+        UserError, match=r"'phased': what the baseline spends in its 100 steps buys \d+ of .*, too few for all of its phases"
+    ):
+        protocol.cells(values, resolve, spend=phased(3.0, 9.0, full=0.5))
+
+    def fails(config):
+        if config.train_for == "1 epoch":
+            return 100, 1.0 if config.freeze == "full" else 0.5
+        raise UserError("could not be measured")
+
+    with pytest.raises(UserError, match="could not be measured"):
+        protocol.cells(values, resolve, spend=fails)
 
 
 def test_a_budget_asks_for_the_price_of_every_seed():
@@ -733,6 +766,21 @@ def test_the_price_of_phases_is_a_mean_over_the_steps_that_each_has(home, tmp_pa
     monkeypatch.setattr(subprocess, "run", None)  # nothing more needs to be measured
     longer = probe.measure(config.replace(train_for="16 steps", seed=3, **{"data.train_size": 8}), tmp_path)
     assert longer["flops"] == pytest.approx((2 * head + 14 * full) / 16)
+
+
+def test_what_a_plateau_costs_is_not_known_before(home, tmp_path):
+    config = build.resolve(flow.finetuning(home, home / "pre", freeze="head; plateau=2: full"))
+    with pytest.raises(UserError, match=r"when a plateau ends, .* is known only as it runs; expected budget='steps'"):
+        probe.spend("flops", tmp_path)(config)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_probe_that_a_scheduler_stops_is_a_stop_and_no_failure(home, tmp_path, monkeypatch, number):
+    ended = subprocess.CompletedProcess([], -number, "", "")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: ended)
+    with pytest.raises(SystemExit) as e:
+        probe.measure(build.resolve(flow.finetuning(home, home / "pre")), tmp_path)
+    assert e.value.code == 75
 
 
 def test_what_a_seed_draws_is_measured_where_no_other_seed_drew_it(home, tmp_path):

@@ -180,8 +180,43 @@ def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
 
 def test_unequal_seeds_are_pointed_out(tmp_path):
     md, _ = texts(put(tmp_path / "a", [r for r in rows() if r["strategy"] != "head" or r["seed"] < 3], baseline="full"))
-    assert "Not every strategy has the same seeds: head (3 seeds of 5); a mean is over a strategy's own seeds" in md
+    assert "Not every strategy has the same seeds: head has 3 seeds of 5; a mean is over a strategy's own seeds" in md
     assert "the same seeds" not in texts(put(tmp_path / "b", rows(), baseline="full"))[0]
+
+
+def scores(**of):
+    """Rows of strategies by seed: `full={0: 0.8, …}`."""
+    found = {(r["strategy"], r["seed"]): r for r in rows(8)}
+    return [{**found[name, seed], "test": {"accuracy": x}} for name, its in of.items() for seed, x in its.items()]
+
+
+def test_the_lead_goes_by_the_seeds_that_all_have(tmp_path):
+    """Its own seeds alone would make head the best, which the table says is worse than full."""
+    few = {0: 0.80, 1: 0.811, 2: 0.802}
+    head = {0: 0.70, 1: 0.712, 2: 0.701, 3: 0.99, 4: 0.99, 5: 0.99, 6: 0.99}
+    md, _ = texts(put(tmp_path, scores(full=few, head=head), baseline="full"))
+    assert "full has the highest mean test accuracy: 0.804 over the 3 seeds that all have." in md
+    assert "It cannot be told apart" not in md and line_of(md, "head")[8] == "worse"
+
+
+def test_without_common_seeds_nothing_is_compared(tmp_path):
+    majority = [{**rows(1)[0], "cell": "m", "strategy": "majority class", "kind": "majority", "freeze": None, "test": {"accuracy": 0.5}}]
+    apart = {"full": {0: 0.51, 1: 0.505, 2: 0.52}, "head": {3: 0.9, 4: 0.91, 5: 0.905}}
+    md, _ = texts(put(tmp_path / "none", [*scores(**apart), *majority], baseline="full"))
+    assert "Fewer than two seeds are common to all strategies: the order may be chance." in md
+    assert "measurably better than majority" not in md  # head is, on seeds that the baseline does not have
+    assert "full has 3 seeds of 6; head has 3 seeds of 6" in md.replace(" and ", "; ")
+    one = {"full": {0: 0.51, 1: 0.505, 2: 0.52}, "head": {0: 0.7}}
+    md, _ = texts(put(tmp_path / "one", scores(**one), baseline="full"))
+    assert "Fewer than two seeds are common" in md and "cannot be told apart" not in md.split("What cannot be told apart is not")[0]
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"), [("flops", "as many FLOPs as the steps of full cost"), ("seconds", "as long, by"), ("steps", "")]
+)
+def test_the_budget_is_stated(tmp_path, budget, says):
+    md, _ = texts(put(tmp_path, rows(), baseline="full", budget=budget))
+    assert ("bench.budget" in md) is bool(says) and says in md
 
 
 def test_the_time_of_a_shared_run_is_that_of_its_steps_alone(tmp_path):

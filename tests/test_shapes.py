@@ -128,6 +128,20 @@ def test_where_nothing_can_be_told_apart_it_is_open(seeds, holds):
     assert verdict(shapes.findings(rows({**GOOD, "bitfit": 0.8}, task="mnli", seeds=seeds)), "biases alone are worse") is holds
 
 
+def test_what_does_not_vary_tells_nothing():
+    """Strategies that all say the most frequent class have differences of exactly 0 in every seed."""
+    same = [{**r, "test": {"accuracy": 0.5}} for r in rows(GOOD, seeds=2)]
+    found = shapes.findings(same)
+    assert {f.holds for f in found} == {None}, found
+
+
+def test_the_first_step_is_the_largest_only_if_measurably_so():
+    rising = {"head": 0.7, "top-1": 0.72, "top-2": 0.719, "top-3": 0.74, "full": 0.74}
+    assert verdict(shapes.findings(rows(rising)), "head alone to one layer") is None
+    falling = {"head": 0.8, "top-1": 0.79, "top-2": 0.70, "full": 0.7}
+    assert verdict(shapes.findings(rows(falling)), "head alone to one layer") is True  # it loses least
+
+
 def test_a_rate_that_the_grid_forced_says_nothing():
     found = shapes.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 1e-1}))  # 1/3 to 3 times of each
     assert verdict(found, "ten times the learning rate") is None

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 import sys
 
 import flow
@@ -217,6 +218,17 @@ def test_other_data_under_the_same_path_need_another_folder(home, tmp_path, monk
     with pytest.raises(UserError, match=r"other files, though their paths are the same: data.dev; .*another --workdir"):
         tune.run(given, tmp_path, 2, [])
     assert (tmp_path / "tune.json").read_text() == before
+
+
+def test_two_searches_in_one_folder_are_refused(home, tmp_path, monkeypatch):
+    Runs(monkeypatch, near)
+    hold = "import sys; from pathlib import Path; from ptft import tune; from ptft.bench import locks\n" \
+        "with locks.of(Path(sys.argv[1])) as held: print(held.take(tune.ALL), flush=True); sys.stdin.readline()"  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "True\n"
+        with pytest.raises(UserError, match="another process searches in"):
+            tune.run(values(home), tmp_path, 1, [])
+    assert len(tune.run(values(home), tmp_path, 1, [])["trials"]) == 1
 
 
 def test_without_optuna_the_extra_is_named(home, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,6 @@
 """Which cells a process has taken, so that two that were started on one folder do not run the same.
 
-    WORKDIR/bench.lock    empty; a process that has taken a cell holds the byte at the cell's number locked
+    WORKDIR/lock    empty; a process that has taken a cell holds the byte at the cell's number locked
 
 Such a lock ends with its process, however that ends, and counts on network file systems, too. Of one process it keeps nothing apart.
 """
@@ -32,7 +32,7 @@ class Locks:
 def of(workdir: Path) -> Iterator[Locks]:
     """All that is still held is given back at the end."""
     workdir.mkdir(parents=True, exist_ok=True)
-    fd = os.open(workdir / "bench.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    fd = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         yield Locks(fd)
     finally:

@@ -11,16 +11,17 @@ import functools
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from ptft import auto, build, plans, record
+from ptft import auto, build, plans, record, train
 from ptft import config as configs
 from ptft.bench import identity, results
 from ptft.config import Config
@@ -30,16 +31,28 @@ STEPS = 10
 KEY = {"flops": "flops", "seconds": "seconds_per_step"}
 
 
-def spend(budget: str, workdir: Path) -> Callable[[Config], tuple[int, float]]:
-    """For `protocol.cells`: the steps that a config trains for, and what a step costs in the budget's unit."""
+def spend(budget: str, workdir: Path, caught: Sequence[int] = ()) -> Callable[[Config], tuple[int, float]]:
+    """For `protocol.cells`: the steps that a config trains for, and what a step costs in the budget's unit.
+
+    Args:
+      caught: signals (`mesh.preemption`): after one, nothing more is measured.
+    """
 
     @functools.cache
     def by_text(text: str) -> tuple[int, float]:
         config = Config(json.loads(text))
+        run = auto.unchosen(config)
+        if any(p.start is None for p in run.phases):
+            raise UserError(
+                f"bench.budget: when a plateau ends, and so what freeze={config.freeze!r} costs, is known only as it runs; expected "
+                "budget='steps', or starts in steps or shares"
+            )
         cost = measure(config, workdir)[KEY[budget]]
         if not cost:
             raise UserError(f"bench.budget: the {budget} of freeze={config.freeze!r} are not known on this model; expected budget='steps'")
-        return auto.unchosen(config).durations.total, cost
+        if caught:
+            raise SystemExit(train.PREEMPTED)
+        return run.durations.total, cost
 
     return lambda config: by_text(configs.to_json(config))
 
@@ -58,6 +71,8 @@ def _measure(config: Config, file: Path) -> None:
         raise UserError(why)
     begun = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "ptft.bench.probe"], input=configs.to_json(config), capture_output=True, text=True)
+    if -done.returncode in (signal.SIGTERM, signal.SIGINT):  # meant for all of us, as a scheduler's is
+        raise SystemExit(train.PREEMPTED)
     if done.returncode:
         why = f"the cost of freeze={config.freeze!r} could not be measured: {(done.stderr.strip() or '?').splitlines()[-1]}"
         _failed[str(file)] = why

@@ -22,6 +22,7 @@ from ptft import config as configs
 from ptft.bench import identity
 from ptft.config import Config, Field, Spec
 from ptft.errors import UserError, did_you_mean
+from ptft.freeze import BadStart
 
 SPEC: Spec = {
     "strategies": Field((), doc='what to compare: {"name": "top-2", "freeze": "top-2", "lr": 1e-4, "any.other.key": value}; "lrs": [...]'),
@@ -164,7 +165,9 @@ def _of_page(
             sized = {name: _sized(config, size).replace(seed=seed) for name, config in here.items()}
             for strategy in strategies:
                 name, again = strategy["name"], strategy.get("repeat", False)
-                config, share = (sized[name], 1.0) if bench.budget == "steps" else _within_budget(sized[name], sized[bench.baseline], spend)
+                config, share = (
+                    (sized[name], 1.0) if bench.budget == "steps" else _within_budget(name, sized[name], sized[bench.baseline], spend)
+                )
                 for lr in rates(strategy, bench, config.optim.lr):
                     one = config.replace(**{"optim.lr": lr})
                     cell = identity.of(one, content(one), "train", again)
@@ -176,7 +179,7 @@ def _of_page(
                     yield Cell(name, seed, one, cell, task, "", size, None, kind)
 
 
-def _within_budget(config: Config, base: Config, spend: Spend | None) -> tuple[Config, float]:
+def _within_budget(name: str, config: Config, base: Config, spend: Spend | None) -> tuple[Config, float]:
     """A config for as many steps as cost no more than the baseline's, and their share of the page's."""
     assert spend is not None, "a budget other than steps needs `spend`"
     (steps, cost), (given, each) = spend(config), spend(base)
@@ -186,17 +189,24 @@ def _within_budget(config: Config, base: Config, spend: Spend | None) -> tuple[C
         return config if n == steps else config.replace(train_for=f"{n} steps")
 
     def spent(n: int) -> float:
+        """What n steps cost, which grows with n; of lengths that the phases have no room in, the short ones nothing, the long ones more
+        than there is."""
         try:
             return n * spend(of(n))[1]
-        except UserError:  # it ends before its last phase begins
-            return 0.0
+        except BadStart:
+            return math.inf if n > steps else 0.0
 
-    affordable = max(1, math.floor(budget / cost))
-    if spend(of(affordable))[1] != cost:  # what moves changes with time, and the mean cost of a step with their number
+    affordable = math.floor(budget / cost)
+    if affordable and not math.isclose(spent(affordable), affordable * cost):  # what moves changes with time, and the mean cost with n
         most = steps
         while spent(most) <= budget:
             most *= 2
-        affordable = max(1, bisect.bisect_right(range(1, most + 1), budget, key=spent))
+        affordable = bisect.bisect_right(range(1, most + 1), budget, key=spent)
+    if not affordable or not spent(affordable):
+        raise UserError(
+            f"bench.strategies {name!r}: what the baseline spends in its {given} steps buys {affordable} of freeze={config.freeze!r}, "
+            "too few for all of its phases; train for longer, or begin them earlier"
+        )
     return of(affordable), affordable / steps
 
 

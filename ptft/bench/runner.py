@@ -3,7 +3,7 @@
     WORKDIR/bench.json          what the benchmark is: its cells by hash, its config, its command
     WORKDIR/cells/HASH.json     a cell's row, written when it has finished or failed
     WORKDIR/cells/HASH/         its run, while it is not finished; a killed benchmark goes on there
-    WORKDIR/bench.lock          what is run now, and by which process (`locks`)
+    WORKDIR/lock                what is run now, and by which process (`locks`)
 
 A finished cell is never run again; a failed one is recorded with its error and tried again on the next start. Several shards
 may share a WORKDIR, or have one each: `ptft report A B` reads both.
@@ -280,7 +280,9 @@ def apart(cell: Cell, workdir: Path, argv: Sequence[str], metric: str, command: 
         last = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         status = {"status": "failed", "error": " ".join([f"its process {how}:", *last]).rstrip(":"), "traceback": None, "metric": metric}
         row = {**_row(cell, status, {}, command, budget), "isolated": True}
-        results.write(workdir, row)
+        with locks.of(workdir) as held:
+            if held.take(cell.cell) and not results.finished(workdir, cell.cell):
+                results.write(workdir, row)
     said.unlink()
     return {**row, "wall_seconds": time.perf_counter() - begun}
 

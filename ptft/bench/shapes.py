@@ -95,7 +95,10 @@ def _corrected(gains: Sequence[tuple[str, str, stats.Difference]]) -> list[tuple
 def _no_worse(gains: Sequence[stats.Difference]) -> Verdict:
     if any(stats.apart(gain) and gain.mean < 0 for gain in gains):
         return False
-    return True if all(gain.lo is not None and gain.lo >= -MARGIN for gain in gains) else None
+    known = [
+        gain for gain in gains if gain.lo is not None and gain.hi is not None and gain.hi > gain.lo
+    ]  # else there is no spread to go by
+    return True if len(known) == len(gains) and all(gain.lo is not None and gain.lo >= -MARGIN for gain in known) else None
 
 
 def _tops(part: Part) -> list[str]:
@@ -120,14 +123,23 @@ def the_first_layer_counts_most(part: Part) -> tuple[Verdict, str] | None:
     chain = _tops(part)
     if chain[:2] != ["head", "top-1"] or len(chain) < 3:
         return None
-    steps = {(a, b): _gain(part, b, a) for a, b in itertools.pairwise(chain)}
-    if not all(steps.values()):
+    first, *others = itertools.pairwise(chain)
+    if not all(_gain(part, b, a) for a, b in (first, *others)):
         return None
-    each = {
-        pair: gain.mean / (int(pair[1][4:]) - int(pair[0][4:] or 0) if pair[0] != "head" else 1) for pair, gain in steps.items() if gain
-    }
-    largest = max(each, key=lambda pair: each[pair])
-    return largest == ("head", "top-1"), ", ".join(f"{a} to {b} {gain:+.3f} a layer" for (a, b), gain in each.items()).replace("-0.", "−0.")
+    steps = {pair: _a_layer(part, *pair) for pair in (first, *others)}
+    gains = stats.corrected([stats.paired(steps[first], steps[pair]) for pair in others])
+    signs = [(gain.mean > 0) if gain and stats.apart(gain) else None for gain in gains]
+    holds = False if False in signs else True if all(signs) else None
+    said = (f"{a} to {b} {statistics.fmean(steps[a, b].values()):+.3f} a layer" for a, b in steps)
+    return holds, ", ".join(said).replace("-0.", "−0.")
+
+
+def _a_layer(part: Part, lower: str, upper: str) -> dict[int, float]:
+    """Seed -> what a layer more brings between head or top-K and a larger top-K; the more, the better."""
+    layers = int(upper[4:]) - (0 if lower == "head" else int(lower[4:]))
+    sign = (1 if part.higher else -1) / layers
+    a, b = part.scores[lower], part.scores[upper]
+    return {seed: sign * (b[seed] - a[seed]) for seed in a.keys() & b.keys()}
 
 
 def biases_suffice_on_small_tasks(part: Part) -> tuple[Verdict, str] | None:

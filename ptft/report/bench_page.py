@@ -28,6 +28,9 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     if max(len(places), len(versions)) > 1:
         notes.append("The runs come from more than one environment: their times do not compare.")
     notes += dict.fromkeys(f"{r['strategy']}: {r['error']}" for r in rows if r["status"] == "skipped")
+    if ok and bench.get("budget", "steps") != "steps":
+        unit = {"flops": "as many FLOPs", "seconds": "as long, by what a step takes alone,"}[bench["budget"]]
+        notes.insert(0, f"Every strategy was trained for {unit} as the steps of {baseline} cost (bench.budget={bench['budget']}).")
     if any(x.score.boot for part in parts for x in part.lines):
         notes = [stats.BOOTSTRAP, *notes]
     names, seeds = ({r[key] for r in rows if r["kind"] == "train" and not r["repeat"]} for key in ("strategy", "seed"))

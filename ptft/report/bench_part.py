@@ -47,6 +47,7 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
     """One line a strategy that has a finished run, at the learning rate that dev chose, in the config's order. A run that failed
     counts: what is said of a strategy with one has no interval."""
     base = _scores(quoted[baseline].rows, metric) if baseline in quoted else {}
+    every = sorted({r["seed"] for q in quoted.values() for r in q.rows if r["kind"] == "train"})
     out = []
     for name in order:
         mine = quoted[name].rows if name in quoted else []
@@ -55,7 +56,7 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
             continue
         own = scores = _scores(mine, metric)
         if ok[0]["kind"] != "train" and not ok[0]["size"] and len(mine) == 1:  # it sees all examples, whatever the seed
-            scores = dict.fromkeys(base or own, *own.values())
+            scores = dict.fromkeys(every or own, *own.values())
         gain = None if name == baseline else stats.paired(scores, base)
         out.append(Line(
             name=name, freeze=_word(ok[0].get("freeze")),
@@ -104,13 +105,22 @@ def lead(part: Part) -> list[str]:
     if not lines:
         return ["No run has finished."]
     whole = [x for x in lines if not x.failed] or lines  # the mean of those seeds that a strategy survived is not its mean
-    best = (max if part.higher else min)(whole, key=lambda x: x.score.mean)
+    common = set.intersection(*(set(x.scores) for x in whole))
+    even = all(set(x.scores) == common for x in part.strategies) or not common
+
+    def mean(x: Line) -> float:
+        return x.score.mean if even else float(np.mean([x.scores[seed] for seed in common]))
+
+    best = (max if part.higher else min)(whole, key=mean)
     word = "highest" if part.higher else "lowest"
     if all(x.score.n == 1 for x in lines):
         say = [f"{best.name} has the {word} test {metric}, {best.score.mean:.3f}."]
         say.append("With one seed a strategy there is no interval: the order may be chance.")
     else:
-        say = [f"{best.name} has the {word} mean test {metric}: {words.plus_minus(best.score)} over {_seeds(best)}."]
+        over = f"{words.plus_minus(best.score)} over {_seeds(best)}"
+        if not even:
+            over = f"{mean(best):.3f} over the {words.count(len(common), 'seed')} that all have"
+        say = [f"{best.name} has the {word} mean test {metric}: {over}."]
         say += _tied(part, best) + _floor(part)
     for x in lines:
         for y in lines:
@@ -145,8 +155,10 @@ def _floor(part: Part) -> list[str]:
 def _tied(part: Part, best: Line) -> list[str]:
     """What cannot be told apart from the best, by the corrected comparison of all pairs, and the cheapest of it."""
     ranking = stats.ranks(part.scores, part.higher)
-    if ranking is None or best.reference:
+    if best.reference:
         return []
+    if ranking is None or len(ranking.seeds) < 2:
+        return ["Fewer than two seeds are common to all strategies: the order may be chance."]
     tied = [x for x in part.strategies if x.name in ranking.top and x.name != best.name]
     if not tied:
         return ["Every other strategy is measurably worse or has no interval."] if len(part.strategies) > 1 else []
@@ -163,9 +175,9 @@ def _tied(part: Part, best: Line) -> list[str]:
 
 def unequal(part: Part) -> list[str]:
     """A warning where means are over other seeds than differences."""
-    seeds = {x.name: x.scores.keys() for x in part.lines if not x.reference}
-    most = max(seeds.values(), key=len, default={}.keys())
-    fewer = [f"{name} ({words.count(len(its), 'seed')} of {len(most)})" for name, its in seeds.items() if its != most]
+    seeds = {x.name: set(x.scores) for x in part.lines if not x.reference}
+    every = set().union(*seeds.values())
+    fewer = [f"{name} has {words.count(len(its), 'seed')} of {len(every)}" for name, its in seeds.items() if its != every]
     said = "a mean is over a strategy's own seeds, a difference over those that both have, a rank over those that all have"
     return [f"Not every strategy has the same seeds: {words.listed(fewer)}; {said}."] if fewer else []
 
