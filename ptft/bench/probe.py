@@ -51,6 +51,7 @@ def spend(budget: str, workdir: Path, caught: Sequence[int] = ()) -> Callable[[C
         if not cost:
             raise UserError(f"bench.budget: the {budget} of freeze={config.freeze!r} are not known on this model; expected budget='steps'")
         if caught:
+            record.say("stopped; the same command goes on from here")
             raise SystemExit(train.PREEMPTED)
         return run.durations.total, cost
 
