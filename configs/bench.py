@@ -3,9 +3,10 @@
     ptft bench --config configs/bench.py:task=sst2,init=runs/simplewiki,root=data --workdir runs/bench_sst2
     ptft report runs/bench_sst2
 
-Arguments as in configs/finetune.py, and `train_size`, the number of labelled examples (another subset for each seed); several:
-`--config.bench.sizes=[200,1000]`. Of three learning rates a strategy, dev chooses; the rows of reference (the most frequent class,
-TF-IDF, random weights) and a second copy of the baseline are added. `--check` prints the schedule and runs nothing.
+Arguments: `task`, `init`, `root`, `seq_len` as in configs/finetune.py, and `train_size`, the number of labelled examples (another subset
+for each seed); several: `--config.bench.sizes=[200,1000]`; longer: `--config.train_for='10 epochs'`. Of three learning rates a strategy,
+dev chooses; the rows of reference (the most frequent class, TF-IDF, random weights) and a second copy of the baseline are added.
+`--check` prints the schedule and runs nothing.
 Cost and result: see the README's table of real runs.
 """
 
@@ -58,5 +59,4 @@ def get_config(arg: str = "") -> ConfigDict:
     c.bench.strategies = STRATEGIES
     c.bench.lr_factors = [0.33, 1, 3]
     c.bench.seeds = [0, 1, 2, 3, 4]
-    c.bench.baseline = "full"
     return c

@@ -52,5 +52,4 @@ def get_config(arg: str = "") -> ConfigDict:
     c.bench.lr_factors = [0.33, 1, 3]
     c.bench.seeds = [0, 1, 2, 3, 4]
     c.bench.sizes = [100, 400]
-    c.bench.baseline = "full"
     return c

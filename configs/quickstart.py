@@ -86,6 +86,5 @@ def bench(init: str) -> ConfigDict:
         {"name": "full, random init", "freeze": "full", "lr": 1e-3, "init_weights": False},
     ]
     c.bench.seeds = [0, 1, 2, 3, 4]
-    c.bench.baseline = "full"
     c.bench.repeat = "head"  # the cheapest, for the A/A check
     return c

@@ -50,7 +50,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.bench.task = a.task
     c.bench.strategies = [{"name": name, "freeze": name, "lr": lr} for name, lr in RATES.items()]
     c.bench.seeds = [0]
-    c.bench.baseline = "full"
     c.bench.repeat = False
     c.bench.random_init = False
     return c

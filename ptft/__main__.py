@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown argument {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
         mesh.start()
         VERBS[args.verb][0](args, overrides)
+    except KeyboardInterrupt:
+        print(f"ptft {args.verb}: stopped at once", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as e:
@@ -141,7 +144,10 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     mine = runner.pick(cells, shard(args.shard), args.only)
     work.check(mine, bench.metric)
     kin = (lambda cell: None) if args.isolated or args.only else work.kin
-    have = [row for row in results.read(workdir) if row["cell"] in {c.cell for c in cells}]  # times of others say nothing of these
+    there, ours = results.read(workdir), {c.cell for c in cells}
+    have = [row for row in there if row["cell"] in ours]
+    if others := len(there) - len(have):
+        record.say(f"{others} cells in {workdir} are of another config, or of other data or weights: they do not count here")
     waiting = runner.groups(runner.left_of(mine, have), kin)
     if args.check:
         record.say(runner.schedule(waiting, mine, have))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from ptft import build, pipeline
+from ptft import config as configs
 from ptft.bench import baselines, identity, probe, protocol, results, runner
 from ptft.bench.baselines import Unavailable
 from ptft.config import Field
@@ -140,6 +141,25 @@ def test_a_choice_of_rates_needs_dev_and_every_task_a_test():
         grid({"data": {"train": "tfds:x", "dev": "tfds:y", "test": "tfds:y"}})
 
 
+@pytest.mark.parametrize("name", ["bench", "strategies", "published", "quickstart"])
+def test_strategies_of_ones_own_need_no_other_key(name):
+    """The first is the baseline and the one that is repeated, on every page."""
+    values = configs.load(f"{Path(__file__).parents[1]}/configs/{name}.py" + ":init=x" * (name != "quickstart"))
+    configs.override(
+        values, ["bench.strategies=[{'name': 'all', 'freeze': 'full', 'lr': 3e-4}, {'name': 'thin', 'freeze': 'head', 'lr': 3e-3}]"]
+    )
+    section = protocol.section(values)
+    assert (
+        section.baseline == "all"
+        and section.repeat in ("all", False)
+        and [s["name"] for s in protocol.entered(section, values)][:2]
+        == [
+            "all",
+            "thin",
+        ]
+    )
+
+
 def test_a_strategy_that_is_entered_twice_runs_twice():
     cells = grid(repeat="head", lr_factors=[1, 2])
     once, again = ([c for c in cells if c.strategy == name] for name in ("head", "head (A/A)"))
@@ -226,6 +246,15 @@ def test_a_budget_counts_what_steps_cost_at_the_length_that_it_buys(spend, buys)
     assert cells[1].config.train_for == f"{buys} steps" and cells[1].share == buys / 100
     steps, price = spend(cells[1].config)
     assert steps * price <= 100 * spend(cells[0].config)[1]
+
+
+def test_a_strategy_that_cannot_be_read_is_the_only_problem():
+    with pytest.raises(UserError) as e:
+        grid(strategies=[FULL, {"name": "a", "freze": "head"}], random_init=False)
+    assert "freze" in str(e.value) and "test split" not in str(e.value)
+    with pytest.raises(UserError) as e:
+        grid(strategies=[{"name": "a", "freze": "head"}], random_init=False, repeat=False)
+    assert "has a problem:" in str(e.value) and "cannot be quoted" not in str(e.value)
 
 
 def test_a_budget_that_buys_too_little_is_an_error_and_ends():
@@ -507,7 +536,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path, how, capsys):
         rows = bench(tmp_path, last, cells=cells)
     assert [row["status"] for row in rows] == ["ok"] * 4
     assert len(do.calls) == {"finishes": 3, "dies": 4}[how]
-    assert "waiting for another process" in capsys.readouterr().out
+    assert "another process runs cells of" in capsys.readouterr().out
 
 
 CHILD = """
@@ -539,6 +568,12 @@ def test_an_isolated_cell_is_what_its_process_wrote(tmp_path):
     with pytest.raises(SystemExit) as e:  # a stop reaches the cell, which saves
         isolated("slow")
     assert e.value.code == 75 and (tmp_path / "saved").exists()
+
+
+def test_references_do_not_tell_how_long_training_takes():
+    train, *_ = grid()
+    done: list[dict[str, Any]] = [{**train.labels, "kind": "tfidf", "status": "ok", "wall_seconds": 0.1}]
+    assert runner.predict([train], done) is None
 
 
 def test_the_time_left_is_that_of_the_like():

@@ -39,6 +39,12 @@ def test_members_are_the_solo_runs(home, tmp_path, monkeypatch, freeze, wide):
         alone = train.run(c, tmp_path / str(i), quiet=True)
         for split in ("dev", "test"):
             assert found[i][split]["loss"] == pytest.approx(alone[split]["loss"], rel=1e-4), (i, split)
+        ledger = build.read_run(tmp_path / str(i), "freeze_ledger.json")  # of the last step, whichever was the best
+        moved = {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}
+        # What was zero has no relative change; the softmax takes the keys' biases out, so that they follow rounding.
+        told = [n for n, x in moved.items() if x is not None and not n.endswith("attention/key/bias")]
+        assert [found[i]["drift"][n] for n in told] == pytest.approx([moved[n] for n in told], rel=1e-2) and told
+        assert found[i]["drift"].keys() == moved.keys()
         forgotten = work.forgotten(c, tmp_path / str(i))
         assert found[i]["forgetting"]["after"] == pytest.approx(forgotten["after"], rel=1e-5) != found[i]["forgetting"]["before"]
         assert {k: found[i][k] for k in ("best_step", "steps", "chosen_by", "trainable", "config_hash")} == {

@@ -135,6 +135,12 @@ def test_what_does_not_vary_tells_nothing():
     assert {f.holds for f in found} == {None}, found
 
 
+def test_few_seeds_leave_open_whether_they_decide():
+    few = {**dict.fromkeys(GOOD, 0.83), "head": 0.836}
+    assert verdict(shapes.findings(rows(few, size=100, seeds=2)), "seeds differ by more") is None
+    assert verdict(shapes.findings(rows({**few, "head": 0.7}, size=100, seeds=5)), "seeds differ by more") is False
+
+
 def test_the_first_step_is_the_largest_only_if_measurably_so():
     rising = {"head": 0.7, "top-1": 0.72, "top-2": 0.719, "top-3": 0.74, "full": 0.74}
     assert verdict(shapes.findings(rows(rising)), "head alone to one layer") is None

@@ -152,7 +152,8 @@ def _train(members: Sequence[Member], moves: tuple[str, ...]) -> list[Outcome]:
             out.append(FloatingPointError("the training loss is not a number: the run diverged; lower optim.lr or optim.clip"))
             continue
         mine = {**frozen, **{name: x[i] for name, x in last.items()}}
-        proof = ledger.make(m.run.plan, m.params, mine, _own(moving.opt, m.run.plan.trainable))
+        end = {**frozen, **{name: x[i] for name, x in moving.params.items()}}  # of the last step, as a run's ledger
+        proof = ledger.make(m.run.plan, m.params, end, _own(moving.opt, m.run.plan.trainable))
         if not proof["holds"]:
             out.append(RuntimeError(f"the freeze did not hold: {ledger.describe(proof)}"))
             continue

@@ -288,7 +288,9 @@ def _splits(found: Mapping[tuple[str, str], Mapping[str, Config]], trials: int) 
     """What a task lacks to quote and to choose by."""
     problems = []
     for (task, _), here in found.items():
-        data = next((c.to_dict().get("data", {}) for c in here.values()), {"test": "?", "dev": "?"})
+        if not here:  # no strategy could be read, which is said already
+            continue
+        data = next(iter(here.values())).to_dict().get("data", {})
         if not data.get("test"):
             problems.append(f"{task}: a benchmark quotes numbers of a test split; expected data.test='KIND:WHERE'")
         if data.get("test") and data["test"] == data.get("dev"):

@@ -132,6 +132,9 @@ def _taken(
         mine = {c.cell: c for c in group if held.take(c.cell)}
         if theirs := [c for c in group if c.cell not in mine]:
             waiting.append(theirs)
+            if not told:
+                record.say(f"another process runs cells of {workdir}; they are left to it")
+            told = True
         if mine:
             finished = {cell: row for cell in mine if (row := results.finished(workdir, cell))}
             yield [c for cell, c in mine.items() if cell not in finished], [(mine[cell], row) for cell, row in finished.items()]
@@ -141,9 +144,6 @@ def _taken(
         if in_vain and caught:
             raise SystemExit(train.PREEMPTED)
         if in_vain >= max(1, len(waiting)):
-            if not told:
-                record.say(f"waiting for another process that runs cells of {workdir}")
-            told = True
             time.sleep(0.5)
 
 
@@ -309,8 +309,8 @@ def predict(todo: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, fl
             for key in kin(row):
                 times.setdefault(key, []).append(row["wall_seconds"])
     medians = {key: statistics.median(found) for key, found in times.items()}
-    everything = [t for key, found in times.items() if len(key) == 1 for t in found] or list(expected.values())
-    if not everything:
+    everything = times.get(("train",), []) or list(expected.values())
+    if not everything and any(c.kind == "train" for c in todo):
         return None
 
     def one(cell: Cell) -> float:

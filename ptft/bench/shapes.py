@@ -164,7 +164,12 @@ def seeds_decide_when_data_are_few(part: Part) -> tuple[Verdict, str] | None:
     finished = [[x for x in seeds.values() if math.isfinite(x)] for seeds in part.scores.values()]
     spread = statistics.median(statistics.stdev(values) for values in finished if len(values) > 1)
     name = max(gains, key=lambda n: abs(gains[n].mean))
-    return abs(gains[name].mean) < spread, f"seeds spread by {spread:.3f} (median over strategies); the largest: {_said(name, gains[name])}"
+    within = all(gain.lo is not None and gain.hi is not None and -spread < gain.lo and gain.hi < spread for gain in gains.values())
+    beyond = any(stats.apart(gain) and abs(gain.mean) > spread for _, _, gain in _corrected([(n, "full", g) for n, g in gains.items()]))
+    return (
+        True if within else False if beyond else None,
+        f"seeds spread by {spread:.3f} (median over strategies); the largest: {_said(name, gains[name])}",
+    )
 
 
 def freezing_some_layers_costs_nothing(part: Part) -> tuple[Verdict, str] | None:
