@@ -84,10 +84,10 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
         )
     found: dict[str, Any] = {"config": plain, "content": content, "metric": search.metric}
     found |= {"trials": known.get("trials", []), "best": known.get("best")}
-    record.write_json(file, found)
     with locks.of(workdir) as held, _study(optuna, workdir, search.metric) as study, mesh.preemption() as caught:
         if not held.take(ALL):
             raise UserError(f"another process searches in {workdir}; wait for it, or choose another --workdir")
+        record.write_json(file, found)
         _retry(optuna, study)
         while len(_done(study)) < trials:
             if caught:

@@ -228,6 +228,7 @@ def test_two_searches_in_one_folder_are_refused(home, tmp_path, monkeypatch):
         assert other.stdout and other.stdout.readline() == "True\n"
         with pytest.raises(UserError, match="another process searches in"):
             tune.run(values(home), tmp_path, 1, [])
+        assert not (tmp_path / "tune.json").exists()  # what the other writes is left alone
     assert len(tune.run(values(home), tmp_path, 1, [])["trials"]) == 1
 
 
