@@ -88,17 +88,16 @@ def _said(name: str, gain: stats.Difference) -> str:
 
 def _corrected(gains: Sequence[tuple[str, str, stats.Difference]]) -> list[tuple[str, str, stats.Difference]]:
     """The more is compared, the more looks broken by chance alone (Holm)."""
-    adjusted = stats.holm([gain.p for _, _, gain in gains])
-    return [(a, b, replace(gain, adjusted=p)) for (a, b, gain), p in zip(gains, adjusted, strict=True)]
+    found = stats.corrected([gain for _, _, gain in gains])
+    return [(a, b, gain) for (a, b, _), gain in zip(gains, found, strict=True) if gain]
 
 
 def _no_worse(gains: Sequence[stats.Difference]) -> Verdict:
     if any(stats.apart(gain) and gain.mean < 0 for gain in gains):
         return False
-    known = [
-        gain for gain in gains if gain.lo is not None and gain.hi is not None and gain.hi > gain.lo
-    ]  # else there is no spread to go by
-    return True if len(known) == len(gains) and all(gain.lo is not None and gain.lo >= -MARGIN for gain in known) else None
+    # Where the seeds do not vary, there is no spread to go by.
+    sure = all(gain.lo is not None and gain.hi is not None and gain.hi > gain.lo >= -MARGIN for gain in gains)
+    return True if sure else None
 
 
 def _tops(part: Part) -> list[str]:
@@ -153,8 +152,8 @@ def biases_fall_short_on_large_tasks(part: Part) -> tuple[Verdict, str] | None:
     gain = _gain(part, "bitfit", "full")
     if gain is None or not re.search(r"(?<![a-z])(mnli|qqp)(?![a-z])", part.task.lower()):
         return None
-    worse = True if stats.apart(gain) and gain.mean < 0 else None if _no_worse([gain]) is None else False
-    return worse, _said("bitfit against full", gain)
+    no_worse = _no_worse([gain])
+    return None if no_worse is None else not no_worse, _said("bitfit against full", gain)
 
 
 def seeds_decide_when_data_are_few(part: Part) -> tuple[Verdict, str] | None:
@@ -266,8 +265,7 @@ def table(found: Sequence[Finding]) -> list[dict[str, Any]]:
 def _verdict(mine: Sequence[Finding]) -> str:
     if not mine:
         return "not to be told here"
-    many = {WORDS[verdict]: sum(f.holds is verdict for f in mine) for verdict in WORDS}
-    found = {word: n for word, n in many.items() if n}
+    found = {word: n for verdict, word in WORDS.items() if (n := sum(f.holds is verdict for f in mine))}
     (first, n), *rest = found.items()
     return ", ".join([f"{first} in {n} of {len(mine)}", *(f"{word} in {n}" for word, n in rest)]) if rest else first
 

@@ -65,9 +65,8 @@ def _section(part: Part) -> dict[str, Any]:
     share = cost_panels.SharePanel(part.lines, part.metric, part.baseline)
     caption = (
         f"Test {part.metric} against cost. Bars are 95 % intervals over seeds (an arrowhead: it goes on); the line is the best that can be "
-        "had for a cost, with its"
+        "had for a cost, with its interval. Time and memory are of a step that computes everything, in a process of its own."
     )
-    caption += " interval. Time and memory are of a step that computes everything, in a process of its own."
     if share.mixed:
         caption += " Hollow points start from random weights."
     if share.left_out:
