@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="ptft", description=__import__("ptft").__doc__, allow_abbrev=False)
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = top.add_subparsers(dest="verb", required=True)
     for name, (_, about, options) in VERBS.items():
         verb = verbs.add_parser(name, help=about, description=about, allow_abbrev=False)
         verb.add_argument("--debug", action="store_true", help="show the traceback of a mistake")

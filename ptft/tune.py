@@ -1,7 +1,7 @@
 """`ptft tune`: the strategy and the learning rate that are best on dev, searched for by Optuna.
 
     WORKDIR/tune.db      Optuna's study: TPE (Bergstra et al. 2011) proposes, a median pruner stops
-    WORKDIR/tune.json    the config, every trial, the best
+    WORKDIR/tune.json    the config, every trial, the strategies of none, the best
     WORKDIR/runs/HASH    the runs of the trial that is on, and that of the best so far
 
 A trial is tried cheaply first, by freezing deeper: `S` runs as `S&top-K`, K being 0.4 of the blocks, at which the ranks of whole runs are
@@ -93,12 +93,13 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
             if caught:
                 record.say(f"stopped by signal {caught[0]}; the same command goes on from here")
                 raise SystemExit(train.PREEMPTED)
-            trial = _trial(optuna, study, search, workdir)
-            found["trials"] = [_row(t) for t in _done(study)]
+            _trial(optuna, study, search, workdir, f"trial {len(_done(study)) + 1}/{trials}")
+            found["trials"] = _rows(study)
             record.write_json(file, found)
             _clear(study, search, workdir)
-            record.say(f"trial {len(found['trials'])}/{trials} {_news(_row(trial), search.metric)}")
-        found["trials"] = [_row(t) for t in _done(study)]
+            record.say(f"trial {len(found['trials'])}/{trials} {_news(found['trials'][-1], search.metric)}")
+        found["trials"] = _rows(study)
+        found["untried"] = [name for name in search.space if name not in {r["freeze"] for r in found["trials"]}]
         found["best"] = _best(study, search, whole, workdir, page, known.get("best"))
     record.write_json(file, found)
     return found
@@ -158,7 +159,7 @@ def _retry(optuna: Any, study: Any) -> None:
         study.tell(t.number, state=optuna.trial.TrialState.FAIL)
 
 
-def _trial(optuna: Any, study: Any, search: Search, workdir: Path) -> Any:
+def _trial(optuna: Any, study: Any, search: Search, workdir: Path, label: str) -> None:
     """Runs one trial, cheaply and, if that is promising, as a whole."""
     # As if it had never stopped: what is proposed hangs on the seed and on the trials that count.
     study.sampler = optuna.samplers.TPESampler(seed=search.base.seed + len(_done(study)))
@@ -168,6 +169,8 @@ def _trial(optuna: Any, study: Any, search: Search, workdir: Path) -> Any:
     cheap = cheaper(config)
     how = {"freeze": cheap.freeze, "train_for": cheap.train_for, "frozen_dropout": cheap.frozen_dropout}
     trial.set_user_attr("optim.lr", config.optim.lr)
+    less = f"as {cheap.freeze}" if cheap.freeze != config.freeze else f"for {cheap.train_for}" if cheap != config else "whole at once"
+    record.say(f"{label} {name}, lr {config.optim.lr:g}: tried {less}")
     score, error = _score(cheap, search.metric, workdir)
     trial.set_user_attr("cheap", {**how, "dev": record.plain(score), "error": error, "seconds": time.perf_counter() - begun})
     if math.isfinite(score):
@@ -176,10 +179,11 @@ def _trial(optuna: Any, study: Any, search: Search, workdir: Path) -> Any:
             score, error = _score(config, search.metric, workdir)
             trial.set_user_attr("seconds", time.perf_counter() - begun)
             if math.isfinite(score):
-                return study.tell(trial, score)
+                study.tell(trial, score)
+                return
     # A trial that diverges is pruned and not failed, so that TPE keeps away from its like.
     trial.set_user_attr("error", error)
-    return study.tell(trial, state=pruned)
+    study.tell(trial, state=pruned)
 
 
 def _config(search: Search, name: str, factor: float) -> Config:
@@ -242,8 +246,8 @@ def _best(study: Any, search: Search, whole: Config, workdir: Path, page: Sequen
         )
     config = _config(search, best.params["freeze"], best.params["lr"])
     words = [*page, f"--config.freeze={best.params['freeze']}", f"--config.optim.lr={config.optim.lr:g}", "--workdir", f"{workdir}/best"]
-    row = {**_row(best), "command": "ptft train " + shlex.join(words)}
-    if before and before["trial"] == best.number:
+    row = {**next(r for r in _rows(study) if r["params"] == best.params), "command": "ptft train " + shlex.join(words)}
+    if before and before["params"] == best.params:
         return {**row, "test": before["test"]}
     return {**row, "test": _test(config.replace(**{"data.test": whole.data.test}), _folder(config, workdir)) if whole.data.test else None}
 
@@ -256,11 +260,16 @@ def _test(config: Config, folder: Path) -> dict[str, float]:
     return train.evaluate(run.net, params, run.data.test, config.eval_batch or config.batch, run.mesh)
 
 
-def _row(t: Any) -> dict[str, Any]:
+def _rows(study: Any) -> list[dict[str, Any]]:
+    """The trials that count, numbered from 1."""
+    return [_row(k, t) for k, t in enumerate(_done(study), 1)]
+
+
+def _row(number: int, t: Any) -> dict[str, Any]:
     """A trial as JSON. `dev`: of the whole run; None for one that was pruned."""
     known, error = t.user_attrs, t.user_attrs.get("error", "")
     return {
-        "trial": t.number, "freeze": t.params["freeze"], "lr": known["optim.lr"], "params": t.params,
+        "trial": number, "freeze": t.params["freeze"], "lr": known["optim.lr"], "params": t.params,
         "state": "diverged" if error else t.state.name.lower(), "error": error, "dev": t.value if t.state.name == "COMPLETE" else None,
         "cheap": known["cheap"], "seconds": known.get("seconds", known["cheap"]["seconds"]),
     }  # fmt: skip
@@ -282,6 +291,8 @@ def table(found: Mapping[str, Any]) -> str:
         lines.append(f"{r['trial']:>5}  {r['freeze']:<{width}}  {r['lr']:>9.3g}  {cheap:>9}  {dev or r['state']:>12}  {r['seconds']:>7.1f}")
     pruned, diverged = (sum(r["state"] == state for r in rows) for state in ("pruned", "diverged"))
     lines.append(f"{pruned} of {len(rows)} trials were pruned after their cheap try" + (f", {diverged} diverged" if diverged else ""))
+    if found["untried"]:
+        lines.append(f"tried in no trial: {', '.join(found['untried'])}")
     best = found["best"]
     if best["test"]:
         lines.append("the best on test: " + ", ".join(f"{k} {v:.4f}" for k, v in best["test"].items() if v is not None))

@@ -15,7 +15,7 @@ import flow
 import numpy as np
 import pytest
 
-from ptft import build, pipeline
+from ptft import build, pipeline, record
 from ptft import config as configs
 from ptft.bench import baselines, identity, probe, protocol, results, runner
 from ptft.bench.baselines import Unavailable
@@ -786,6 +786,9 @@ def test_a_probe_is_made_once(home, tmp_path, monkeypatch):
     assert probe.name(config) != probe.name(config.replace(freeze="full"))
     made = probe.measure(config, tmp_path)
     assert made["flops"] > 0 and made["seconds_per_step"] > 0 and made["peak_rss"] > 2**27
+    with monkeypatch.context() as m:  # a folder that moves to another device
+        m.setattr(record, "device", lambda: {"platform": "gpu", "kind": "another", "count": 1, "processes": 1})
+        assert probe.known(config, tmp_path) is None
     monkeypatch.setattr(subprocess, "run", None)
     assert probe.measure(config, tmp_path) == made
     assert probe.spend("flops", tmp_path)(config) == (8, made["flops"])

@@ -107,7 +107,7 @@ def test_the_table(tmp_path):
 def test_the_sentences_are_computed(tmp_path):
     md, _ = texts(put(tmp_path / "a", rows()))
     assert "top-2 has the highest mean test accuracy: 0.842 ±" in md and "It cannot be told apart from full." in md
-    assert "All of them cost more." in md
+    assert "All of them take more time a step." in md
     assert re.search(r"Starting from pretrained instead of random weights changes the test accuracy of full by \+0\.14\d \[", md)
     better = {**STRATEGIES, "full": ("full", "pre", 0.845, 1.0, 0.040)}
     md, _ = texts(put(tmp_path / "b", rows(strategies=better)))

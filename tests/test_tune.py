@@ -156,6 +156,18 @@ def test_a_search_that_is_stopped_goes_on(home, tmp_path, monkeypatch):
     assert len(tune.run(values(home), tmp_path / "cut", 15, [])["trials"]) == 15
 
 
+def test_what_is_tried_is_said_before_it_runs(home, tmp_path, monkeypatch, capsys):
+    runs = Runs(monkeypatch, near)
+    first = []
+    runs.say = lambda config: first.append(capsys.readouterr().out) or near(config)
+    found = tune.run(values(home, ["full", "head", "bitfit"]), tmp_path / "t", 1, [])
+    (trial,) = found["trials"]
+    less = {"full": "as full&top-1", "head": "for 2 steps", "bitfit": "as bitfit&top-1"}[trial["freeze"]]
+    assert first[0] == f"trial 1/1 {trial['freeze']}, lr {trial['lr']:g}: tried {less}\n" and trial["trial"] == 1
+    rest = [name for name in ("full", "head", "bitfit") if name != trial["freeze"]]
+    assert found["untried"] == rest and f"tried in no trial: {', '.join(rest)}" in tune.table(found)
+
+
 def test_a_signal_between_trials_stops_it(home, tmp_path, monkeypatch, capsys):
     runs = Runs(monkeypatch, near)
 

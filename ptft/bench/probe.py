@@ -1,6 +1,6 @@
 """What a step of a config costs, measured once a benchmark, in a process of its own: nothing else has warmed it or fills its memory.
 
-    WORKDIR/probes/HASH.json         FLOPs, seconds a step, bytes; the hash is of all that a step depends on
+    WORKDIR/probes/HASH.json         FLOPs, seconds a step, bytes; the hash is of all that a step depends on, device included
     WORKDIR/probes/HASH-HASH.json    the same of a phase, where what moves changes with time
 
 The file is what a benchmark with a budget of FLOPs or seconds goes by: measured again, seconds would differ a little, the steps
@@ -106,12 +106,12 @@ def _of_phase(file: Path, which: str) -> Path:
 
 
 def name(config: Config) -> str:
-    """Learning rate, seed, number of examples and steps, first weights and what is evaluated on decide nothing of what a step of a
-    phase costs; where auto(…) chooses, all but the rate and the steps may decide what moves."""
+    """Of a config on the devices that are here. Learning rate, seed, number of examples and steps, first weights and what is evaluated
+    on decide nothing of what a step of a phase costs; where auto(…) chooses, all but the rate and the steps may decide what moves."""
     same = config.replace(train_for="1 step", **{"optim.lr": 1.0, "data.dev": "", "data.dev_size": 0, "data.test": ""})
     if not auto.ask(config.freeze):
         same = same.replace(seed=0, init_weights=True, **{"data.train_size": 0})
-    return identity.of(same, identity.content(same), "train")
+    return configs.digest({"step": identity.of(same, identity.content(same), "train"), "device": record.device()})
 
 
 def peaks() -> dict[str, int | None]:

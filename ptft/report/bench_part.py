@@ -169,7 +169,7 @@ def _tied(part: Part, best: Line) -> list[str]:
         say.append(f"The cheapest of them is {cheapest.name}: {words.plus_minus(cheapest.score)}. "
                    f"It moves {words.percent(cheapest.share)} of the parameters{ratio}.")  # fmt: skip
     elif all(math.isfinite(x.cost) for x in (*tied, best)):
-        say.append("All of them cost more.")
+        say.append(f"All of them {'move more parameters' if best.step is None else 'take more time a step'}.")
     return say
 
 
