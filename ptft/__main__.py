@@ -127,8 +127,11 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 def tune_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.trials < 1:
         raise UserError(f"--trials {args.trials}: expected a number above 0")
-    page = ["--config", args.config, *(f"--config.{o}" for o in overrides if not o.startswith(("tune.", "bench.")))]
-    record.say(tune.table(tune.run(load_config(args, overrides), args.workdir, args.trials, page)))
+    values = load_config(args, overrides)
+    if "bench" in values:
+        raise UserError(f"{args.config} is a page for ptft bench; expected one for ptft train, with or without a section 'tune'")
+    page = ["--config", args.config, *(f"--config.{o}" for o in overrides if not o.startswith("tune."))]
+    record.say(tune.table(tune.run(values, args.workdir, args.trials, page)))
 
 
 def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:

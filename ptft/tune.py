@@ -29,7 +29,7 @@ import jax
 
 from ptft import auto, build, freeze, mesh, models, record, thin, train
 from ptft import config as configs
-from ptft.bench import identity, locks, results
+from ptft.bench import identity, locks, protocol, results
 from ptft.config import Config, Field, Spec
 from ptft.errors import UserError
 
@@ -67,7 +67,7 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
     """
     optuna = _optuna()
     record.claim(workdir, "tune.json")
-    whole = build.resolve({k: v for k, v in values.items() if k not in ("tune", "bench")})
+    whole = build.resolve({k: v for k, v in values.items() if k != "tune"})
     section = configs.resolve({"tune": values.get("tune", {})}, {"tune": SPEC})
     search = _search(whole, section.tune)
     plain, file = {**whole.to_dict(), **section.to_dict()}, workdir / "tune.json"
@@ -120,16 +120,18 @@ def _search(config: Config, tune: Config) -> Search:
         raise UserError("trials are judged on dev; expected data.dev='KIND:WHERE'")
     if jax.process_count() > 1:
         raise UserError("trials run in one process; start it without a coordinator")
-    if len(tune.lr) != 2 or not all(isinstance(x, int | float) and x > 0 for x in tune.lr) or tune.lr[0] >= tune.lr[1]:
+    if len(tune.lr) != 2 or not all(map(protocol.positive, tune.lr)) or tune.lr[0] >= tune.lr[1]:
         raise UserError(f"tune.lr: expected [LOW, HIGH], factors of optim.lr above 0, got {tune.lr!r}")
     entries = [s if isinstance(s, Mapping) else {"freeze": s} for s in tune.strategies]
-    if not entries or any(set(e) - {"freeze", "lr"} or "freeze" not in e or not e.get("lr", 1.0) > 0 for e in entries):
+    if not entries or any(set(e) - {"freeze", "lr"} or "freeze" not in e or not protocol.positive(e.get("lr", 1.0)) for e in entries):
         raise UserError(
             f'tune.strategies: expected strategies, or {{"freeze": a strategy, "lr": a factor above 0}}, got {tune.strategies!r}'
         )
     space = {
         e["freeze"] if isinstance(e["freeze"], str) else json.dumps(e["freeze"]): (e["freeze"], float(e.get("lr", 1.0))) for e in entries
     }
+    if len(space) < len(entries):
+        raise UserError("tune.strategies: a strategy is there twice; expected each once, with one factor of the learning rate")
     base = config.replace(**{"data.test": "", "tensorboard": False})
     nets = [auto.unchosen(base.replace(freeze=f)).net for f, _ in space.values()]
     metric = config.best if config.best not in ("", "last") else nets[0].objective.best

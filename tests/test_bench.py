@@ -248,6 +248,24 @@ def test_a_budget_counts_what_steps_cost_at_the_length_that_it_buys(spend, buys)
     assert steps * price <= 100 * spend(cells[0].config)[1]
 
 
+def test_a_budget_is_spent_though_a_length_may_cost_less_than_the_one_before():
+    def spend(config):
+        """The second phase begins at half, rounded up: its dear steps are floor(n / 2)."""
+        n = 20 if config.train_for == "1 epoch" else int(config.train_for.split()[0])
+        return n, 2.0 if config.freeze == "full" else ((n - n // 3) + 9 * (n // 3) - 7 * (n % 3 == 2)) / n
+
+    cells = protocol.cells(config(strategies=[FULL, PHASED], seeds=[0], budget="flops"), resolve, spend=spend)
+    best = max(n for n in range(1, 40) if math.prod(spend(cells[1].config.replace(train_for=f"{n} steps"))) <= 40)
+    assert cells[1].config.train_for == f"{best} steps"
+
+
+def test_random_weights_are_a_row_wherever_the_pretrained_ones_are_named():
+    for where in ("tasks", "models"):
+        names = {c.strategy for c in grid(**{where: [{"name": "a", "init_from": "x"}]})}
+        assert names == {"full", "head", protocol.RANDOM}, where
+    assert protocol.RANDOM in {c.strategy for c in grid(strategies=[{**FULL, "init_from": "x"}, HEAD])}
+
+
 def test_a_strategy_that_cannot_be_read_is_the_only_problem():
     with pytest.raises(UserError) as e:
         grid(strategies=[FULL, {"name": "a", "freze": "head"}], random_init=False)
@@ -496,6 +514,62 @@ def test_shards_part_the_cells_and_share_a_folder(tmp_path):
         assert len(bench(tmp_path, train, config(seeds=list(range(7))), part)) == len(part) == len(train.calls)
         calls += train.calls
     assert len(set(calls)) == 14 == len(results.merge([tmp_path]).rows)
+
+
+def test_shards_of_machines_that_measure_other_seconds_are_one_benchmark(tmp_path):
+    """The steps that a budget of seconds buys, and with them the hashes, are each machine's own."""
+    folders, values = [], config(seeds=list(range(5)), budget="seconds")
+    for i, price in ((1, 0.50), (2, 0.49)):
+        cells = protocol.cells(values, resolve, spend=lambda c, price=price: (10, 1.0 if c.freeze == "full" else price))
+        folders.append(tmp_path / str(i))
+        folders[-1].mkdir()
+        (folders[-1] / "bench.json").write_text(json.dumps(runner.describe(values, cells, "ptft bench")))
+        for cell in runner.pick(cells, (i, 2)):
+            runner.here(cell, folders[-1], Train(), "accuracy", "", "seconds")
+    found = results.merge(folders)
+    assert sorted((r["strategy"], r["seed"]) for r in found.rows) == [(name, seed) for name in ("full", "head") for seed in range(5)]
+    assert {r["train_for"] for r in found.rows if r["strategy"] == "head"} == {"20 steps"} and not found.notes
+    one = results.merge(folders[:1])
+    assert one.notes == ["5 of 10 cells have not run yet."]
+
+
+def test_folders_merge_the_same_in_any_order(tmp_path):
+    """Each folder's config lists some cells, and may hold the row of another one's."""
+    for name, seeds in (("a", [0, 1]), ("b", [2])):
+        bench(tmp_path / name, Train(), config(seeds=seeds))
+    lent = next((tmp_path / "b" / "cells").glob("*.json"))
+    lent.rename(tmp_path / "a" / "cells" / lent.name)
+    a, b = (results.merge([tmp_path / x for x in order]) for order in ("ab", "ba"))
+    assert len(a.rows) == 6 and {r["cell"] for r in a.rows} == {r["cell"] for r in b.rows} and a.notes == b.notes == []
+
+
+def test_each_folder_has_its_own_metric_and_what_does_not_go_together_is_refused(tmp_path):
+    def run(name, **changes):
+        values = config(**changes)
+        cells = protocol.cells(values, resolve, spend=lambda c: (10, 1.0))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bench.json").write_text(json.dumps(runner.describe(values, cells, "ptft bench")))
+        for cell in cells:
+            runner.here(
+                cell,
+                tmp_path / name,
+                lambda cell, folder: result() | {"test": {"accuracy": 0.8, "loss": 0.3}},
+                "loss",
+                "",
+                values["bench"].get("budget", "steps"),
+            )
+        return tmp_path / name
+
+    a, b = run("a", task="x", metric="loss", baseline="head", seeds=[7]), run("b", task="y")
+    for order in ((a, b), (b, a)):
+        assert {(r["task"], r["metric"], r["baseline"]) for r in results.merge(order).rows} == {
+            ("x", "loss", "head"),
+            ("y", "accuracy", "full"),
+        }
+    with pytest.raises(UserError, match=r"y is judged by accuracy in .*b and loss in .*c\. Report them apart"):
+        results.merge([b, run("c", task="y", metric="loss", seeds=[5])])
+    with pytest.raises(UserError, match=r"y is trained within a budget of steps in .*b and flops in .*d\. Report them apart"):
+        results.merge([b, run("d", task="y", budget="flops", seeds=[5])])
 
 
 def test_one_cell_alone_and_one_that_is_none():

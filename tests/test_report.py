@@ -215,8 +215,42 @@ def test_without_common_seeds_nothing_is_compared(tmp_path):
     ("budget", "says"), [("flops", "as many FLOPs as the steps of full cost"), ("seconds", "as long, by"), ("steps", "")]
 )
 def test_the_budget_is_stated(tmp_path, budget, says):
-    md, _ = texts(put(tmp_path, rows(), baseline="full", budget=budget))
+    md, _ = texts(put(tmp_path, [{**r, "budget": {"kind": budget, "share": 1.0}} for r in rows()], baseline="full", budget=budget))
     assert ("bench.budget" in md) is bool(says) and says in md
+
+
+def test_merged_folders_state_each_ones_budget_and_baseline(tmp_path):
+    def folder(name, task, budget, baseline):
+        lines = [{**r, "budget": {"kind": budget, "share": 1.0}} for r in rows(task=task)]
+        cells = {r["cell"]: {k: r[k] for k in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")} for r in lines}
+        return put(tmp_path / name, lines, cells=cells, baseline=baseline, budget=budget)
+
+    a, b = folder("a", "sst2", "flops", "full"), folder("b", "mrpc", "steps", "top-2")
+    for order in ((a, b), (b, a)):
+        md = report.write(*order, to=tmp_path / "both")["md"].read_text()
+        assert "sst2: every strategy was trained for as many FLOPs as the steps of full cost (bench.budget=flops)." in md
+        assert "mrpc: every strategy was trained for as many steps." in md
+        first, second = sorted(md.split("\n## ")[1:3])
+        assert line_of(first, "top-2")[8] == "baseline" and line_of(second, "full")[8] == "baseline"
+
+
+def test_a_failed_strategy_is_left_out_of_the_lead_which_says_so(tmp_path):
+    """Over the two seeds that top-2 has, head would be the best."""
+    full, head = {0: 0.80, 1: 0.80, 2: 0.9, 3: 0.9, 4: 0.9}, {0: 0.85, 1: 0.8501, 2: 0.80, 3: 0.80, 4: 0.801}
+    lines = scores(**{"full": full, "head": head, "top-2": {0: 0.1, 1: 0.84}})
+    lines[-2] |= {"status": "failed", "test": None, "error": "it diverged"}
+    md, _ = texts(put(tmp_path, lines, baseline="full"))
+    assert "full has the highest mean test accuracy: 0.860 ±" in md and "It cannot be told apart from head." in md
+
+
+def test_what_costs_the_same_does_not_cost_more_and_what_does_not_vary_has_no_power(tmp_path):
+    same = {**STRATEGIES, "top-2": ("top-2", "pre", 0.842, 0.31, 0.040)}
+    lines = [{**r, "seconds_per_step": 0.04} for r in rows(strategies=same)]
+    md, _ = texts(put(tmp_path / "a", lines, baseline="full"))
+    assert "cannot be told apart from" in md and "All of them" not in md
+    lines = scores(full={0: 0.8, 1: 0.81, 2: 0.8}, head={0: 0.7, 1: 0.71, 2: 0.7})
+    md, _ = texts(put(tmp_path / "b", lines, baseline="full"))
+    assert "unknown" not in md and "four times in five" not in md
 
 
 def test_the_time_of_a_shared_run_is_that_of_its_steps_alone(tmp_path):

@@ -128,6 +128,30 @@ def test_where_nothing_can_be_told_apart_it_is_open(seeds, holds):
     assert verdict(shapes.findings(rows({**GOOD, "bitfit": 0.8}, task="mnli", seeds=seeds)), "biases alone are worse") is holds
 
 
+def test_no_worse_is_to_a_point_and_about_is_on_both_sides():
+    def moved(by):
+        return [{**r, "test": {"accuracy": 0.8 + (by(r) if r["freeze"] in ("gradual", "top-2") else 0)}} for r in rows(GOOD)]
+
+    for sign in (1, -1):
+        found = shapes.findings(moved(lambda r, sign=sign: sign * (0.002 + 0.0001 * r["seed"])))  # measurable, and less than a point
+        assert verdict(found, "Gradual") is True
+        found = shapes.findings(moved(lambda r, sign=sign: sign * (0.02 + 0.0001 * r["seed"])))
+        assert verdict(found, "Gradual") is False
+        assert verdict([f for f in found if "costs nothing" in f.expected], "costs nothing") is not (sign > 0 or None)
+
+
+def test_what_was_not_compared_holds_nothing():
+    """A last link with one seed, however bad, or with seeds that only some of the others have."""
+    one = [r for r in rows({"head": 0.7, "top-1": 0.8, "top-2": 0.82, "full": 0.2}) if r["freeze"] != "full" or r["seed"] == 0]
+    found = next(f for f in shapes.findings(one) if "more layers" in f.expected)
+    assert found.holds is True and "≤ full" not in found.why
+    assert found.why.endswith("not compared, for a failed run or too few seeds: full")
+    assert verdict(shapes.findings([r for r in one if r["freeze"] != "top-2"]), "more layers") is None
+    some = [r for r in rows({"head": 0.7, "top-1": 0.8, "full": 0.9}, seeds=8)
+            if {"head": r["seed"] < 5, "top-1": True, "full": r["seed"] > 3}[r["freeze"]]]  # fmt: skip
+    assert verdict(shapes.findings(some), "more layers") is None
+
+
 def test_what_does_not_vary_tells_nothing():
     """Strategies that all say the most frequent class have differences of exactly 0 in every seed."""
     same = [{**r, "test": {"accuracy": 0.5}} for r in rows(GOOD, seeds=2)]

@@ -199,6 +199,9 @@ MISTAKES = {
     "no such strategy": ({}, {"strategies": ["tpo-1"]}, "'tpo-1' is no strategy; did you mean 'top-K'"),
     "no strategies": ({}, {"strategies": []}, "expected strategies"),
     "a range upside down": ({}, {"lr": [2, 1]}, r"tune\.lr: expected \[LOW, HIGH\]"),
+    "a range without an end": ({}, {"lr": [0.1, float("inf")]}, r"tune\.lr: expected \[LOW, HIGH\]"),
+    "a factor that is no number": ({}, {"strategies": [{"freeze": "head", "lr": "x"}]}, "a factor above 0"),
+    "a strategy twice": ({}, {"strategies": ["head", {"freeze": "head", "lr": 3}]}, "is there twice; expected each once"),
     "an unknown key": ({}, {"lrs": [1, 2]}, r"unknown key tune\.lrs; did you mean 'lr'"),
     "an unknown key of a strategy": ({}, {"strategies": [{"freeze": "head", "lrs": 3}]}, "a factor above 0"),
 }
@@ -210,6 +213,12 @@ def test_a_mistake_is_named_before_anything_runs(home, tmp_path, case):
     with pytest.raises(UserError, match=message):
         tune.run({**values(home, **changes), "tune": section}, tmp_path / "t", 2, [])
     assert not (tmp_path / "t").exists()
+
+
+def test_a_page_for_bench_is_refused_before_anything_runs(home, tmp_path, capsys):
+    page = flow.page(tmp_path / "page.py", {**values(home), "bench": {"strategies": [{"name": "full", "freeze": "full"}]}})
+    assert flow.ptft("tune", "--config", page, "--workdir", tmp_path / "t") == 2
+    assert "is a page for ptft bench; expected one for ptft train" in capsys.readouterr().err and not (tmp_path / "t").exists()
 
 
 def test_another_config_needs_another_folder(home, tmp_path, monkeypatch):

@@ -132,7 +132,8 @@ def entered(bench: Config, base: Mapping[str, Any]) -> list[dict[str, Any]]:
     own = [{**s, **({"lr": s["optim.lr"]} if "optim.lr" in s else {})} for s in bench.strategies if _named(s)]
     out = [{k: v for k, v in s.items() if k != "optim.lr"} for s in own]
     by_name = {s["name"]: s for s in reversed(out)}
-    pretrained = (base.get("init_from") or any("init_from" in m for m in bench.models if _named(m))) and base.get("init_weights", True)
+    entries = [e for e in (*bench.tasks, *bench.models, *bench.strategies) if _named(e)]
+    pretrained = (base.get("init_from") or any(e.get("init_from") for e in entries)) and base.get("init_weights", True)
     if out and bench.random_init and pretrained and not any(s.get("init_weights") is False or s["name"] == RANDOM for s in out):
         full = next((s for s in out if s.get("freeze", base.get("freeze", "full")) == "full"), None)
         rates = {k: v for k, v in by_name.get(bench.baseline, out[0]).items() if k in ("lr", "lrs")}
@@ -201,7 +202,9 @@ def _within_budget(name: str, config: Config, base: Config, spend: Spend | None)
         most = steps
         while spent(most) <= budget:
             most *= 2
-        affordable = bisect.bisect_right(range(1, most + 1), budget, key=spent)
+        found = bisect.bisect_right(range(1, most + 1), budget, key=spent)
+        # Phases begin at whole steps, so that a length may cost less than the one before.
+        affordable = max(n for n in range(found, found + 4) if n == found or 0 < spent(n) <= budget)
     if not affordable or not spent(affordable):
         raise UserError(
             f"bench.strategies {name!r}: what the baseline spends in its {given} steps buys {affordable} of freeze={config.freeze!r}, "
@@ -233,13 +236,13 @@ def _problems(bench: Config) -> list[str]:
     problems = [f"bench.{key}: is empty; list at least one" for key in ("strategies", "seeds", "lr_factors") if not bench[key]]
     for key in ("seeds", "sizes"):
         problems += [f"bench.{key}: expected whole numbers >= 0, got {s!r}" for s in bench[key] if type(s) is not int or s < 0]
-    problems += [f"bench.lr_factors: expected numbers above 0, got {f!r}" for f in bench.lr_factors if not _positive(f)]
+    problems += [f"bench.lr_factors: expected numbers above 0, got {f!r}" for f in bench.lr_factors if not positive(f)]
     for key in ("seeds", "sizes", "lr_factors"):
         problems += [f"bench.{key}: {s!r} is there twice" for s in _twice(bench[key])]
     for key, own in (
-        ("strategies", ("seed", "bench", "data.train_size", "data.train", "data.dev", "data.test")),
-        ("tasks", ("seed", "bench")),
-        ("models", ("seed", "bench")),
+        ("strategies", ("seed", "bench", "repeat", "data.train_size", "data.train", "data.dev", "data.test")),
+        ("tasks", ("seed", "bench", "repeat", "lr", "lrs")),
+        ("models", ("seed", "bench", "repeat", "lr", "lrs")),
     ):
         for i, entry in enumerate(bench[key]):
             if not isinstance(entry, Mapping):
@@ -268,7 +271,7 @@ def _rate_problems(bench: Config, strategies: Sequence[Mapping[str, Any]]) -> li
         lrs = s.get("lrs", [s["lr"]] if "lr" in s else [])
         if sum(k in s for k in ("lr", "lrs", "optim.lr")) > 1:
             problems.append(f"bench.strategies {s['name']!r}: has more than one of lr, lrs and optim.lr")
-        if not isinstance(lrs, list) or not all(map(_positive, lrs)) or ("lrs" in s and not lrs):
+        if not isinstance(lrs, list) or not all(map(positive, lrs)) or ("lrs" in s and not lrs):
             problems.append(
                 f"bench.strategies {s['name']!r}: expected lr=NUMBER or lrs=[NUMBER, …], all above 0, got {s.get('lrs', s.get('lr'))!r}"
             )
@@ -314,7 +317,7 @@ def _named(entry: Any) -> bool:
     return isinstance(entry, Mapping) and isinstance(entry.get("name"), str) and entry["name"] != ""
 
 
-def _positive(x: Any) -> bool:
+def positive(x: Any) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) and x > 0
 
 

@@ -64,7 +64,7 @@ class Merged(NamedTuple):
     """One or several folders as one benchmark."""
 
     rows: list[Row]  # of the cells that the folders' configs list
-    bench: dict[str, Any]  # the first folder's bench.json
+    bench: dict[str, Any]  # the first folder's bench.json; each row has its own folder's metric and baseline
     order: list[str]  # strategies
     notes: list[str]  # what is missing, left out or contradictory
 
@@ -75,19 +75,21 @@ def merge(folders: Sequence[Path]) -> Merged:
     Rows are called what the folder's `bench.json` now calls them. Rows that no config lists any more are left out, and counted.
 
     Raises:
-      UserError: two folders have cells of the same name that something else decides.
+      UserError: two folders have cells of the same name that something else decides, or judge or train by other rules on one task.
     """
     rows: dict[str, Row] = {}
     source: dict[str, Path] = {}
+    benches = [read_json(folder / "bench.json") if (folder / "bench.json").is_file() else {} for folder in folders]
     listed: dict[str, Mapping[str, Any]] = {}
-    benches, conflicts, older = [], list[str](), 0
-    for folder in folders:
-        benches.append(read_json(folder / "bench.json") if (folder / "bench.json").is_file() else {})
-        own = benches[-1].get("cells", {})
-        listed = {**own, **listed}
+    for bench in benches:
+        # A row says what it was when it ran.
+        now = {key: bench[key] for key in ("metric", "baseline") if bench.get(key)}
+        listed = {**{cell: {**labels, **now} for cell, labels in bench.get("cells", {}).items()}, **listed}
+    conflicts, older = list[str](), 0
+    for folder, bench in zip(folders, benches, strict=True):
         for row in read(folder):
             cell = row["cell"]
-            if own and cell not in listed:
+            if bench.get("cells") and cell not in listed:
                 older += 1
                 continue
             if cell in rows and rows[cell]["status"] == row["status"] == "ok" and (why := _conflict(rows[cell], row)):
@@ -95,21 +97,38 @@ def merge(folders: Sequence[Path]) -> Merged:
             if cell not in rows or (row["status"] == "ok" and rows[cell]["status"] != "ok"):
                 rows[cell], source[cell] = row, folder
     first = benches[0] if benches else {}
-    now = {key: first[key] for key in ("metric",) if key in first}  # a row says what it was when it ran
-    found = [{"metric": "accuracy", **row, **now, **listed.get(cell, {})} for cell, row in rows.items()]
+    found = [{"metric": "accuracy", **row, **listed.get(cell, {})} for cell, row in rows.items()]
+    _refuse_mixed(found, source)
     _refuse_twins(found, source)
     place = {cell: i for i, cell in enumerate(listed)}
     found.sort(key=lambda row: place.get(row["cell"], len(place)))
     order = list(dict.fromkeys([name for b in benches for name in b.get("order", [])] + [row["strategy"] for row in found]))
     notes = []
-    if missing := len(listed.keys() - rows.keys()):
-        notes.append(f"{missing} of {len(listed)} cells have not run yet.")
+    # By what they are called: where seconds are the budget, two machines' hashes differ.
+    planned, there = ({tuple(x.get(key) for key in LABELS) for x in items} for items in (listed.values(), found))
+    if missing := len(planned - there):
+        notes.append(f"{missing} of {len(planned)} cells have not run yet.")
     if older:
         notes.append(f"{older} runs of an earlier config of this benchmark are left out.")
     if conflicts:
         many = "One cell has two results" if len(conflicts) == 1 else f"{len(conflicts)} cells have two results"
         notes.append(f"{many}, of which the first is shown: {'; '.join(conflicts[:5])}{' …' if len(conflicts) > 5 else ''}.")
     return Merged(found, first, order, notes)
+
+
+def budget(row: Row) -> str:
+    return (row.get("budget") or {}).get("kind", "steps")
+
+
+def _refuse_mixed(rows: Sequence[Row], source: Mapping[str, Path]) -> None:
+    """What stands in one table was judged by one metric and trained within one budget."""
+    seen: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        twin = seen.setdefault((row["task"], row["model"], row["size"], row["kind"] == "train"), row)
+        for what, a, b in (("judged by", twin["metric"], row["metric"]), ("trained within a budget of", budget(twin), budget(row))):
+            if a != b:
+                where = f"{source[twin['cell']]} and {b} in {source[row['cell']]}"
+                raise UserError(f"{row['task']} is {what} {a} in {where}. Report them apart, or give their tasks other names")
 
 
 def _refuse_twins(rows: Sequence[Row], source: Mapping[str, Path]) -> None:

@@ -36,7 +36,8 @@ EXPECTED: Mapping[str, float] = {}  # nothing is known
 
 
 def pick(cells: Sequence[Cell], shard: tuple[int, int] = (1, 1), only: str = "") -> list[Cell]:
-    """The cells of shard i of n, or the one with a hash. Shards differ by at most one cell, and none has a strategy to itself."""
+    """The cells of shard i of n, or the one with a hash. Shards differ by at most one cell, and none has a strategy to itself. They go
+    by what cells are called: seconds measured on another machine change a budget's steps, and with them the hashes."""
     if only:
         found = [c for c in cells if c.cell == only]
         if not found:
@@ -46,7 +47,7 @@ def pick(cells: Sequence[Cell], shard: tuple[int, int] = (1, 1), only: str = "")
             )
         return found
     place, many = shard
-    mine = {c.cell for c in sorted(cells, key=lambda c: c.cell)[place - 1 :: many]}
+    mine = {c.cell for c in sorted(cells, key=lambda c: configs.digest(c.labels))[place - 1 :: many]}
     return [c for c in cells if c.cell in mine]
 
 

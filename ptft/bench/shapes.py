@@ -93,11 +93,10 @@ def _corrected(gains: Sequence[tuple[str, str, stats.Difference]]) -> list[tuple
 
 
 def _no_worse(gains: Sequence[stats.Difference]) -> Verdict:
-    if any(stats.apart(gain) and gain.mean < 0 for gain in gains):
-        return False
     # Where the seeds do not vary, there is no spread to go by.
-    sure = all(gain.lo is not None and gain.hi is not None and gain.hi > gain.lo >= -MARGIN for gain in gains)
-    return True if sure else None
+    if all(gain.lo is not None and gain.hi is not None and gain.hi > gain.lo >= -MARGIN for gain in gains):
+        return True
+    return False if any(stats.apart(gain) and gain.mean < 0 for gain in gains) else None
 
 
 def _tops(part: Part) -> list[str]:
@@ -109,13 +108,17 @@ def _tops(part: Part) -> list[str]:
 def more_layers_are_no_worse(part: Part) -> tuple[Verdict, str] | None:
     chain = [*_tops(part), *["full"] * ("full" in part.scores)]
     steps = [(a, b, gain) for i, a in enumerate(chain) for b in chain[i + 1 :] if (gain := _gain(part, b, a))]
-    if len(chain) < 3 or not steps:
+    compared = [name for name in chain if any(name in pair[:2] for pair in steps)]
+    if len(compared) < 3:
         return None
     corrected = _corrected(steps)
     worse = [_said(f"{b} against {a}", gain) for a, b, gain in corrected if stats.apart(gain) and gain.mean < 0]
     a, b, widest = min(corrected, key=lambda step: step[2].lo if step[2].lo is not None else -math.inf)
-    unbroken = f"none of {' ≤ '.join(chain)} is measurably broken; the least sure: {_said(f'{b} against {a}', widest)}"
-    return _no_worse([gain for _, _, gain in corrected]), "; ".join(worse) or unbroken
+    unbroken = f"none of {' ≤ '.join(compared)} is measurably broken; the least sure: {_said(f'{b} against {a}', widest)}"
+    left = [f"not compared, for a failed run or too few seeds: {', '.join(x for x in chain if x not in compared)}"]
+    all_of_them = len(steps) == math.comb(len(compared), 2)
+    holds = _no_worse([gain for _, _, gain in corrected])
+    return holds if all_of_them or not holds else None, "; ".join([*(worse or [unbroken]), *left * (chain != compared)])
 
 
 def the_first_layer_counts_most(part: Part) -> tuple[Verdict, str] | None:
@@ -218,7 +221,7 @@ def gradual_is_about_full(part: Part) -> tuple[Verdict, str] | None:
     gain = _gain(part, "gradual", "full")
     if gain is None:
         return None
-    ends = [gain] if gain.lo is None or gain.hi is None else [gain, replace(gain, lo=-gain.hi, mean=-gain.mean)]
+    ends = [gain] if gain.lo is None or gain.hi is None else [gain, replace(gain, lo=-gain.hi, hi=-gain.lo, mean=-gain.mean)]
     return _no_worse(ends), _said("gradual against full", gain)
 
 

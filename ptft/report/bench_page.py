@@ -17,8 +17,9 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     """What the report says, and a list of figures for each of its sections."""
     rows, bench, order, notes = results.merge(folders)
     ok, failed = [r for r in rows if r["status"] == "ok"], [r for r in rows if r["status"] == "failed"]
-    baseline = bench.get("baseline") or (order[0] if order else "")
-    parts = [bench_part.part(title, here, order, baseline) for title, here in sections(rows)]
+    parts = [
+        bench_part.part(title, here, order, here[0].get("baseline") or bench.get("baseline") or order[0]) for title, here in sections(rows)
+    ]
     shown = [(_section(part), _panels(part)) for part in parts]
     shown += _over_sizes(parts)
     if expected := shapes.table(shapes.findings(rows)) if ok else []:
@@ -28,9 +29,7 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     if max(len(places), len(versions)) > 1:
         notes.append("The runs come from more than one environment: their times do not compare.")
     notes += dict.fromkeys(f"{r['strategy']}: {r['error']}" for r in rows if r["status"] == "skipped")
-    if ok and bench.get("budget", "steps") != "steps":
-        unit = {"flops": "as many FLOPs", "seconds": "as long, by what a step takes alone,"}[bench["budget"]]
-        notes.insert(0, f"Every strategy was trained for {unit} as the steps of {baseline} cost (bench.budget={bench['budget']}).")
+    notes = _budgets(parts) + notes
     if any(x.score.boot for part in parts for x in part.lines):
         notes = [stats.BOOTSTRAP, *notes]
     names, seeds = ({r[key] for r in rows if r["kind"] == "train" and not r["repeat"]} for key in ("strategy", "seed"))
@@ -46,6 +45,24 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
         "facts": words.facts(versions, places, bench.get("config_hash"), bench.get("command")),
     }
     return about, [its for _, its in shown]
+
+
+def _budgets(parts: Sequence[Part]) -> list[str]:
+    """What every strategy could spend; where that is not the same in all parts, in which of them."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for part in parts:
+        if part.lines:
+            kind = next(results.budget(r) for r in part.rows if r["kind"] == "train")
+            found.setdefault((kind, "" if kind == "steps" else part.baseline), []).append(part.title)
+    out = []
+    for (kind, baseline), titles in found.items():
+        unit = {"flops": "as many FLOPs", "seconds": "as long, by what a step takes alone,"}.get(kind)
+        what = f"for {unit} as the steps of {baseline} cost (bench.budget={kind})" if unit else "for as many steps"
+        if len(found) > 1:
+            out.append(f"{words.listed(titles)}: every strategy was trained {what}.")
+        elif unit:
+            out.append(f"Every strategy was trained {what}.")
+    return out
 
 
 def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:

@@ -106,7 +106,7 @@ def lead(part: Part) -> list[str]:
         return ["No run has finished."]
     whole = [x for x in lines if not x.failed] or lines  # the mean of those seeds that a strategy survived is not its mean
     common = set.intersection(*(set(x.scores) for x in whole))
-    even = all(set(x.scores) == common for x in part.strategies) or not common
+    even = all(set(x.scores) == common for x in whole) or not common
 
     def mean(x: Line) -> float:
         return x.score.mean if even else float(np.mean([x.scores[seed] for seed in common]))
@@ -119,9 +119,10 @@ def lead(part: Part) -> list[str]:
     else:
         over = f"{words.plus_minus(best.score)} over {_seeds(best)}"
         if not even:
-            over = f"{mean(best):.3f} over the {words.count(len(common), 'seed')} that all have"
+            others = " without a failed run" if len(whole) < len(lines) else ""
+            over = f"{mean(best):.3f} over the {words.count(len(common), 'seed')} that all{others} have"
         say = [f"{best.name} has the {word} mean test {metric}: {over}."]
-        say += _tied(part, best) + _floor(part)
+        say += _tied(part, [x for x in whole if not x.reference], best) + _floor(part)
     for x in lines:
         for y in lines:
             if (
@@ -152,14 +153,14 @@ def _floor(part: Part) -> list[str]:
     return [say + f"{words.signed(gain)}. How they differ from each other says little here."]
 
 
-def _tied(part: Part, best: Line) -> list[str]:
+def _tied(part: Part, whole: Sequence[Line], best: Line) -> list[str]:
     """What cannot be told apart from the best, by the corrected comparison of all pairs, and the cheapest of it."""
-    ranking = stats.ranks(part.scores, part.higher)
+    ranking = stats.ranks({x.name: x.scores for x in whole}, part.higher)
     if best.reference:
         return []
     if ranking is None or len(ranking.seeds) < 2:
         return ["Fewer than two seeds are common to all strategies: the order may be chance."]
-    tied = [x for x in part.strategies if x.name in ranking.top and x.name != best.name]
+    tied = [x for x in whole if x.name in ranking.top and x.name != best.name]
     if not tied:
         return ["Every other strategy is measurably worse or has no interval."] if len(part.strategies) > 1 else []
     say = [f"It cannot be told apart from {words.listed([x.name for x in tied])}."]
@@ -168,7 +169,7 @@ def _tied(part: Part, best: Line) -> list[str]:
         ratio = f" and takes {words.times(cheapest.step_ratio)} of {part.baseline}'s time a step" if cheapest.step_ratio else ""
         say.append(f"The cheapest of them is {cheapest.name}: {words.plus_minus(cheapest.score)}. "
                    f"It moves {words.percent(cheapest.share)} of the parameters{ratio}.")  # fmt: skip
-    elif all(math.isfinite(x.cost) for x in (*tied, best)):
+    elif all(math.isfinite(x.cost) and x.cost > best.cost for x in tied):
         say.append(f"All of them {'move more parameters' if best.step is None else 'take more time a step'}.")
     return say
 
@@ -211,7 +212,7 @@ def power(part: Part) -> list[str]:
     for x in part.strategies:
         values = [x.scores[s] - base.scores[s] for s in x.scores.keys() & base.scores.keys()] if base and x is not base else []
         values = [v for v in values if math.isfinite(v)]
-        if len(values) > 1:
+        if len(values) > 1 and max(values) - min(values) > stats.ROUNDING:
             spread.append((statistics.stdev(values), values))
     if not spread:
         return []
