@@ -115,7 +115,8 @@ def decide(config: Config) -> dict[str, Any]:
     strategy = named(parts, chosen)
     return {
         "freeze": config.freeze, **wanted._asdict(), "examples": min(signals.EXAMPLES, len(run.used)), "strategy": strategy,
-        "cost": price(strategy) / price("full"), "value": sum(value[i] for i in chosen), "parts": rows, "tried": tried,
+        "cost": price(strategy) / price("full"), "head": price("head") / price("full"), "value": sum(value[i] for i in chosen),
+        "parts": rows, "tried": tried,
     }  # fmt: skip
 
 
@@ -272,6 +273,8 @@ def describe(known: Mapping[str, Any]) -> str:
     for p in reversed(known["parts"]):
         said = "moves" if p in moving else ""
         lines.append(f"  {p['part']:<14} {p['signal']:>10.3g} {p['parameters']:>12,} {p['own']:>9.3f} {p['reach']:>9.3f}  {said}".rstrip())
+    if known.get("head"):
+        lines.append(f"  {'head':<14} {'':>10} {'':>12} {known['head']:>9.3f} {0:>9.3f}  moves")
     lines.append(
         "  costs are shares of full's: its own, and of the gradients that have to reach it; the lowest that moves pays for all above it"
     )

@@ -553,13 +553,17 @@ def describe(run: Run) -> None:
 
 
 def doubts(run: Run) -> list[str]:
-    """What a run starts from that is allowed, and seldom meant."""
+    """What a run starts from or learns that is allowed, and seldom meant."""
     start, found = run.config.init_from if run.config.init_weights else "", []
     moving = {n for p in run.phases for n in p.plan.trainable}
     if not start and any(n.startswith("backbone/") and n not in moving for n in run.net.shapes()):
         found.append("nothing is loaded (init_from, init_weights): what is frozen keeps its random weights")
     if start and not hub.is_folder(start) and (Path(start) / "metrics.jsonl").exists() and not (Path(start) / "result.json").exists():
         found.append(f"{start} has not finished its training")
+    if (of_rows := getattr(run.data.train, "label", None)) is not None:
+        for name, n in zip(run.data.labels, np.bincount(of_rows, minlength=len(run.data.labels)), strict=True):
+            if n < 3 and 10 * n * len(run.data.labels) < len(of_rows):
+                found.append(f"label {name!r} has {n} of {len(of_rows):,} training rows: a slip? data.labels says which labels there are")
     return found
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -755,7 +756,7 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
         once = iter([flow.sigterm])  # cells that train together have a batch each
         flow.at_batch(m, 3, lambda: next(once, lambda: None)())
         flow.ptft(*start)
-    assert e.value.code == 75 and not list(Path("it").glob("cells/*.json"))
+    assert e.value.code == 75 and {r["kind"] for r in results.read(Path("it"))} == {"majority", "tfidf"}
     assert flow.ptft(*start) == 0
     rows = results.merge([Path("it")]).rows
     assert [r["status"] for r in rows] == ["ok"] * (3 * 2 * 2 * 2 + 2 * 2 * 2), [r["error"] for r in rows if r["error"]]
@@ -863,7 +864,7 @@ def test_a_probe_is_made_once(home, tmp_path, monkeypatch):
     with monkeypatch.context() as m:  # a folder that moves to another device
         m.setattr(record, "device", lambda: {"platform": "gpu", "kind": "another", "count": 1, "processes": 1})
         assert probe.known(config, tmp_path) is None
-    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(probe, "_child", None)
     assert probe.measure(config, tmp_path) == made
     assert probe.spend("flops", tmp_path)(config) == (8, made["flops"])
     probe._first(tmp_path / "probes" / f"{probe.name(config)}.json", {"flops": 1})  # a slower shard goes by the first one's
@@ -875,7 +876,7 @@ def test_the_price_of_phases_is_a_mean_over_the_steps_that_each_has(home, tmp_pa
     made = probe.measure(config, tmp_path)
     head, full = (part["flops"] for part in made["phases"])
     assert head < full and made["flops"] == pytest.approx((2 * head + 6 * full) / 8)
-    monkeypatch.setattr(subprocess, "run", None)  # nothing more needs to be measured
+    monkeypatch.setattr(probe, "_child", None)  # nothing more needs to be measured
     longer = probe.measure(config.replace(train_for="16 steps", seed=3, **{"data.train_size": 8}), tmp_path)
     assert longer["flops"] == pytest.approx((2 * head + 14 * full) / 16)
 
@@ -888,11 +889,26 @@ def test_what_a_plateau_costs_is_not_known_before(home, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_probe_that_a_scheduler_stops_is_a_stop_and_no_failure(home, tmp_path, monkeypatch, number):
-    ended = subprocess.CompletedProcess([], -number, "", "")
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: ended)
+    monkeypatch.setattr(probe, "_child", lambda config: (-number, "", ""))
     with pytest.raises(SystemExit) as e:
         probe.measure(build.resolve(flow.finetuning(home, home / "pre")), tmp_path)
     assert e.value.code == 75
+
+
+def test_a_signal_to_the_benchmark_alone_ends_its_probe_at_once(home, tmp_path, monkeypatch, capsys):
+    """The child, which would have gone on for minutes, got none."""
+    real = subprocess.Popen
+
+    def slow(argv, **pipes):
+        threading.Timer(0.5, flow.sigterm).start()
+        return real([sys.executable, "-c", "import time; time.sleep(600)"], **pipes)
+
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    begun = time.monotonic()
+    with pytest.raises(SystemExit) as e:
+        probe.measure(build.resolve(flow.finetuning(home, home / "pre")), tmp_path)
+    assert e.value.code == 75 and time.monotonic() - begun < 60 and "stopped; the same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "probes").exists()
 
 
 def test_what_a_seed_draws_is_measured_where_no_other_seed_drew_it(home, tmp_path):

@@ -208,6 +208,11 @@ def test_a_start_that_may_not_be_meant_is_pointed_out(home, tmp_path, capsys):
     shutil.copytree(home / "pre", tmp_path / "stopped")
     (tmp_path / "stopped" / "result.json").unlink()
     assert said(init_from=f"{tmp_path}/stopped") == [f"{tmp_path}/stopped has not finished its training"]
+    train = flow.table(tmp_path / "slip.tsv", 60, 1)
+    lines = train.read_text().splitlines()
+    train.write_text("\n".join([*lines, lines[-1].rpartition("\t")[0] + "\tmaybe"]) + "\n")
+    slip = "label 'maybe' has 1 of 61 training rows: a slip? data.labels says which labels there are"
+    assert said(**{"data.train": f"files:{train}"}) == [slip]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,17 @@ def test_csv_fields_may_hold_commas_quotes_and_line_breaks(tmp_path):
     assert source.records[1]["where"] == f"{path}:4"
 
 
+def test_a_row_without_a_label_is_no_class_of_its_own(tmp_path):
+    path = write(tmp_path, "x.tsv", "text\tlabel\ngood\t1\nwhat\t\nbad\t0\n")
+    with pytest.raises(UserError, match=r"x\.tsv:3: the label is empty; expected one of '0', '1'"):
+        load(path, label="label")
+    assert load(path, label="label", on_bad_row="skip").labels == ("0", "1")
+    assert load(path, label="label", labels=["", "0", "1"]).labels == ("", "0", "1"), "where it is meant"
+    table = write(tmp_path, "x.jsonl", '{"text": "x", "label": 1.0}\n{"text": "y", "label": NaN}\n')
+    with pytest.raises(UserError, match=r"x\.jsonl:2: expected text in 'label', got nan"):
+        load(table, label="label")
+
+
 def test_jsonl_with_numbers_as_labels_and_rows_without_label_as_documents(tmp_path):
     path = write(tmp_path, "x.jsonl", '{"text": "One. Two.", "label": 1}\n{"label": 0, "text": "Three."}\n')
     assert texts(load(path, label="label")) == [("One. Two.", 1), ("Three.", 0)]

@@ -14,7 +14,7 @@ from ptft import ledger, models
 from ptft.bench import results, stats
 from ptft.errors import UserError
 from ptft.freeze import plan as resolved
-from ptft.report import bench_page, bench_part, cost_panels, figures, ledger_page, run_page
+from ptft.report import bench_page, bench_part, cost_panels, figures, ledger_page, run_page, words
 from ptft.report import files as report
 
 # name: (freeze, init_from, accuracy without the seed's part, share, seconds a step)
@@ -107,7 +107,7 @@ def test_the_table(tmp_path):
 def test_the_sentences_are_computed(tmp_path):
     md, _ = texts(put(tmp_path / "a", rows()))
     assert "top-2 has the highest mean test accuracy: 0.842 ±" in md and "It cannot be told apart from full." in md
-    assert "All of them take more time a step." in md
+    assert "full takes more time a step." in md
     assert re.search(r"Starting from pretrained instead of random weights changes the test accuracy of full by \+0\.14\d \[", md)
     better = {**STRATEGIES, "full": ("full", "pre", 0.845, 1.0, 0.040)}
     md, _ = texts(put(tmp_path / "b", rows(strategies=better)))
@@ -251,6 +251,43 @@ def test_what_costs_the_same_does_not_cost_more_and_what_does_not_vary_has_no_po
     lines = scores(full={0: 0.8, 1: 0.81, 2: 0.8}, head={0: 0.7, 1: 0.71, 2: 0.7})
     md, _ = texts(put(tmp_path / "b", lines, baseline="full"))
     assert "unknown" not in md and "four times in five" not in md
+
+
+def test_the_rows_that_scores_are_of_are_counted(tmp_path):
+    data = {"notes": {"train": {"rows": 50}, "dev": {"rows": 6735}, "test": {"rows": 100}}}
+    lines = [{**r, "data": data, "config": {"data": {"dev_size": 60}}} for r in rows()]
+    md, _ = texts(put(tmp_path / "one", lines))
+    assert "Scores are of 100 test rows. Other rows would move an accuracy by up to 5.0 % (one standard error)" in md
+    again = [{**r, "lr": 1e-3, "cell": r["cell"] + "b"} for r in lines]
+    md, _ = texts(put(tmp_path / "two", [{**r, "dev": r["test"]} for r in [*lines, *again]]))
+    assert "100 test rows, rates are chosen on 60 dev rows." in md
+    md, _ = texts(put(tmp_path / "loss", [{**r, "metric": "loss", "test": {"loss": 0.3 + 0.01 * r["seed"]}} for r in lines]))
+    assert "Scores are of 100 test rows." in md and "standard error" not in md
+
+
+def test_a_pair_that_was_not_tested_is_not_one_that_cannot_be_told_apart(tmp_path):
+    lines = [r for r in rows() if r["strategy"] != "head" or r["seed"] == 0]
+    md, _ = texts(put(tmp_path, lines, baseline="full"))
+    assert re.search(r"\d of 3 pairs can be told apart; 3 have too few common seeds, or a failed run\.", md)
+    assert "as the smallest of 3 corrected comparisons" in md
+
+
+def test_the_figure_is_explained_in_markdown_too(tmp_path):
+    md, _ = texts(put(tmp_path, rows(), baseline="full"))
+    assert md.count("Test accuracy against cost. Bars are 95 % intervals") == 1 and "dashed: full." in md
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0, "0 %"), (1, "100 %"), (0.31, "31.0 %"), (0.0014, "0.14 %"), (3.4e-5, "0.003 %"), (5e-7, "0.00005 %")]
+)
+def test_a_share_above_nothing_is_not_said_to_be_nothing(share, said):
+    assert words.percent(share) == said
+
+
+def test_a_search_has_no_report_and_says_where_its_trials_are(tmp_path):
+    (tmp_path / "tune.json").write_text("{}")
+    with pytest.raises(UserError, match=r"a search has no report; .*tune\.json has all of them"):
+        report.write(tmp_path)
 
 
 def test_the_time_of_a_shared_run_is_that_of_its_steps_alone(tmp_path):
@@ -588,8 +625,8 @@ def test_costs_forgetting_drift_rates_and_sizes_are_drawn_where_known(tmp_path):
         "peak memory of a step, MiB", "checkpoint, MiB", "FLOPs a step, relative to full", "loss of the pretraining on held-out text",
         "dev accuracy by learning rate", "how far each layer moved", "test accuracy by number of training examples",
     ]  # fmt: skip
-    for words in drawn:
-        assert words in html, words
+    for said in drawn:
+        assert said in html, said
     assert line_of(md, "head")[14:] == ["30 MiB", "5.0 MiB", "0"] and line_of(md, "full")[16].startswith("+0.320 [+0.300,")
     assert "by number of examples" in md and ">3 %<" in html  # the median of 2 % and 4 %
     bare, page = texts(put(tmp_path / "b", rows()))

@@ -172,6 +172,17 @@ def test_the_first_step_is_the_largest_only_if_measurably_so():
     assert verdict(shapes.findings(rows(falling)), "head alone to one layer") is True  # it loses least
 
 
+@pytest.mark.parametrize(("edge", "centre"), [(5e-3, True), (1e-4, False)])
+def test_what_dev_chose_at_the_edge_of_the_rates_leaves_open_what_is_wanted(edge, centre):
+    """Head's best may lie beyond: further from full's, or nearer."""
+    for best, holds in ((edge, centre), (edge * 3, centre or None), (edge / 3, None if centre else False)):
+        found = [r for r in rows({"full": 0.8, "head": 0.8}, lrs={"full": 1e-4, "head": edge})]
+        for r in found:
+            if r["freeze"] == "head":
+                r["dev"] = {"accuracy": 0.9 - abs(r["lr"] - best)}
+        assert verdict(shapes.findings(found), "ten times the learning rate") is holds, best
+
+
 def test_a_rate_that_the_grid_forced_says_nothing():
     found = shapes.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 1e-1}))  # 1/3 to 3 times of each
     assert verdict(found, "ten times the learning rate") is None

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from ptft import auto, build, plans, record, train
+from ptft import auto, build, mesh, plans, record, train
 from ptft import config as configs
 from ptft.bench import identity, results
 from ptft.config import Config
@@ -71,18 +71,34 @@ def _measure(config: Config, file: Path) -> None:
     if why := _failed.get(str(file)):
         raise UserError(why)
     begun = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "ptft.bench.probe"], input=configs.to_json(config), capture_output=True, text=True)
-    if -done.returncode in (signal.SIGTERM, signal.SIGINT):  # meant for all of us, as a scheduler's is
+    code, out, err = _child(configs.to_json(config))
+    if -code in (signal.SIGTERM, signal.SIGINT):  # meant for all of us, as a scheduler's is
+        record.say("stopped; the same command goes on from here")
         raise SystemExit(train.PREEMPTED)
-    if done.returncode:
-        why = f"the cost of freeze={config.freeze!r} could not be measured: {(done.stderr.strip() or '?').splitlines()[-1]}"
+    if code:
+        why = f"the cost of freeze={config.freeze!r} could not be measured: {(err.strip() or '?').splitlines()[-1]}"
         _failed[str(file)] = why
         raise UserError(why)
-    row = json.loads(done.stdout.splitlines()[-1])
+    row = json.loads(out.splitlines()[-1])
     row["overhead_seconds"] = time.perf_counter() - begun - (STEPS + 1) * (row["seconds_per_step"] or 0)  # to start and to compile
     for part in row["phases"]:
         _first(_of_phase(file, configs.digest({"freeze": part["freeze"]})), part)
     _first(file, row)
+
+
+def _child(config: str) -> tuple[int, str, str]:
+    """Runs `main` on a config -> (exit code, output, errors). A signal ends it at once: there is nothing to save."""
+    pipe, argv = subprocess.PIPE, [sys.executable, "-m", "ptft.bench.probe"]
+    with mesh.preemption() as caught, subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
+        given: str | None = config
+        while True:
+            try:
+                out, err = child.communicate(given, timeout=0.1)
+                return child.returncode, out, err
+            except subprocess.TimeoutExpired:
+                given = None  # it is on its way
+            if caught:
+                child.terminate()
 
 
 _failed: dict[str, str] = {}  # file -> why; of this process, so that cells of one strategy do not try one after the other

@@ -149,9 +149,9 @@ def _taken(
 
 
 def left_of(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
-    """The cells that have not finished."""
+    """The cells that have not finished; first the references, which take little and are the floor of whatever is there after a stop."""
     done = {row["cell"] for row in rows if row["status"] == "ok"}
-    return [c for c in cells if c.cell not in done]
+    return sorted((c for c in cells if c.cell not in done), key=lambda c: c.kind == "train")
 
 
 def groups(cells: Sequence[Cell], kin: Callable[[Cell], str | None]) -> list[list[Cell]]:

@@ -192,7 +192,11 @@ def little_wants_high_rates(part: Part) -> tuple[Verdict, str] | None:
     lows = [rates[0] for _, rates in few.values()]
     if min(lows) >= 10 * part.tried["full"][1][-1]:  # nothing else could have been chosen
         return None
-    tens = all(lr >= 10 * part.tried["full"][0] for lr, _ in few.values())
+    full, rates = part.tried["full"]
+    # What dev chose at the edge of a grid may lie beyond it.
+    wants = [(lr >= 10 * full, (lr == own[0] or full == rates[-1]) if lr >= 10 * full else (lr == own[-1] or full == rates[0]))
+             for lr, own in few.values()]  # fmt: skip
+    tens = False if (False, False) in wants else None if any(edge for _, edge in wants) else True
     said = [f"{name} {lr:g}" + " (at the edge of what it tried)" * (lr in (rates[0], rates[-1]))
             for name, (lr, rates) in {"full": part.tried["full"], **few}.items()]  # fmt: skip
     return tens, ", ".join(said)
@@ -214,7 +218,9 @@ def time_never_beats_flops(part: Part) -> tuple[Verdict, str] | None:
     beats = [
         f"{name} {time:.2f} of full's time at {flops:.2f} of its FLOPs" for name, (time, flops) in shares.items() if time < flops - 0.05
     ]
-    return not beats, ", ".join(beats[:3]) + " …" * (len(beats) > 3) or "none by more than 5 points"
+    return not beats, ", ".join(beats[:3]) + " …" * (len(beats) > 3) + " (of one probe each)" * bool(
+        beats
+    ) or "none by more than 5 points (of one probe each)"
 
 
 def gradual_is_about_full(part: Part) -> tuple[Verdict, str] | None:

@@ -95,7 +95,7 @@ def documents(found: Iterable[tuple[str, list[str]]], rows: Rows) -> Source:
 def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: Rows, labels: Sequence[str]) -> Source:
     """A source from (where, text, text_b or None, label); `labels` empty: the distinct ones, sorted."""
     examples = list(found)
-    names = _names({e[3] for e in examples}, labels)
+    names = _names({e[3] for e in examples if e[3].strip()}, labels)
     if not labels and any(re.fullmatch(r"-\d+", n) for n in names):
         where, _, _, label = next(e for e in examples if re.fullmatch(r"-\d+", e[3]))
         raise UserError(f"{where}: label {label!r} is negative: no label? data.labels says which there are")
@@ -103,7 +103,8 @@ def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: Rows, labe
     records, digest = [], hashlib.sha256("\n".join(names).encode())
     for where, text, text_b, label in examples:
         if label not in ids:
-            rows.bad(where, f"label {label!r} is unknown; expected one of {_shown(names)}")
+            what = f"label {label!r} is unknown" if label.strip() else "the label is empty"
+            rows.bad(where, f"{what}; expected one of {_shown(names)}")
             continue
         try:
             digest.update(f"\n\n{ids[label]}\n{text}\n{text_b}".encode())

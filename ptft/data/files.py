@@ -271,7 +271,8 @@ def _columns(path: Path, how: str, options: Config, rows: Rows, keys: Sequence[s
 
 
 def _fits(key: str, value: Any) -> bool:
-    return isinstance(value, str) or (key == "label" and value is not None and not isinstance(value, dict | list))
+    is_nothing = value is None or value != value  # a table of numbers has NaN where it has none
+    return isinstance(value, str) or (key == "label" and not is_nothing and not isinstance(value, dict | list))
 
 
 def _rows(path: Path, how: str, options: Config, rows: Rows) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -82,7 +82,8 @@ def _section(part: Part) -> dict[str, Any]:
     share = cost_panels.SharePanel(part.lines, part.metric, part.baseline)
     caption = (
         f"Test {part.metric} against cost. Bars are 95 % intervals over seeds (an arrowhead: it goes on); the line is the best that can be "
-        "had for a cost, with its interval. Time and memory are of a step that computes everything, in a process of its own."
+        f"had for a cost, with its interval; dashed: {part.baseline}. Time and memory are of a step that computes everything, in a process "
+        "of its own."
     )
     if share.mixed:
         caption += " Hollow points start from random weights."
@@ -92,7 +93,7 @@ def _section(part: Part) -> dict[str, Any]:
         "kind": "bench", "task": part.title, "metric": part.metric, "baseline": part.baseline, "lead": bench_part.lead(part),
         "strip": bench_part.strip_scale(part.lines), "table": [bench_part.row(line, part) for line in part.lines], "caption": caption,
         "forgets": any(x.forgetting for x in part.lines), "pairs": bench_part.pairs(part),
-        "checks": [*bench_part.unequal(part), *bench_part.again(part), *bench_part.power(part)],
+        "checks": [*bench_part.evaluated(part), *bench_part.unequal(part), *bench_part.again(part), *bench_part.power(part)],
         "again": bench_part.commands(part),
     }  # fmt: skip
 

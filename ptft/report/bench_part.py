@@ -170,7 +170,8 @@ def _tied(part: Part, whole: Sequence[Line], best: Line) -> list[str]:
         say.append(f"The cheapest of them is {cheapest.name}: {words.plus_minus(cheapest.score)}. "
                    f"It moves {words.percent(cheapest.share)} of the parameters{ratio}.")  # fmt: skip
     elif all(math.isfinite(x.cost) and x.cost > best.cost for x in tied):
-        say.append(f"All of them {'move more parameters' if best.step is None else 'take more time a step'}.")
+        who, s = (tied[0].name, "s") if len(tied) == 1 else ("All of them", "")
+        say.append(f"{who} move{s} more parameters." if best.step is None else f"{who} take{s} more time a step.")
     return say
 
 
@@ -181,6 +182,22 @@ def unequal(part: Part) -> list[str]:
     fewer = [f"{name} has {words.count(len(its), 'seed')} of {len(every)}" for name, its in seeds.items() if its != every]
     said = "a mean is over a strategy's own seeds, a difference over those that both have, a rank over those that all have"
     return [f"Not every strategy has the same seeds: {words.listed(fewer)}; {said}."] if fewer else []
+
+
+def evaluated(part: Part) -> list[str]:
+    """How many rows the scores are of, and what these rows leave open, which seeds do not show."""
+    row = next((r for r in part.rows if r["kind"] == "train" and (r.get("data") or {}).get("notes")), None)
+    if row is None:
+        return []
+    rows = {split: notes["rows"] for split, notes in row["data"]["notes"].items()}
+    limit = ((row.get("config") or {}).get("data") or {}).get("dev_size") or math.inf
+    chosen = any(len(q.tried) > 1 for q in part.quoted.values())
+    dev = f", rates are chosen on {min(rows['dev'], limit):,} dev rows" if chosen and "dev" in rows else ""
+    say = f"Scores are of {rows['test']:,} test rows{dev}."
+    if part.metric == "accuracy":
+        error = words.percent(math.sqrt(0.25 / rows["test"]))
+        say += f" Other rows would move an accuracy by up to {error} (one standard error), which intervals over seeds do not show."
+    return [say]
 
 
 def again(part: Part) -> list[str]:
@@ -217,7 +234,7 @@ def power(part: Part) -> list[str]:
     if not spread:
         return []
     middle = sorted(spread, key=lambda s: s[0])[len(spread) // 2][1]
-    pairs = math.comb(len(part.strategies), 2)
+    pairs = sum(p.difference is not None and p.difference.p is not None for p in stats.pairwise(part.scores))
     alone, corrected = stats.power(middle)[1], stats.power(middle, alpha=stats.ALPHA / pairs)[1]
     say = f"To find a true difference of one point (0.01) to {part.baseline} four times in five takes {alone} at the spread seen here"
     return [say + (f", and {corrected} as the smallest of {pairs} corrected comparisons." if pairs > 1 else ".")]
@@ -266,11 +283,12 @@ def pairs(part: Part) -> dict[str, Any] | None:
             adjusted = "" if p.difference is None or p.difference.adjusted is None else f", p = {p.difference.adjusted:.2g}"
             cells[a, b] = {"text": text, "verdict": other, "title": f"{a} less {b}: {other}{adjusted}"}
     names = list(part.scores)
-    apart = sum(p.verdict in ("better", "worse") for p in found)
+    apart, tested = (sum(p.verdict in of for p in found) for of in (("better", "worse"), ("better", "worse", "cannot be told apart")))
+    rest = f"; {len(found) - tested} have too few common seeds, or a failed run" if tested < len(found) else ""
     return {
         "names": names,
         "rows": [{"name": a, "cells": [cells.get((a, b)) for b in names]} for a in names],
-        "lead": f"{apart} of {len(found)} pairs can be told apart. {stats.PAIRWISE}",
+        "lead": f"{apart} of {words.count(tested, 'pair')} can be told apart{rest}. {stats.PAIRWISE}",
     }
 
 

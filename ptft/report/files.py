@@ -29,6 +29,8 @@ def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[s
             here = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:20] if folder.is_dir() else None
             there = "the folder does not exist" if here is None else "it is empty" if not here else "there is: " + ", ".join(here)
             one = " or metrics.jsonl (of ptft train)" if len(folders) == 1 else "; only benchmarks are merged"
+            if (folder / "tune.json").is_file():
+                raise UserError(f"{folder}: a search has no report; `ptft tune` prints its trials, and tune.json has all of them")
             raise UserError(f"{folder}: expected bench.json and cells/ (of ptft bench){one}; {there}")
     if table and not results.is_bench(folders[0]):
         raise UserError(f"{folders[0]}: --csv is of benchmarks; a run's numbers are lines of JSON, in metrics.jsonl")

@@ -13,7 +13,8 @@ def write(page: dict[str, Any]) -> str:
             out += _bench_table(s)
         elif s["table"]:
             out += _md_table(["", *s["columns"]], [[r["name"], *r["cells"]] for r in s["table"]])
-    out += ["![figure](report.png)", ""]
+    captions = dict.fromkeys(s["caption"] for s in page["sections"] if s.get("caption"))
+    out += ["![figure](report.png)", "", *(f"{caption}\n" for caption in captions)]
     if page["failed"]:
         out += ["## Failed cells", "", *[f"- {f['strategy']}, seed {f['seed']}: {_md(f['error'])}" for f in page["failed"]], ""]
     out += [f"{note}\n" for note in page["notes"]]

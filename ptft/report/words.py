@@ -1,6 +1,7 @@
 """Numbers as a report says them."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,9 @@ def plus_minus(s: stats.Summary) -> str:
 
 
 def percent(share: float | None) -> str:
-    return "–" if share is None else f"{share * 100:.{0 if share >= 0.995 else 1 if share >= 0.01 else 2}f} %"
+    if share is None or share == 0:
+        return "–" if share is None else "0 %"
+    return f"{share * 100:.{0 if share >= 0.995 else 1 if share >= 0.01 else max(2, -math.floor(math.log10(share)) - 2)}f} %"
 
 
 def times(value: float | None) -> str:
