@@ -257,7 +257,7 @@ def test_the_rows_that_scores_are_of_are_counted(tmp_path):
     data = {"notes": {"train": {"rows": 50}, "dev": {"rows": 6735}, "test": {"rows": 100}}}
     lines = [{**r, "data": data, "config": {"data": {"dev_size": 60}}} for r in rows()]
     md, _ = texts(put(tmp_path / "one", lines))
-    assert "Scores are of 100 test rows. Other rows would move an accuracy by up to 5.0 % (one standard error)" in md
+    assert "Scores are of 100 test rows. Other rows would move an accuracy by up to 0.050 (one standard error)" in md
     again = [{**r, "lr": 1e-3, "cell": r["cell"] + "b"} for r in lines]
     md, _ = texts(put(tmp_path / "two", [{**r, "dev": r["test"]} for r in [*lines, *again]]))
     assert "100 test rows, rates are chosen on 60 dev rows." in md

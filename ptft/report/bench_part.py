@@ -195,8 +195,8 @@ def evaluated(part: Part) -> list[str]:
     dev = f", rates are chosen on {min(rows['dev'], limit):,} dev rows" if chosen and "dev" in rows else ""
     say = f"Scores are of {rows['test']:,} test rows{dev}."
     if part.metric == "accuracy":
-        error = words.percent(math.sqrt(0.25 / rows["test"]))
-        say += f" Other rows would move an accuracy by up to {error} (one standard error), which intervals over seeds do not show."
+        error = math.sqrt(0.25 / rows["test"])
+        say += f" Other rows would move an accuracy by up to {error:.3f} (one standard error), which intervals over seeds do not show."
     return [say]
 
 
