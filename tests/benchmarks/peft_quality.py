@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads else spin
 import peft
 import torch
 import transformers
-from minilm_sst2 import PAGE, Classifier, batches, torch_accuracy
+from minilm_sst2 import PAGE, Classifier, torch_accuracy
 
 from ptft import build, record
 from ptft import config as configs
@@ -76,7 +76,7 @@ def compare(data: Path, minilm: Path, args: argparse.Namespace, strategy: str) -
     ours = {seed: outcomes[seed]["test"]["accuracy"] for seed in range(args.seeds)}
     middle = time.perf_counter()
     runs = [build.build(c) for c in asked]
-    theirs = {r.config.seed: torch_accuracy(classifier(r, minilm), r, batches(r), r.data.test, r.config.eval_batch) for r in runs}
+    theirs = {r.config.seed: torch_accuracy(classifier(r, minilm), r, r.data.test, r.config.eval_batch) for r in runs}
     seconds = {"ptft": middle - begun, "torch": time.perf_counter() - middle}
     return {"ptft": ours, "torch": theirs, "difference": stats.paired(ours, theirs), "seconds": seconds}
 
