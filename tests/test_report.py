@@ -265,6 +265,18 @@ def test_the_rows_that_scores_are_of_are_counted(tmp_path):
     assert "Scores are of 100 test rows." in md and "standard error" not in md
 
 
+def test_a_rate_at_the_edge_of_those_tried_is_pointed_out(tmp_path):
+    def best(name, rate):
+        mine = [r for r in rows() if r["strategy"] == name]
+        rates = (1e-5, 1e-4, 1e-3)
+        return [{**r, "lr": lr, "cell": f"{r['cell']}{lr}", "dev": {"accuracy": 0.9 - (lr != rate) * 0.1}} for r in mine for lr in rates]
+
+    md, _ = texts(put(tmp_path / "a", [*best("full", 1e-4), *best("top-2", 1e-3), *best("head", 1e-5)], baseline="full"))
+    assert "dev chose is the highest that was tried for top-2, and the lowest that was tried for head: beyond it may be a better one." in md
+    md, _ = texts(put(tmp_path / "b", [*best("full", 1e-4), *best("top-2", 1e-4)], baseline="full"))
+    assert "beyond it" not in md and "beyond it" not in texts(put(tmp_path / "c", rows(), baseline="full"))[0]
+
+
 def test_a_pair_that_was_not_tested_is_not_one_that_cannot_be_told_apart(tmp_path):
     lines = [r for r in rows() if r["strategy"] != "head" or r["seed"] == 0]
     md, _ = texts(put(tmp_path, lines, baseline="full"))

@@ -93,7 +93,7 @@ def _section(part: Part) -> dict[str, Any]:
         "kind": "bench", "task": part.title, "metric": part.metric, "baseline": part.baseline, "lead": bench_part.lead(part),
         "strip": bench_part.strip_scale(part.lines), "table": [bench_part.row(line, part) for line in part.lines], "caption": caption,
         "forgets": any(x.forgetting for x in part.lines), "pairs": bench_part.pairs(part),
-        "checks": [*bench_part.evaluated(part), *bench_part.unequal(part), *bench_part.again(part), *bench_part.power(part)],
+        "checks": [line for check in bench_part.CHECKS for line in check(part)],
         "again": bench_part.commands(part),
     }  # fmt: skip
 

@@ -200,6 +200,17 @@ def evaluated(part: Part) -> list[str]:
     return [say]
 
 
+def edges(part: Part) -> list[str]:
+    """A warning where dev chose the first or last of the rates that a strategy tried."""
+    tried = {x.name: q for x in part.strategies if len((q := part.quoted[x.name]).tried) > 1}
+    ends = {
+        "highest": [n for n, q in tried.items() if q.lr == max(q.tried)],
+        "lowest": [n for n, q in tried.items() if q.lr == min(q.tried)],
+    }
+    found = [f"the {end} that was tried for {words.listed(names, len(names))}" for end, names in ends.items() if names]
+    return [f"The rate that dev chose is {', and '.join(found)}: beyond it may be a better one."] if found else []
+
+
 def again(part: Part) -> list[str]:
     """The A/A check in words."""
     found = [x for x in part.lines if x.again]
@@ -238,6 +249,9 @@ def power(part: Part) -> list[str]:
     alone, corrected = stats.power(middle)[1], stats.power(middle, alpha=stats.ALPHA / pairs)[1]
     say = f"To find a true difference of one point (0.01) to {part.baseline} four times in five takes {alone} at the spread seen here"
     return [say + (f", and {corrected} as the smallest of {pairs} corrected comparisons." if pairs > 1 else ".")]
+
+
+CHECKS = (evaluated, edges, unequal, again, power)
 
 
 # ---------------------------------------------------------------- tables
