@@ -241,6 +241,17 @@ def test_a_failed_strategy_is_left_out_of_the_lead_which_says_so(tmp_path):
     lines[-2] |= {"status": "failed", "test": None, "error": "it diverged"}
     md, _ = texts(put(tmp_path, lines, baseline="full"))
     assert "full has the highest mean test accuracy: 0.860 ±" in md and "It cannot be told apart from head." in md
+    some = [r for r in lines if r["strategy"] != "head" or r["seed"] < 4]
+    md, _ = texts(put(tmp_path / "some", some, baseline="full"))
+    assert "full has the highest mean test accuracy: 0.850 over the 4 seeds that all without a failed run have." in md
+
+
+def test_a_failed_run_in_the_only_pair_is_no_crash(tmp_path):
+    """It leaves a spread to go by, and no pair that was tested."""
+    lines = scores(full={0: 0.80, 1: 0.82, 2: 0.9}, head={0: 0.70, 1: 0.75, 2: 0.1})
+    lines[-1] |= {"status": "failed", "test": None, "error": "it diverged"}
+    md, _ = texts(put(tmp_path, lines, baseline="full"))
+    assert "four times in five takes" in md and "corrected comparisons" not in md
 
 
 def test_what_costs_the_same_does_not_cost_more_and_what_does_not_vary_has_no_power(tmp_path):

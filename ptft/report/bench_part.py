@@ -26,6 +26,12 @@ class Part(NamedTuple):
     baseline: str
     quoted: dict[str, Quoted]
     lines: list[Line]
+    compared: list[stats.Pair]  # all pairs of strategies
+
+    @property
+    def tested(self) -> list[stats.Pair]:
+        """Without those that have too few common seeds or a failed run."""
+        return [p for p in self.compared if stats.apart(p.difference) is not None]
 
     @property
     def strategies(self) -> list[Line]:
@@ -40,7 +46,8 @@ class Part(NamedTuple):
 def part(title: str, rows: list[Row], order: Sequence[str], baseline: str) -> Part:
     metric = rows[0]["metric"]
     higher, quoted = results.higher_is_better(metric), results.quoted(rows, metric)
-    return Part(title, rows, metric, higher, baseline, quoted, lines(quoted, order, baseline, metric, higher))
+    found = Part(title, rows, metric, higher, baseline, quoted, lines(quoted, order, baseline, metric, higher), [])
+    return found._replace(compared=stats.pairwise(found.scores, higher))
 
 
 def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, metric: str, higher: bool) -> list[Line]:
@@ -245,10 +252,11 @@ def power(part: Part) -> list[str]:
     if not spread:
         return []
     middle = sorted(spread, key=lambda s: s[0])[len(spread) // 2][1]
-    pairs = sum(p.difference is not None and p.difference.p is not None for p in stats.pairwise(part.scores))
-    alone, corrected = stats.power(middle)[1], stats.power(middle, alpha=stats.ALPHA / pairs)[1]
-    say = f"To find a true difference of one point (0.01) to {part.baseline} four times in five takes {alone} at the spread seen here"
-    return [say + (f", and {corrected} as the smallest of {pairs} corrected comparisons." if pairs > 1 else ".")]
+    pairs, say = len(part.tested), f"To find a true difference of one point (0.01) to {part.baseline} four times in five takes "
+    say += f"{stats.power(middle)[1]} at the spread seen here"
+    if pairs > 1:
+        say += f", and {stats.power(middle, alpha=stats.ALPHA / pairs)[1]} as the smallest of {pairs} corrected comparisons"
+    return [f"{say}."]
 
 
 CHECKS = (evaluated, edges, unequal, again, power)
@@ -285,8 +293,8 @@ def _seeds(line: Line) -> str:
 
 def pairs(part: Part) -> dict[str, Any] | None:
     """The corrected comparison of all pairs as a square: the row's strategy less the column's."""
-    found = stats.pairwise(part.scores, part.higher)
-    if len(part.scores) < 3 or not any(p.difference and p.difference.p is not None for p in found):
+    found, tested = part.compared, len(part.tested)
+    if len(part.scores) < 3 or not tested:
         return None
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for p in found:
@@ -297,7 +305,7 @@ def pairs(part: Part) -> dict[str, Any] | None:
             adjusted = "" if p.difference is None or p.difference.adjusted is None else f", p = {p.difference.adjusted:.2g}"
             cells[a, b] = {"text": text, "verdict": other, "title": f"{a} less {b}: {other}{adjusted}"}
     names = list(part.scores)
-    apart, tested = (sum(p.verdict in of for p in found) for of in (("better", "worse"), ("better", "worse", "cannot be told apart")))
+    apart = sum(p.verdict in ("better", "worse") for p in found)
     rest = f"; {len(found) - tested} have too few common seeds, or a failed run" if tested < len(found) else ""
     return {
         "names": names,

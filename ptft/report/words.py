@@ -34,9 +34,12 @@ def plus_minus(s: stats.Summary) -> str:
 
 
 def percent(share: float | None) -> str:
-    if share is None or share == 0:
-        return "–" if share is None else "0 %"
-    return f"{share * 100:.{0 if share >= 0.995 else 1 if share >= 0.01 else max(2, -math.floor(math.log10(share)) - 2)}f} %"
+    if share is None:
+        return "–"
+    if share == 0:
+        return "0 %"
+    digits = 0 if share >= 0.995 else 1 if share >= 0.01 else max(2, -math.floor(math.log10(share)) - 2)
+    return f"{share * 100:.{digits}f} %"
 
 
 def times(value: float | None) -> str:
