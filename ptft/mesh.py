@@ -2,8 +2,9 @@
 
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,3 +91,17 @@ def preemption() -> Iterator[list[int]]:
     finally:
         for number, before in old.items():
             signal.signal(number, before)
+
+
+def child(argv: Sequence[str], **streams: Any) -> tuple[int, bool]:
+    """Runs a process to its end -> (exit code, whether this one was asked to stop, which it hands on)."""
+    with preemption() as caught:
+        # A session of its own: Ctrl-C reaches it once, from here, and not twice.
+        process = subprocess.Popen(argv, start_new_session=True, **streams)
+        told = False
+        while process.poll() is None:
+            if caught and not told:
+                process.send_signal(signal.SIGTERM)
+                told = True
+            time.sleep(0.05)
+    return process.returncode, bool(caught)

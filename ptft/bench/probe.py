@@ -7,13 +7,14 @@ The file is what a benchmark with a budget of FLOPs or seconds goes by: measured
 that they buy with them, and so the names of the cells.
 """
 
+import contextlib
 import functools
 import json
 import os
 import resource
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -88,17 +89,14 @@ def _measure(config: Config, file: Path) -> None:
 
 def _child(config: str) -> tuple[int, str, str]:
     """Runs `main` on a config -> (exit code, output, errors). A signal ends it at once: there is nothing to save."""
-    pipe, argv = subprocess.PIPE, [sys.executable, "-m", "ptft.bench.probe"]
-    with mesh.preemption() as caught, subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
-        given: str | None = config
-        while True:
-            try:
-                out, err = child.communicate(given, timeout=0.1)
-                return child.returncode, out, err
-            except subprocess.TimeoutExpired:
-                given = None  # it is on its way
-            if caught:
-                child.terminate()
+    with contextlib.ExitStack() as open_files:
+        given, out, err = files = [open_files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(3)]
+        given.write(config)
+        given.seek(0)
+        code, stopped = mesh.child([sys.executable, "-m", "ptft.bench.probe"], stdin=given, stdout=out, stderr=err)
+        for file in files:
+            file.seek(0)
+        return -signal.SIGTERM if stopped else code, out.read(), err.read()
 
 
 _failed: dict[str, str] = {}  # file -> why; of this process, so that cells of one strategy do not try one after the other

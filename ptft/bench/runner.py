@@ -12,9 +12,7 @@ may share a WORKDIR, or have one each: `ptft report A B` reads both.
 import math
 import shlex
 import shutil
-import signal
 import statistics
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -263,21 +261,14 @@ def apart(cell: Cell, workdir: Path, argv: Sequence[str], metric: str, command: 
     before = _stamp(file)  # of the row of a failed try
     said.parent.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-    with said.open("wb") as log, mesh.preemption() as caught:
-        # A session of its own: Ctrl-C reaches it once, from here, and not twice.
-        child = subprocess.Popen([*argv, "--only", cell.cell, "--workdir", str(workdir)], stdout=log, stderr=log, start_new_session=True)
-        told = False
-        while child.poll() is None:
-            if caught and not told:
-                child.send_signal(signal.SIGTERM)
-                told = True
-            time.sleep(0.05)
-    if caught:
+    with said.open("wb") as log:
+        code, stopped = mesh.child([*argv, "--only", cell.cell, "--workdir", str(workdir)], stdout=log, stderr=log)
+    if stopped:
         raise SystemExit(train.PREEMPTED)
     if _stamp(file) != before or results.finished(workdir, cell.cell):
         row = results.read_json(file)
     else:  # it ended without a word, as a process does that runs out of memory
-        how = f"was ended by signal {-child.returncode}" if child.returncode < 0 else f"ended with code {child.returncode}"
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         last = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         status = {"status": "failed", "error": " ".join([f"its process {how}:", *last]).rstrip(":"), "traceback": None, "metric": metric}
         row = {**_row(cell, status, {}, command, budget), "isolated": True}
