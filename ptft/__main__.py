@@ -76,10 +76,16 @@ def load_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any
     return values
 
 
-def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+def load_run_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    """That of one run, with or without a section `tune`."""
     values = load_config(args, overrides)
     if "bench" in values:
-        raise UserError(f"{args.config} is a page for ptft bench: its section 'bench' compares many runs")
+        raise UserError(f"{args.config} is a page for ptft bench; expected one for ptft train: its section 'bench' compares many runs")
+    return values
+
+
+def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    values = load_run_config(args, overrides)
     values.pop("tune", None)  # what ptft tune may try
     config = build.resolve(values)
     if args.check:
@@ -127,9 +133,7 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 def tune_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.trials < 1:
         raise UserError(f"--trials {args.trials}: expected a number above 0")
-    values = load_config(args, overrides)
-    if "bench" in values:
-        raise UserError(f"{args.config} is a page for ptft bench; expected one for ptft train, with or without a section 'tune'")
+    values = load_run_config(args, overrides)
     page = ["--config", args.config, *(f"--config.{o}" for o in overrides if not o.startswith("tune."))]
     record.say(tune.table(tune.run(values, args.workdir, args.trials, page)))
 

@@ -100,7 +100,7 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
             record.say(f"trial {len(found['trials'])}/{trials} {_news(found['trials'][-1], search.metric)}")
         found["trials"] = _rows(study)
         found["untried"] = [name for name in search.space if name not in {r["freeze"] for r in found["trials"]}]
-        found["best"] = _best(study, search, whole, workdir, page, known.get("best"))
+        found["best"] = _best(study, search, whole, workdir, page, known.get("best"), found["trials"])
     record.write_json(file, found)
     return found
 
@@ -240,7 +240,9 @@ def _winner(study: Any) -> Any:
     return study.best_trial if any(t.state.name == "COMPLETE" for t in _done(study)) else None
 
 
-def _best(study: Any, search: Search, whole: Config, workdir: Path, page: Sequence[str], before: Any) -> dict[str, Any]:
+def _best(
+    study: Any, search: Search, whole: Config, workdir: Path, page: Sequence[str], before: Any, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """The best trial, its command, and its metrics on test, which are computed once."""
     if (best := _winner(study)) is None:
         raise UserError(
@@ -248,7 +250,7 @@ def _best(study: Any, search: Search, whole: Config, workdir: Path, page: Sequen
         )
     config = _config(search, best.params["freeze"], best.params["lr"])
     words = [*page, f"--config.freeze={best.params['freeze']}", f"--config.optim.lr={config.optim.lr:g}", "--workdir", f"{workdir}/best"]
-    row = {**next(r for r in _rows(study) if r["params"] == best.params), "command": "ptft train " + shlex.join(words)}
+    row = {**next(r for r in rows if r["params"] == best.params), "command": "ptft train " + shlex.join(words)}
     if before and before["params"] == best.params:
         return {**row, "test": before["test"]}
     return {**row, "test": _test(config.replace(**{"data.test": whole.data.test}), _folder(config, workdir)) if whole.data.test else None}

@@ -251,7 +251,7 @@ def test_a_budget_counts_what_steps_cost_at_the_length_that_it_buys(spend, buys)
 
 def test_a_budget_is_spent_though_a_length_may_cost_less_than_the_one_before():
     def spend(config):
-        """The second phase begins at half, rounded up: its dear steps are floor(n / 2)."""
+        """A third of the steps, rounded down, are dear; every third length is cheaper than the one before."""
         n = 20 if config.train_for == "1 epoch" else int(config.train_for.split()[0])
         return n, 2.0 if config.freeze == "full" else ((n - n // 3) + 9 * (n // 3) - 7 * (n % 3 == 2)) / n
 
@@ -340,9 +340,11 @@ def test_all_problems_at_once():
         {"name": "f", "data": {"train_size": 4}},
         {"name": "g", "data.dev": "tfds:y"},
         {"name": "majority class"},
+        {"name": "h", "repeat": True},
     ]
+    rated = [{"name": "m", "lr": 0.5}, {"name": "n", "lrs": [1]}]
     with pytest.raises(UserError) as e:
-        grid(strategies=strategies, seeds=[0, 0, -1], sizes=[3, 3], baseline="aa", tasks=[{"name": "t"}, {"name": "t"}, 3])
+        grid(strategies=strategies, seeds=[0, 0, -1], sizes=[3, 3], baseline="aa", tasks=[{"name": "t"}, {"name": "t"}, 3], models=rated)
     for part in (
         "unknown key optim.lrr",
         "did you mean",
@@ -362,6 +364,9 @@ def test_all_problems_at_once():
         "'majority class' is a name of the benchmark's own",
         "bench.tasks: 't' is there twice",
         "bench.tasks[2]: expected",
+        "bench.strategies 'h': 'repeat' is the benchmark's own",
+        "bench.models 'm': 'lr' is the benchmark's own",
+        "bench.models 'n': 'lrs' is the benchmark's own",
     ):
         assert part in str(e.value), part
 

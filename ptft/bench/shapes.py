@@ -131,9 +131,8 @@ def the_first_layer_counts_most(part: Part) -> tuple[Verdict, str] | None:
     steps = {pair: _a_layer(part, *pair) for pair in (first, *others)}
     gains = stats.corrected([stats.paired(steps[first], steps[pair]) for pair in others])
     signs = [(gain.mean > 0) if gain and stats.apart(gain) else None for gain in gains]
-    holds = False if False in signs else True if all(signs) else None
     said = (f"{a} to {b} {statistics.fmean(steps[a, b].values()):+.3f} a layer" for a, b in steps)
-    return holds, ", ".join(said).replace("-0.", "−0.")
+    return _all(signs), ", ".join(said).replace("-0.", "−0.")
 
 
 def _a_layer(part: Part, lower: str, upper: str) -> dict[int, float]:
@@ -192,14 +191,21 @@ def little_wants_high_rates(part: Part) -> tuple[Verdict, str] | None:
     lows = [rates[0] for _, rates in few.values()]
     if min(lows) >= 10 * part.tried["full"][1][-1]:  # nothing else could have been chosen
         return None
-    full, rates = part.tried["full"]
-    # What dev chose at the edge of a grid may lie beyond it.
-    wants = [(lr >= 10 * full, (lr == own[0] or full == rates[-1]) if lr >= 10 * full else (lr == own[-1] or full == rates[0]))
-             for lr, own in few.values()]  # fmt: skip
-    tens = False if (False, False) in wants else None if any(edge for _, edge in wants) else True
+    tens = _all([_ten_times(*rates, *part.tried["full"]) for rates in few.values()])
     said = [f"{name} {lr:g}" + " (at the edge of what it tried)" * (lr in (rates[0], rates[-1]))
             for name, (lr, rates) in {"full": part.tried["full"], **few}.items()]  # fmt: skip
     return tens, ", ".join(said)
+
+
+def _ten_times(lr: float, rates: Sequence[float], base: float, base_rates: Sequence[float]) -> Verdict:
+    """Whether a rate is at least ten times another; open where it would not be if one of them lay beyond the edge of what it tried."""
+    if lr >= 10 * base:
+        return None if lr == rates[0] or base == base_rates[-1] else True
+    return None if lr == rates[-1] or base == base_rates[0] else False
+
+
+def _all(verdicts: Sequence[Verdict]) -> Verdict:
+    return False if False in verdicts else None if None in verdicts else True
 
 
 def time_never_beats_flops(part: Part) -> tuple[Verdict, str] | None:
@@ -218,9 +224,8 @@ def time_never_beats_flops(part: Part) -> tuple[Verdict, str] | None:
     beats = [
         f"{name} {time:.2f} of full's time at {flops:.2f} of its FLOPs" for name, (time, flops) in shares.items() if time < flops - 0.05
     ]
-    return not beats, ", ".join(beats[:3]) + " …" * (len(beats) > 3) + " (of one probe each)" * bool(
-        beats
-    ) or "none by more than 5 points (of one probe each)"
+    said = ", ".join(beats[:3]) + " …" * (len(beats) > 3) or "none by more than 5 points"
+    return not beats, f"{said} (of one probe each)"
 
 
 def gradual_is_about_full(part: Part) -> tuple[Verdict, str] | None:
