@@ -18,7 +18,7 @@ import pytest
 
 from ptft import build, pipeline, record
 from ptft import config as configs
-from ptft.bench import baselines, identity, probe, protocol, results, runner
+from ptft.bench import baselines, identity, locks, probe, protocol, results, runner
 from ptft.bench.baselines import Unavailable
 from ptft.config import Field
 from ptft.config import resolve as check
@@ -182,6 +182,12 @@ def test_random_weights_are_entered_where_there_are_others():
     assert names() == names({"init_from": "run"}, random_init=False) == ["full", "head"]
     assert names({"init_from": "run"}, strategies=[FULL, {**FULL, "name": "scratch", "init_weights": False}]) == ["full", "scratch"]
     assert names(models=[{"name": "m", "init_from": "run"}])[-1] == "full, random init"
+
+
+def test_what_is_wrong_with_a_strategy_is_not_said_of_its_copies():
+    with pytest.raises(UserError) as e:
+        grid({"init_from": "run"}, strategies=[{**FULL, "optim.dekay": 0.5}, HEAD], repeat="full")
+    assert str(e.value).count("unknown key optim.dekay") == 1 and "a problem" in str(e.value)
 
 
 def test_references_run_once_for_what_they_see():
@@ -616,6 +622,15 @@ def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path, how, capsys):
     assert [row["status"] for row in rows] == ["ok"] * 4
     assert len(do.calls) == {"finishes": 3, "dies": 4}[how]
     assert "another process runs cells of" in capsys.readouterr().out
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def none(*arguments):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "lockf", none)
+    with pytest.raises(UserError, match=r"keeps no locks \(No locks available\); expected"), locks.of(tmp_path) as held:
+        held.take("0123456789ab")
 
 
 CHILD = """

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ptft.errors import UserError
+
 
 class Locks:
     def __init__(self, fd: int):
@@ -22,6 +24,10 @@ class Locks:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(cell, 16))
         except (BlockingIOError, PermissionError):  # which of them, systems do not agree on
             return False
+        except OSError as e:
+            raise UserError(
+                f"the file system of --workdir keeps no locks ({e.strerror}); expected one that does, such as a local disk"
+            ) from e
         return True
 
     def give_back(self, cell: str) -> None:

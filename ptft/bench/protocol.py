@@ -118,7 +118,9 @@ def cells(
                 try:
                     here[strategy["name"]] = _apply(base, [task, model, strategy], resolve)
                 except UserError as e:
-                    problems.append(_where(bench, strategy, task, model) + "; ".join(str(e).split("\n  ")[1:] or [str(e)]))
+                    own = any(strategy["name"] == s["name"] for s in bench.strategies if _named(s))
+                    if own or not problems:  # the rows that the benchmark adds are copies, and so are their mistakes
+                        problems.append(_where(bench, strategy, task, model) + "; ".join(str(e).split("\n  ")[1:] or [str(e)]))
     problems += _splits(found, max(map(_trials(bench), strategies), default=1))
     if problems:
         many = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
