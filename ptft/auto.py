@@ -10,7 +10,8 @@ Parts are chosen: the embeddings, of each block attention, feed-forward and norm
 choice is the sum of its parts' signals. Its cost is no such sum: a part costs its own, and the lowest also the gradients that pass
 through all above it. With the lowest part given the rest is a knapsack, solved exactly, at costs of the formula that are scaled to the
 measured ones of `head` and `full`. The most valuable choice is then measured, and others after it at costs that are corrected by what it
-cost, until none that is more valuable seems to fit. `depth` takes whole blocks from the top, as many as are measured to fit.
+cost, until none that is more valuable seems to fit, or TRIES were measured. `depth` takes whole blocks from the top, as many as are
+measured to fit.
 
 The choice is an ordinary strategy. `auto.json` in the run's folder has it with its reasons; a run that resumes goes by that file.
 """
@@ -212,7 +213,8 @@ def solve(
     def measured(choice: tuple[float, int, list[int]]) -> float:
         strategy = named(parts, choice[2])
         share = price(strategy) / full
-        tried.append({"strategy": strategy, "cost": share, "estimate": (low + choice[1]) / GRID, "fits": share <= wanted.budget})
+        fits = share <= wanted.budget
+        tried.append({"strategy": strategy, "value": choice[0], "cost": share, "estimate": (low + choice[1]) / GRID, "fits": fits})
         return share
 
     if wanted.signal == "depth":  # each costs more than the one before
@@ -278,5 +280,7 @@ def describe(known: Mapping[str, Any]) -> str:
     lines.append(
         "  costs are shares of full's: its own, and of the gradients that have to reach it; the lowest that moves pays for all above it"
     )
-    lines += [f"  worth more, but measured to cost too much: {t['strategy']} ({t['cost']:.3g})" for t in known["tried"] if not t["fits"]]
+    worth = next((t["value"] for t in known["tried"] if t["strategy"] == known["strategy"]), 0.0)
+    more = [t for t in known["tried"] if not t["fits"] and t["value"] > worth]
+    lines += [f"  worth more, but measured to cost too much: {t['strategy']} ({t['cost']:.3g})" for t in more]
     return "\n".join(lines)

@@ -166,14 +166,18 @@ _stores: OrderedDict[str, Store] = OrderedDict()
 
 
 def _store(key: str, run: Run, rows: Rows, used: np.ndarray) -> Store | None:
-    """The process's store of this key, new if there is none; None if there is no room for it."""
-    if key in _stores:
-        _stores.move_to_end(key)
-        return _stores[key]
+    """The process's store of this key, new if there is none with room for these rows; None if there is no room for it."""
+    shape = run.net.backbone.shape
+    token = shape.hidden * np.dtype(shape.dtype).itemsize
+    if old := _stores.get(key):
+        missing = int(np.diff(old.start)[used[~old.have[used]]].sum()) * token
+        if missing <= SHARE * (free_memory() if old.folder is None else shutil.disk_usage(old.folder.name).free):
+            _stores.move_to_end(key)
+            return old
+        del _stores[key], old
     lengths = np.concatenate([rows.batch(part)["length"] for part in np.array_split(np.arange(len(rows)), -(-len(rows) // 4096))])
     start = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    shape = run.net.backbone.shape
-    need = int(lengths[used].sum()) * shape.hidden * np.dtype(shape.dtype).itemsize
+    need = int(lengths[used].sum()) * token
     size = (int(start[-1]), shape.hidden)
     while len(_stores) >= KEPT:
         _stores.popitem(last=False)

@@ -92,6 +92,13 @@ def test_where_the_formula_is_too_low_the_measured_cost_counts():
     own, reach = auto.estimates(run, parts, "flops", price)
     chosen, tried = auto.solve(parts, value, own, reach, auto.Ask(0.7, "flops", "rgn"), price)
     assert not tried[0]["fits"] and chosen and price(auto.named(parts, chosen)) <= 0.7 * price("full")
+    strategy = auto.named(parts, chosen)
+    worth = {t["strategy"]: t["value"] for t in tried}
+    less = {"strategy": "worth less", "value": worth[strategy] / 2, "cost": 0.9, "fits": False}
+    known = {"signal": "rgn", "examples": 8, "budget": 0.7, "unit": "flops", "strategy": strategy, "cost": 0.6, "parts": []}
+    said = auto.describe({**known, "tried": [*tried, less]})
+    more = [t["strategy"] for t in tried if not t["fits"] and worth[t["strategy"]] > worth[strategy]]
+    assert said.count("worth more, but measured to cost too much") == len(more) > 0 and "worth less" not in said
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])

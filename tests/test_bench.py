@@ -18,7 +18,7 @@ import pytest
 
 from ptft import build, pipeline, record
 from ptft import config as configs
-from ptft.bench import baselines, identity, locks, probe, protocol, results, runner
+from ptft.bench import baselines, identity, locks, probe, protocol, results, runner, work
 from ptft.bench.baselines import Unavailable
 from ptft.config import Field
 from ptft.config import resolve as check
@@ -320,6 +320,18 @@ def test_a_cell_follows_the_content_of_files_and_not_their_path():
         return [c.cell for c in protocol.cells(values, resolve, lambda config: {"data.train": content})]
 
     assert ids("a", "1") == ids("b", "1") != ids("b", "2")
+
+
+def test_what_a_report_has_the_bytes_of_decides_the_cell_too(home):
+    one = grid_of(home)
+    assert grid_of(home, checkpoint="delta").cell != one.cell == grid_of(home, keep=7).cell
+
+
+@pytest.mark.parametrize("key", ["train_for", "batch", "data.dev_size", "data", "eval_every", "best", "early_stop"])
+def test_what_must_be_the_same_for_all_strategies_is_not_one_s_own(key):
+    """More steps, or another dev split to choose by, would make a strategy look better."""
+    with pytest.raises(UserError, match=rf"bench\.strategies 'head': '{key}.*' is the benchmark's own, not one of its strategies'"):
+        grid(strategies=[FULL, {**HEAD, key: {"dev_size": 5} if key == "data" else 5}])
 
 
 def test_strategies_may_override_any_key_and_leave_the_config_alone():
@@ -823,6 +835,36 @@ def test_mistakes_show_before_the_first_cell(home, tmp_path, capsys, changes, sa
     config = flow.page(tmp_path / "page.py", page(home))
     assert flow.ptft("bench", "--config", config, "--workdir", tmp_path / "it", *changes) == 2
     assert says in capsys.readouterr().err and not (tmp_path / "it").exists()
+
+
+def test_test_rows_that_were_trained_on_are_pointed_out(home, tmp_path, capsys):
+    head, *lines = (home / "test.tsv").read_text().splitlines()
+    some = tmp_path / "some.tsv"
+    some.write_text("\n".join([(home / "train.tsv").read_text().rstrip(), *lines[:3]]) + "\n")
+    cell = grid_of(home, **{"data.train": f"files:{some}"})
+    work.check([cell], "accuracy")
+    assert "of the 11 test rows 3 stand in train, too" in capsys.readouterr().out
+    seen = tmp_path / "seen.tsv"
+    seen.write_text("\n".join([head, *lines, "something else\t1"]) + "\n")
+    with pytest.raises(UserError, match=r"of the 11 test rows 11 stand in dev, too: numbers that were chosen or trained on them"):
+        work.check([grid_of(home, **{"data.dev": f"files:{seen}", "data.dev_size": 0})], "accuracy")
+    work.check([grid_of(home, **{"data.dev": f"files:{seen}[11:12]", "data.dev_size": 0})], "accuracy")
+    assert "stand in" not in capsys.readouterr().out
+
+
+def grid_of(home, **changes):
+    cells = protocol.cells(flow.changed(page(home, repeat=False, random_init=False), changes), build.resolve)
+    return next(c for c in cells if c.kind == "train")
+
+
+def test_a_cell_whose_cost_cannot_be_measured_says_so_before_it_trains(home, tmp_path, monkeypatch):
+    def broken(config, workdir):
+        raise UserError("the cost could not be measured")
+
+    monkeypatch.setattr(probe, "measure", broken)
+    monkeypatch.setattr(work.train, "run", lambda *a, **k: pytest.fail("it trained"))
+    with pytest.raises(UserError, match="could not be measured"):
+        work.do(grid_of(home), tmp_path / "cells" / "x", "accuracy")
 
 
 def test_a_seed_gives_every_strategy_the_same_start(home):

@@ -1,6 +1,7 @@
 """A cached prefix changes nothing but the time: the same numbers to the bit, and a miss wherever anything that decides them changed."""
 
 import flow
+import numpy as np
 import pytest
 
 from ptft import build, prefix, train
@@ -39,6 +40,22 @@ def test_what_makes_rows_longer_is_not_cached(home, tmp_path):
     """A prompt that a later phase freezes still stands in every row."""
     result = train.run(build.resolve(values(home, "prompt=2; 20%: top-1")), tmp_path / "run", quiet=True)
     assert result["steps"] == STEPS
+
+
+def test_a_store_that_is_there_takes_no_more_than_its_share(home, monkeypatch):
+    """Another seed's rows fill the same store, as long as there is room for them."""
+    prefix._stores.clear()
+    run = build.build(build.resolve(values(home, "top-1")))
+    rows, half = run.data.train, np.arange(len(run.data.train) // 2)
+    bytes_of = int(rows.batch(half)["length"].sum()) * run.net.backbone.shape.hidden * 4
+    room = [bytes_of / prefix.SHARE]
+    monkeypatch.setattr(prefix, "free_memory", lambda: room[0])
+    store = prefix._store("key", run, rows, half)
+    store.have[half] = True
+    assert store.place == "memory" and prefix._store("key", run, rows, half) is store
+    room[0] = 0.0
+    assert prefix._store("key", run, rows, half) is store  # it has all of them
+    assert prefix._store("key", run, rows, np.arange(len(rows))).place == "disk"
 
 
 @pytest.mark.parametrize("room", [0, 30_000, 10**9])

@@ -163,6 +163,9 @@ def test_few_seeds_leave_open_whether_they_decide():
     few = {**dict.fromkeys(GOOD, 0.83), "head": 0.836}
     assert verdict(shapes.findings(rows(few, size=100, seeds=2)), "seeds differ by more") is None
     assert verdict(shapes.findings(rows({**few, "head": 0.7}, size=100, seeds=5)), "seeds differ by more") is False
+    wide = [{**r, "test": {"accuracy": 0.8 + 0.05 * (r["seed"] - 2) + (r["freeze"] == "head") * (0.075 + 0.03 * (r["seed"] % 2))}}
+            for r in rows(few, size=100, seeds=5)]  # fmt: skip
+    assert verdict(shapes.findings(wide), "seeds differ by more") is None, "measurable, but its interval reaches into their spread"
 
 
 def test_the_first_step_is_the_largest_only_if_measurably_so():

@@ -7,7 +7,7 @@ a row belongs beside every network).
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -53,15 +53,23 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _splits(config: Config, names: tuple[str, ...]) -> dict[str, Split]:
-    """Texts and labels of every split; the two texts of a pair are joined."""
-    found = {}
+def records(config: Config, names: tuple[str, ...] = ()) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """What every split holds; of dev, as much as is looked at. `names`: of the labels, where they are known."""
+    found: dict[str, Sequence[Mapping[str, Any]]] = {}
     for split in ("train", "dev", "test"):
         if where := config.data[split]:
-            records = data.load(where, config.data, names).records[: config.data.dev_size or None if split == "dev" else None]
-            texts = ["\n".join(r[k] for k in ("text", "text_b") if k in r) for r in records]
-            found[split] = texts, np.asarray([r["label"] for r in records], np.int32)
+            source = data.load(where, config.data, names)
+            names = names or source.labels
+            found[split] = source.records[: config.data.dev_size or None if split == "dev" else None]
     return found
+
+
+def _splits(config: Config, names: tuple[str, ...]) -> dict[str, Split]:
+    """Texts and labels of every split; the two texts of a pair are joined."""
+    return {
+        split: (["\n".join(r[k] for k in ("text", "text_b") if k in r) for r in rows], np.asarray([r["label"] for r in rows], np.int32))
+        for split, rows in records(config, names).items()
+    }
 
 
 def _scores(objective: Any, log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:

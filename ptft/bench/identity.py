@@ -18,8 +18,8 @@ from ptft import config as configs
 from ptft.config import Config
 from ptft.errors import UserError
 
-# Keys that decide what a run prints and keeps, not what it computes.
-SILENT = ("log_every", "save_every", "keep", "tensorboard", "checkpoint", "strict_cost")
+# Keys that decide what a run prints and keeps, not what it computes nor the bytes that a report has of it.
+SILENT = ("log_every", "save_every", "keep", "tensorboard", "strict_cost")
 PLACES = ("train", "dev", "test")
 
 

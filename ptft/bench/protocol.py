@@ -242,7 +242,7 @@ def _problems(bench: Config) -> list[str]:
     for key in ("seeds", "sizes", "lr_factors"):
         problems += [f"bench.{key}: {s!r} is there twice" for s in _twice(bench[key])]
     for key, own in (
-        ("strategies", ("seed", "bench", "repeat", "data.train_size", "data.train", "data.dev", "data.test")),
+        ("strategies", ("seed", "bench", "repeat", "data", "batch", "train_for", "eval_every", "best", "early_stop")),
         ("tasks", ("seed", "bench", "repeat", "lr", "lrs")),
         ("models", ("seed", "bench", "repeat", "lr", "lrs")),
     ):

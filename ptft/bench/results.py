@@ -83,7 +83,7 @@ def merge(folders: Sequence[Path]) -> Merged:
     listed: dict[str, Mapping[str, Any]] = {}
     for bench in benches:
         # A row says what it was when it ran.
-        now = {key: bench[key] for key in ("metric", "baseline") if bench.get(key)}
+        now = {key: bench[key] for key in ("metric", "baseline", "budget") if bench.get(key)}
         listed = {**{cell: {**labels, **now} for cell, labels in bench.get("cells", {}).items()}, **listed}
     conflicts, older = list[str](), 0
     for folder, bench in zip(folders, benches, strict=True):
@@ -97,7 +97,7 @@ def merge(folders: Sequence[Path]) -> Merged:
             if cell not in rows or (row["status"] == "ok" and rows[cell]["status"] != "ok"):
                 rows[cell], source[cell] = row, folder
     first = benches[0] if benches else {}
-    found = [{"metric": "accuracy", **row, **listed.get(cell, {})} for cell, row in rows.items()]
+    found = [_called({"metric": "accuracy", **row}, listed.get(cell, {})) for cell, row in rows.items()]
     _refuse_mixed(found, source)
     _refuse_twins(found, source)
     place = {cell: i for i, cell in enumerate(listed)}
@@ -114,6 +114,12 @@ def merge(folders: Sequence[Path]) -> Merged:
         many = "One cell has two results" if len(conflicts) == 1 else f"{len(conflicts)} cells have two results"
         notes.append(f"{many}, of which the first is shown: {'; '.join(conflicts[:5])}{' …' if len(conflicts) > 5 else ''}.")
     return Merged(found, first, order, notes)
+
+
+def _called(row: Row, now: Mapping[str, Any]) -> Row:
+    """A row as the folder's `bench.json` has it now: cells with the same steps in two budgets are the same cells."""
+    kind = now.get("budget", budget(row))
+    return {**row, **now, "budget": {**(row.get("budget") or {}), "kind": kind}}
 
 
 def budget(row: Row) -> str:
@@ -162,6 +168,11 @@ class Quoted(NamedTuple):
     lr: float | None  # None for the references
     rows: list[Row]  # of that learning rate, one a seed, failed ones included
     tried: dict[float, dict[int, float]]  # learning rate -> seed -> dev score, NaN for a failed run; of one alone, nothing is asked
+
+    @property
+    def unfinished(self) -> bool:
+        """Some rate has not run with every seed that another has: which one counts may change."""
+        return len({frozenset(seeds) for seeds in self.tried.values()}) > 1
 
 
 def quoted(rows: Sequence[Row], metric: str) -> dict[str, Quoted]:

@@ -166,7 +166,8 @@ def seeds_decide_when_data_are_few(part: Part) -> tuple[Verdict, str] | None:
     spread = statistics.median(statistics.stdev(values) for values in finished if len(values) > 1)
     name = max(gains, key=lambda n: abs(gains[n].mean))
     within = all(gain.lo is not None and gain.hi is not None and -spread < gain.lo and gain.hi < spread for gain in gains.values())
-    beyond = any(stats.apart(gain) and abs(gain.mean) > spread for _, _, gain in _corrected([(n, "full", g) for n, g in gains.items()]))
+    corrected = [gain for _, _, gain in _corrected([(n, "full", g) for n, g in gains.items()])]
+    beyond = any(stats.apart(g) and g.half is not None and abs(g.mean) - g.half > spread for g in corrected)
     return (
         True if within else False if beyond else None,
         f"seeds spread by {spread:.3f} (median over strategies); the largest: {_said(name, gains[name])}",

@@ -62,6 +62,10 @@ class Summary:
     hi: float | None
     boot: tuple[float, float] | None  # bootstrap; None below three values, too
 
+    def bare(self) -> "Summary":
+        """Without intervals: what is left of a strategy whose other runs failed says nothing of those."""
+        return replace(self, lo=None, hi=None, boot=None)
+
     @property
     def half(self) -> float | None:
         """Half the width of the t-interval: the number after ±."""
@@ -84,16 +88,6 @@ class Pair:
     b: str
     difference: Difference | None
     verdict: str  # on `a`
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Strategies over the seeds that all of them have, in order of rank."""
-
-    seeds: tuple[int, ...]
-    rank: dict[str, float]  # mean over seeds; 1 is the best, ties share
-    best: str  # by mean score
-    top: tuple[str, ...]  # the best and all that cannot be told apart from it
 
 
 def summary(values: Sequence[float]) -> Summary:
@@ -233,29 +227,21 @@ def power(differences: Sequence[float], effect: float = 0.01, alpha: float = ALP
     return (int(enough[0]), f"about {enough[0]:,} seeds") if len(enough) else (None, f"more than {MOST_SEEDS:,} seeds")
 
 
-def ranks(scores: Mapping[str, Mapping[int, float]], higher_is_better: bool = True) -> Ranking | None:
-    """Mean ranks over the seeds that all strategies have (Demšar 2006, JMLR 7), and what cannot be told apart from the best.
+def ranks(scores: Mapping[str, Mapping[int, float]], higher_is_better: bool = True) -> dict[str, float]:
+    """Mean rank over the seeds that all strategies have (Demšar 2006, JMLR 7), in its order: 1 is the best, ties share.
 
-    A score that is not finite ranks last. Which strategy is the best is itself chance: the correction over all pairs, not only the
-    best one's, allows for it. None when no seed is common to all.
+    A score that is not finite ranks last. Empty when no seed is common to all.
 
     Args:
       scores: strategy -> seed -> value.
     """
     seeds = sorted(set.intersection(*(set(own) for own in scores.values()))) if scores else []
     if not seeds:
-        return None
-    sign = -1 if higher_is_better else 1
-    table = np.array([[sign * own[seed] for seed in seeds] for own in scores.values()])
+        return {}
+    table = np.array([[(-1 if higher_is_better else 1) * own[seed] for seed in seeds] for own in scores.values()])
     table[~np.isfinite(table)] = math.inf
-    rank = dict(zip(scores, map(float, stats.rankdata(table, axis=0).mean(1)), strict=True))
-    mean = dict(zip(scores, map(float, table.mean(1)), strict=True))
-    best = min(scores, key=lambda name: (mean[name], rank[name]))
-    pairs = pairwise({name: {seed: own[seed] for seed in seeds} for name, own in scores.items()}, higher_is_better)
-    beaten = {p.b for p in pairs if p.a == best and p.verdict == "better"} | {p.a for p in pairs if p.b == best and p.verdict == "worse"}
-    order = sorted(scores, key=rank.__getitem__)
-    top = tuple(name for name in order if name == best or (name not in beaten and math.isfinite(mean[name])))
-    return Ranking(tuple(seeds), {name: rank[name] for name in order}, best, top)
+    found = dict(zip(scores, map(float, stats.rankdata(table, axis=0).mean(1)), strict=True))
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def choose(dev: Mapping[float, Mapping[int, float]], higher_is_better: bool = True) -> float:
@@ -265,16 +251,19 @@ def choose(dev: Mapping[float, Mapping[int, float]], higher_is_better: bool = Tr
     rates are tried, so the score that chose flatters (Cawley & Talbot 2010, On Over-fitting in Model Selection, JMLR 11).
 
     Args:
-      dev: learning rate -> seed -> score. A score that is not finite, or a seed that only other rates have, is a failed run, and worse
-        than any score: fewer of them go first.
+      dev: learning rate -> seed -> score. A score that is not finite is a failed run, and worse than any score: fewer of them go first.
+        Rates that have not run with the same seeds yet are compared over those that all have, if any rate finished one of them.
     """
-    seeds = set().union(*dev.values())
+    common = set.intersection(*map(set, dev.values())) if dev else set()
+    if not any(math.isfinite(scores[seed]) for scores in dev.values() for seed in common):
+        common = set().union(*dev.values())
 
-    def cost(rate: float) -> tuple[int, float, float]:
-        good = [x for x in dev[rate].values() if math.isfinite(x)]
+    def cost(rate: float) -> tuple[bool, int, float, float]:
+        scores = [x for seed, x in dev[rate].items() if seed in common]
+        good = [x for x in scores if math.isfinite(x)]
         mean = statistics.fmean(good) if good else math.nan
-        return len(seeds) - len(good), -mean if higher_is_better else mean, rate
+        return not good, len(scores) - len(good), -mean if higher_is_better else mean, rate
 
-    if not any(math.isfinite(cost(rate)[1]) for rate in dev):
+    if all(cost(rate)[0] for rate in dev):
         raise UserError(f"no run finished at any of the learning rates {', '.join(f'{rate:g}' for rate in dev) or '(none)'}")
     return min(dev, key=cost)

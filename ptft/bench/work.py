@@ -22,11 +22,14 @@ def do(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
     """
     if cell.kind != "train":
         return baselines.run(cell.kind, cell.config, metric)
+    workdir, asked = folder.parents[1], auto.ask(cell.config.freeze)
+    if not asked:
+        probe.measure(cell.config, workdir)  # what cannot be measured is said before it is trained
     result = train.run(cell.config.replace(tensorboard=False), folder, quiet=True)
     ledger = build.read_run(folder, "freeze_ledger.json")
-    chosen = {"chosen": ledger["phases"][0]["strategy"]} if auto.ask(cell.config.freeze) else {}
+    chosen = {"chosen": ledger["phases"][0]["strategy"]} if asked else {}
     drift = {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}
-    alone = probe.measure(cell.config.replace(freeze=chosen.get("chosen", cell.config.freeze)), folder.parents[1])
+    alone = probe.measure(cell.config.replace(freeze=chosen.get("chosen", cell.config.freeze)), workdir)
     return {**result, **chosen, **_cost(alone), "drift": drift, "forgetting": forgotten(cell.config, folder)}
 
 
@@ -119,6 +122,15 @@ def _cost(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"seconds_per_step": row["seconds_per_step"], "flops_per_step": row["flops"], "bytes": sizes}
 
 
+def leaks(config: Config) -> Iterator[tuple[str, int, int]]:
+    """(split, rows of test that stand in it, too, rows of test) for train and dev; labels count for nothing."""
+    splits = baselines.records(config)
+    texts = {split: [str([r.get(k) for k in ("text", "text_b", "words")]) for r in rows] for split, rows in splits.items()}
+    for split in ("train", "dev"):
+        seen = set(texts.get(split, ()))
+        yield split, sum(text in seen for text in texts["test"]), len(texts["test"])
+
+
 def check(cells: Sequence[Cell], metric: str) -> None:
     """Builds a run of every kind that is to come, so that what cannot run, or may not be meant, is said before the first one does.
 
@@ -128,6 +140,13 @@ def check(cells: Sequence[Cell], metric: str) -> None:
     problems: dict[str, None] = {}
     doubts: dict[str, list[str]] = {}
     kinds = {(c.task, c.model, c.strategy, c.size): c for c in cells if c.kind == "train"}
+    for task, cell in {c.task: c for c in kinds.values()}.items():
+        for split, n, of in leaks(cell.config):
+            said = f"of the {of} test rows {n} stand in {split}, too"
+            if n == of:
+                problems[f"{task}: {said}: numbers that were chosen or trained on them cannot be quoted"] = None
+            elif n:
+                record.say(f"WARNING: {task}: {said}")
     for cell in kinds.values():
         try:
             run = auto.unchosen(cell.config)

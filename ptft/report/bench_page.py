@@ -41,10 +41,16 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
         + (f", {len(failed)} failed" if failed else ""),
         "sections": [section for section, _ in shown],
         "notes": [stats.METHOD, *notes] if ok else notes,
-        "failed": [{"strategy": describe({**r, "seed": ""}).rpartition(", ")[0], "seed": r["seed"], "error": r["error"]} for r in failed],
+        "failed": [{"strategy": _where(r, rows), "seed": r["seed"], "error": r["error"]} for r in failed],
         "facts": words.facts(versions, places, bench.get("config_hash"), bench.get("command")),
     }
     return about, [its for _, its in shown]
+
+
+def _where(row: Row, rows: Sequence[Row]) -> str:
+    """A cell but for its seed, with its task where there are several."""
+    task = f"{row['task']}, " if len({r["task"] for r in rows}) > 1 else ""
+    return task + describe({**row, "seed": ""}).rpartition(", ")[0]
 
 
 def _budgets(parts: Sequence[Part]) -> list[str]:
@@ -136,7 +142,8 @@ def _over_sizes(parts: Sequence[Part]) -> list[tuple[dict[str, Any], list[Any]]]
         if len(sizes) < 2 or not all(p.lines for p in mine):
             continue
         names = list(dict.fromkeys(x.name for p in mine for x in p.strategies))
-        curves = {n: {size or math.inf: x.score for size, p in sizes.items() for x in p.strategies if x.name == n} for n in names}
+        scores = {size or math.inf: {x.name: x.score.bare() if x.failed else x.score for x in p.strategies} for size, p in sizes.items()}
+        curves = {n: {size: its[n] for size, its in scores.items() if n in its} for n in names}
         first = mine[0]
         section = {"kind": "words", "task": ", ".join(filter(None, [task, model, "by number of examples"])), "table": [],
                    "lead": [f"Test {first.metric} of each strategy; {first.baseline} in grey."], "caption": ""}  # fmt: skip

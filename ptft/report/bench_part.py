@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from ptft import config as configs
 from ptft.bench import results, stats
 from ptft.bench.results import Quoted, Row
+from ptft.bench.shapes import MARGIN
 from ptft.report import words
 from ptft.report.cost_panels import Line
 
@@ -81,9 +83,9 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
         for line in out:
             line.step_ratio = line.step / reference.step if line.step and reference.step else None
             line.flops_ratio = line.flops / reference.flops if line.flops and reference.flops else None
-    if ranking := stats.ranks({x.name: x.scores for x in out if not x.reference and not x.again}, higher):
-        for line in out:
-            line.rank = ranking.rank.get(line.name)
+    ranks = stats.ranks({x.name: x.scores for x in out if not x.reference and not x.again}, higher)
+    for line in out:
+        line.rank = ranks.get(line.name)
     return out
 
 
@@ -111,7 +113,9 @@ def lead(part: Part) -> list[str]:
     lines, metric = [x for x in part.lines if not x.again], part.metric
     if not lines:
         return ["No run has finished."]
-    whole = [x for x in lines if not x.failed] or lines  # the mean of those seeds that a strategy survived is not its mean
+    whole = [x for x in lines if not x.failed]  # the mean of those seeds that a strategy survived is not its mean
+    if not whole:
+        return ["Every strategy has a failed run: none of them has a mean over all of its seeds."]
     common = set.intersection(*(set(x.scores) for x in whole))
     even = all(set(x.scores) == common for x in whole) or not common
 
@@ -133,9 +137,9 @@ def lead(part: Part) -> list[str]:
     for x in lines:
         for y in lines:
             if (
-                x.freeze == y.freeze
-                and x.init_from
+                x.init_from
                 and not y.init_from
+                and _but_start(part, x) == _but_start(part, y)
                 and (gain := stats.paired(x.scores, y.scores))
                 and math.isfinite(gain.mean)
             ):
@@ -143,6 +147,13 @@ def lead(part: Part) -> list[str]:
                 what = f"the test {metric} of {x.name} by {words.signed(gain)}{found}"
                 say.append(f"Starting from pretrained instead of random weights changes {what}.")
     return say
+
+
+def _but_start(part: Part, line: Line) -> dict[str, Any]:
+    """What a strategy does, but for what it starts from, at which rate and with which seed."""
+    row = part.quoted[line.name].rows[0]
+    known = {**configs.leaves(row.get("config") or {}), "freeze": row.get("freeze")}
+    return {k: v for k, v in known.items() if k not in ("init_from", "init_weights", "optim.lr", "seed")}
 
 
 def _floor(part: Part) -> list[str]:
@@ -162,15 +173,16 @@ def _floor(part: Part) -> list[str]:
 
 def _tied(part: Part, whole: Sequence[Line], best: Line) -> list[str]:
     """What cannot be told apart from the best, by the corrected comparison of all pairs, and the cheapest of it."""
-    ranking = stats.ranks({x.name: x.scores for x in whole}, part.higher)
     if best.reference:
         return []
-    if ranking is None or len(ranking.seeds) < 2:
-        return ["Fewer than two seeds are common to all strategies: the order may be chance."]
-    tied = [x for x in whole if x.name in ranking.top and x.name != best.name]
+    found = {p.b if p.a == best.name else p.a: stats.apart(p.difference) for p in part.compared if best.name in (p.a, p.b)}
+    tied = [x for x in whole if found.get(x.name) is False]
+    untested = [name for name, verdict in found.items() if verdict is None]
+    say = [f"It cannot be told apart from {words.listed([x.name for x in tied])}."] if tied else []
+    if untested:
+        say.append(f"It was not compared with {words.listed(untested)}: a run failed, or fewer than two seeds are common.")
     if not tied:
-        return ["Every other strategy is measurably worse or has no interval."] if len(part.strategies) > 1 else []
-    say = [f"It cannot be told apart from {words.listed([x.name for x in tied])}."]
+        return say or ["Every other strategy differs from it measurably."] * bool(found)
     cheapest = min(tied, key=lambda x: x.cost)
     if cheapest.cost < best.cost:
         ratio = f" and takes {words.times(cheapest.step_ratio)} of {part.baseline}'s time a step" if cheapest.step_ratio else ""
@@ -209,13 +221,17 @@ def evaluated(part: Part) -> list[str]:
 
 def edges(part: Part) -> list[str]:
     """A warning where dev chose the first or last of the rates that a strategy tried."""
-    tried = {x.name: q for x in part.strategies if len((q := part.quoted[x.name]).tried) > 1}
+    several = {x.name: q for x in part.strategies if len((q := part.quoted[x.name]).tried) > 1}
+    tried = {name: q for name, q in several.items() if not q.unfinished}
     ends = {
         "highest": [n for n, q in tried.items() if q.lr == max(q.tried)],
         "lowest": [n for n, q in tried.items() if q.lr == min(q.tried)],
     }
     found = [f"the {end} that was tried for {words.listed(names, len(names))}" for end, names in ends.items() if names]
-    return [f"The rate that dev chose is {', and '.join(found)}: beyond it may be a better one."] if found else []
+    say = [f"The rate that dev chose is {', and '.join(found)}: beyond it may be a better one."] if found else []
+    if open_ := [name for name, q in several.items() if q.unfinished]:
+        say.append(f"Not every rate of {words.listed(open_)} has run with the same seeds yet: which of them counts may change.")
+    return say
 
 
 def again(part: Part) -> list[str]:
@@ -230,8 +246,10 @@ def again(part: Part) -> list[str]:
         difference, what = stats.same(line.scores, twin.scores) if twin else (None, "no common seed")
         if what == "exactly the same":
             out.append(f"The A/A check holds: {name} under two names gives the same scores to the bit.")
-        elif what == "cannot be told apart" and difference:
-            out.append(f"The A/A check holds: {name} cannot be told apart from itself under another name ({words.signed(difference)}).")
+        elif what == "cannot be told apart" and difference and difference.half is not None:
+            narrow = abs(difference.mean) + difference.half <= MARGIN
+            verdict = "holds" if narrow else "finds nothing, at intervals too wide to find much"
+            out.append(f"The A/A check {verdict}: {name} less itself under another name is {words.signed(difference)}.")
         elif what == "told apart" and difference:
             out.append(f"The A/A check FAILS: {name} differs from itself by {words.signed(difference)}. Differences of this size between "
                        "strategies mean nothing here (once in 20 benchmarks, this is chance).")  # fmt: skip

@@ -95,14 +95,17 @@ class CostPanel:
         ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
 
     def frontier(self, ax: Axes) -> None:
-        """The best mean that can be had for a cost (Pareto), and the best ends of the intervals."""
+        """The best mean that can be had for a cost (Pareto), and the interval of what has it."""
         known = sorted((line for line in self.lines if not line.again and not line.failed), key=lambda line: self.x(line) or 0)
         if len(known) < 2:
             return
-        best = np.maximum.accumulate if self.higher else np.minimum.accumulate
-        ends = [[s.mean, s.mean if s.lo is None else s.lo, s.mean if s.hi is None else s.hi] for s in (line.score for line in known)]
+        held: list[stats.Summary] = []
+        for line in known:
+            gain = line.score.mean - held[-1].mean if held else 0.0
+            held.append(line.score if not held or (gain > 0 if self.higher else gain < 0) else held[-1])
+        ends = [[s.mean, s.mean if s.lo is None else s.lo, s.mean if s.hi is None else s.hi] for s in [*held, held[-1]]]
         xs = np.array([self.x(line) or 0 for line in known] + [ax.get_xlim()[1]])
-        mean, low, high = (np.append(best(values), best(values)[-1]) for values in np.array(ends).T)
+        mean, low, high = np.array(ends).T
         limits = ax.get_ylim()
         ax.step(xs, mean, where="post", color=ACCENT, lw=0.9, alpha=0.7, zorder=1)
         ax.fill_between(xs, low, high, step="post", color=ACCENT, alpha=0.1, lw=0, zorder=0)

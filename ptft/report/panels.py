@@ -62,8 +62,12 @@ class RatePanel(SmallMultiples):
     """What dev says of the learning rates that each strategy tried; the chosen one has a ring."""
 
     def __init__(self, tried: Mapping[str, Mapping[float, Mapping[int, float]]], chosen: Mapping[str, float | None], metric: str):
-        finished = {name: {lr: [x for x in seeds.values() if math.isfinite(x)] for lr, seeds in its.items()} for name, its in tried.items()}
-        curves = {name: {lr: stats.summary(xs) for lr, xs in its.items() if xs} for name, its in finished.items()}
+        curves: dict[str, dict[float, stats.Summary]] = {name: {} for name in tried}
+        for name, its in tried.items():
+            for lr, seeds in its.items():
+                if finished := [x for x in seeds.values() if math.isfinite(x)]:
+                    whole = stats.summary(finished)
+                    curves[name][lr] = whole if len(finished) == len(seeds) else whole.bare()
         super().__init__(curves, f"dev {metric} by learning rate")
         self.chosen = chosen
 
