@@ -29,7 +29,7 @@ import jax
 
 from ptft import auto, build, freeze, mesh, models, record, thin, train
 from ptft import config as configs
-from ptft.bench import identity, locks, protocol, results
+from ptft.bench import identity, locks, protocol, results, work
 from ptft.config import Config, Field, Spec
 from ptft.errors import UserError
 
@@ -76,6 +76,8 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
         raise UserError(
             f"{workdir} holds a search of another config (there -> asked):\n  " + "\n  ".join(changes) + "\nchoose another --workdir"
         )
+    if problems := work.leaks(whole, whole.data.train):
+        raise UserError("; ".join(problems))
     content = identity.content(whole)
     if changed := [key for key, is_now in content.items() if known.get("content", content).get(key) != is_now]:
         raise UserError(

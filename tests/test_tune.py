@@ -215,6 +215,11 @@ def test_a_mistake_is_named_before_anything_runs(home, tmp_path, case):
     assert not (tmp_path / "t").exists()
 
 
+def test_a_test_split_that_is_dev_is_refused(home, tmp_path):
+    with pytest.raises(UserError, match="test rows 10 stand in dev, too"):
+        tune.run(values(home, **{"data.test": f"files:{home}/dev.tsv"}), tmp_path, 1, [])
+
+
 def test_a_page_for_bench_is_refused_before_anything_runs(home, tmp_path, capsys):
     page = flow.page(tmp_path / "page.py", {**values(home), "bench": {"strategies": [{"name": "full", "freeze": "full"}]}})
     assert flow.ptft("tune", "--config", page, "--workdir", tmp_path / "t") == 2

@@ -122,13 +122,20 @@ def _cost(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"seconds_per_step": row["seconds_per_step"], "flops_per_step": row["flops"], "bytes": sizes}
 
 
-def leaks(config: Config) -> Iterator[tuple[str, int, int]]:
-    """(split, rows of test that stand in it, too, rows of test) for train and dev; labels count for nothing."""
+def leaks(config: Config, task: str) -> list[str]:
+    """Warns of rows of test that stand in train or dev, too, whatever their labels; a problem where all of them do."""
     splits = baselines.records(config)
     texts = {split: [str([r.get(k) for k in ("text", "text_b", "words")]) for r in rows] for split, rows in splits.items()}
+    problems, of = [], len(texts.get("test", ()))
     for split in ("train", "dev"):
         seen = set(texts.get(split, ()))
-        yield split, sum(text in seen for text in texts["test"]), len(texts["test"])
+        n = sum(text in seen for text in texts.get("test", ()))
+        said = f"{task}: of the {of} test rows {n} stand in {split}, too"
+        if n and n == of:
+            problems.append(f"{said}: numbers that were chosen or trained on them cannot be quoted")
+        elif n:
+            record.say(f"WARNING: {said}")
+    return problems
 
 
 def check(cells: Sequence[Cell], metric: str) -> None:
@@ -137,16 +144,9 @@ def check(cells: Sequence[Cell], metric: str) -> None:
     Raises:
       UserError: all problems at once.
     """
-    problems: dict[str, None] = {}
+    problems = dict.fromkeys(p for task, c in {c.task: c for c in cells if c.kind == "train"}.items() for p in leaks(c.config, task))
     doubts: dict[str, list[str]] = {}
     kinds = {(c.task, c.model, c.strategy, c.size): c for c in cells if c.kind == "train"}
-    for task, cell in {c.task: c for c in kinds.values()}.items():
-        for split, n, of in leaks(cell.config):
-            said = f"of the {of} test rows {n} stand in {split}, too"
-            if n == of:
-                problems[f"{task}: {said}: numbers that were chosen or trained on them cannot be quoted"] = None
-            elif n:
-                record.say(f"WARNING: {task}: {said}")
     for cell in kinds.values():
         try:
             run = auto.unchosen(cell.config)
