@@ -280,7 +280,7 @@ def describe(known: Mapping[str, Any]) -> str:
     lines.append(
         "  costs are shares of full's: its own, and of the gradients that have to reach it; the lowest that moves pays for all above it"
     )
-    worth = next((t["value"] for t in known["tried"] if t["strategy"] == known["strategy"]), 0.0)
-    more = [t for t in known["tried"] if not t["fits"] and t["value"] > worth]
+    value = {t["strategy"]: t.get("value", 0.0) for t in known["tried"]}  # not in a file from before it was kept
+    more = [t for t in known["tried"] if not t["fits"] and value[t["strategy"]] > value.get(known["strategy"], 0.0)]
     lines += [f"  worth more, but measured to cost too much: {t['strategy']} ({t['cost']:.3g})" for t in more]
     return "\n".join(lines)

@@ -838,6 +838,8 @@ def test_mistakes_show_before_the_first_cell(home, tmp_path, capsys, changes, sa
 
 
 def test_test_rows_that_were_trained_on_are_pointed_out(home, tmp_path, capsys):
+    work.check([grid_of(home)], "accuracy")
+    assert "stand in" not in capsys.readouterr().out
     head, *lines = (home / "test.tsv").read_text().splitlines()
     some = tmp_path / "some.tsv"
     some.write_text("\n".join([(home / "train.tsv").read_text().rstrip(), *lines[:3]]) + "\n")
@@ -850,6 +852,9 @@ def test_test_rows_that_were_trained_on_are_pointed_out(home, tmp_path, capsys):
         work.check([grid_of(home, **{"data.dev": f"files:{seen}", "data.dev_size": 0})], "accuracy")
     work.check([grid_of(home, **{"data.dev": f"files:{seen}[11:12]", "data.dev_size": 0})], "accuracy")
     assert "stand in" not in capsys.readouterr().out
+    documents = {f"data.{split}": f"files:{home}/docs{'_dev' * (split == 'test')}.txt" for split in ("train", "dev", "test")}
+    config = build.resolve(flow.pretraining(home, **documents))
+    assert work.leaks(config, "words") == [] and "stand in" not in capsys.readouterr().out
 
 
 def grid_of(home, **changes):

@@ -146,7 +146,7 @@ def test_the_rate_that_dev_chose_is_the_one_that_is_quoted(tmp_path):
     lines = [{**r, "dev": {"accuracy": 0.9}} for r in rows()]
     lines += [{**r, "cell": r["cell"] + "b", "lr": 3e-4, "dev": {"accuracy": 0.8}, "test": {"accuracy": 0.99}} for r in rows()]
     md, _ = texts(put(tmp_path, lines))
-    assert line_of(md, "full")[1:4] == ["0.0001", "5 seeds", "0.840 ± 0.025"]
+    assert line_of(md, "full")[1:4] == ["0.0001 (lowest tried)", "5 seeds", "0.840 ± 0.025"]
 
 
 def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
@@ -167,7 +167,7 @@ def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
         and line_of(md, "top-2 (A/A) (freeze=top-2)")[8] in ("better", "cannot be told apart")
     )
     assert "TF-IDF: no scikit-learn" in md and "Failed" not in md and html.count('<svg class="strip"') == 6
-    assert "measurably better than majority" not in md
+    assert "Not measurably better than majority class (0.760): head and scratch." in md
     unlearned = [{**r, "test": {"accuracy": r["test"]["accuracy"] + 0.08}} for r in majority]
     md, _ = texts(put(tmp_path / "unlearned", [*rows(), *unlearned]))
     floor = r"No strategy is measurably better than majority class \(0.840\): top-2, the best of them, differs by \+0.002 \[−0"
@@ -204,7 +204,7 @@ def test_without_common_seeds_nothing_is_compared(tmp_path):
     apart = {"full": {0: 0.51, 1: 0.505, 2: 0.52}, "head": {3: 0.9, 4: 0.91, 5: 0.905}}
     md, _ = texts(put(tmp_path / "none", [*scores(**apart), *majority], baseline="full"))
     assert "It was not compared with full: a run failed, or fewer than two seeds are common." in md
-    assert "measurably better than majority" not in md  # head is, on seeds that the baseline does not have
+    assert "Not measurably better than majority class (0.500): full." in md  # head is, on seeds that the baseline does not have
     assert "full has 3 seeds of 6; head has 3 seeds of 6" in md.replace(" and ", "; ")
     one = {"full": {0: 0.51, 1: 0.505, 2: 0.52}, "head": {0: 0.7}}
     md, _ = texts(put(tmp_path / "one", scores(**one), baseline="full"))
@@ -223,11 +223,24 @@ def test_the_lead_says_what_the_comparison_of_pairs_says(tmp_path):
     assert "full has the highest mean" in md and "It cannot be told apart from head." in md and line_of(md, "top-2")[8] == "worse"
 
 
+def test_what_is_ahead_over_the_seeds_of_a_pair_is_said(tmp_path):
+    """Over the two seeds that all have, full is the best; over all twelve, head is."""
+    full = {seed: 0.7 + 0.001 * (seed % 3) for seed in range(8)}
+    head = {seed: x + (0.1 + 0.001 * (seed % 2) if seed > 1 else -0.001) for seed, x in full.items()}
+    md, _ = texts(put(tmp_path / "a", scores(full=full, head=head, **{"top-2": {0: 0.65, 1: 0.69}}), baseline="full"))
+    assert "full has the highest mean" in md and "Over the seeds that both have, it is measurably worse than head." in md
+    lines = scores(full={0: 0.80, 1: 0.82, 2: 0.81}, head={0: 0.6, 1: 0.622, 2: 0.608}, **{"top-2": {0: 0.81, 1: 0.80, 2: 0.81, 3: 0.8}})
+    lines[-1] |= {"status": "failed", "test": None, "error": "x"}
+    md, _ = texts(put(tmp_path / "b", lines, baseline="full"))
+    assert "It cannot be told apart from top-2." in md and "Every other strategy is" not in md
+
+
 def test_where_every_strategy_has_a_failed_run_none_is_named_the_best(tmp_path):
     lines = [{**r, "status": "failed", "test": None, "error": "x"} if r["seed"] == i else r
              for i, name in enumerate(STRATEGIES) for r in rows() if r["strategy"] == name]  # fmt: skip
+    lines += [{**r, "cell": f"m{r['seed']}", "strategy": "majority class", "kind": "majority", "freeze": None} for r in rows(seeds=1)[:1]]
     md, _ = texts(put(tmp_path, lines, baseline="full"))
-    assert "Every strategy has a failed run" in md and "the highest" not in md and "nan" not in md.lower()
+    assert "Every strategy has a failed run" in md and "the highest mean test" not in md and "nan" not in md.lower()
 
 
 def test_a_failed_cell_is_listed_with_its_task(tmp_path):
@@ -329,9 +342,19 @@ def test_a_rate_at_the_edge_of_those_tried_is_pointed_out(tmp_path):
     assert "dev chose is the highest that was tried for top-2, and the lowest that was tried for head: beyond it may be a better one." in md
     md, _ = texts(put(tmp_path / "b", [*best("full", 1e-4), *best("top-2", 1e-4)], baseline="full"))
     assert "beyond it" not in md and "beyond it" not in texts(put(tmp_path / "c", rows(), baseline="full"))[0]
-    some = [r for r in best("full", 1e-3) if r["seed"] < 3 or r["lr"] < 1e-3]
-    md, _ = texts(put(tmp_path / "d", some, baseline="full"))
-    assert "Not every rate of full has run with the same seeds yet: which of them counts may change." in md and "beyond it" not in md
+    assert line_of(md, "top-2")[1] == "0.0001" and "at the highest rate that it tried" not in md
+
+
+def test_while_runs_are_missing_no_rate_is_said_to_be_at_the_edge(tmp_path):
+    lines = [{**r, "lr": lr, "cell": f"{r['cell']}{lr}", "dev": {"accuracy": lr}} for r in rows() if r["strategy"] == "full"
+             for lr in (1e-4, 1e-3)]  # fmt: skip
+    cells = {r["cell"]: {k: r[k] for k in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")} for r in lines}
+    md, _ = texts(put(tmp_path / "all", lines, cells=cells, baseline="full"))
+    assert "beyond it may be" in md and line_of(md, "full")[1] == "0.001 (highest tried)"
+    assert "full has the highest mean test accuracy: 0.840 ± 0.025 over 5 seeds, at the highest rate that it tried." in md
+    more = {**cells, "new": {**cells[lines[0]["cell"]], "lr": 1e-2}}
+    md, _ = texts(put(tmp_path / "some", lines, cells=more, baseline="full"))
+    assert "Not all runs of full are there yet: which rate counts may change." in md and "beyond it" not in md
     assert line_of(md, "full")[1] == "0.001"
 
 
@@ -629,6 +652,7 @@ def test_all_pairs_are_there_corrected(tmp_path):
     [
         (0.0, "The A/A check holds: full under two names gives the same scores to the bit."),
         ([0.001, -0.001, 0.002, 0, -0.001], "The A/A check holds: full less itself under another name is +0.000"),
+        ([0.001] * 5, "The A/A check FAILS: full differs from itself by +0.001"),
         ([0.1, -0.1, 0.2, 0, -0.1], "The A/A check finds nothing, at intervals too wide to find much: full less itself under another name"),
         (0.02, "The A/A check FAILS: full differs from itself by +0.020"),
         (None, "There is no A/A check"),
@@ -652,8 +676,12 @@ def test_the_check_of_the_benchmark_itself(tmp_path, change, says):
 
 def test_how_many_seeds_a_point_takes(tmp_path):
     md, _ = texts(put(tmp_path / "a", rows(), baseline="full"))
-    found = re.search(r"one point \(0\.01\) to full four times in five takes about (\d+) seeds .*, and about (\d+) seeds", md)
-    assert 2 < int(found[1]) < int(found[2])
+    found = re.search(
+        r"on these rows four times in five takes about (\d+) seeds at the middle .* \(about (\d+) seeds .* about (\d+) .*, and about (\d+)",
+        md,
+    )
+    middle, least, most, corrected = map(int, found.groups())
+    assert 2 <= least <= middle <= most and least < most and middle < corrected
     assert "four times in five" not in texts(put(tmp_path / "b", rows(seeds=1), baseline="full"))[0]
 
 

@@ -18,8 +18,9 @@ from ptft import config as configs
 from ptft.config import Config
 from ptft.errors import UserError
 
-# Keys that decide what a run prints and keeps, not what it computes nor the bytes that a report has of it.
+# Keys that decide what a run prints and keeps, not what it computes.
 SILENT = ("log_every", "save_every", "keep", "tensorboard", "strict_cost")
+USUAL = ("checkpoint", "full")  # another kind of checkpoint has other bytes, which a report shows
 PLACES = ("train", "dev", "test")
 
 
@@ -34,7 +35,7 @@ def of(config: Config, content: Mapping[str, str], kind: str, repeat: bool = Fal
     """
     plain = config.replace(**content).to_dict()
     if kind == "train":
-        plain = {k: v for k, v in plain.items() if k not in SILENT}
+        plain = {k: v for k, v in plain.items() if k not in SILENT and (k, v) != USUAL}
     else:
         section = plain["data"]
         seed = plain["seed"] if section["train_size"] else 0

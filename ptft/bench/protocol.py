@@ -25,7 +25,7 @@ from ptft.errors import UserError, did_you_mean
 from ptft.freeze import BadStart
 
 SPEC: Spec = {
-    "strategies": Field((), doc='what to compare: {"name": "top-2", "freeze": "top-2", "lr": 1e-4, "any.other.key": value}; "lrs": [...]'),
+    "strategies": Field((), doc='what to compare: {"name": "top-2", "freeze": "top-2", "lr": 1e-4, "optim.decay": 0.9}; or "lrs": [...]'),
     "lr_factors": Field((1.0,), tuple, doc="what a strategy tries: its lr times each; a strategy with a list lrs tries those"),
     "seeds": Field((0, 1, 2, 3, 4), doc="every strategy runs once with each"),
     "sizes": Field((), tuple, doc="numbers of training examples, 0: all; empty: data.train_size"),

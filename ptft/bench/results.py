@@ -67,6 +67,7 @@ class Merged(NamedTuple):
     bench: dict[str, Any]  # the first folder's bench.json; each row has its own folder's metric and baseline
     order: list[str]  # strategies
     notes: list[str]  # what is missing, left out or contradictory
+    missing: list[dict[str, Any]]  # the labels of cells that have not run yet
 
 
 def merge(folders: Sequence[Path]) -> Merged:
@@ -106,14 +107,15 @@ def merge(folders: Sequence[Path]) -> Merged:
     notes = []
     # By what they are called: where seconds are the budget, two machines' hashes differ.
     planned, there = ({tuple(x.get(key) for key in LABELS) for x in items} for items in (listed.values(), found))
-    if missing := len(planned - there):
-        notes.append(f"{missing} of {len(planned)} cells have not run yet.")
+    missing = [dict(zip(LABELS, labels, strict=True)) for labels in planned - there]
+    if missing:
+        notes.append(f"{len(missing)} of {len(planned)} cells have not run yet.")
     if older:
         notes.append(f"{older} runs of an earlier config of this benchmark are left out.")
     if conflicts:
         many = "One cell has two results" if len(conflicts) == 1 else f"{len(conflicts)} cells have two results"
         notes.append(f"{many}, of which the first is shown: {'; '.join(conflicts[:5])}{' …' if len(conflicts) > 5 else ''}.")
-    return Merged(found, first, order, notes)
+    return Merged(found, first, order, notes, missing)
 
 
 def _called(row: Row, now: Mapping[str, Any]) -> Row:
@@ -168,11 +170,6 @@ class Quoted(NamedTuple):
     lr: float | None  # None for the references
     rows: list[Row]  # of that learning rate, one a seed, failed ones included
     tried: dict[float, dict[int, float]]  # learning rate -> seed -> dev score, NaN for a failed run; of one alone, nothing is asked
-
-    @property
-    def unfinished(self) -> bool:
-        """Some rate has not run with every seed that another has: which one counts may change."""
-        return len({frozenset(seeds) for seeds in self.tried.values()}) > 1
 
 
 def quoted(rows: Sequence[Row], metric: str) -> dict[str, Quoted]:

@@ -170,7 +170,7 @@ def seeds_decide_when_data_are_few(part: Part) -> tuple[Verdict, str] | None:
     beyond = any(stats.apart(g) and g.half is not None and abs(g.mean) - g.half > spread for g in corrected)
     return (
         True if within else False if beyond else None,
-        f"seeds spread by {spread:.3f} (median over strategies); the largest: {_said(name, gains[name])}",
+        f"seeds spread by {spread:.3f} (median over strategies); the largest difference to full: {_said(name, gains[name])}",
     )
 
 

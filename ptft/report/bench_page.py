@@ -15,11 +15,13 @@ from ptft.report.bench_part import Part
 
 def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     """What the report says, and a list of figures for each of its sections."""
-    rows, bench, order, notes = results.merge(folders)
+    rows, bench, order, notes, missing = results.merge(folders)
     ok, failed = [r for r in rows if r["status"] == "ok"], [r for r in rows if r["status"] == "failed"]
-    parts = [
-        bench_part.part(title, here, order, here[0].get("baseline") or bench.get("baseline") or order[0]) for title, here in sections(rows)
-    ]
+    parts = []
+    for title, here in sections(rows):
+        place = next((r["task"], r["model"], r["size"]) for r in here if r["kind"] == "train")
+        waiting = [m["strategy"] for m in missing if (m["task"], m["model"], m["size"]) == place]
+        parts.append(bench_part.part(title, here, order, here[0].get("baseline") or bench.get("baseline") or order[0], waiting))
     shown = [(_section(part), _panels(part)) for part in parts]
     shown += _over_sizes(parts)
     if expected := shapes.table(shapes.findings(rows)) if ok else []:
@@ -37,7 +39,7 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
         "kind": "bench",
         "title": "Which parameters are worth training?",
         "subtitle": f"{words.count(len(names), 'strategy', 'strategies')}, {words.count(len(seeds), 'seed')}, "
-        + words.count(len(ok), "finished run")
+        + words.count(sum(r["kind"] == "train" for r in ok), "finished run")
         + (f", {len(failed)} failed" if failed else ""),
         "sections": [section for section, _ in shown],
         "notes": [stats.METHOD, *notes] if ok else notes,
@@ -87,8 +89,8 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 def _section(part: Part) -> dict[str, Any]:
     share = cost_panels.SharePanel(part.lines, part.metric, part.baseline)
     caption = (
-        f"Test {part.metric} against cost. Bars are 95 % intervals over seeds (an arrowhead: it goes on); the line is the best that can be "
-        f"had for a cost, with its interval; dashed: {part.baseline}. Time and memory are of a step that computes everything, in a process "
+        f"Test {part.metric} against cost. Bars are 95 % intervals over seeds (an arrowhead: it goes on); the line is the highest mean "
+        f"up to a cost, with its interval; dashed: {part.baseline}. Time and memory are of a step that computes everything, in a process "
         "of its own."
     )
     if share.mixed:

@@ -4,7 +4,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ class Part(NamedTuple):
     quoted: dict[str, Quoted]
     lines: list[Line]
     compared: list[stats.Pair]  # all pairs of strategies
+    waiting: frozenset[str]  # strategies with cells that have not run yet
 
     @property
     def tested(self) -> list[stats.Pair]:
@@ -45,10 +46,10 @@ class Part(NamedTuple):
         return {x.name: x.scores for x in self.strategies}
 
 
-def part(title: str, rows: list[Row], order: Sequence[str], baseline: str) -> Part:
+def part(title: str, rows: list[Row], order: Sequence[str], baseline: str, waiting: Iterable[str] = ()) -> Part:
     metric = rows[0]["metric"]
     higher, quoted = results.higher_is_better(metric), results.quoted(rows, metric)
-    found = Part(title, rows, metric, higher, baseline, quoted, lines(quoted, order, baseline, metric, higher), [])
+    found = Part(title, rows, metric, higher, baseline, quoted, lines(quoted, order, baseline, metric, higher), [], frozenset(waiting))
     return found._replace(compared=stats.pairwise(found.scores, higher))
 
 
@@ -79,6 +80,9 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
             failed=sum(r["status"] != "ok" for r in mine), reference=ok[0]["kind"] != "train", again=ok[0]["repeat"],
             chosen=_chosen(ok),
         ))  # fmt: skip
+    compared = [line for line in out if line.gain and not line.again]
+    for line, gain in zip(compared, stats.corrected([line.gain for line in compared]), strict=True):
+        line.gain, line.verdict = gain, stats.verdict(gain, higher)
     for reference in (line for line in out if line.name == baseline):
         for line in out:
             line.step_ratio = line.step / reference.step if line.step and reference.step else None
@@ -114,7 +118,7 @@ def lead(part: Part) -> list[str]:
     if not lines:
         return ["No run has finished."]
     whole = [x for x in lines if not x.failed]  # the mean of those seeds that a strategy survived is not its mean
-    if not whole:
+    if part.strategies and all(x.failed for x in part.strategies):
         return ["Every strategy has a failed run: none of them has a mean over all of its seeds."]
     common = set.intersection(*(set(x.scores) for x in whole))
     even = all(set(x.scores) == common for x in whole) or not common
@@ -132,8 +136,9 @@ def lead(part: Part) -> list[str]:
         if not even:
             others = " without a failed run" if len(whole) < len(lines) else ""
             over = f"{mean(best):.3f} over the {words.count(len(common), 'seed')} that all{others} have"
-        say = [f"{best.name} has the {word} mean test {metric}: {over}."]
-        say += _tied(part, [x for x in whole if not x.reference], best) + _floor(part)
+        at = f", at the {end} rate that it tried" if (end := edge(part, best.name)) else ""
+        say = [f"{best.name} has the {word} mean test {metric}: {over}{at}."]
+        say += _tied(part, best) + _floor(part)
     for x in lines:
         for y in lines:
             if (
@@ -157,41 +162,55 @@ def _but_start(part: Part, line: Line) -> dict[str, Any]:
 
 
 def _floor(part: Part) -> list[str]:
-    """A warning where no strategy is better than the best reference, after Holm's correction: what is compared may not have learned."""
+    """A warning of strategies that are not better than the best reference, after Holm's correction: they may not have learned."""
     references = [x for x in part.lines if x.reference]
     if not references:
         return []
     floor = (max if part.higher else min)(references, key=lambda x: x.score.mean)
     gains = stats.corrected([stats.paired(x.scores, floor.scores) for x in part.strategies])
-    if all(stats.apart(gain) is None for gain in gains) or any(stats.verdict(gain, part.higher) == "better" for gain in gains):
+    if all(stats.apart(gain) is None for gain in gains):
         return []
+    no_better = [x.name for x, gain in zip(part.strategies, gains, strict=True) if stats.verdict(gain, part.higher) != "better"]
+    if len(no_better) < len(part.strategies):
+        return [f"Not measurably better than {floor.name} ({floor.score.mean:.3f}): {words.listed(no_better, 20)}."] if no_better else []
     known = [(x, gain) for x, gain in zip(part.strategies, gains, strict=True) if gain and math.isfinite(gain.mean)]
     x, gain = (max if part.higher else min)(known, key=lambda pair: pair[1].mean)
     say = f"No strategy is measurably better than {floor.name} ({floor.score.mean:.3f}): {x.name}, the best of them, differs by "
     return [say + f"{words.signed(gain)}. How they differ from each other says little here."]
 
 
-def _tied(part: Part, whole: Sequence[Line], best: Line) -> list[str]:
+def _tied(part: Part, best: Line) -> list[str]:
     """What cannot be told apart from the best, by the corrected comparison of all pairs, and the cheapest of it."""
     if best.reference:
         return []
-    found = {p.b if p.a == best.name else p.a: stats.apart(p.difference) for p in part.compared if best.name in (p.a, p.b)}
-    tied = [x for x in whole if found.get(x.name) is False]
-    untested = [name for name, verdict in found.items() if verdict is None]
-    say = [f"It cannot be told apart from {words.listed([x.name for x in tied])}."] if tied else []
+    found = {p.b: p.verdict for p in part.compared if p.a == best.name}
+    found |= {p.a: _turned(p.verdict) for p in part.compared if p.b == best.name}
+    tied = [x for x in part.strategies if found.get(x.name) == "cannot be told apart"]
+    ahead = [name for name, verdict in found.items() if verdict == "worse"]
+    untested = [name for name, verdict in found.items() if verdict not in ("better", "worse", "cannot be told apart")]
+    say = [f"It cannot be told apart from {words.listed([x.name for x in tied], len(tied))}."] if tied else []
+    if ahead:
+        say.append(f"Over the seeds that both have, it is measurably worse than {words.listed(ahead)}.")
     if untested:
         say.append(f"It was not compared with {words.listed(untested)}: a run failed, or fewer than two seeds are common.")
+    tied = [x for x in tied if not x.failed]
     if not tied:
-        return say or ["Every other strategy differs from it measurably."] * bool(found)
+        return say or ["Every other strategy is measurably worse."] * bool(found)
     cheapest = min(tied, key=lambda x: x.cost)
     if cheapest.cost < best.cost:
         ratio = f" and takes {words.times(cheapest.step_ratio)} of {part.baseline}'s time a step" if cheapest.step_ratio else ""
-        say.append(f"The cheapest of them is {cheapest.name}: {words.plus_minus(cheapest.score)}. "
+        less = f", {words.signed(gain)} to {best.name}" if (gain := stats.paired(cheapest.scores, best.scores)) else ""
+        say.append(f"The cheapest of them is {cheapest.name}: {words.plus_minus(cheapest.score)}{less}. "
                    f"It moves {words.percent(cheapest.share)} of the parameters{ratio}.")  # fmt: skip
     elif all(math.isfinite(x.cost) and x.cost > best.cost for x in tied):
         who, s = (tied[0].name, "s") if len(tied) == 1 else ("All of them", "")
         say.append(f"{who} move{s} more parameters." if best.step is None else f"{who} take{s} more time a step.")
     return say
+
+
+def _turned(verdict: str) -> str:
+    """The verdict on the other of a pair."""
+    return {"better": "worse", "worse": "better"}.get(verdict, verdict)
 
 
 def unequal(part: Part) -> list[str]:
@@ -216,21 +235,35 @@ def evaluated(part: Part) -> list[str]:
     if part.metric == "accuracy":
         error = math.sqrt(0.25 / rows["test"])
         say += f" Other rows would move an accuracy by up to {error:.3f} (one standard error), which intervals over seeds do not show."
-    return [say]
+    cut = {split: notes.get("truncated", 0) / notes["rows"] for split, notes in row["data"]["notes"].items()}
+    if max(cut.values()) > 0.01:
+        say += f" Too long, and cut: {words.listed([f'{words.percent(x)} of {split}' for split, x in cut.items() if x])}."
+    return [say, *_steps(part)]
+
+
+def _steps(part: Part) -> list[str]:
+    found = sorted({r["steps"] for r in part.rows if r["kind"] == "train" and r.get("steps")})
+    batch = next((r["config"].get("batch") for r in part.rows if r["kind"] == "train" and r.get("config")), None)
+    if not found or not batch:
+        return []
+    return [f"A run is {' to '.join(f'{n:,}' for n in dict.fromkeys((found[0], found[-1])))} steps of {batch} examples."]
+
+
+def edge(part: Part, name: str) -> str:
+    """Whether the rate that dev chose is the highest or the lowest of those tried."""
+    quoted = part.quoted[name]
+    if len(quoted.tried) < 2 or name in part.waiting:
+        return ""
+    return {max(quoted.tried): "highest", min(quoted.tried): "lowest"}.get(quoted.lr or 0.0, "")
 
 
 def edges(part: Part) -> list[str]:
     """A warning where dev chose the first or last of the rates that a strategy tried."""
-    several = {x.name: q for x in part.strategies if len((q := part.quoted[x.name]).tried) > 1}
-    tried = {name: q for name, q in several.items() if not q.unfinished}
-    ends = {
-        "highest": [n for n, q in tried.items() if q.lr == max(q.tried)],
-        "lowest": [n for n, q in tried.items() if q.lr == min(q.tried)],
-    }
+    ends = {end: [x.name for x in part.strategies if edge(part, x.name) == end] for end in ("highest", "lowest")}
     found = [f"the {end} that was tried for {words.listed(names, len(names))}" for end, names in ends.items() if names]
     say = [f"The rate that dev chose is {', and '.join(found)}: beyond it may be a better one."] if found else []
-    if open_ := [name for name, q in several.items() if q.unfinished]:
-        say.append(f"Not every rate of {words.listed(open_)} has run with the same seeds yet: which of them counts may change.")
+    if open_ := [x.name for x in part.strategies if x.name in part.waiting]:
+        say.append(f"Not all runs of {words.listed(open_)} are there yet: which rate counts may change.")
     return say
 
 
@@ -245,8 +278,9 @@ def again(part: Part) -> list[str]:
         twin = next((x for x in part.lines if x.name == name), None)
         difference, what = stats.same(line.scores, twin.scores) if twin else (None, "no common seed")
         if what == "exactly the same":
-            out.append(f"The A/A check holds: {name} under two names gives the same scores to the bit.")
-        elif what == "cannot be told apart" and difference and difference.half is not None:
+            out.append(f"The A/A check holds: {name} under two names gives the same scores to the bit. So nothing but strategy and seed "
+                       "decides a score; of chance it says nothing.")  # fmt: skip
+        elif what == "cannot be told apart" and difference and difference.half:
             narrow = abs(difference.mean) + difference.half <= MARGIN
             verdict = "holds" if narrow else "finds nothing, at intervals too wide to find much"
             out.append(f"The A/A check {verdict}: {name} less itself under another name is {words.signed(difference)}.")
@@ -270,8 +304,13 @@ def power(part: Part) -> list[str]:
     if not spread:
         return []
     middle = sorted(spread, key=lambda s: s[0])[len(spread) // 2][1]
-    pairs, say = len(part.tested), f"To find a true difference of one point (0.01) to {part.baseline} four times in five takes "
-    say += f"{stats.power(middle)[1]} at the spread seen here"
+    pairs, say = (
+        len(part.tested),
+        f"To find a true difference of one point (0.01) to {part.baseline} on these rows four times in five takes ",
+    )
+    say += f"{stats.power(middle)[1]} at the middle spread of those seen here"
+    few, many = (stats.power(values)[1] for _, values in (min(spread), max(spread)))
+    say += f" ({few} at the least, {many} at the most)" if few != many else ""
     if pairs > 1:
         say += f", and {stats.power(middle, alpha=stats.ALPHA / pairs)[1]} as the smallest of {pairs} corrected comparisons"
     return [f"{say}."]
@@ -291,7 +330,8 @@ def row(line: Line, part: Part) -> dict[str, Any]:
     gain = line.gain if line.gain and math.isfinite(line.gain.mean) else None
     score = f"{line.score.mean:.3f}" if line.failed else words.plus_minus(line.score)
     return {
-        "name": line.name, "detail": ", ".join(filter(None, [freeze, start, line.chosen])), "lr": line.lr or "–",
+        "name": line.name, "detail": ", ".join(filter(None, [freeze, start, line.chosen])),
+        "lr": (line.lr or "–") + (f" ({end} tried)" if (end := edge(part, line.name)) else ""),
         "seeds": _seeds(line), "score": score + of, "median": f"{line.score.median:.3f}",
         "boot": f"[{boot[0]:.3f},\N{NO-BREAK SPACE}{boot[1]:.3f}]" if boot else "",
         "rank": "–" if line.rank is None else f"{line.rank:.1f}",
@@ -317,7 +357,7 @@ def pairs(part: Part) -> dict[str, Any] | None:
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for p in found:
         for a, b, factor in ((p.a, p.b, 1), (p.b, p.a, -1)):
-            other = {"better": "worse", "worse": "better"}.get(p.verdict, p.verdict) if factor < 0 else p.verdict
+            other = _turned(p.verdict) if factor < 0 else p.verdict
             known = p.difference is not None and math.isfinite(p.difference.mean)
             text = words.sign(factor * p.difference.mean) if known and p.difference else "–"
             adjusted = "" if p.difference is None or p.difference.adjusted is None else f", p = {p.difference.adjusted:.2g}"
