@@ -1,7 +1,7 @@
 """The strategies that published tables compare, from weights that exist, with few labels: which of their shapes show here?
 
     ptft bench --config configs/published.py:task=sst2,init=minilm,root=data --workdir runs/published_sst2
-    ptft bench --config configs/published.py:task=mrpc,init=minilm,root=data,seq_len=64 --workdir runs/published_mrpc
+    ptft bench --config configs/published.py:task=mrpc,init=minilm,root=data --workdir runs/published_mrpc
     ptft report runs/published_sst2 runs/published_mrpc
 
 `minilm` is a folder in Hugging Face's format or a pretrained run. The tables: top layers of BERT on GLUE (Lee, Tang & Lin 2019,
@@ -25,7 +25,7 @@ RATES = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    a = parse_arg(arg, task="sst2", init="", root="", seq_len=32, epochs=6)
+    a = parse_arg(arg, task="sst2", init="", root="", seq_len=64, epochs=6)
 
     c = ConfigDict()
     c.batch = 16

@@ -321,9 +321,12 @@ def test_what_costs_the_same_does_not_cost_more_and_what_does_not_vary_has_no_po
 
 
 def test_the_rows_that_scores_are_of_are_counted(tmp_path):
-    data = {"notes": {"train": {"rows": 50}, "dev": {"rows": 6735}, "test": {"rows": 100}}}
-    lines = [{**r, "data": data, "config": {"data": {"dev_size": 60}}} for r in rows()]
+    data = {"notes": {"train": {"rows": 50}, "dev": {"rows": 6735}, "test": {"rows": 100, "truncated": 24}}}
+    lines = [{**r, "data": data, "config": {"data": {"dev_size": 60}, "batch": 16}, "steps": 13} for r in rows()]
     md, _ = texts(put(tmp_path / "one", lines))
+    assert "Too long, and cut: 24.0 % of test." in md and "A run is 13 steps of 16 examples." in md
+    md, _ = texts(put(tmp_path / "budget", [{**r, "steps": 30 if r["strategy"] == "head" else 13} for r in lines]))
+    assert "A run is 13 to 30 steps of 16 examples." in md
     assert "Scores are of 100 test rows. Other rows would move an accuracy by up to 0.050 (one standard error)" in md
     again = [{**r, "lr": 1e-3, "cell": r["cell"] + "b"} for r in lines]
     md, _ = texts(put(tmp_path / "two", [{**r, "dev": r["test"]} for r in [*lines, *again]]))
