@@ -348,6 +348,17 @@ def test_a_rate_at_the_edge_of_those_tried_is_pointed_out(tmp_path):
     assert line_of(md, "top-2")[1] == "0.0001" and "at the highest rate that it tried" not in md
 
 
+def test_a_copy_has_the_verdict_of_what_it_copies(tmp_path):
+    """Which the number of rows corrects, without counting the copy."""
+    of = {"full": (0.30, 0.31, 0.30), "head": (0.33, 0.325, 0.32), "top-2": (0.30, 0.32, 0.31), "scratch": (0.30, 0.30, 0.31)}
+    lines = scores(**{name: dict(enumerate(its)) for name, its in of.items()})
+    lines += [{**r, "cell": f"a{r['seed']}", "strategy": "head (A/A)", "repeat": True} for r in lines if r["strategy"] == "head"]
+    md, _ = texts(put(tmp_path, lines, baseline="full"))
+    assert line_of(md, "head")[8] == line_of(md, "head (A/A) (freeze=head)")[8] == "cannot be told apart"
+    md, _ = texts(put(tmp_path / "alone", [r for r in lines if r["strategy"] in ("full", "head", "head (A/A)")], baseline="full"))
+    assert line_of(md, "head")[8] == line_of(md, "head (A/A) (freeze=head)")[8] == "better"
+
+
 def test_while_runs_are_missing_no_rate_is_said_to_be_at_the_edge(tmp_path):
     lines = [{**r, "lr": lr, "cell": f"{r['cell']}{lr}", "dev": {"accuracy": lr}} for r in rows() if r["strategy"] == "full"
              for lr in (1e-4, 1e-3)]  # fmt: skip

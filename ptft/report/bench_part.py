@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ptft import config as configs
 from ptft.bench import results, stats
+from ptft.bench.protocol import AGAIN
 from ptft.bench.results import Quoted, Row
 from ptft.bench.shapes import MARGIN
 from ptft.report import words
@@ -80,8 +81,8 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
             failed=sum(r["status"] != "ok" for r in mine), reference=ok[0]["kind"] != "train", again=ok[0]["repeat"],
             chosen=_chosen(ok),
         ))  # fmt: skip
-    compared = [line for line in out if line.gain and not line.again]
-    for line, gain in zip(compared, stats.corrected([line.gain for line in compared]), strict=True):
+    compared = [line for line in out if line.gain]
+    for line, gain in zip(compared, [_corrected(line, compared) for line in compared], strict=True):
         line.gain, line.verdict = gain, stats.verdict(gain, higher)
     for reference in (line for line in out if line.name == baseline):
         for line in out:
@@ -91,6 +92,12 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
     for line in out:
         line.rank = ranks.get(line.name)
     return out
+
+
+def _corrected(line: Line, compared: Sequence[Line]) -> stats.Difference | None:
+    """Its difference to the baseline, for the number of rows that are compared with it; a copy stands in for what it copies."""
+    mine = (line.name, line.name.removesuffix(AGAIN))
+    return stats.corrected([line.gain, *(x.gain for x in compared if not x.again and x.name not in mine)])[0]
 
 
 def _scores(rows: Sequence[Row], metric: str) -> dict[int, float]:
@@ -274,7 +281,7 @@ def again(part: Part) -> list[str]:
         return ["There is no A/A check: no strategy was entered twice (bench.repeat)."]
     out = []
     for line in found:
-        name = line.name.removesuffix(" (A/A)")
+        name = line.name.removesuffix(AGAIN)
         twin = next((x for x in part.lines if x.name == name), None)
         difference, what = stats.same(line.scores, twin.scores) if twin else (None, "no common seed")
         if what == "exactly the same":
