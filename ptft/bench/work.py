@@ -23,13 +23,12 @@ def do(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
     if cell.kind != "train":
         return baselines.run(cell.kind, cell.config, metric)
     workdir, asked = folder.parents[1], auto.ask(cell.config.freeze)
-    if not asked:
-        probe.measure(cell.config, workdir)  # what cannot be measured is said before it is trained
+    alone = None if asked else probe.measure(cell.config, workdir)  # what cannot be measured is said before it is trained
     result = train.run(cell.config.replace(tensorboard=False), folder, quiet=True)
     ledger = build.read_run(folder, "freeze_ledger.json")
     chosen = {"chosen": ledger["phases"][0]["strategy"]} if asked else {}
     drift = {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}
-    alone = probe.measure(cell.config.replace(freeze=chosen.get("chosen", cell.config.freeze)), workdir)
+    alone = alone or probe.measure(cell.config.replace(freeze=chosen["chosen"]), workdir)
     return {**result, **chosen, **_cost(alone), "drift": drift, "forgetting": forgotten(cell.config, folder)}
 
 
@@ -127,12 +126,12 @@ def leaks(config: Config, task: str) -> list[str]:
     splits = baselines.records(config)
     apart = ("label", "tags", "where")
     texts = {split: [str({k: v for k, v in r.items() if k not in apart}) for r in rows] for split, rows in splits.items()}
-    problems, of = [], len(texts.get("test", ()))
+    problems, test = [], texts.get("test", [])
     for split in ("train", "dev"):
         seen = set(texts.get(split, ()))
-        n = sum(text in seen for text in texts.get("test", ()))
-        said = f"{task}: of the {of} test rows {n} stand in {split}, too"
-        if n and n == of:
+        n = sum(text in seen for text in test)
+        said = f"{task}: of the {len(test)} test rows {n} stand in {split}, too"
+        if n and n == len(test):
             problems.append(f"{said}: numbers that were chosen or trained on them cannot be quoted")
         elif n:
             record.say(f"WARNING: {said}")
@@ -145,9 +144,8 @@ def check(cells: Sequence[Cell], metric: str) -> None:
     Raises:
       UserError: all problems at once.
     """
-    problems = dict.fromkeys(
-        p for task, c in {(c.task, c.model): c for c in cells if c.kind == "train"}.items() for p in leaks(c.config, task[0])
-    )
+    data = {(c.task, c.model): c.config for c in cells if c.kind == "train"}
+    problems = dict.fromkeys(problem for (task, _), config in data.items() for problem in leaks(config, task))
     doubts: dict[str, list[str]] = {}
     kinds = {(c.task, c.model, c.strategy, c.size): c for c in cells if c.kind == "train"}
     for cell in kinds.values():

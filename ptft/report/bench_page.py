@@ -17,11 +17,10 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     """What the report says, and a list of figures for each of its sections."""
     rows, bench, order, notes, missing = results.merge(folders)
     ok, failed = [r for r in rows if r["status"] == "ok"], [r for r in rows if r["status"] == "failed"]
-    parts = []
-    for title, here in sections(rows):
-        place = next((r["task"], r["model"], r["size"]) for r in here if r["kind"] == "train")
-        waiting = [m["strategy"] for m in missing if (m["task"], m["model"], m["size"]) == place]
-        parts.append(bench_part.part(title, here, order, here[0].get("baseline") or bench.get("baseline") or order[0], waiting))
+    parts = [
+        bench_part.part(title, here, order, here[0].get("baseline") or bench.get("baseline") or order[0], missing)
+        for title, here in sections(rows)
+    ]
     shown = [(_section(part), _panels(part)) for part in parts]
     shown += _over_sizes(parts)
     if expected := shapes.table(shapes.findings(rows)) if ok else []:

@@ -4,7 +4,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,10 +47,13 @@ class Part(NamedTuple):
         return {x.name: x.scores for x in self.strategies}
 
 
-def part(title: str, rows: list[Row], order: Sequence[str], baseline: str, waiting: Iterable[str] = ()) -> Part:
+def part(title: str, rows: list[Row], order: Sequence[str], baseline: str, missing: Sequence[Mapping[str, Any]]) -> Part:
+    """`missing`: labels of the cells that have not run yet, here and elsewhere."""
     metric = rows[0]["metric"]
     higher, quoted = results.higher_is_better(metric), results.quoted(rows, metric)
-    found = Part(title, rows, metric, higher, baseline, quoted, lines(quoted, order, baseline, metric, higher), [], frozenset(waiting))
+    here = {(r["task"], r["model"], r["size"]) for r in rows if r["kind"] == "train"}
+    waiting = frozenset(m["strategy"] for m in missing if (m["task"], m["model"], m["size"]) in here)
+    found = Part(title, rows, metric, higher, baseline, quoted, lines(quoted, order, baseline, metric, higher), [], waiting)
     return found._replace(compared=stats.pairwise(found.scores, higher))
 
 
@@ -234,26 +237,23 @@ def evaluated(part: Part) -> list[str]:
     row = next((r for r in part.rows if r["kind"] == "train" and (r.get("data") or {}).get("notes")), None)
     if row is None:
         return []
-    rows = {split: notes["rows"] for split, notes in row["data"]["notes"].items()}
-    limit = ((row.get("config") or {}).get("data") or {}).get("dev_size") or math.inf
+    config, notes = row.get("config") or {}, row["data"]["notes"]
+    rows = {split: its["rows"] for split, its in notes.items()}
+    limit = (config.get("data") or {}).get("dev_size") or math.inf
     chosen = any(len(q.tried) > 1 for q in part.quoted.values())
     dev = f", rates are chosen on {min(rows['dev'], limit):,} dev rows" if chosen and "dev" in rows else ""
     say = f"Scores are of {rows['test']:,} test rows{dev}."
     if part.metric == "accuracy":
         error = math.sqrt(0.25 / rows["test"])
         say += f" Other rows would move an accuracy by up to {error:.3f} (one standard error), which intervals over seeds do not show."
-    cut = {split: notes.get("truncated", 0) / notes["rows"] for split, notes in row["data"]["notes"].items()}
+    cut = {split: its.get("truncated", 0) / its["rows"] for split, its in notes.items()}
     if max(cut.values()) > 0.01:
         say += f" Too long, and cut: {words.listed([f'{words.percent(x)} of {split}' for split, x in cut.items() if x])}."
-    return [say, *_steps(part)]
-
-
-def _steps(part: Part) -> list[str]:
-    found = sorted({r["steps"] for r in part.rows if r["kind"] == "train" and r.get("steps")})
-    batch = next((r["config"].get("batch") for r in part.rows if r["kind"] == "train" and r.get("config")), None)
-    if not found or not batch:
-        return []
-    return [f"A run is {' to '.join(f'{n:,}' for n in dict.fromkeys((found[0], found[-1])))} steps of {batch} examples."]
+    steps = [r["steps"] for r in part.rows if r["kind"] == "train" and r.get("steps")]
+    if not steps or "batch" not in config:
+        return [say]
+    few, many = min(steps), max(steps)
+    return [say, f"A run is {few:,}{f' to {many:,}' if few < many else ''} steps of {config['batch']} examples."]
 
 
 def edge(part: Part, name: str) -> str:
@@ -310,15 +310,11 @@ def power(part: Part) -> list[str]:
             spread.append((statistics.stdev(values), values))
     if not spread:
         return []
-    middle = sorted(spread, key=lambda s: s[0])[len(spread) // 2][1]
-    pairs, say = (
-        len(part.tested),
-        f"To find a true difference of one point (0.01) to {part.baseline} on these rows four times in five takes ",
-    )
-    say += f"{stats.power(middle)[1]} at the middle spread of those seen here"
-    few, many = (stats.power(values)[1] for _, values in (min(spread), max(spread)))
-    say += f" ({few} at the least, {many} at the most)" if few != many else ""
-    if pairs > 1:
+    least, middle, most = (sorted(spread)[i][1] for i in (0, len(spread) // 2, -1))
+    few, some, many = (stats.power(values)[1] for values in (least, middle, most))
+    say = f"To find a true difference of one point (0.01) to {part.baseline} on these rows four times in five takes {some} "
+    say += "at the middle spread of those seen here" + (f" ({few} at the least, {many} at the most)" if few != many else "")
+    if (pairs := len(part.tested)) > 1:
         say += f", and {stats.power(middle, alpha=stats.ALPHA / pairs)[1]} as the smallest of {pairs} corrected comparisons"
     return [f"{say}."]
 

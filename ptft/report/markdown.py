@@ -28,15 +28,8 @@ def _bench_table(s: dict[str, Any]) -> list[str]:
     """The table of strategies, what checks it, all pairs, and how to run the rows again."""
     base = s["baseline"]
     head = ["strategy", "learning rate", "seeds", f"test {s['metric']}, mean ± 95 %", "median", "bootstrap", "rank"]
-    head += [
-        f"difference to {base}",
-        "verdict",
-        "parameters that move",
-        "time a step",
-        f"time, × {base}",
-        "time of all steps, nothing cached",
-    ]
-    head += [f"FLOPs, × {base}", "peak memory", "checkpoint", *["forgetting"] * s["forgets"]]
+    head += [f"difference to {base}", "verdict", "parameters that move", "time a step", f"time, × {base}"]
+    head += ["time of all steps, nothing cached", f"FLOPs, × {base}", "peak memory", "checkpoint", *["forgetting"] * s["forgets"]]
     keys = ["lr", "seeds", "score", "median", "boot", "rank", "gain", "verdict", "share", "step", "step_ratio", "time", "flops", "peak"]
     keys += ["checkpoint", *["forgetting"] * s["forgets"]]
     ranges = {"gain": "range", "forgetting": "forgets"}

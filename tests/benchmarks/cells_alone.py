@@ -51,18 +51,17 @@ def main() -> None:
     kinds: dict[tuple[str, int], list[results.Row]] = {}
     for r in rows:
         kinds.setdefault((r["strategy"], r["size"]), []).append(r)
-    drawn = random.Random(0).sample(sorted(kinds), min(args.cells, len(kinds)))
+    shared = {kind: in_the_grid(its) for kind, its in kinds.items()}
     found = []
-    for kind in drawn:
+    for kind in random.Random(0).sample(sorted(kinds), min(args.cells, len(kinds))):
         row = random.Random(0).choice(kinds[kind])
         seconds, test = alone(args.grid, bench["command"], row["cell"])
-        shared = in_the_grid(kinds[kind])
-        found.append({"strategy": kind[0], "size": kind[1], "alone": seconds, "shared": shared, "same": test, "was": row["test"]})
-        print(f"{kind[0]:18} {kind[1]:5} {seconds:6.1f} s alone, {shared:5.1f} shared, {seconds / shared:5.1f} times; "
+        numbers = {"alone": seconds, "shared": shared[kind], "test": test, "test_in_the_grid": row["test"]}
+        found.append({"strategy": kind[0], "size": kind[1], **numbers})
+        print(f"{kind[0]:18} {kind[1]:5} {seconds:6.1f} s alone, {shared[kind]:5.1f} shared, {seconds / shared[kind]:5.1f} times; "
               f"accuracy {test['accuracy']:.4f}, was {row['test']['accuracy']:.4f}", flush=True)  # fmt: skip
     more = statistics.median(f["alone"] - f["shared"] for f in found)
     known = {(f["strategy"], f["size"]): f["alone"] for f in found}
-    shared = {kind: in_the_grid(its) for kind, its in kinds.items()}
     whole = sum(len(its) * shared[kind] for kind, its in kinds.items())
     apart = sum(len(its) * known.get(kind, shared[kind] + more) for kind, its in kinds.items())
     sample = sum(f["alone"] for f in found) / sum(f["shared"] for f in found)
