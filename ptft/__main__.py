@@ -16,19 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from ptft import auto, build, checkpoint, cost, exchange, mesh, pipeline, plans, record, thin, train, tune
-from ptft import config as configs
-from ptft.bench import identity, probe, protocol, results, runner, work
-from ptft.config import Config
-from ptft.data import Source
 from ptft.errors import UserError, did_you_mean
-from ptft.objectives import Rows
-from ptft.report import files
-from ptft.step import Net
-from ptft.tree import Flat
+
+# Each verb imports what it needs: jax alone takes a second, and --help needs none of it.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,8 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             flags = [f"--{k}" for k in vars(args) if k not in ("verb", "folder", "checkpoint")]
             known = flags + ["--config.KEY=VALUE"] * hasattr(args, "config")
             raise UserError(f"unknown argument {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
+        from ptft import compiled, mesh, record
+
         mesh.start()
+        compiled.start()
         VERBS[args.verb][0](args, overrides)
+        if compiled.seen.programs:
+            record.note(f"compiled programs: {compiled.seen}")
     except KeyboardInterrupt:
         print(f"ptft {args.verb}: stopped at once", file=sys.stderr)
         return 130
@@ -71,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    from ptft import config as configs
+
     values = configs.load(args.config)
     configs.override(values, overrides)
     return values
@@ -85,6 +82,9 @@ def load_run_config(args: argparse.Namespace, overrides: list[str]) -> dict[str,
 
 
 def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    from ptft import auto, build, cost, plans, record, startup, train
+
+    startup.imported()
     values = load_run_config(args, overrides)
     values.pop("tune", None)  # what ptft tune may try
     config = build.resolve(values)
@@ -113,6 +113,9 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    from ptft import auto, build, plans, record
+    from ptft import config as configs
+
     values = load_config(args, overrides)
     values = {k: v for k, v in values.items() if k not in ("tune", "bench")}
     config = build.resolve({**values, "parallel": "jit"})
@@ -131,6 +134,8 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def tune_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    from ptft import record, tune
+
     if args.trials < 1:
         raise UserError(f"--trials {args.trials}: expected a number above 0")
     values = load_run_config(args, overrides)
@@ -141,6 +146,9 @@ def tune_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     # A process that took most of an accelerator's memory for itself would leave none to those that measure.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from ptft import build, mesh, record, train
+    from ptft.bench import identity, probe, protocol, results, runner, work
+
     values, workdir = load_config(args, overrides), args.workdir
     record.claim(workdir, "bench.json")
     bench = protocol.section(values)
@@ -199,6 +207,9 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def report_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    from ptft import record
+    from ptft.report import files
+
     paths = files.write(*args.folder, to=args.to, table=args.csv)
     for kind, path in paths.items():
         record.say(f"{kind}: {path}")
@@ -206,15 +217,21 @@ def report_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def import_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    from ptft import exchange
+
     exchange.import_run(args.checkpoint, args.workdir)
 
 
 def export_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    from ptft import exchange
+
     exchange.export_run(args.workdir, args.to, args.merge)
 
 
-def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[str]]:
-    """A trained run from its folder alone: the JSON config, the tokenizer, the best (or newest) parameters."""
+def load_run(workdir: Path) -> tuple[Any, Any, Any, dict[str, Any], list[str]]:
+    """A trained run from its folder alone: the JSON config, the tokenizer, the net, the best (or newest) parameters, the labels."""
+    from ptft import build, checkpoint, thin
+
     config, tokenizer, net = build.run_net(workdir)
     run = build.read_run(workdir, "run.json")
     if (run.get("imported") or {}).get("head") is False:
@@ -229,6 +246,10 @@ def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[st
 
 def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     """A split of the run's own data, or any other source of the same layout."""
+    import jax
+
+    from ptft import build, mesh, train
+
     config, tokenizer, net, params, labels = load_run(args.workdir)
     where = args.data or config.data[args.split]
     if not where:
@@ -243,6 +264,8 @@ def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def predict_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    from ptft.data import Source
+
     config, tokenizer, net, params, labels = load_run(args.workdir)
     if config.objective.name != "classify":
         raise UserError(f"{args.workdir} was trained on {config.objective.name!r}; predict needs a run of 'classify'")
@@ -252,7 +275,7 @@ def predict_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         rows = net.objective.rows(Source(text_records(texts, config.data.text_b != ""), (), "", {}), tokenizer)
         cut += rows.notes["truncated"]
         for text, p in zip(texts, probabilities(net, params, rows, config.eval_batch or config.batch), strict=True):
-            best = int(np.argmax(p))
+            best = int(p.argmax())
             shares = dict(zip(labels, map(float, p), strict=True))
             if args.json:
                 print(json.dumps({"text": text, "label": labels[best], "probabilities": shares}, ensure_ascii=False))
@@ -270,16 +293,22 @@ def text_records(texts: Sequence[str], pairs: bool) -> list[dict[str, str]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _predict_step(net: Net) -> Callable[..., jax.Array]:
-    def shares(params: Flat, batch: dict[str, jax.Array]) -> jax.Array:
+def _predict_step(net: Any) -> Callable[..., Any]:
+    import jax
+
+    def shares(params: dict[str, Any], batch: dict[str, Any]) -> Any:
         keys = jax.random.split(jax.random.key(0), len(batch["row"]))
         return jax.nn.softmax(net.predict(params, net.objective.prepare(batch, keys)))
 
     return jax.jit(shares)
 
 
-def probabilities(net: Net, params: Flat, rows: Rows, batch: int) -> np.ndarray:
+def probabilities(net: Any, params: dict[str, Any], rows: Any, batch: int) -> Any:
     """Class probabilities f32[N, k] of a classifier's rows. One short text is not padded to a batch of long ones."""
+    import numpy as np
+
+    from ptft import pipeline
+
     parts = []
     for b in pipeline.eval_batches(rows, min(batch, len(rows))):
         width = 32 * -(-int(b["length"].max()) // 32)

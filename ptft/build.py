@@ -18,6 +18,7 @@ from ptft import tokenizer as tokenizers
 from ptft.config import Config, Field, Spec
 from ptft.errors import UserError, did_you_mean
 from ptft.objectives import Objective, Rows
+from ptft.startup import timed
 from ptft.step import Net
 from ptft.tokenizer import Tokenizer
 from ptft.tree import Flat
@@ -146,7 +147,8 @@ def load_data(config: Config) -> Data:
     plain = config.data.to_dict()
     key = {k: v for k, v in plain.items() if k not in ("train_size", "dev_size", "names")}
     _ = list(config.data.values()), list(config.objective.values())  # a cached load reads them, too
-    loaded = _load_data(json.dumps(key), json.dumps(config.objective.to_dict()), str(config.init_from))
+    with timed("data"):
+        loaded = _load_data(json.dumps(key), json.dumps(config.objective.to_dict()), str(config.init_from))
     names, size = config.data.names, config.data.train_size
     if names and len(names) != len(loaded.labels):
         raise UserError(f"data.names: {len(names)} names for {len(loaded.labels)} labels ({', '.join(loaded.labels)})")

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,12 @@ def say(text: str) -> None:
     """Prints one line (or a block) for the user, above the progress bar if there is one; never wrapped, no markup."""
     if is_lead():
         _console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def note(text: str) -> None:
+    """Prints one line to standard error: what is said beside the output of a command whose output is data."""
+    if is_lead():
+        print(text, file=sys.stderr)
 
 
 @contextmanager

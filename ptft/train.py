@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft import auto, build, checkpoint, cost, freeze, ledger, mesh, pipeline, plans, prefix, record, step, thin
+from ptft import auto, build, checkpoint, cost, freeze, ledger, mesh, pipeline, plans, prefix, record, startup, step, thin
 from ptft import config as configs
 from ptft import state as states
 from ptft.build import Program, Run
@@ -129,6 +129,8 @@ def fit(
             kept = {**state.kept, **prefix.resident(here.data.train)}
             moving, sums = program.train(state.moving, kept, mesh.put(next(batches), built.mesh), seed)
             state = state._replace(moving=moving)
+            if not quiet:
+                startup.stepped(sums)
             window.append(sums)
             jax.block_until_ready(window[-3:-2])  # steps run ahead of this loop, but not so far that a signal waits for many
             stop = mesh.agreed(bool(caught))  # read once: a later signal counts at the next step

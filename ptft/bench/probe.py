@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from ptft import auto, build, mesh, plans, record, train
+from ptft import auto, build, compiled, mesh, plans, record, train
 from ptft import config as configs
 from ptft.bench import identity, results
 from ptft.config import Config
@@ -150,6 +150,7 @@ def _first(file: Path, row: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """The child: a resolved config on standard input, the row on standard output."""
+    compiled.start()
     config = Config(json.loads(sys.stdin.read()))
     run = auto.built(config)
     row = plans.row(run, run.phases[0].strategy if auto.ask(config.freeze) else config.freeze, STEPS)

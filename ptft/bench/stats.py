@@ -31,9 +31,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
 from ptft.errors import UserError
+
+# scipy.stats takes a second to import, and only a report calls what needs it.
 
 ALPHA = 0.05  # chance of telling apart what is the same
 ROUNDING = 1e-9  # relative; a smaller spread is that of equal values
@@ -105,11 +106,15 @@ def summary(values: Sequence[float]) -> Summary:
         return Summary(n, mean, median, None, None, None)
     if _equal(values):
         return Summary(n, mean, median, mean, mean, (mean, mean) if n > 2 else None)
+    from scipy import stats
+
     lo, hi = stats.t.interval(1 - ALPHA, n - 1, loc=mean, scale=stats.sem(values))
     return Summary(n, mean, median, float(lo), float(hi), _expanded_percentile(values) if n > 2 else None)
 
 
 def _expanded_percentile(values: Sequence[float]) -> tuple[float, float]:
+    from scipy import stats
+
     n = len(values)
     z = math.sqrt(n / (n - 1)) * stats.t.ppf(1 - ALPHA / 2, n - 1)
     # Sorted and with a generator of its own: the same values have the same interval, in any order.
@@ -133,6 +138,8 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
     differences = [a[seed] - b[seed] for seed in common]
     found, p = summary(differences), None
     if found.lo is not None:
+        from scipy import stats
+
         # Equal differences are no sign that nothing varies: accuracies count rows, and two seeds a row apart are often chance. A t-test
         # would divide by no spread and be certain; the signs alone are then the evidence.
         nothing, n = abs(found.mean) <= ROUNDING, len(differences)
@@ -223,6 +230,8 @@ def power(differences: Sequence[float], effect: float = 0.01, alpha: float = ALP
         return None, "unknown: it takes the differences of two seeds"
     if _equal(values):
         return None, "unknown: their differences do not vary, so there is no spread to go by"
+    from scipy import stats
+
     n = np.arange(2, MOST_SEEDS + 1)
     limit = stats.t.ppf(1 - alpha / 2, n - 1)
     shift = np.minimum(effect * np.sqrt(n) / np.std(values, ddof=1), 100)  # beyond, scipy's series does not converge; the power is 1
@@ -241,6 +250,8 @@ def ranks(scores: Mapping[str, Mapping[int, float]], higher_is_better: bool = Tr
     seeds = sorted(set.intersection(*(set(own) for own in scores.values()))) if scores else []
     if not seeds:
         return {}
+    from scipy import stats
+
     table = np.array([[(-1 if higher_is_better else 1) * own[seed] for seed in seeds] for own in scores.values()])
     table[~np.isfinite(table)] = math.inf
     return dict(zip(scores, map(float, stats.rankdata(table, axis=0).mean(1)), strict=True))

@@ -30,6 +30,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from ptft import cache
 from ptft.config import Config
 from ptft.data import Rows, Source, documents, labelled, sentences
 from ptft.data._prose import prose
@@ -231,11 +232,6 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
                 yield i, {"sentences": [s for p in row[0] for s in sentences(p)], "where": row[1]}
 
 
-def cache() -> Path:
-    """Where prepared data lies: $PTFT_CACHE, else ptft in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("PTFT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ptft")).expanduser()
-
-
 def _versions() -> list[str]:
     owners = importlib.metadata.packages_distributions()
     names = {owner for packages, _ in LIBRARIES.values() for package in (*packages, *EXTRA) for owner in owners.get(package, ())}
@@ -245,7 +241,7 @@ def _versions() -> list[str]:
 def prepare() -> Path:
     """The folder of the data set of this environment; harvested and written first if it is not there (half a minute)."""
     code = b"".join(Path(str(inspect.getsourcefile(o))).read_bytes() for o in (Module, prose, sentences))
-    folder = cache() / f"corpus-{hashlib.sha256(repr(_versions()).encode() + code).hexdigest()[:16]}"
+    folder = cache.folder() / f"corpus-{hashlib.sha256(repr(_versions()).encode() + code).hexdigest()[:16]}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,8 @@ Reads `bench.json` and `cells/*.json` of one or several folders, or `metrics.jso
 
 from pathlib import Path
 
-import jinja2
-
 from ptft.bench import results
 from ptft.errors import UserError
-from ptft.report import bench_csv, bench_page, figures, markdown, run_page
 
 
 def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[str, Path]:
@@ -34,6 +31,11 @@ def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[s
             raise UserError(f"{folder}: expected bench.json and cells/ (of ptft bench){one}; {there}")
     if table and not results.is_bench(folders[0]):
         raise UserError(f"{folders[0]}: --csv is of benchmarks; a run's numbers are lines of JSON, in metrics.jsonl")
+    # To draw is a second to import: a mistake is told at once.
+    import jinja2
+
+    from ptft.report import bench_csv, bench_page, figures, markdown, run_page
+
     page, panels = bench_page.page(folders) if results.is_bench(folders[0]) else run_page.page(folders[0])
     into = Path(to or folders[0])
     into.mkdir(parents=True, exist_ok=True)

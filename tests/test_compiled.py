@@ -1,0 +1,150 @@
+"""Compiled programs are kept between processes, whatever happens to the folder; and a start loads what it needs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ptft import cache
+from ptft.compiled import LIMIT, Folder, chosen
+
+ROOT = Path(__file__).parents[1]
+PLAIN = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k and "PERSISTENT_CACHE" not in k}
+
+
+def child(code: str, **env: str) -> str:
+    """What a new process prints, in which nothing is said to jax of its cache."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**PLAIN, **env}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def age(folder: Path, *keys: str) -> None:
+    """The first was used the longest ago."""
+    for i, key in enumerate(keys):
+        os.utime(folder / f"{key}-cache", (1000 + i, 1000 + i))
+
+
+def test_what_is_kept_is_found_by_another(tmp_path):
+    Folder(tmp_path / "new" / "folder", None).put("a", b"one")
+    other = Folder(tmp_path / "new" / "folder", None)
+    assert other.get("a") == b"one" and other.get("b") is None
+    other.put("a", b"two")  # half an entry is not what stays
+    assert other.get("a") == b"two" and os.listdir(tmp_path / "new" / "folder") == ["a-cache"]
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path):
+    folder = Folder(tmp_path, 100)
+    for key in "abc":
+        folder.put(key, bytes(30))
+    (tmp_path / "d-cache.123.tmp").write_bytes(bytes(10))  # of a process that was killed
+    age(tmp_path, "a", "b", "c")
+    os.utime(tmp_path / "d-cache.123.tmp", (1, 1))
+    assert folder.get("a")
+    folder.put("e", bytes(30))
+    assert sorted(os.listdir(tmp_path)) == ["a-cache", "c-cache", "e-cache"]
+    folder.put("f", bytes(101))
+    assert folder.get("f") is None
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["no folder can be made", "no file can be written"])
+def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path, capsys, monkeypatch, full):
+    (tmp_path / "file").touch()
+    folder = Folder(tmp_path if full else tmp_path / "file" / "compiled", 100)
+    if full:
+        monkeypatch.setattr(Path, "write_bytes", lambda self, value: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    folder.put("a", b"one")
+    folder.put("b", b"two")
+    assert folder.get("a") is None
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"WARNING: compiled programs are not kept in {folder.path}: No" in said and "PTFT_CACHE=DIR" in said
+
+
+PROGRAM = """
+import os, warnings
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from ptft import compiled, cost
+
+def go():
+    jax.clear_caches()
+    compiled.start()
+    made = jax.jit(lambda x, y: (jnp.tanh(x @ y), y + 1), donate_argnums=1).lower(*[np.ones((64, 64), np.float32)] * 2).compile()
+    found = made(np.ones((64, 64), np.float32), jnp.full((64, 64), 0.01))
+    total = float(found[0].sum())
+    print(compiled.seen.programs, compiled.seen.read, cost.of(made), total, sep="; ")
+
+os.umask(0)
+warnings.simplefilter("error")
+go()
+go()
+files = list(Path(os.environ["PTFT_CACHE"], "compiled").iterdir())
+for file in files:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+go()
+go()
+print(len(files), oct(files[0].parent.stat().st_mode)[-3:], compiled.seen)
+"""
+
+
+def test_a_program_from_the_cache_is_the_same_and_half_of_one_is_compiled_again(tmp_path):
+    *lines, last = child(PROGRAM, PTFT_CACHE=str(tmp_path)).splitlines()
+    n, *first = lines[0].split("; ")
+    assert [line.split("; ")[1] for line in lines] == ["0", n, "0", n]
+    assert {tuple(line.split("; ")[2:]) for line in lines} == {tuple(first[1:])}  # FLOPs, bytes, what it computes
+    assert "flops=" in lines[0] and last == f"{n} 700 {n} from the cache, 0 compiled"
+
+
+@pytest.mark.parametrize(
+    "env, path, limit",
+    [
+        ({}, "user/compiled", LIMIT),
+        ({"SIZE": "5000"}, "user/compiled", 5000),
+        ({"DIR": "/named"}, "/named", None),  # others may keep theirs there: nothing is removed
+        ({"DIR": "/named", "SIZE": "5000"}, None, None),
+        ({"DIR": "gs://bucket/folder"}, None, None),
+        ({"DIR": ""}, None, None),
+    ],
+)
+def test_what_the_environment_says_of_the_cache_holds(monkeypatch, env, path, limit):
+    for name in ("DIR", "MAX_SIZE"):
+        monkeypatch.delenv(f"JAX_COMPILATION_CACHE_{name}", raising=False)
+    monkeypatch.setenv("PTFT_CACHE", "user")
+    for name, value in env.items():
+        monkeypatch.setenv({"DIR": "JAX_COMPILATION_CACHE_DIR", "SIZE": "JAX_COMPILATION_CACHE_MAX_SIZE"}[name], value)
+    folder = chosen()
+    assert folder is None if path is None else (str(folder.path), folder._limit) == (path, limit)
+
+
+def test_a_user_without_a_home_is_one_warning(monkeypatch, capsys):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(cache, "folder", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory.")))
+    assert chosen() is None
+    said = "WARNING: compiled programs are not kept: Could not determine home directory. PTFT_CACHE=DIR names a folder for them\n"
+    assert capsys.readouterr().err == said
+
+
+LOADED = """
+import sys
+from ptft.__main__ import main
+for argv in {argvs}:
+    try:
+        main(argv)
+    except SystemExit:
+        pass
+print("loaded", *sorted({{"jax", "scipy", "scipy.stats", "matplotlib", "optuna", "tensorflow_datasets"}} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    "argvs, loaded",
+    [
+        ([["--help"], ["train", "--help"]], []),
+        ([["report", "nowhere"], ["train", "--config", "nowhere.py", "--workdir", "nowhere"]], ["jax"]),
+    ],
+    ids=["help", "mistakes"],
+)
+def test_a_start_loads_no_more_than_it_needs(argvs, loaded):
+    assert child(LOADED.format(argvs=argvs)).splitlines()[-1].split() == ["loaded", *loaded]
