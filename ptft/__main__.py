@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         mesh.start()
         compiled.start()
         VERBS[args.verb][0](args, overrides)
-        if compiled.seen.programs:
+        if compiled.seen.programs and args.verb != "predict":  # which says nothing unless there is something to say of the texts
             record.note(f"compiled programs: {compiled.seen}")
     except KeyboardInterrupt:
         print(f"ptft {args.verb}: stopped at once", file=sys.stderr)

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import absl.logging
 import jax
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from ptft import record
@@ -277,6 +276,8 @@ def _write(workdir: Path, kind: str, step: int, params: Flat, opt: Flat, meta: M
             f"{free / 2**20:,.1f} MiB are free; earlier steps are intact; "
             "free some space (or keep fewer steps) and run the same command again"
         )
+    import orbax.checkpoint as ocp  # here, as it takes half a second, and much needs no checkpoint
+
     items: dict[str, Any] = {"params": ocp.args.PyTreeSave(unflatten(params)), "meta": ocp.args.JsonSave(dict(meta))}
     if opt:  # Orbax refuses an empty item
         items["opt"] = ocp.args.PyTreeSave(opt)
@@ -308,6 +309,8 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _stored(folder: Path, item: str) -> Flat:
     """`{name: shape and dtype}` of what an item holds."""
+    import orbax.checkpoint as ocp
+
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
         return flatten(orbax.metadata(folder / item).item_metadata.tree)
 
@@ -316,6 +319,8 @@ def _read(folder: Path, item: str, want: Flat) -> Flat:
     """Reads the leaves named in `want`, all of which must be stored."""
     if not want:
         return {}
+    import orbax.checkpoint as ocp
+
     like = unflatten(want)
     args = ocp.args.PyTreeRestore(item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:

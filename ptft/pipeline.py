@@ -5,8 +5,8 @@ step alone. `grain.MapDataset` gives the shuffled order: a new permutation each 
 """
 
 from collections.abc import Iterator
+from typing import Any
 
-import grain.python as grain
 import jax
 import numpy as np
 
@@ -15,8 +15,10 @@ from ptft.objectives import Rows
 Batch = dict[str, np.ndarray]
 
 
-def order(n: int, seed: int) -> grain.MapDataset:
+def order(n: int, seed: int) -> Any:
     """An endless sequence of row numbers: each epoch holds every row once."""
+    import grain.python as grain  # here: only who trains waits for it
+
     return grain.MapDataset.range(n).seed(seed).shuffle().repeat(None)
 
 
@@ -37,6 +39,8 @@ def train_batches(rows: Rows, index: np.ndarray, seed: int, batch: int, start: i
     Besides the rows' own arrays a batch holds `row` i32[B], the place in the global batch, which keys random choices,
     and `valid` f32[B] of ones.
     """
+    import grain.python as grain
+
     numbers = order(len(index), seed)
     place = np.arange(batch, dtype=np.int32)[mine(batch)]
 

@@ -40,6 +40,6 @@ def stepped(sums: Any) -> None:
     jax.block_until_ready(sums)
     total = time.perf_counter() - _begun
     _begun = None
-    parts = {**_spent, f"programs ({compiled.seen})": compiled.seen.busy}
+    parts = {**_spent, f"tracing and compiling ({compiled.seen})": compiled.seen.busy}
     parts["the rest"] = max(0.0, total - sum(parts.values()))
     record.say(f"first step after {total:.1f} s: " + ", ".join(f"{seconds:.1f} s {name}" for name, seconds in parts.items()))

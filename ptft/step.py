@@ -250,4 +250,4 @@ def compile_train(
 
 def init_moving(params: Flat, tx: optax.GradientTransformation) -> Moving:
     """Step 0 of the trainable parameters, with optimizer state for them alone."""
-    return Moving(jnp.int32(0), params, tx.init(params))
+    return Moving(jnp.int32(0), params, jax.jit(tx.init)(params))  # one program, not one for every shape

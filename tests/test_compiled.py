@@ -1,13 +1,17 @@
 """Compiled programs are kept between processes, whatever happens to the folder; and a start loads what it needs."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 
-from ptft import cache
+from ptft import cache, compiled, startup
+from ptft.__main__ import VERBS, main
 from ptft.compiled import LIMIT, Folder, chosen
 
 ROOT = Path(__file__).parents[1]
@@ -148,3 +152,36 @@ print("loaded", *sorted({{"jax", "scipy", "scipy.stats", "matplotlib", "optuna",
 )
 def test_a_start_loads_no_more_than_it_needs(argvs, loaded):
     assert child(LOADED.format(argvs=argvs)).splitlines()[-1].split() == ["loaded", *loaded]
+
+
+def test_what_the_time_to_the_first_step_went_to_is_said_once(capsys, monkeypatch):
+    clock = iter([10.0, 13.0, 15.5, 30.0, 100.0, 101.0])
+    monkeypatch.setattr(startup, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(startup, "_process", 9.0)
+    monkeypatch.setattr(startup, "_begun", None)
+    monkeypatch.setattr(compiled, "seen", seen := compiled.Seen())
+    startup.stepped(())  # not of a command
+    startup.imported()
+    with startup.timed("data"):
+        pass
+    monkeypatch.setattr(compiled, "time", SimpleNamespace(perf_counter=lambda: 25.0))
+    for event, seconds in (("jaxpr_trace", 1.0), ("jaxpr_trace", 3.0), ("backend_compile", 4.0)):  # each holds the one before
+        seen._duration(f"/jax/core/compile/{event}_duration", seconds)
+    startup.stepped(())
+    startup.stepped(())
+    startup.imported()  # a second command of the process
+    startup.stepped(())
+    first, second = capsys.readouterr().out.splitlines()
+    parts = "1.0 s imports, 2.5 s data, 4.0 s tracing and compiling (0 from the cache, 1 compiled in 4.0 s), 13.5 s the rest"
+    assert first == f"first step after 21.0 s: {parts}"
+    assert second.startswith("first step after 1.0 s: 0.0 s imports, 4.0 s tracing")
+
+
+def test_a_command_says_what_it_compiled_beside_its_output(monkeypatch, capsys):
+    def verb(args, overrides):
+        print(float(jax.jit(lambda x: x + 3)(1.0)))
+
+    monkeypatch.setitem(VERBS, "plan", (verb, *VERBS["plan"][1:]))
+    assert main(["plan", "--config", "page.py"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "4.0\n" and re.fullmatch(r"compiled programs: \d from the cache, \d compiled( in [\d.]+ s)?\n", said.err)
