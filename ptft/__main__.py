@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 def load_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
     values = configs.load(args.config)
-    configs.override(values, overrides)
+    configs.override(values, overrides, build.SPEC)
     return values
 
 

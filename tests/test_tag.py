@@ -107,7 +107,7 @@ def test_a_broken_line_at_the_end(tmp_path, end):
 def test_what_a_file_of_tags_cannot_be(tmp_path):
     path = write(tmp_path / "x.conll", CONLL)
     with pytest.raises(
-        UserError, match=r"data.label='tag': tagged words have no names of columns, the last one is the tag; leave it empty"
+        UserError, match=r"data.label='tag': tagged words have no names of columns: the first is the word and the last the tag, or those"
     ):
         load(path, label="tag")
     write(tmp_path / "y.tsv", "a\tb\n")
