@@ -123,7 +123,8 @@ def _glob(pattern: str) -> Iterator[str]:
         return
     for top in glob.glob(start) if start else ["."]:
         for folder, _ in _walk(Path(top)):
-            yield from _glob(os.path.join(glob.escape(str(folder)), rest[0] or "*"))
+            inside = _glob(os.path.join(glob.escape(str(folder)), rest[0] or "*"))
+            yield from inside if rest[0] else (p for p in inside if not os.path.isdir(p))
 
 
 def _hidden(name: str) -> bool:
@@ -278,7 +279,7 @@ def _is_word(columns: list[str], usual: Mapping[tuple[int, str], int]) -> bool:
     """Whether a line that begins with # is a word's, such as "#rain O", and no comment, such as "# id 7"."""
     if len(columns) not in {width for width, _ in usual}:
         return False
-    return (len(columns), columns[-1]) in usual or re.fullmatch("[A-Z]-.+", columns[-1]) is not None
+    return (len(columns), columns[-1]) in usual or re.fullmatch("O|[A-Z]-.+", columns[-1]) is not None
 
 
 def _no_word(line: str, columns: list[str], width: int, word: int, tag: int) -> str:
@@ -461,7 +462,7 @@ def _parquet(path: Path, options: Config) -> Iterator[tuple[str, dict[str, Any]]
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(_bytes(path)))
+        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(_bytes(path))).read()
     except pyarrow.ArrowInvalid as e:
         raise UserError(f"{path} is not a parquet file: {e}") from e
     twice = {name: TWICE for name, n in Counter(table.column_names).items() if n > 1}
