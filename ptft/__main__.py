@@ -113,7 +113,8 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
-    values = load_config(args, overrides)
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        values = load_config(args, overrides)
     values = {k: v for k, v in values.items() if k not in ("tune", "bench")}
     config = build.resolve({**values, "parallel": "jit"})
     asked = [configs.literal(f) for f in args.freeze] if args.freeze else [config.freeze]

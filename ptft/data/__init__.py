@@ -170,9 +170,10 @@ _NUMBER = re.compile(r"[$€£]?[-+]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)(e[-+]?[0-9]+
 
 def _refuse_numbers(examples: Sequence[tuple[str, str]], names: Sequence[str]) -> None:
     """Refuses labels, of (where, label), that stand for none or measure something."""
-    way = f"data.labels='{json.dumps(names, ensure_ascii=False)}'" if len(names) <= 12 else "data.labels='[\"…\", …]'"
+    every = json.dumps(names, ensure_ascii=False)
+    way = f"data.labels='{every}'" if len(every) < 200 else "data.labels='[\"…\", …]'"
     if odd := next((n for n in names if re.fullmatch(r"-[0-9]+", n)), ""):
-        why = f"label {odd!r} is negative: no label? If it is a class, {way} says which there are"
+        why = f"label {shown(odd)} is negative: no label? If it is a class, {way} says which there are"
     elif odd := _measured(names, len(examples)):
         why = (
             f"label {shown(odd)} is a number, one of {len(names):,} different ones in {len(examples):,} rows: "
