@@ -66,10 +66,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    from ptft import build
     from ptft import config as configs
 
     values = configs.load(args.config)
-    configs.override(values, overrides)
+    configs.override(values, overrides, build.SPEC)
     return values
 
 
@@ -116,7 +117,8 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     from ptft import auto, build, plans, record
     from ptft import config as configs
 
-    values = load_config(args, overrides)
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        values = load_config(args, overrides)
     values = {k: v for k, v in values.items() if k not in ("tune", "bench")}
     config = build.resolve({**values, "parallel": "jit"})
     asked = [configs.literal(f) for f in args.freeze] if args.freeze else [config.freeze]

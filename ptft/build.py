@@ -16,7 +16,7 @@ from ptft import adapters, checkpoint, cost, data, freeze, hub, ledger, mesh, mo
 from ptft import config as configs
 from ptft import tokenizer as tokenizers
 from ptft.config import Config, Field, Spec
-from ptft.errors import UserError, did_you_mean
+from ptft.errors import UserError, did_you_mean, listed, shown
 from ptft.objectives import Objective, Rows
 from ptft.startup import timed
 from ptft.step import Net
@@ -60,7 +60,7 @@ SPEC: Spec = {
         "test": Field("", str),
         "names": Field((), tuple, doc="names of the labels for people, in the order of their ids; empty: the labels themselves"),
         "train_size": Field(0, int, lo=0, doc="this many training examples, chosen by the seed; 0: all"),
-        "dev_size": Field(0, int, lo=0, doc="the first so many dev rows; 0: all"),
+        "dev_size": Field(0, int, lo=0, doc="evaluate on so many dev rows, drawn by label, the same for every run; 0: all"),
         "tokenizer": Field("", str, doc="a vocab.txt or a run's folder; '': init_from's, else trained on the training split"),
         "vocab_size": Field(8000, int, lo=100, doc="of a tokenizer trained here"),
         "lowercase": Field(True, bool, doc="of a tokenizer trained here"),
@@ -78,6 +78,7 @@ class Data(NamedTuple):
     test: Rows | None
     fingerprint: str
     notes: dict[str, dict[str, int]]
+    doubts: tuple[str, ...] = ()
 
 
 def resolve(values: Mapping[str, Any]) -> Config:
@@ -151,7 +152,9 @@ def load_data(config: Config) -> Data:
         loaded = _load_data(json.dumps(key), json.dumps(config.objective.to_dict()), str(config.init_from))
     names, size = config.data.names, config.data.train_size
     if names and len(names) != len(loaded.labels):
-        raise UserError(f"data.names: {len(names)} names for {len(loaded.labels)} labels ({', '.join(loaded.labels)})")
+        raise UserError(f"data.names: {len(names)} names for {len(loaded.labels)} labels ({listed(loaded.labels)})")
+    if len(set(map(str, names))) < len(names):
+        raise UserError(f"data.names has a name twice: {listed(names)}; expected another for each label")
     if size > len(loaded.train):
         raise UserError(f"data.train_size: asked for {size} examples, {config.data.train} has {len(loaded.train)}")
     return loaded
@@ -180,7 +183,8 @@ def _load_data(data_json: str, objective_json: str, init_from: str) -> Data:
             raise UserError(f"data.{split} {config.data[split]} gives no example")
     notes = {split: {**sources[split].notes, **cut[split].notes, "rows": len(cut[split])} for split in sources}
     prints = "-".join(s.fingerprint[:12] for s in sources.values())
-    return Data(tokenizer, labels, cut["train"], cut.get("dev"), cut.get("test"), prints, notes)
+    doubts = *sources["train"].doubts, *getattr(cut["train"], "doubts", ())
+    return Data(tokenizer, labels, cut["train"], cut.get("dev"), cut.get("test"), prints, notes, doubts)
 
 
 def rows(objective: Objective, source: data.Source, tokenizer: Tokenizer, where: str) -> Rows:
@@ -542,10 +546,12 @@ def describe(run: Run) -> None:
     """Says what will run: device, data, what moves, for how long."""
     record.say(f"device: {record.device()}")
     for split, notes in run.data.notes.items():
-        counts = (f"{n:,} {name.replace('_', ' ')}" for name, n in notes.items() if n or name == "records")
+        counts = [f"{n:,} {name.replace('_', ' ')}" for name, n in notes.items() if n or name == "records"]
+        if split == "dev" and 0 < run.config.data.dev_size < notes["rows"]:
+            counts.append(f"{run.config.data.dev_size:,} of them drawn")
         record.say(f"  {split:<5} " + ", ".join(counts))
     if run.data.labels:
-        record.say(f"  {len(run.data.labels)} labels: {', '.join(run.config.data.names or run.data.labels)}")
+        record.say(f"  {len(run.data.labels)} labels: {', '.join(map(str, run.config.data.names or run.data.labels))}")
     record.say("\n".join(describe_freeze(run)))
     if run.config.frozen_dtype != "float32":
         record.say(f"frozen matrices are kept in {run.config.frozen_dtype}; the ledger is of their float32, an export has them rounded")
@@ -556,17 +562,40 @@ def describe(run: Run) -> None:
 
 def doubts(run: Run) -> list[str]:
     """What a run starts from or learns that is allowed, and seldom meant."""
-    start, found = run.config.init_from if run.config.init_weights else "", []
+    start, found = run.config.init_from if run.config.init_weights else "", list(run.data.doubts)
     moving = {n for p in run.phases for n in p.plan.trainable}
     if not start and any(n.startswith("backbone/") and n not in moving for n in run.net.shapes()):
         found.append("nothing is loaded (init_from, init_weights): what is frozen keeps its random weights")
     if start and not hub.is_folder(start) and (Path(start) / "metrics.jsonl").exists() and not (Path(start) / "result.json").exists():
         found.append(f"{start} has not finished its training")
-    if (of_rows := getattr(run.data.train, "label", None)) is not None:
-        for name, n in zip(run.data.labels, np.bincount(of_rows, minlength=len(run.data.labels)), strict=True):
-            if n < 3 and 10 * n * len(run.data.labels) < len(of_rows):
-                found.append(f"label {name!r} has {n} of {len(of_rows):,} training rows: a slip? data.labels says which labels there are")
+    return found + label_doubts(run)
+
+
+def label_doubts(run: Run) -> list[str]:
+    """Labels that a split hardly has or lacks, and words that are cut off."""
+    train, names, found = run.data.train, run.data.labels, []
+    if (label := getattr(train, "label", None)) is not None:
+        for name, n in zip(names, np.bincount(label, minlength=len(names)), strict=True):
+            if n < 3 and 10 * n * len(names) < len(label):
+                few = f"label {shown(name)} has {n} of {len(label):,} training rows"
+                found.append(f"{few}: a slip? data.labels says which labels there are")
+    lost = run.data.notes["train"].get("truncated_words", 0)
+    if lost > (words := int(np.sum(getattr(train, "tags", np.zeros(0)) >= 0))):
+        beyond = f"{lost:,} of {lost + words:,} training words lie beyond objective.seq_len"
+        found.append(f"{beyond}: is a blank line between the sentences?")
+    for split, size in (("dev", run.config.data.dev_size), ("test", 0)):
+        rows = getattr(run.data, split)
+        if missing := sorted(classes(train) - classes(rows, size)) if rows is not None else []:
+            lacks = f"{split} lacks {len(missing)} of the {len(names)} labels, {listed(names[i] for i in missing)}"
+            found.append(f"{lacks}: its scores say nothing of them; shuffle a sorted table before it is parted")
     return found
+
+
+def classes(rows: Rows, size: int = 0) -> set[int]:
+    """The labels, or tags, of the rows that are looked at."""
+    if (label := getattr(rows, "label", None)) is not None:
+        return set(label[pipeline.looked_at(len(label), size, label)].tolist())
+    return set(np.unique(getattr(rows, "tags", ())).tolist()) - {-1}  # -1: no word begins here
 
 
 def header(run: Run, base: Flat | None = None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ptft.errors import UserError, did_you_mean
+from ptft.record import say
 
 # Keys that may change between two starts in the same workdir: they decide where and how often, not what is computed.
 FREE = ("log_every", "save_every", "keep", "tensorboard", "devices", "parallel", "strict_cost", "cache_prefix")
@@ -186,8 +187,12 @@ def literal(text: str) -> Any:
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def override(values: dict[str, Any], items: list[str]) -> None:
-    """Applies `key=value` items in place; values are Python literals or bare text. `resolve` checks them."""
+def override(values: dict[str, Any], items: list[str], spec: Spec | None = None) -> None:
+    """Applies `key=value` items in place; values are Python literals or bare text. `resolve` checks them.
+
+    What is text in `spec` stays text: --config.data.text=0 is a column. A page's dev and test go with its train.
+    """
+    own = dict(values["data"]) if isinstance(values.get("data"), Mapping) else {}
     for item in items:
         key, eq, text = item.partition("=")
         if not eq:
@@ -198,9 +203,35 @@ def override(values: dict[str, Any], items: list[str]) -> None:
             node = node.get(part, {}) if isinstance(node, Mapping) else node
             if not isinstance(node, Mapping):
                 raise UserError(f"--config.{key}: {part!r} is a value, not a section")
-        if isinstance(node.get(key.split(".")[-1]), str) and not isinstance(value, str | list | tuple):
-            value = text  # a text key keeps its text: --config.data.label=1 is a column's name
+        was_text = isinstance(node.get(key.split(".")[-1]), str) and not isinstance(value, list | tuple)
+        if not isinstance(value, str) and (was_text or _is_text(spec or {}, key)):
+            value = text
         set_key(values, key, value)
+    given = {i.partition("=")[0] for i in items}
+    if own.get("train") and "data.train" in given:
+        _leave_out(values["data"], own, [s for s in ("dev", "test") if own.get(s) and f"data.{s}" not in given])
+
+
+def _leave_out(data: dict[str, Any], own: Mapping[str, Any], splits: list[str]) -> None:
+    """Empties these splits where the training data that was asked for is not of the page's own."""
+    if not data["train"] or _corpus(data["train"]) == _corpus(own["train"]):
+        return
+    for split in splits:
+        data[split] = ""
+        why = f"{own[split]} is of the page's own data, not of {data['train']}"
+        so = "; the last step counts" if split == "dev" else ""
+        say(f"data.{split}: left out, as {why}{so} (--config.data.{split}=… gives one)")
+
+
+def _is_text(spec: Any, key: str) -> bool:
+    for part in key.split("."):
+        spec = spec.get(part) if isinstance(spec, Mapping) else None
+    return isinstance(spec, Field) and (spec.kind or type(spec.default)) in (str, (str,))
+
+
+def _corpus(where: Any) -> str:
+    """A source without its split and its part: `files:a.tsv[:90%]` and `files:a.tsv` are of one."""
+    return re.sub(r"(@[^@/]*)?(\[[^\[\]]*\])?$", "", str(where))
 
 
 def resolve(values: Mapping[str, Any], spec: Spec) -> Config:

@@ -2,10 +2,24 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
     """What was expected, what came, the nearest valid thing, and what to do."""
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value as Python writes it, its middle left out where it is long: a cell may hold a whole document."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 10]} … {text[-7:]}"
+
+
+def listed(values: Iterable[Any], most: int = 20) -> str:
+    """The first values, each shortened, and how many more there are."""
+    values = list(values)
+    more = [f"… and {len(values) - most} more"] if len(values) > most else []
+    return ", ".join([*map(shown, values[:most]), *more])
 
 
 def nearest(name: str, options: Iterable[str], n: int = 3) -> list[str]:
@@ -19,9 +33,9 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     options = sorted(str(o) for o in options)
     close = nearest(name, options)
     if close:
-        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
-    shown = ", ".join(options[:20]) + (" …" if len(options) > 20 else "")
-    return f"there is: {shown}" if shown else "there is none"
+        return "did you mean " + " or ".join(map(shown, close)) + "?"
+    names = ", ".join(o if len(o) <= 60 else shown(o) for o in options[:20]) + (" …" if len(options) > 20 else "")
+    return f"there is: {names}" if names else "there is none"
 
 
 def table(rows: list[tuple[str, str, str]], most: int = 20) -> str:

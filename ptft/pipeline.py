@@ -27,6 +27,24 @@ def subset(n: int, size: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(n)[: size or n])
 
 
+def looked_at(n: int, size: int, labels: np.ndarray | None = None) -> np.ndarray:
+    """The `size` of `n` rows (0: all) that an evaluation looks at, the same for every run, in their order.
+
+    Each label has its share of them, and one at least while there is room: data often lie class by class.
+    """
+    if not 0 < size < n:
+        return np.arange(n)
+    drawn = np.random.default_rng(0).permutation(n)
+    if labels is None:
+        return np.sort(drawn[:size])
+    of = np.asarray(labels)[drawn]
+    by_label = np.argsort(of, kind="stable")
+    _, first, count = np.unique(of[by_label], return_index=True, return_counts=True)
+    rank = np.arange(n) - np.repeat(first, count)  # the place among the rows of its label
+    turn = (rank + 0.5 * (rank > 0)) / np.repeat(count, count)
+    return np.sort(drawn[by_label[np.lexsort((by_label, turn))[:size]]])
+
+
 def mine(batch: int) -> slice:
     """The rows of a global batch that this process feeds."""
     share = batch // jax.process_count()
@@ -53,8 +71,9 @@ def train_batches(rows: Rows, index: np.ndarray, seed: int, batch: int, start: i
 
 
 def eval_batches(rows: Rows, batch: int, limit: int = 0) -> Iterator[Batch]:
-    """Every row once (or the first `limit`), in order; the last batch is filled up with rows of `valid` 0."""
-    n = min(len(rows), limit or len(rows))
-    for at in range(0, n, batch):
+    """Every row once (or `limit` of them, `looked_at`), in order; the last batch is filled up with rows of `valid` 0."""
+    index = looked_at(len(rows), limit, getattr(rows, "label", None))
+    for at in range(0, len(index), batch):
         row = np.arange(at, at + batch)[mine(batch)]
-        yield {**rows.batch(np.minimum(row, n - 1)), "row": row.astype(np.int32), "valid": (row < n).astype(np.float32)}
+        filled = index[np.minimum(row, len(index) - 1)]
+        yield {**rows.batch(filled), "row": row.astype(np.int32), "valid": (row < len(index)).astype(np.float32)}

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import build, freeze, ledger, mesh, models, plans, record, step
+from ptft import build, freeze, ledger, mesh, models, pipeline, plans, record, step
 from ptft.build import Run
 from ptft.objectives import Rows
 from ptft.step import Net
@@ -54,6 +54,10 @@ class Cached:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def label(self) -> np.ndarray | None:
+        return getattr(self.rows, "label", None)
 
     def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
         made = self.rows.batch(index)
@@ -118,8 +122,8 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
     block = entry(run, phase)
     splits = {"train": (run.data.train, run.used)}
     if run.data.dev is not None:
-        limit = run.config.data.dev_size or len(run.data.dev)
-        splits["dev"] = (run.data.dev, np.arange(min(len(run.data.dev), limit)))
+        dev = run.data.dev
+        splits["dev"] = (dev, pipeline.looked_at(len(dev), run.config.data.dev_size, getattr(dev, "label", None)))
     if many and run.data.test is not None:
         splits["test"] = (run.data.test, np.arange(len(run.data.test)))
     digest = _digest(run, block, params)

@@ -907,6 +907,21 @@ def test_content_names_the_weights_and_the_data(home, tmp_path):
         identity.content(config.replace(init_from=str(tmp_path)))
 
 
+def test_a_run_its_references_and_its_name_agree_on_the_dev_rows(home, tmp_path):
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\n" + "".join(f"alpha {i}\t{i // 20}\n" for i in range(40)))
+    values = flow.finetuning(home, home / "pre", **{"data.dev": f"files:{tmp_path}/dev.tsv", "data.dev_size": 10})
+    config = build.resolve(values)
+    seen = baselines.records(config)["dev"]
+    assert [r["label"] for r in seen] == [0] * 5 + [1] * 5
+    rows = build.load_data(config).dev
+    tokens = np.concatenate([b["tokens"][b["valid"] > 0] for b in pipeline.eval_batches(rows, 8, 10)])
+    lines = [int(r["where"].rpartition(":")[2]) - 2 for r in seen]
+    np.testing.assert_array_equal(tokens, rows.batch(np.asarray(lines))["tokens"])
+    assert identity.content(config)["data.dev"].endswith(" drawn")
+    whole = config.replace(**{"data.dev_size": 40})
+    assert identity.content(whole) == identity.content(config.replace(**{"data.dev_size": 0})), "where all are seen, nothing changed"
+
+
 def test_weights_in_a_folder_of_another_format_count_by_content(tmp_path):
     golden = Path(__file__).parent / "golden" / "hub" / "bert_bare"
     first = identity._weights(str(golden))

@@ -74,7 +74,8 @@ CONFIG = {
     "more devices than there are": (["devices=5"], r"devices: asked for 5, this machine has 4 \(cpu\)"),
     "rows longer than the model": (["objective.seq_len=64"], "objective.seq_len: 64 tokens do not fit a model of 32 positions; .* 32"),
     "too many examples": (["data.train_size=21"], "data.train_size: asked for 21 examples, files:.*train.tsv has 20"),
-    "names for other labels": (["data.names=('a','b','c')"], r"data.names: 3 names for 2 labels \(0, 1\)"),
+    "names for other labels": (["data.names=('a','b','c')"], r"data.names: 3 names for 2 labels \('0', '1'\)"),
+    "one name for two labels": (["data.names=('a','a')"], "data.names has a name twice: 'a', 'a'; expected another for each label"),
     "another model than the checkpoint's": (
         ["model.hidden=128"],
         r"path +have +want(.|\n)*backbone/embeddings/norm/bias +(float32)?\[64\] +(float32)?\[128\]",
@@ -123,6 +124,16 @@ def test_a_mistake_in_the_data(case, home, tmp_path, capsys):
     message = mistake(capsys, "train", "--config", home / "fine.py", "--workdir", tmp_path / "run", *flags)
     assert re.search(expected, message), message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dev_that_lacks_a_class_is_said(home, tmp_path, capsys):
+    (tmp_path / "mine.tsv").write_text("sentence\tlabel\n" + "alpha\t0\n" * 30 + "beta\t1\n" * 10 + "good\t2\n" * 10)
+    args = ["train", "--config", home / "fine.py", "--check", f"--config.data.train=files:{tmp_path}/mine.tsv"]
+    more = [f"--config.data.dev=files:{tmp_path}/mine.tsv[80%:]", "--config.data.names=[]", f"--config.data.test=files:{tmp_path}/mine.tsv"]
+    assert flow.ptft(*args, *more) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "WARNING: dev lacks 2 of the 3 labels, '0', '1': its scores say nothing of them; shuffle a sorted table" in said
+    assert "dev 10 records, 10 rows, 7 of them drawn" in said and "test lacks" not in said
 
 
 def test_an_unknown_label_names_its_row(home, tmp_path, capsys):

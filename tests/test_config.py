@@ -226,6 +226,31 @@ def test_overrides(item, key, value):
     assert got == value and type(got) is type(value)
 
 
+@pytest.mark.parametrize("text", ["0", "1e3", "None", "none", "True", "no", "[1]", "('a',)", "{}", "0x1", "1_000"])
+@pytest.mark.parametrize("page", [{}, {"text": ""}, {"text": "sentence"}])
+def test_a_key_of_text_takes_what_looks_like_something_else(page, text):
+    values = {"data": dict(page)}
+    config.override(values, [f"data.text={text}", "data.labels=['a', 1]", "batch=8"], build.SPEC)
+    assert values == {"data": {"text": text, "labels": ["a", 1]}, "batch": 8}
+
+
+def test_the_dev_and_test_of_a_page_go_with_its_train(capsys):
+    def splits(*items):
+        values = {"data": {"train": "corpus:documents@train", "dev": "corpus:documents@dev", "test": "tfds:x@test"}}
+        config.override(values, list(items))
+        return values["data"]["dev"], values["data"]["test"]
+
+    own = ("corpus:documents@dev", "tfds:x@test")
+    assert splits() == splits("batch=3") == splits("data.train=corpus:documents@train[:500]") == splits("data.train=") == own
+    assert not capsys.readouterr().out
+    assert splits("data.train=files:zh.txt") == ("", "")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "data.dev: left out, as corpus:documents@dev is of the page's own data, not of files:zh.txt; the last step counts" in said
+    assert "data.test: left out" in said
+    assert splits("data.dev=files:d.txt", "data.train=files:zh.txt") == ("files:d.txt", "")
+    assert splits("data.train=files:zh.txt", "data.dev=corpus:documents@dev", "data.test=") == (own[0], ""), "asked for"
+
+
 @pytest.mark.parametrize(
     ("item", "part"), [("lr", "--config.lr: expected --config.KEY=VALUE"), ("lr.x=1", "--config.lr.x: 'lr' is a value, not a section")]
 )

@@ -272,3 +272,155 @@ def test_a_folder_of_classes_has_no_parts(tmp_path):
         write(tmp_path, f"{label}/1.txt", "x")
     with pytest.raises(UserError, match="class by class"):
         load(f"{tmp_path}[:50%]")
+
+
+# ------------------------------------------------------------------------------------------------ what users bring
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.csv", "text,label,text\na,1,b\nc,0,d\n"),
+        ("x.tsv", "text\ttext\tlabel\na\tb\t1\n"),
+        ("x.jsonl", '{"text": "a", "label": 1, "text": "b"}\n'),
+    ],
+)
+def test_a_column_that_is_there_twice(tmp_path, name, text):
+    path = write(tmp_path, name, text)
+    with pytest.raises(UserError, match=r"has the column 'text' \(data.text\) twice: rename"):
+        load(path, label="label")
+    assert load(write(tmp_path, "y.csv", "text,id,id,label\na,1,1,x\n"), label="label").labels == ("x",), "nobody asked for it"
+
+
+def test_a_later_key_that_is_there_twice_is_a_broken_row(tmp_path):
+    path = write(tmp_path, "x.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 0, "label": 1}\n')
+    with pytest.raises(UserError, match=r"x.jsonl:2: expected text in 'label', got it twice"):
+        load(path, label="label")
+
+
+def test_a_parquet_column_that_is_there_twice(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="parquet files need pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    names, columns = ["text", "label", "text"], [["a", "b"], [1, 0], ["c", "d"]]
+    parquet.write_table(pyarrow.table([pyarrow.array(c) for c in columns], names=names), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"has the column 'text' .* twice"):
+        load(tmp_path / "x.parquet", label="label")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [f"{i * 0.137:.3f}" for i in range(1, 9)],  # a measure
+        ["0.5", "1.0", "1.5", "2.0"],
+        [f"{i / 7:.2f}".replace(".", ",") for i in range(1, 9)],
+        [str(1200 + 13 * i) for i in range(30)],  # prices
+        [f"{i}.5%" for i in range(5)],
+    ],
+)
+def test_numbers_that_measure_are_no_classes(tmp_path, labels):
+    path = write(tmp_path, "x.tsv", "text\tlabel\n" + "".join(f"t\t{n}\n" for n in labels))
+    with pytest.raises(UserError, match=r"x.tsv:\d+: label .* is a number, one of .* has no regression yet; if .* data.labels='\["):
+        load(path, label="label")
+    assert len(load(path, label="label", labels=labels).labels) == len(labels), "classes, if the user says so"
+
+
+@pytest.mark.parametrize(
+    "labels", [["0", "1"], [str(i) for i in range(40)], [str(i) for i in range(1, 60, 2)], ["3", "70", "71"], ["1.2", "beta", "rc"]]
+)
+def test_numbers_that_count_are_classes(tmp_path, labels):
+    path = write(tmp_path, "x.tsv", "text\tlabel\n" + "".join(f"t\t{n}\n" for n in labels))
+    assert set(load(path, label="label").labels) == set(labels)
+
+
+def test_a_whole_number_is_one_label_however_it_is_stored(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="parquet files need pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for i, labels in enumerate([[0, 1], [0.0, 1.0], ["0", "1.00"]]):
+        parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": labels}), tmp_path / f"shard-{i}.parquet")
+    write(tmp_path, "x.jsonl", '{"text": "a", "label": "0"}\n{"text": "b", "label": 1.0}\n')
+    source = load(tmp_path, label="label")
+    assert source.labels == ("0", "1") and [r["label"] for r in source.records] == [0, 1] * 4 and not source.doubts
+    assert load(tmp_path, ("0.0", "1.0"), label="label").records == source.records, "an old run's labels"
+    true = load(write(tmp_path, "b/x.jsonl", '{"text": "a", "label": true}\n{"text": "b", "label": "False"}\n'), label="label")
+    assert true.labels == ("False", "True")
+
+
+def test_labels_that_look_alike_are_kept_apart_and_named(tmp_path):
+    path = write(tmp_path, "x.tsv", "text\tlabel\n" + "".join(f"t\t{n}\n" for n in ("neg", "Neg", "pos ", "pos", " so", "n\u200beg")))
+    source = load(path, label="label")
+    assert len(source.labels) == 6
+    alike, pos, so = source.doubts
+    assert alike.startswith("labels 'Neg', 'neg', 'n\\u200beg' differ in capitals, blanks") and "'pos', 'pos '" in pos and "' so'" in so
+    assert not load(path, label="label", labels=source.labels).doubts, "meant"
+
+
+@pytest.mark.parametrize("skip", ["stop", "skip"])
+@pytest.mark.parametrize(
+    "rows", ['a,1\n"b,0\nc,1\nd,0\n', 'a,1\n"b,0\nc,1\n"d",0\n', 'a,1\n"b,0\nc,1\nd",0,1\n'], ids=["to the end", "to the next", "a row"]
+)
+def test_an_open_quote_loses_no_row(tmp_path, rows, skip):
+    path = write(tmp_path, "x.csv", "text,label\n" + rows)
+    with pytest.raises(UserError, match=r"x.csv:3: .* 3 lines: .*a quote opens there that is not closed"):
+        load(path, label="label", on_bad_row=skip)
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+@pytest.mark.parametrize("header", [True, False])
+def test_a_csv_file_with_another_separator(tmp_path, sign, header):
+    rows = [["text", "label"]] * header + [["fine, or not", "1"], ["so", "0"], [f'"a{sign}b"', "1"]]
+    path = write(tmp_path, "x.csv", "".join(sign.join(row) + "\n" for row in rows))
+    columns = {} if header else {"header": False, "text": "0"}
+    label = "label" if header else "1"
+    if header:
+        assert texts(load(path, label=label, **columns)) == [("fine, or not", 1), ("so", 0), (f"a{sign}b", 1)]
+        with pytest.raises(UserError, match=r"has no column 'labl' \(data.label\); it has 'text', 'label'"):
+            load(path, label="labl")
+    else:
+        write(tmp_path, "x.csv", path.read_text().replace("fine, or not", "fine"))
+        assert texts(load(path, label=label, **columns)) == [("fine", 1), ("so", 0), (f"a{sign}b", 1)]
+
+
+def test_long_values_are_shortened(tmp_path):
+    long = "x" * 300_000
+    for name, text, message in (
+        ("a.tsv", f"text\t{long}\na\t1\n", "it has 'text', 'xxx"),
+        ("b.jsonl", json.dumps({"text": {"a": long}, "label": 1}), "expected text in 'text', got {'a': 'xxx"),
+        ("c.tsv", "\t".join(f"c{i}" for i in range(30_000)) + "\n" + "x\t" * 29_999 + "\n", "has no column 'text'"),
+        ("d.tsv", f"text\tlabel\na\t-{'1' * 300_000}\n", "is negative"),
+        ("e.conll", f"{long}\n", "expected a word and its tag"),
+    ):
+        with pytest.raises(UserError, match=message) as e:
+            load(write(tmp_path, name, text), label="" if name == "e.conll" else "label")
+        assert len(str(e.value)) < 2000
+    with pytest.raises(UserError, match="is unknown; expected one of 'xxx") as e:
+        load(write(tmp_path, "f.tsv", f"text\tlabel\na\t{long}y\n"), (long,), label="label")
+    assert len(str(e.value)) < 2000
+
+
+def test_what_is_hidden_is_left_out_and_links_are_followed(tmp_path):
+    rows, home = "text\tlabel\na\t1\n", tmp_path / "home"
+    for name in ("t.tsv", ".ipynb_checkpoints/t-checkpoint.tsv", "__MACOSX/._t.tsv", "._t.tsv", ".DS_Store", "deep/.git/x.tsv"):
+        write(home, name, rows)
+    write(tmp_path, "other/u.tsv", rows)
+    (home / "linked").symlink_to(tmp_path / "other")
+    (home / "v.tsv").symlink_to(tmp_path / "other" / "u.tsv")
+    (home / "deep" / "round").symlink_to(home)
+    (home / "deep" / "again").symlink_to("..")
+    expected = [f"{home}/linked/u.tsv:2", f"{home}/t.tsv:2", f"{home}/v.tsv:2"]
+    for where in (home, f"{home}/**/*.tsv", f"{home}/**"):
+        assert sorted(r["where"] for r in load(where, label="label").records) == expected
+    (home / "w.tsv").symlink_to("gone.tsv")
+    for where in (home, f"{home}/*.tsv", f"{home}/w.tsv", f"{home}/**/w.tsv"):
+        with pytest.raises(UserError, match=r"w.tsv is a link to gone.tsv, which is not there: restore it, or delete the link"):
+            load(where, label="label")
+
+
+def test_hidden_files_and_links_in_a_folder_of_classes(tmp_path):
+    for name in ("c/pos/1.txt", "c/pos/._1.txt", "c/neg/1.txt", "c/.neg/1.txt", "c/__MACOSX/1.txt"):
+        write(tmp_path, name, "x")
+    (tmp_path / "c" / "neg" / "2.txt").symlink_to(tmp_path / "c" / "pos" / "1.txt")
+    source = load(tmp_path / "c")
+    assert source.labels == ("neg", "pos") and len(source.records) == 3
+    (tmp_path / "c" / "neg" / "3.txt").symlink_to("gone.txt")
+    with pytest.raises(UserError, match=r"3.txt is a link to gone.txt"):
+        load(tmp_path / "c")

@@ -3,6 +3,7 @@
 import functools
 import math
 import random
+import sys
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import tiny
 from scipy import special, stats
 
 from ptft import config, objectives, record, step, tree
+from ptft import tokenizer as tokenizers
 from ptft.data import Source
 from ptft.errors import UserError
 from ptft.objectives import classify, mlm_nsp
@@ -395,6 +397,36 @@ def test_whole_word_rows_know_their_pieces():
     want = [[tiny.TOKENIZER.vocab[i].startswith("##") for i in row] for row in batch["tokens"]]
     assert batch["continues"].tolist() == want
     assert batch.keys() == o.example(3).keys()
+
+
+def test_a_pretraining_that_has_nothing_to_tell_is_said():
+    lines = source([{"sentences": ["w1 w2 w3 w4 w5 w6"]}] * 9)
+    (said,) = build("mlm_nsp", seq_len=32).rows(lines, tiny.TOKENIZER).doubts
+    assert said.startswith("100% of next sentences are random, as every document is one sentence") and "format='paragraphs'" in said
+    texts = source([{"sentences": ["w1 w2 w3 w4 w5 w6"] * 4}] * 9)
+    assert "objective.seq_len is short" in build("mlm_nsp", seq_len=8).rows(texts, tiny.TOKENIZER).doubts[0]
+    assert not build("mlm_nsp", seq_len=32).rows(texts, tiny.TOKENIZER).doubts
+    assert not build("mlm_nsp", seq_len=32, nsp=False).rows(lines, tiny.TOKENIZER).doubts
+    (said,) = build("mlm_nsp", seq_len=32, whole_word=True).rows(texts, tiny.TOKENIZER).doubts
+    assert said.startswith("objective.whole_word: 0.0% of the text's tokens go on with a word") and "whole_word='jieba'" in said
+    assert not build("mlm_nsp", seq_len=32, whole_word=True).rows(source([{"sentences": ["w1p1 w2"] * 4}] * 9), tiny.TOKENIZER).doubts
+
+
+def test_chinese_words_are_masked_together():
+    pytest.importorskip("jieba", reason="Chinese words need jieba")
+    texts = ["他在北京大学学习，用 Python3 。", "北京大学很大。", "\u200b"]
+    tokenizer = tokenizers.train(texts, 200)
+    o = build("mlm_nsp", tokenizer, seq_len=40, nsp=False, whole_word="jieba", short_prob=0.0)
+    batch = o.rows(source([{"sentences": texts}]), tokenizer).batch(np.arange(1))
+    tokens, marks = tokenizer.tokens(batch["tokens"][0]), batch["continues"][0]
+    assert [t for t, goes_on in zip(tokens, marks, strict=True) if goes_on and not t.startswith("##")] == [*"京大学习", *"京大学大"]
+    assert all(goes_on for t, goes_on in zip(tokens, marks, strict=True) if t.startswith("##"))
+
+
+def test_chinese_words_need_jieba(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    with pytest.raises(UserError, match=r"objective.whole_word='jieba' needs jieba: pip install 'ptft\[zh\]'"):
+        build("mlm_nsp", seq_len=16, whole_word="jieba").rows(source([{"sentences": ["w1", "w2"]}] * 3), tiny.TOKENIZER)
 
 
 def test_one_segment():

@@ -97,12 +97,35 @@ def test_another_seed_is_another_subset():
     assert set(pipeline.subset(1000, 100, 0)) != set(pipeline.subset(1000, 100, 1))
 
 
+@given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=5), size=st.integers(1, 80), seed=st.integers(0, 9))
+def test_a_drawn_part_has_its_share_of_every_label(counts, size, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    labels = labels if seed else np.random.default_rng(seed).permutation(labels)
+    index = pipeline.looked_at(len(labels), size, labels)
+    assert len(index) == min(size, len(labels)) and (np.diff(index) > 0).all(), "each once, in the data's order"
+    np.testing.assert_array_equal(index, pipeline.looked_at(len(labels), size, labels))
+    drawn = np.bincount(labels[index], minlength=len(counts))
+    share = len(index) / len(labels)
+    if size >= len(counts):
+        assert (drawn >= 1).all()
+    if len(set(counts)) == 1:
+        assert np.ptp(drawn) <= 1
+    assert (drawn <= np.asarray(counts) * share + 1 + len(counts) / 2).all()
+
+
+def test_what_is_drawn_without_labels_lies_everywhere():
+    index = pipeline.looked_at(1000, 100)
+    assert len(set(index)) == 100 and index[0] < 100 and index[-1] > 900
+    np.testing.assert_array_equal(pipeline.looked_at(7, 0), np.arange(7))
+    np.testing.assert_array_equal(pipeline.looked_at(7, 9), np.arange(7))
+
+
 @pytest.mark.parametrize(("n", "batch", "limit"), [(10, 4, 0), (8, 4, 0), (3, 8, 0), (10, 4, 7), (10, 4, 99), (1, 1, 0)])
 def test_evaluation_covers_each_row_once(n, batch, limit):
     batches = list(pipeline.eval_batches(Numbers(n), batch, limit))
     assert {len(b["id"]) for b in batches} == {batch}
     valid = np.concatenate([b["valid"] for b in batches]) > 0
-    np.testing.assert_array_equal(ids(batches)[valid], np.arange(min(n, limit or n)))
+    np.testing.assert_array_equal(ids(batches)[valid], pipeline.looked_at(n, limit))
     np.testing.assert_array_equal(np.concatenate([b["row"] for b in batches]), np.arange(len(valid)))
 
 

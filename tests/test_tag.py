@@ -107,7 +107,7 @@ def test_a_broken_line_at_the_end(tmp_path, end):
 def test_what_a_file_of_tags_cannot_be(tmp_path):
     path = write(tmp_path / "x.conll", CONLL)
     with pytest.raises(
-        UserError, match=r"data.label='tag': tagged words have no names of columns, the last one is the tag; leave it empty"
+        UserError, match=r"data.label='tag': tagged words have no names of columns: the first is the word and the last the tag, or those"
     ):
         load(path, label="tag")
     write(tmp_path / "y.tsv", "a\tb\n")
@@ -117,6 +117,59 @@ def test_what_a_file_of_tags_cannot_be(tmp_path):
         load(write(tmp_path / "z.conll", "-DOCSTART- O\n\n"))
     with pytest.raises(UserError, match=r"data.labels has a label twice: 'O', 'O'"):
         load(path, labels=("O", "O"))
+
+
+def tagged(folder, content, **options):
+    source = load(write(folder / "x.conll", content), **options)
+    return [(" ".join(r["words"]), " ".join(source.labels[t] for t in r["tags"])) for r in source.records], source
+
+
+def test_comments_and_headers_are_no_words_and_are_counted(tmp_path):
+    text = "word\tner_tag\n# id 7 domain=en\n#sent 1\na\tO\nb\tB-X\n\n# text = a\n#rain\tB-X\n#\tO\n\n-DOCSTART-\t-X-\n\nc\tO\n"
+    found, source = tagged(tmp_path, text)
+    assert found == [("a b", "O B-X"), ("#rain #", "B-X O"), ("c", "O")]
+    assert source.notes == {"records": 3, "comment_lines": 3, "header_lines": 1}
+    found, source = tagged(tmp_path, "# id 0 d=en\nNew _ _ B-X\n# _ _ O\n\n# _ _ O\nYork _ _ I-X\n")
+    assert found == [("New #", "B-X O"), ("# York", "O I-X")] and source.notes["comment_lines"] == 1
+    assert tagged(tmp_path, "label\tNN\nx\tNN\n")[0] == [("label x", "NN NN")]
+
+
+CONLLU = "# text = zum Haus\n1-2\tzum\t_\t_\n1\tzu\tADP\t_\n2\tdem\tDET\t_\n2.1\t\t_\t_\n3\tHaus\tNOUN\t_\n"
+
+
+def test_numbers_of_words_are_no_words(tmp_path):
+    with pytest.raises(UserError, match=r"x.conll: its first column counts the words of a sentence; data.text=1 says"):
+        tagged(tmp_path, CONLLU)
+    found, source = tagged(tmp_path, CONLLU, text="1", label="2")
+    assert found == [("zu dem Haus", "ADP DET NOUN")]
+    assert source.notes == {"records": 1, "comment_lines": 1, "multiword_lines": 2}
+    with pytest.raises(UserError, match=r"data.label where the tag is, such as 3"):
+        tagged(tmp_path, "".join(f"{i}\tw\tl\tNOUN\t_\t_\t_\t_\t_\t_\n" for i in (1, 2)), text="1")
+    assert tagged(tmp_path, "1 O\n\n1 O\n2 O\n\n3 B-X\n")[0][1] == ("1 2", "O O"), "numbers may be words"
+
+
+NO_WORDS = {
+    "a sentence a line": ("a b c\tO O B-X\n", r":1: expected a word and its tag, got several tags, 'O O B-X': a line holds one word"),
+    "a blank in a word": ("a O\nNew York B-X\n", r":2: expected 2 columns, as in the line before, got 3: 'New York B-X'"),
+    "words with their tags": ("a/O b/B-X\nc/O d/O e/O\n", ":2: expected 2 columns, as in the line before, got 3"),
+}
+
+
+@pytest.mark.parametrize("case", NO_WORDS)
+def test_what_cannot_be_words_and_tags_is_refused(tmp_path, case):
+    text, message = NO_WORDS[case]
+    with pytest.raises(UserError, match=message):
+        tagged(tmp_path, text)
+
+
+def test_odd_and_rare_tags_are_said_with_their_place(tmp_path):
+    text = "Ann B-PER\nLee I-PER\nsat O\n\n" * 60 + "sat 0\nLee I-PRE\nIda b-per\n"
+    (zero, lower, rare, alike) = tagged(tmp_path, text)[1].doubts
+    assert re.search(r"x.conll:241: tag '0' of 'sat' is neither O nor of a kind, as B-X is: a slip\?", zero)
+    assert "tag 'b-per' of 'Ida'" in lower and "tag 'I-PRE' of 'Lee' stands only 1 of 183 times" in rare
+    assert "labels 'B-PER', 'b-per' differ in capitals" in alike
+    assert not tagged(tmp_path, "a NN\nb VB\n")[1].doubts, "parts of speech are built otherwise"
+    assert not tagged(tmp_path, text, labels=("O", "0", "B-PER", "I-PER", "I-PRE", "b-per"))[1].doubts, "meant"
 
 
 def test_tokenizers_are_trained_on_the_words(tmp_path):

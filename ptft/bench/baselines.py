@@ -60,7 +60,10 @@ def records(config: Config, names: tuple[str, ...] = ()) -> dict[str, Sequence[M
         if where := config.data[split]:
             source = data.load(where, config.data, names)
             names = names or source.labels
-            found[split] = source.records[: config.data.dev_size or None if split == "dev" else None]
+            found[split] = source.records
+            if split == "dev":
+                labels = np.asarray([r["label"] for r in source.records]) if source.labels and "label" in source.records[0] else None
+                found[split] = [source.records[i] for i in pipeline.looked_at(len(source.records), config.data.dev_size, labels)]
     return found
 
 

@@ -9,6 +9,7 @@ where rows come from more than one environment.
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,10 @@ def of(config: Config, content: Mapping[str, str], kind: str, repeat: bool = Fal
 def content(config: Config) -> dict[str, str]:
     """What a config's files hold: {"init_from": digest, "data.tokenizer": …, "data.train": …, …}, for those that it names."""
     section = config.data.to_dict()
-    found = {f"data.{split}": print_ for split, print_ in _sources(json.dumps(_layout(section))).items()}
+    sources = _sources(json.dumps(_layout(section)))
+    found = {f"data.{split}": print_ for split, (print_, _) in sources.items()}
+    if "dev" in sources and 0 < section["dev_size"] < sources["dev"][1]:
+        found["data.dev"] += " drawn"  # before, the first rows were looked at
     if config.init_from:
         found["init_from"] = _weights(config.init_from)
     if section["tokenizer"]:
@@ -59,15 +63,15 @@ def _layout(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _sources(layout: str) -> dict[str, str]:
-    """Fingerprints of the splits; a digest costs reading the files, once a process."""
-    options, found = Config(json.loads(layout)), dict[str, str]()
+def _sources(layout: str) -> dict[str, tuple[str, float]]:
+    """Fingerprint of each split and how many rows it gives, of documents inf; a digest costs reading the files, once a process."""
+    options, found = Config(json.loads(layout)), dict[str, tuple[str, float]]()
     labels: tuple[str, ...] = ()
     for split in PLACES:
         if where := options[split]:
             source = data.load(where, options, labels)
             labels = labels or source.labels
-            found[split] = source.fingerprint
+            found[split] = source.fingerprint, len(source.records) if source.labels else math.inf
     return found
 
 

@@ -5,7 +5,9 @@ check, count and fingerprint what it read.
 """
 
 import hashlib
+import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Any
 
 from ptft import plugins
 from ptft.config import Config, Field, Spec
-from ptft.errors import UserError
+from ptft.errors import UserError, listed, shown
 
 FORMATS = ("auto", "lines", "paragraphs", "tsv", "csv", "jsonl", "parquet", "wiki", "folder", "conll")
 
@@ -40,7 +42,8 @@ class Source:
     records: Sequence[Mapping[str, Any]]
     labels: tuple[str, ...]  # label names, index = id; () for documents
     fingerprint: str  # sha256 of the content, wherever it lies
-    notes: Mapping[str, int]  # a Counter: "records", and where they are not zero "empty_text", "skipped_rows", "empty_documents"
+    notes: Mapping[str, int]  # a Counter: "records", and where they are not zero "empty_text", "skipped_rows", "empty_documents" …
+    doubts: tuple[str, ...] = ()  # what is allowed, and seldom meant
 
 
 def load(where: str, options: Config, labels: Sequence[str] = ()) -> Source:
@@ -68,8 +71,10 @@ class Rows:
         self.skip = on_bad_row == "skip"
         self.notes: Counter[str] = Counter(records=0)
 
-    def bad(self, where: str, why: str) -> None:
-        """Stops with a message, or counts a skipped row."""
+    def bad(self, where: str, why: str, lines: int = 1) -> None:
+        """Stops with a message, or counts a skipped row. What takes several lines may hold good rows: it always stops."""
+        if lines > 1:
+            raise UserError(f"{where}: {why}")
         if not self.skip:
             raise UserError(f"{where}: {why} (data.on_bad_row='skip' leaves such rows out and counts them)")
         self.notes["skipped_rows"] += 1
@@ -95,16 +100,16 @@ def documents(found: Iterable[tuple[str, list[str]]], rows: Rows) -> Source:
 def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: Rows, labels: Sequence[str]) -> Source:
     """A source from (where, text, text_b or None, label); `labels` empty: the distinct ones, sorted."""
     examples = list(found)
-    names = _names({e[3] for e in examples if e[3].strip()}, labels)
-    if not labels and any(re.fullmatch(r"-\d+", n) for n in names):
-        where, _, _, label = next(e for e in examples if re.fullmatch(r"-\d+", e[3]))
-        raise UserError(f"{where}: label {label!r} is negative: no label? data.labels says which there are")
+    spelled = {label: _whole(label) for label in {e[3] for e in examples}}
+    names = _names({name for name in spelled.values() if name.strip()}, [_whole(str(label)) for label in labels])
+    if not labels:
+        _refuse_numbers([(e[0], spelled[e[3]]) for e in examples], names)
     ids = {name: i for i, name in enumerate(names)}
     records, digest = [], hashlib.sha256("\n".join(names).encode())
-    for where, text, text_b, label in examples:
-        if label not in ids:
-            what = f"label {label!r} is unknown" if label.strip() else "the label is empty"
-            rows.bad(where, f"{what}; expected one of {_shown(names)}")
+    for where, text, text_b, raw in examples:
+        if (label := spelled[raw]) not in ids:
+            what = f"label {shown(label)} is unknown" if label.strip() else "the label is empty"
+            rows.bad(where, f"{what}; expected one of {listed(names)}")
             continue
         try:
             digest.update(f"\n\n{ids[label]}\n{text}\n{text_b}".encode())
@@ -116,7 +121,7 @@ def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: Rows, labe
         pair = {} if text_b is None else {"text_b": text_b}
         records.append({"text": text, **pair, "label": ids[label], "where": where})
     rows.notes["records"] = len(records)
-    return Source(records, names, digest.hexdigest(), rows.notes)
+    return Source(records, names, digest.hexdigest(), rows.notes, () if labels else _alike(names))
 
 
 def tagged(found: Iterable[tuple[str, list[str], list[str]]], rows: Rows, labels: Sequence[str]) -> Source:
@@ -127,7 +132,8 @@ def tagged(found: Iterable[tuple[str, list[str], list[str]]], rows: Rows, labels
     records, digest = [], hashlib.sha256("\n".join(["tagged", *names]).encode())
     for where, words, tags in sentences:
         if unknown := [(w, t) for w, t in zip(words, tags, strict=True) if t not in ids]:
-            rows.bad(where, f"tag {unknown[0][1]!r} of {unknown[0][0]!r} is unknown; expected one of {_shown(names)}")
+            word, tag = map(shown, unknown[0])
+            rows.bad(where, f"tag {tag} of {word} is unknown; expected one of {listed(names)}")
             continue
         try:
             digest.update("".join(["\n", *(f"\n{ids[t]} {w}" for w, t in zip(words, tags, strict=True))]).encode())
@@ -136,24 +142,89 @@ def tagged(found: Iterable[tuple[str, list[str], list[str]]], rows: Rows, labels
             continue
         records.append({"words": words, "tags": [ids[t] for t in tags], "where": where})
     rows.notes["records"] = len(records)
-    return Source(records, names, digest.hexdigest(), rows.notes)
+    doubts = () if labels else (*_odd_tags(sentences, names), *_alike(names))
+    return Source(records, names, digest.hexdigest(), rows.notes, doubts)
 
 
 def _names(found: set[str], labels: Sequence[str]) -> tuple[str, ...]:
     """The label names in the order of their ids: those that are given, or those that were found, sorted."""
     names = tuple(map(str, labels)) or tuple(sorted(found, key=_label_order))
     if len(set(names)) < len(names):
-        raise UserError(f"data.labels has a label twice: {', '.join(map(repr, names))}")
+        raise UserError(f"data.labels has a label twice: {listed(names)}")
     return names
 
 
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:20])) + (" …" if len(names) > 20 else "")
+def _whole(label: str) -> str:
+    """A whole number is one label however it is stored: 1, "1", 1.0, "1.00"."""
+    number = re.fullmatch(r"([-+]?[0-9]{1,99})\.0*", label)
+    return str(int(number[1])) if number else label
 
 
 def _label_order(label: str) -> tuple[bool, int, str]:
-    number = re.fullmatch(r"-?\d+", label)  # "10" after "9"
+    number = re.fullmatch(r"-?[0-9]{1,99}", label)  # "10" after "9"
     return not number, int(label) if number else 0, label
+
+
+_NUMBER = re.compile(r"[$€£]?[-+]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)(e[-+]?[0-9]+)?%?", re.IGNORECASE)
+
+
+def _refuse_numbers(examples: Sequence[tuple[str, str]], names: Sequence[str]) -> None:
+    """Refuses labels, of (where, label), that stand for none or measure something."""
+    every = json.dumps(names, ensure_ascii=False)
+    way = f"data.labels='{every}'" if len(every) < 200 else "data.labels='[\"…\", …]'"
+    if odd := next((n for n in names if re.fullmatch(r"-[0-9]+", n)), ""):
+        why = f"label {shown(odd)} is negative: no label? If it is a class, {way} says which there are"
+    elif odd := _measured(names, len(examples)):
+        why = (
+            f"label {shown(odd)} is a number, one of {len(names):,} different ones in {len(examples):,} rows: "
+            f"ptft learns classes, and has no regression yet; if these are classes, {way} lists them"
+        )
+    if odd:
+        raise UserError(f"{next(where for where, label in examples if label == odd)}: {why}")
+
+
+def _measured(names: Sequence[str], rows: int) -> str:
+    """A label that measures: numbers with a fraction, or many whole ones, few of each, that do not count from 0 or 1."""
+    numbers = [n for n in names if _NUMBER.fullmatch(n)]
+    if not numbers or len(numbers) < 0.9 * len(names):
+        return ""
+    if broken := next((n for n in numbers if not n.isdecimal()), ""):
+        return broken
+    ids = [int(n[:99]) for n in numbers]
+    counted = min(ids) in (0, 1) and max(ids) < 2 * len(ids)
+    return numbers[0] if len(ids) > 20 and rows < 10 * len(ids) and not counted else ""
+
+
+def _alike(names: Sequence[str]) -> tuple[str, ...]:
+    """Says which labels are spelled so that one class may have become two."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        seen = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        groups.setdefault(" ".join(seen.split()).casefold(), []).append(name)
+    twice = [g for g in groups.values() if len(g) > 1]
+    blank = [n for n in names if n != n.strip() and not any(n in g for g in twice)]
+    said = [f"labels {listed(g)} differ in capitals, blanks or what does not show, and are as many classes" for g in twice]
+    said += [f"label {shown(n)} has a blank at its end" for n in blank[:20]]
+    return tuple(f"{s}: a slip? ptft merges none; mend the file, or data.labels says which labels there are" for s in said[:20])
+
+
+_TYPED = re.compile(r"[A-Z]-.+")  # as in IOB, BIOES, BMES, BILOU
+
+
+def _odd_tags(sentences: Sequence[tuple[str, list[str], list[str]]], names: Sequence[str]) -> tuple[str, ...]:
+    """Says which tags are not built as the others are, and which are as rare as a slip, with the first sentence."""
+    counts = Counter(tag for _, _, tags in sentences for tag in tags)
+    typed = sum(_TYPED.fullmatch(n) is not None for n in names)
+    odd = [n for n in names if n != "O" and not _TYPED.fullmatch(n)]
+    why = dict.fromkeys(odd if len(odd) <= typed else [], "is neither O nor of a kind, as B-X is")
+    rare = [n for n in names if counts[n] < 3 and 10 * counts[n] * len(names) < counts.total()]
+    why |= {n: f"stands only {counts[n]} of {counts.total():,} times" for n in rare if n not in why}
+    said = []
+    for tag in list(why)[:20]:
+        where, words, tags = next(s for s in sentences if tag in s[2])
+        what = f"{where}: tag {shown(tag)} of {shown(words[tags.index(tag)])}"
+        said.append(f"{what} {why[tag]}: a slip? data.labels says which tags there are")
+    return tuple(said)
 
 
 # A candidate: 。！？ with the closing quotes, or . ! ? followed by a space and something that can start a sentence.

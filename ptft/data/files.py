@@ -9,10 +9,13 @@
 | folder | a folder of text files with a subfolder a class, as aclImdb; `unsup` is left out |
 | conll | a word a line, its tag in the last column (tabs, or else spaces between them); a blank line between sentences |
 
-A file may be gzipped (`.gz`); a new file starts a new document. A tsv file has no quoting: a quote is a character.
+A file may be gzipped (`.gz`); a new file starts a new document. A tsv file has no quoting: a quote is a character. The columns
+of a csv file may also be parted by `;`, tabs or `|`. Of folders, what is hidden is left out, and links are followed. In a conll
+file, `data.text` and `data.label` may give the numbers of other columns; lines of comments (`#`) and a header are left out and counted.
 """
 
 import csv
+import functools
 import glob
 import gzip
 import html
@@ -22,21 +25,38 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ptft.config import Config
 from ptft.data import Rows, Source, documents, labelled, sentences, tagged
-from ptft.errors import UserError, did_you_mean
+from ptft.errors import UserError, did_you_mean, listed, nearest, shown
 
 SUFFIXES = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "lines"}
-SUFFIXES |= dict.fromkeys((".conll", ".iob", ".bio"), "conll")
+SUFFIXES |= dict.fromkeys((".conll", ".conllu", ".iob", ".bio"), "conll")
 WIKI = re.compile(rb'<doc |\{"id": ?"[^"]*", ?"(revid|url)":')
 TAG = re.compile(r"</?[a-zA-Z]\w*[^<>]*>")
+HEADER = re.compile(r"((ner|pos|iob|bio|chunk|entity|slot)[ _-]?)?(tag|label)s?|ner|[ux]?pos|iob2?|bio|entity", re.IGNORECASE)
+MULTIWORD = re.compile(r"\d+[-.]\d+")  # CoNLL-U's number of words that have lines of their own, or that are not written
 PART = re.compile(r"(.+)\[([^\[\]]*):([^\[\]]*)\]")
 UNDECODED = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" makes of a byte that is not UTF-8
 DIRTY = "expected UTF-8, got other bytes"
+UNBALANCED = (
+    "a quote opens there that is not closed, or not doubled inside of its cell; as the lines that it takes along may be good rows, "
+    "data.on_bad_row='skip' does not leave them out"
+)
+
+
+class Twice:
+    """In the place of a value whose column is there twice."""
+
+    def __repr__(self) -> str:
+        return "it twice"
+
+
+TWICE = Twice()
 
 
 def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
@@ -56,7 +76,7 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
         if part:
             raise UserError(f"{rest}: its records lie class by class, so that a part, [{part[2]}:{part[3]}], would lack some; leave it out")
         return labelled(_folders(found, rows), rows, names)
-    files = [f for p in found for f in ([p] if p.is_file() else sorted(q for q in p.rglob("*") if q.is_file()))]
+    files = list(dict.fromkeys(f for p in found for f in ([p] if p.is_file() else sorted(_below(p)))))
     formats = [_format(f, options.format) for f in files]
     if "conll" in formats:
         return _tagged(files, formats, options, rows, names, part)
@@ -84,13 +104,50 @@ def _cut(records: Iterable[Any], part: re.Match[str] | None) -> Iterable[Any]:
 
 def _match(pattern: str) -> list[Path]:
     pattern = os.path.expanduser(pattern)
-    if found := [Path(pattern)] if os.path.exists(pattern) else sorted(map(Path, glob.glob(pattern, recursive=True))):
-        return found
+    if os.path.lexists(pattern):
+        return [_real(Path(pattern))]
+    if found := sorted({Path(p) for p in _glob(pattern) if Path(p).name != "__MACOSX"}):
+        return list(map(_real, found))
     folder = Path(pattern).parent
     while not folder.is_dir():
         folder = folder.parent
     beside = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
     raise UserError(f"no file matches {pattern}; in {folder} {did_you_mean(Path(pattern).name, beside)}")
+
+
+def _glob(pattern: str) -> Iterator[str]:
+    """As glob.glob, but that `**` ends where links lead round in a circle."""
+    start, *rest = re.split(r"(?:^|(?<=/))\*\*(?:/|$)", pattern, maxsplit=1)
+    if not rest:
+        yield from glob.glob(pattern)
+        return
+    for top in glob.glob(start) if start else ["."]:
+        for folder, _ in _walk(Path(top)):
+            inside = _glob(os.path.join(glob.escape(str(folder)), rest[0] or "*"))
+            yield from inside if rest[0] else (p for p in inside if not os.path.isdir(p))
+
+
+def _hidden(name: str) -> bool:
+    """What systems and editors leave in folders: .DS_Store, ._x, .ipynb_checkpoints, and __MACOSX of a zip file."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _real(path: Path) -> Path:
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link to {os.readlink(path)}, which is not there: restore it, or delete the link")
+    return path
+
+
+def _walk(top: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """The folders from `top` on and the files of each, links followed; what is hidden is left out."""
+    for folder, inside, files in os.walk(str(top), followlinks=True):
+        above = {os.path.realpath(p) for p in (Path(folder), *Path(os.path.abspath(folder)).parents)}
+        inside[:] = sorted(d for d in inside if not _hidden(d) and os.path.realpath(os.path.join(folder, d)) not in above)
+        yield Path(folder), [Path(folder, f) for f in files if not _hidden(f)]
+
+
+def _below(top: Path) -> Iterator[Path]:
+    return (f for _, files in _walk(top) for f in map(_real, files) if f.is_file())
 
 
 def _start(path: Path) -> bytes:
@@ -114,11 +171,9 @@ def _format(path: Path, asked: str) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    data = path.read_bytes()
-    if path.suffix != ".gz":
-        return data
     try:
-        return gzip.decompress(data)
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as e:
         raise UserError(f"{path} cannot be read: {e}") from e
 
@@ -170,30 +225,75 @@ def _tagged(
 ) -> Source:
     if plain := next((f for f, how in zip(files, formats, strict=True) if how != "conll"), None):
         raise UserError(f"{plain} has no tags and {files[formats.index('conll')]} does: give files of one format, or set data.format")
-    if given := next((k for k in ("text", "text_b", "label") if options[k]), None):
-        raise UserError(f"data.{given}={options[given]!r}: tagged words have no names of columns, the last one is the tag; leave it empty")
-    return tagged(_cut((s for f in files for s in _conll(f, rows)), part), rows, names)
+    numbers = {k: re.fullmatch(r"\d{,3}" if k != "text_b" else "", options[k]) for k in ("text", "text_b", "label")}
+    if given := next((k for k, number in numbers.items() if number is None), None):
+        raise UserError(
+            f"data.{given}={shown(options[given])}: tagged words have no names of columns: the first is the word and the last the tag, "
+            "or those whose numbers, from 0, data.text and data.label give"
+        )
+    word, tag = int(options.text or 0), int(options.label or -1)
+    return tagged(_cut((s for f in files for s in _conll(f, rows, word, tag)), part), rows, names)
 
 
-def _conll(path: Path, rows: Rows) -> Iterator[tuple[str, list[str], list[str]]]:
+def _conll(path: Path, rows: Rows, word: int, tag: int) -> Iterator[tuple[str, list[str], list[str]]]:
     """(where, words, tags) of each sentence; one with a broken line is left out whole."""
-    first, words, tags, broken = 0, list[str](), list[str](), False
-    for number, line in enumerate([*_text(path).split("\n"), ""], 1):
+    lines = _text(path).split("\n")
+    usual = functools.cache(lambda: Counter((len(c), c[-1]) for line in lines if line[:1] != "#" and (c := _split(line))))
+    sentence, broken, counted, width = list[tuple[int, list[str]]](), False, 0, 0
+    for number, line in enumerate([*lines, ""], 1):
         if not line.strip() or line.startswith("-DOCSTART-"):
-            if words and not broken:
-                yield f"{path}:{first}", words, tags
-            words, tags, broken = [], [], False
+            if sentence and not broken:
+                yield f"{path}:{sentence[0][0]}", [c[word] for _, c in sentence], [c[tag] for _, c in sentence]
+            ids = [c[0] for _, c in sentence if not MULTIWORD.fullmatch(c[0])]
+            in_order = counted >= 0 and ids == [str(i) for i in range(1, len(ids) + 1)]
+            counted = max(counted, len(ids)) if in_order else -1
+            sentence, broken = [], False
             continue
-        columns = [c.strip(" ") for c in re.split("\t" if "\t" in line else " +", line.strip(" \r"))]
-        if UNDECODED.search(line) or len(columns) < 2 or not (columns[0] and columns[-1]):
+        columns = _split(line)
+        if line.startswith("#") and not sentence and not _is_word(columns, usual()):
+            rows.notes["comment_lines"] += 1
+        elif not width and HEADER.fullmatch(columns[-1]) and usual()[len(columns), columns[-1]] == 1:
+            rows.notes["header_lines"] += 1
+        elif word and MULTIWORD.fullmatch(columns[0]):
+            rows.notes["multiword_lines"] += 1
+        elif why := _no_word(line, columns, len(sentence[0][1]) if sentence else 0, word, tag):
             if not broken:
-                want = "a word and its tag, with a tab or a space between them"
-                rows.bad(f"{path}:{number}", DIRTY if UNDECODED.search(line) else f"expected {want}, got {line[:40]!r}")
+                rows.bad(f"{path}:{number}", why)
             broken = True
         else:
-            first = first if words else number
-            words.append(columns[0])
-            tags.append(columns[-1])
+            sentence.append((number, columns))
+            width = len(columns)
+    if counted > 1 and (word == 0 or (tag == -1 and width == 10)):
+        raise UserError(
+            f"{path}: its first column counts the words of a sentence; data.text=1 says that words are in the second, "
+            "and data.label where the tag is, such as 3 for the parts of speech of CoNLL-U"
+        )
+
+
+def _split(line: str) -> list[str]:
+    line = line.strip(" \r")
+    return [c.strip(" ") for c in re.split("\t" if "\t" in line else " +", line)] if line else []
+
+
+def _is_word(columns: list[str], usual: Mapping[tuple[int, str], int]) -> bool:
+    """Whether a line that begins with # is a word's, such as "#rain O", and no comment, such as "# id 7"."""
+    if len(columns) not in {width for width, _ in usual}:
+        return False
+    return (len(columns), columns[-1]) in usual or re.fullmatch("O|[A-Z]-.+", columns[-1]) is not None
+
+
+def _no_word(line: str, columns: list[str], width: int, word: int, tag: int) -> str:
+    """Why a line is not that of a word and its tag, in a sentence of `width` columns (0: it is the first); or ""."""
+    if UNDECODED.search(line):
+        return DIRTY
+    if len(columns) <= max(word, tag, 1) or not (columns[word] and columns[tag]):
+        return f"expected a word and its tag, with a tab or a space between them, got {shown(line)}"
+    if width not in (0, len(columns)) and "\t" not in line:  # "New York B-LOC"
+        return f"expected {width} columns, as in the line before, got {len(columns)}: {shown(line)}"
+    if " " in columns[tag]:
+        several = f"expected a word and its tag, got several tags, {shown(columns[tag])}"
+        return f"{several}: a line holds one word, and a blank line ends a sentence"
+    return ""
 
 
 def _pages(path: Path, rows: Rows) -> Iterator[tuple[str, list[str]]]:
@@ -217,7 +317,7 @@ def _json_pages(path: Path, rows: Rows) -> Iterator[tuple[int, str, list[str]]]:
         if isinstance(text := row.get("text"), str):
             yield number, "", [text]
         else:
-            rows.bad(f"{path}:{number}", f"expected a page with 'text', got {', '.join(map(repr, row))}")
+            rows.bad(f"{path}:{number}", f"expected a page with 'text', got {listed(row)}")
 
 
 def _doc_blocks(path: Path, rows: Rows) -> Iterator[tuple[int, str, list[str]]]:
@@ -239,10 +339,16 @@ def _doc_blocks(path: Path, rows: Rows) -> Iterator[tuple[int, str, list[str]]]:
         rows.bad(f"{path}:{opened}", "<doc> is not closed: the file ends in it")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    return made if len(made) == len(pairs) else made | {k: TWICE for k, n in Counter(k for k, _ in pairs).items() if n > 1}
+
+
 def _json_rows(path: Path, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
+    decode = json.JSONDecoder(object_pairs_hook=_object).decode
     for number, line in _lines(path, rows):
         try:
-            row = json.loads(line)
+            row = decode(line)
         except json.JSONDecodeError as e:
             rows.bad(f"{path}:{number}", f"expected one JSON object a line: {e.msg} at character {e.pos + 1}")
             continue
@@ -260,18 +366,30 @@ def _columns(path: Path, how: str, options: Config, rows: Rows, keys: Sequence[s
             names = [options[k] or next((n for n in ("text", "sentence") if n in row), "text") for k in keys]
             for key, name in zip(keys, names, strict=True):
                 if name not in row:
-                    hint = "; data.header=False if its first line is a row" if options.header and how in ("tsv", "csv") else ""
-                    raise UserError(f"{path} has no column {name!r} (data.{key}); it has {', '.join(map(repr, row))}{hint}")
+                    hint = _hint(name, how, options, row)
+                    raise UserError(f"{path} has no column {shown(name)} (data.{key}); it has {listed(row)}{hint}")
+                if row[name] is TWICE:
+                    raise UserError(f"{path} has the column {shown(name)} (data.{key}) twice: rename the one that is not meant")
         values = [row.get(n) for n in names]
-        problem = next((f"expected text in {n!r}, got {v!r}" for k, n, v in zip(keys, names, values, strict=True) if not _fits(k, v)), None)
+        found = zip(keys, names, values, strict=True)
+        problem = next((f"expected text in {shown(n)}, got {shown(v)}" for k, n, v in found if not _fits(k, v)), None)
         if problem:
             rows.bad(where, problem)
         else:
             yield where, list(map(str, values))
 
 
+def _hint(name: str, how: str, options: Config, row: Mapping[str, Any]) -> str:
+    """What to do about a column that a table lacks."""
+    if how == "tsv" and len(row) == 1 and (sign := next((c for c in ",;" if c in next(iter(row))), "")):
+        return f"; data.format='csv' if {sign!r} is what parts them"
+    if len(row) > 20 and nearest(name, row):
+        return f"; {did_you_mean(name, row)}"
+    return "; data.header=False if its first line is a row" if options.header and how in ("tsv", "csv") else ""
+
+
 def _fits(key: str, value: Any) -> bool:
-    is_nothing = value is None or value != value  # a table of numbers has NaN where it has none
+    is_nothing = value is None or value is TWICE or value != value  # a table of numbers has NaN where it has none
     return isinstance(value, str) or (key == "label" and not is_nothing and not isinstance(value, dict | list))
 
 
@@ -281,14 +399,19 @@ def _rows(path: Path, how: str, options: Config, rows: Rows) -> Iterator[tuple[s
     elif how == "parquet":
         yield from _parquet(path, options)
     else:
-        names: list[str] = []
-        for number, values in _tsv(path, rows) if how == "tsv" else _csv(path, rows):
+        names, twice = list[str](), dict[str, Any]()
+        for number, values in _tsv(path, rows) if how == "tsv" else _csv(path, rows, options):
             header = not names and options.header
             names = names or (values if header else [str(i) for i in range(len(values))])
-            if len(values) != len(names):
-                rows.bad(f"{path}:{number}", f"expected {len(names)} columns, got {len(values)}")
-            elif not header:
-                yield f"{path}:{number}", dict(zip(names, values, strict=True))
+            if header:
+                twice = {name: TWICE for name, n in Counter(names).items() if n > 1}
+            elif len(values) != len(names):
+                why = f"expected {len(names)} columns, got {len(values)}"
+                lines = 1 + sum(v.count("\n") for v in values)
+                rows.bad(f"{path}:{number}", why if lines == 1 else f"{why} over {lines} lines: {UNBALANCED}", lines)
+            else:
+                row = dict[str, Any](zip(names, values, strict=True))
+                yield f"{path}:{number}", row | twice if twice else row
 
 
 def _tsv(path: Path, rows: Rows) -> Iterator[tuple[int, list[str]]]:
@@ -296,9 +419,10 @@ def _tsv(path: Path, rows: Rows) -> Iterator[tuple[int, list[str]]]:
         yield number, line.split("\t")
 
 
-def _csv(path: Path, rows: Rows) -> Iterator[tuple[int, list[str]]]:
+def _csv(path: Path, rows: Rows, options: Config) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(2**31 - 1)  # a field may be a whole document
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    text = _text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text, options))
     while True:
         number = reader.line_num + 1
         try:
@@ -306,12 +430,29 @@ def _csv(path: Path, rows: Rows) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as e:
-            rows.bad(f"{path}:{number}", f"expected a row of comma-separated values: {e}; is a quote unbalanced?")
+            lines = reader.line_num - number + 1
+            got = f"got {lines} lines: {e}; {UNBALANCED}" if lines > 1 else f"{e}; is a quote unbalanced?"
+            rows.bad(f"{path}:{number}", f"expected a row of comma-separated values: {got}", lines)
             continue
         if any(UNDECODED.search(v) for v in values):
             rows.bad(f"{path}:{number}", DIRTY)
         elif values:
             yield number, values
+
+
+def _separator(text: str, options: Config) -> str:
+    """The comma, or where it gives none of the columns that are asked for, what does: Excel writes ; in half of the world."""
+    first = text[: text.find("\n") + 1 or None].rstrip("\r\n")
+    for sign in ",;\t|":
+        try:
+            names = next(csv.reader([first], strict=True, delimiter=sign), [])
+        except csv.Error:  # a cell with a line break, or no quoting
+            continue
+        names = names if options.header else [str(i) for i in range(len(names))]
+        asked = [options[k] for k in ("text", "text_b", "label") if options[k]]
+        if set(asked) <= set(names) and (options.text or {"text", "sentence"} & set(names)):
+            return sign
+    return "," if "," in first else max(",;\t|", key=first.count)
 
 
 def _parquet(path: Path, options: Config) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -321,21 +462,22 @@ def _parquet(path: Path, options: Config) -> Iterator[tuple[str, dict[str, Any]]
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(_bytes(path)))
+        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(_bytes(path))).read()
     except pyarrow.ArrowInvalid as e:
         raise UserError(f"{path} is not a parquet file: {e}") from e
+    twice = {name: TWICE for name, n in Counter(table.column_names).items() if n > 1}
     number = 0
     for batch in table.to_batches():
         for row in batch.to_pylist():
-            yield f"{path}:{(number := number + 1)}", row
+            yield f"{path}:{(number := number + 1)}", row | twice if twice else row
 
 
 def _classes(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "unsup" and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.name != "unsup" and not _hidden(p.name) and _real(p).is_dir())
 
 
 def _texts(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.name.endswith((".txt", ".txt.gz")))
+    return sorted(_real(p) for p in folder.iterdir() if not _hidden(p.name) and p.name.endswith((".txt", ".txt.gz")))
 
 
 def _has_classes(path: Path) -> bool:

@@ -6,8 +6,10 @@ bias and the transform before it belong to the head and stay trainable.
 """
 
 import random
+import re
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -32,11 +34,14 @@ SPEC = {
     "short_prob": Field(0.1, float, lo=0, hi=1, doc="share of documents cut to a random shorter length"),
     "mask_prob": Field(0.15, float, lo=0.01, hi=0.9),
     "max_predictions": Field(0, int, lo=0, doc="masked positions a row; 0: mask_prob of seq_len, rounded up"),
-    "whole_word": Field(False, bool, doc="mask all pieces of a word together"),
+    "whole_word": Field(
+        False, (bool, str), choices=(False, True, "jieba"), doc="mask all pieces of a word together; jieba: Chinese words, too"
+    ),
 }
 
 # One row: [CLS] tokens[a0:a1] [SEP] tokens[b0:b1] [SEP], and whether B is a random sentence.
 A0, A1, B0, B1, RANDOM = range(5)
+CHINESE = re.compile(r"([\u3400-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]+)")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Documents:
     tokens: np.ndarray
     sentence: np.ndarray
     document: np.ndarray
+    continues: np.ndarray | None = None  # bool, beside `tokens`: whether a token goes on with a word
 
     def __len__(self) -> int:
         return len(self.document) - 1
@@ -69,6 +75,31 @@ def tokenize(source: Source, tokenizer: Tokenizer, chunk: int = 2000) -> Documen
     if len(document) == 1:
         raise UserError(f"the corpus has no text: {len(source.records)} documents, all empty")
     return Documents(np.concatenate(tokens), np.asarray(sentence), np.asarray(document))
+
+
+def inside_words(source: Source, docs: Documents, tokenizer: Tokenizer) -> np.ndarray:
+    """Which tokens go on with a word, where jieba says what a Chinese word is; elsewhere as the tokenizer says."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about its own escapes and pkg_resources
+            import jieba
+    except ImportError:
+        raise UserError("objective.whole_word='jieba' needs jieba: pip install 'ptft[zh]'") from None
+    jieba.setLogLevel(60)
+    out, known = tokenizer.continues[docs.tokens], dict[str, list[int]]()
+    places = iter(zip(docs.sentence[:-1], docs.sentence[1:], strict=True))
+    for text in (s for record in source.records for s in record["sentences"]):
+        parts = [w for run in CHINESE.split(text) if run for w in (jieba.cut(run) if CHINESE.fullmatch(run) else [run])]
+        new = [p for p in dict.fromkeys(parts) if p not in known]
+        known |= dict(zip(new, tokenizer.encode(new), strict=True))
+        ids = [i for p in parts for i in known[p]]
+        if not ids:
+            continue  # a sentence without a token was dropped
+        start, end = next(places)
+        if ids != docs.tokens[start:end].tolist():
+            continue  # a tokenizer whose pieces go over the ends of words
+        marks = [CHINESE.fullmatch(p) is not None and k > 0 for p in parts for k in range(len(known[p]))]
+        out[start:end] |= np.asarray(marks)
+    return out
 
 
 def cut_pairs(docs: Documents, d: int, room: int, short_prob: float, rng: random.Random) -> list[tuple[int, int, int, int, int]]:
@@ -133,11 +164,25 @@ class PairRows:
     ranges: np.ndarray  # i64[N, 5]
     objective: "MlmNsp"
     special: tuple[int, int, int]  # ids of [CLS], [SEP], [PAD]
-    continues: np.ndarray  # bool[V]
     notes: Mapping[str, int]
 
     def __len__(self) -> int:
         return len(self.ranges)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What makes a part of the objective learn nothing."""
+        said, one = [], bool((np.diff(self.docs.document) == 1).all())
+        if self.objective.nsp and (random := self.ranges[:, RANDOM].mean()) > 0.9:
+            why = "every document is one sentence" if one else "rows hold hardly two sentences of a document"
+            way = "data.format='paragraphs' splits lines into sentences" if one else "objective.seq_len is short for them"
+            said.append(f"{random:.0%} of next sentences are random, as {why}: there is nothing to tell; {way}, or objective.nsp=False")
+        if self.docs.continues is not None and (share := self.docs.continues.mean()) < 0.01:
+            said.append(
+                f"objective.whole_word: {share:.1%} of the text's tokens go on with a word, so that it masks as without it; "
+                "whole_word='jieba' cuts Chinese, of which every character is a word to the tokenizer, into words"
+            )
+        return tuple(said)
 
     def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
         cls, sep, pad = self.special
@@ -146,16 +191,18 @@ class PairRows:
         second = (chosen[:, A1] - chosen[:, A0] + 2).astype(np.int32)
         length = second + ((chosen[:, B1] - chosen[:, B0] + 1).astype(np.int32) if o.nsp else 0)
         tokens[:, 0] = cls
-        for row, (a0, a1, b0, b1, _) in zip(tokens, chosen, strict=True):
-            row[1 : 1 + a1 - a0] = self.docs.tokens[a0:a1]
-            row[1 + a1 - a0] = sep
+        inside, goes_on = np.zeros(tokens.shape, bool), self.docs.continues
+        for row, marks, (a0, a1, b0, b1, _) in zip(tokens, inside, chosen, strict=True):
+            end_a, end_b = 1 + a1 - a0, 2 + a1 - a0 + b1 - b0
+            row[1:end_a], row[end_a] = self.docs.tokens[a0:a1], sep
             if o.nsp:
-                row[2 + a1 - a0 : 2 + a1 - a0 + b1 - b0] = self.docs.tokens[b0:b1]
-                row[2 + a1 - a0 + b1 - b0] = sep
+                row[end_a + 1 : end_b], row[end_b] = self.docs.tokens[b0:b1], sep
+            if goes_on is not None:
+                marks[1:end_a], marks[end_a + 1 : end_b] = goes_on[a0:a1], goes_on[b0:b1]
         # The quota counts the special tokens, as Google's script does.
         quota = np.clip(np.round(length * o.mask_prob), 1, o.predictions).astype(np.int32)
         out = {"tokens": tokens, "length": length, "second": second, "quota": quota, "next": chosen[:, RANDOM].astype(np.int32)}
-        return {**out, "continues": self.continues[tokens]} if o.whole_word else out
+        return {**out, "continues": inside} if o.whole_word else out
 
 
 def choose_words(
@@ -215,7 +262,7 @@ class MlmNsp:
     short_prob: float
     mask_prob: float
     predictions: int
-    whole_word: bool
+    whole_word: bool | str
     vocab_size: int
     mask_id: int
 
@@ -232,6 +279,9 @@ class MlmNsp:
         if self.nsp and tokenizer.between != 1:
             raise UserError("this tokenizer puts two separators between texts, and its models know no NSP; set objective.nsp=False")
         docs = tokenize(source, tokenizer)
+        if self.whole_word:
+            marks = inside_words(source, docs, tokenizer) if self.whole_word == "jieba" else tokenizer.continues[docs.tokens]
+            docs = replace(docs, continues=marks)
         if self.nsp and len(docs) < 2:
             raise UserError(
                 "next-sentence prediction takes random sentences from another document, and the corpus is one document; "
@@ -247,7 +297,7 @@ class MlmNsp:
         ]
         special = (tokenizer.cls, tokenizer.sep, tokenizer.pad)
         notes = {"documents": len(docs), "tokens": len(docs.tokens), "random_next": sum(r[RANDOM] for r in rows)}
-        return PairRows(docs, np.asarray(rows, np.int64), self, special, np.asarray(tokenizer.continues), notes)
+        return PairRows(docs, np.asarray(rows, np.int64), self, special, notes)
 
     def example(self, batch: int) -> dict[str, np.ndarray]:
         one = np.ones(batch, np.int32)
