@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole story in one command: set up, pretrain a small BERT on the documentation that this Python environment
-# carries, finetune parts of it in several ways, and write a page that says which parts were worth training.
+# carries, finetune parts of it in several ways, write a page that says which parts were worth training, and use one.
 #
 #   bash launch/quickstart.sh
 #   PYTHON=/path/to/python3.12 bash launch/quickstart.sh     # another interpreter
@@ -10,15 +10,16 @@ set -euo pipefail
 # shellcheck source=launch/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ROOT"
-# shellcheck disable=SC2119  # no extras
-ensure_env
+ensure_env bench
 
 ptft() {
-  echo "\$ ptft $*"
+  printf '\n$ ptft'
+  printf ' %q' "$@"
+  printf '\n'
   "$VENV_PYTHON" -m ptft "$@"
 }
 
-# 1. Read raw text: masked words and next sentences, some minutes on two cores.
+# 1. Read raw text and guess masked words, some minutes on two cores.
 ptft train --config configs/quickstart.py:pretrain --workdir runs/quickstart/pretrain
 
 # 2. Finetune the encoder: every strategy, several seeds. One JSON file a run, so that a second start skips what is done.
@@ -26,4 +27,10 @@ ptft bench --config configs/quickstart.py:bench --workdir runs/quickstart/bench
 
 # 3. Look: the table here, the curves on the page.
 ptft report runs/quickstart/bench
-echo "the report is at $ROOT/runs/quickstart/bench/report.html"
+
+# 4. Use it: train one strategy for keeps, and ask it which word is missing.
+ptft train --config configs/quickstart.py:use --workdir runs/quickstart/use
+ptft predict --workdir runs/quickstart/use --text "It returns the number ___ rows that were read." --text "The name of the file is passed ___ the next function."
+
+echo
+echo "$((SECONDS / 60)) min $((SECONDS % 60)) s; the report is at $ROOT/runs/quickstart/bench/report.html"

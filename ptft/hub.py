@@ -431,6 +431,8 @@ def write(
             f"transformers' {family.stem}{what} has layers before its classifier that a run of {head!r} lacks; "
             f"to export one, train a model of another kind: {having}"
         )
+    if blank := config.objective.get("blank"):
+        raise UserError(f"transformers' classifiers read the pooled output, this run reads its blank, {blank!r}: there is no class for it")
     _check_shape(kind, shape, "nsp" if nsp else head, tokenizer)
     tensors, left = outside(family, params, head, nsp)
     if lost := [n for n in left if not n.startswith(("backbone/pooler/", "head/nsp/"))]:

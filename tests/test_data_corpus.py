@@ -1,4 +1,4 @@
-"""The embedded corpus: prose from docstrings, splits by module, names taken out, prepared once."""
+"""The embedded corpus: prose from docstrings, splits by module, words taken out, prepared once."""
 
 import pytest
 
@@ -79,41 +79,26 @@ def test_prose_of_a_google_style_docstring():
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Like NumPy's ``np.dot`` but for jax.numpy arrays in Python.", "Like ``dot`` but for arrays in."),
-        ("Matplotlib draws with pyplot; jaxtyping and numpydoc stay.", "draws with; jaxtyping and numpydoc stay."),
-        ("SCIPY, optax and flax.linen.Dense", "and Dense"),
-    ],
-)
-def test_the_names_of_libraries_are_taken_out(text, expected):
-    assert corpus.anonymous(text) == expected
-
-
 SAME = "This is the text that both of the libraries have in common, word for word, and it tells nothing."
 
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """Two little libraries of 20 modules with three paragraphs each, and a cache of their own."""
+    """Two little libraries of 40 modules with three paragraphs each, and a cache of their own."""
     for library in ("alpha", "beta"):
-        for i in range(20):
-            number = " ".join(["one", "two", "three", "four", "five"][int(d) % 5] for d in f"{i:05b}") + "." * (i % 2)
-            lines = [
-                f"The {part} part of the {library} thing is made of {number} and it is used by all of those who have it."
-                for part in ("first", "last")
-            ]
+        for i in range(40):
+            number = " ".join(["one", "two", "three", "four", "five"][int(d) % 5] for d in f"{i:06b}") + "." * (i % 2)
+            lines = [f"The {part} of {library} is put in {number} to be kept for all." for part in ("first", "last")]
             path = tmp_path / "site" / f"tiny_{library}" / f"m{i}.py"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f'"""{lines[0]}\n\n{SAME}"""\ndef f():\n    """{lines[1]} {i // 2 * "so "}"""\nraise SystemExit("imported")\n')
+            path.write_text(f'"""{lines[0]}\n\n{SAME}"""\ndef f():\n    """{lines[1]} """\nraise SystemExit("imported")\n')
         (path.parent / "__init__.py").write_text("")
-        (path.parent / "broken.py").write_text('"""This is a file that is not Python, and so it is not in the corpus."""\ndef')
+        (path.parent / "broken.py").write_text('"""This is a file that is not Python but its text is read."""\ndef')
         (path.parent / "tests").mkdir()
         (path.parent / "tests" / "t.py").write_text('"""This is a test and the text of a test is not in the corpus."""')
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setattr(corpus, "LIBRARIES", {"alpha": (("tiny_alpha",), ()), "beta": (("tiny_beta",), ())})
-    monkeypatch.setattr(corpus, "EXTRA", ())
+    monkeypatch.setattr(corpus, "PACKAGES", ("tiny_alpha", "tiny_beta"))
+    monkeypatch.setattr(corpus, "MOST", {"train": 5, "dev": 2, "test": 3})
     monkeypatch.setenv("PTFT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -125,52 +110,79 @@ def load(where: str, labels: tuple[str, ...] = ()) -> data.Source:
 def test_harvest_reads_all_modules_in_order_and_no_paragraph_twice(tiny):
     modules = corpus.harvest()
     assert modules == corpus.harvest()
-    assert [m.path for m in modules[:2]] == ["tiny_alpha/m0.py", "tiny_alpha/m1.py"]
+    assert [m.path for m in modules[:2]] == ["tiny_alpha/broken.py", "tiny_alpha/m0.py"]
     found = [p for m in modules for p in m.paragraphs]
     assert len(found) == len(set(found)) and found.count(SAME) == 1
     assert not any("not in the corpus" in p for p in found)
 
 
 def test_labelled_splits_share_no_module_and_no_text(tiny):
-    splits = {s: load(f"libraries@{s}") for s in ("train", "dev", "test")}
+    splits = {s: load(f"blanks@{s}") for s in ("train", "dev", "test")}
     modules = {s: {r["where"] for r in source.records} for s, source in splits.items()}
     texts = {s: {r["text"] for r in source.records} for s, source in splits.items()}
     for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
         assert not modules[a] & modules[b] and not texts[a] & texts[b]
-    pretraining = {r["where"] for r in load("documents@train").records}
+    documents = load("documents@train").records
+    pretraining = {r["where"] for r in documents}
     assert not pretraining & (modules["dev"] | modules["test"])
     assert pretraining >= modules["train"]
-    for source in splits.values():
-        assert source.labels == ("alpha", "beta")
-        assert all(source.labels[r["label"]] in r["where"] for r in source.records)
-    assert len(splits["train"].records) > len(splits["test"].records) >= 4
+    known = {s for r in documents for s in r["sentences"]}
+    for name, source in splits.items():
+        assert source.labels == corpus.BLANKS
+        whole = [r["text"].replace("___", source.labels[r["label"]]) for r in source.records]
+        assert {s in known for s in whole} == {name == "train"}
+        counts = [sum(r["label"] == k for r in source.records) for k in range(4)]
+        assert len(set(counts)) == 1 and 1 <= counts[0] <= corpus.MOST[name]
+
+
+def test_a_sentence_of_two_splits_is_in_none():
+    said = tuple(f"{word} is one of the words that are put in and given to all for it." for word in ("This", "That", "It"))
+    modules = [corpus.Module(f"m{i}", said) for i in range(40)]
+    assert set(corpus.held_out(modules).values()) == {"dev", "test"}
+    assert not any(corpus.blanks(modules).values())
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("It returns the number of rows that are open.", ("It returns the number ___ rows that are open.", "of")),
+        ("The number of rows.", None),  # too short
+        (f"It is one of the {'very ' * 20} long ones.", None),
+        ("It returns the number (of rows) that are open.", None),  # no whole word
+        ("It returns the number of rows that are ___ open.", None),
+    ],
+)
+def test_one_word_is_taken_out(sentence, expected):
+    assert corpus.blanked(sentence) == expected
+
+
+def test_strings_that_stand_alone_are_read_whatever_else_has_quotes(tmp_path):
+    file = tmp_path / "m.py"
+    file.write_text(
+        '# it\'s """ a comment\nx = "\'\'\' no"\ny = """no\n"""\nr\'\'\'raw \\d\'\'\'\n'
+        'add_newdoc("f", "g",\n    """\n    Added\\tlater."""\n)\nz = f"""{x}"""\n"""Last \\""" one."""\n'
+    )
+    assert corpus._docs(file) == ["raw \\d", "\n    Added\tlater.", 'Last """ one.']
 
 
 def test_documents_are_modules_in_sentences(tiny):
     document = next(r for r in load("documents@train").records if len(r["sentences"]) > 1)
     assert document["where"].startswith("tiny_")
-    assert document["sentences"][0].startswith("The first part") and document["sentences"][-1].startswith("The last part")
-
-
-def test_classes_are_balanced():
-    rows = [(f"b {i}", "big", "m") for i in range(50)] + [(f"s {i}", "small", "m") for i in range(3)]
-    kept = corpus._capped(rows)
-    assert sum(r[1] == "big" for r in kept) == 12 and sum(r[1] == "small" for r in kept) == 3
-    assert kept == [r for r in rows if r in kept]
+    assert document["sentences"][0].startswith("The first of") and document["sentences"][-1].startswith("The last of")
 
 
 def test_prepared_once_the_same_again_and_anew_for_another_environment(tiny, monkeypatch):
-    first, folder = load("libraries@train"), corpus.prepare()
+    first, folder = load("blanks@train"), corpus.prepare()
     harvest = corpus.harvest
     monkeypatch.setattr(corpus, "harvest", lambda: 1 / 0)
-    assert load("libraries@train").fingerprint == first.fingerprint
+    assert load("blanks@train").fingerprint == first.fingerprint
     monkeypatch.setattr(corpus, "_versions", lambda: ["another"])
     with pytest.raises(ZeroDivisionError):
         corpus.prepare()
     assert list(tiny.iterdir()) == [folder]  # nothing half-made stays
     monkeypatch.setattr(corpus, "harvest", harvest)
     assert corpus.prepare() != folder
-    assert load("libraries@train").fingerprint == first.fingerprint
+    assert load("blanks@train").fingerprint == first.fingerprint
 
 
 def test_two_processes_may_prepare_at_once(tiny, monkeypatch):
@@ -191,8 +203,8 @@ def test_two_processes_may_prepare_at_once(tiny, monkeypatch):
     ("where", "message"),
     [
         ("documnts@train", "did you mean 'documents'"),
-        ("libraries@tset", "did you mean 'test'"),
-        ("libraries", "there is: dev, test, train"),
+        ("blanks@tset", "did you mean 'test'"),
+        ("blanks", "there is: dev, test, train"),
     ],
 )
 def test_mistakes_are_said_clearly(tiny, where, message):

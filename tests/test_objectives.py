@@ -688,6 +688,31 @@ def test_long_texts_keep_one_end(truncate, kept):
     assert batch["tokens"][0].tolist() == [cls, sep] + [tiny.TOKENIZER.pad] * 6
 
 
+def test_a_blank_is_one_mask_in_the_middle_of_what_is_kept():
+    t, texts = tiny.TOKENIZER, [f"{words(0, a)} ___ {words(30, b)}" for a in range(9) for b in range(9)]
+    rows, got = text_rows([{"text": text, "label": 0} for text in texts], seq_len=8, blank="___")
+    for (a, b), (tokens, _) in zip(((a, b) for a in range(9) for b in range(9)), got, strict=True):
+        whole = [*range(FIRST, FIRST + a), t.mask, *range(FIRST + 30, FIRST + 30 + b)]
+        at = min(max(a - 3, 0), max(len(whole) - 6, 0))
+        assert tokens == [t.cls, *whole[at : at + 6], t.sep] and tokens.count(t.mask) == 1
+    assert rows.notes["truncated"] == sum(a + b > 5 for a in range(9) for b in range(9))
+    for text in ("w1 w2", "w1 ___ w2 ___"):
+        with pytest.raises(UserError, match=r"line 1: expected '___' \(objective.blank\) once.*it is [02] times in 'w1"):
+            text_rows([{"text": text}], blank="___")
+    assert len(text_rows([], blank="___")[0]) == 0
+
+
+def test_the_class_is_read_at_the_blank():
+    hidden = np.arange(24.0).reshape(2, 3, 4)
+    assert classify.at_blank(hidden, np.array([[5, 4, 6], [4, 9, 9]]), 4).tolist() == [hidden[0, 1].tolist(), hidden[1, 0].tolist()]
+    head = classify.Head(2, 0.0, np.float32, 4)
+    one = head.init(jax.random.key(0), {"hidden": hidden}, {"tokens": np.array([[5, 4, 6], [4, 9, 9]])}, False)
+    changed = hidden.copy()
+    changed[0, 0] = changed[0, 2] = 0
+    a, b = (head.apply(one, {"hidden": h}, {"tokens": np.array([[5, 4, 6], [4, 9, 9]])}, False) for h in (hidden, changed))
+    assert a.shape == (2, 2) and np.array_equal(a, b)
+
+
 def test_ids_above_16_bits_do_not_wrap():
     assert objectives.token_dtype(65_536) == np.uint16 and objectives.token_dtype(65_537) == np.uint32
     assert [np.array([n - 1]).astype(objectives.token_dtype(n)).item() for n in (65_536, 65_537)] == [65_535, 65_536]

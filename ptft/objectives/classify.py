@@ -1,4 +1,8 @@
-"""Classification of one text or a pair into k classes: dropout and one dense layer on the pooled output."""
+"""Classification of one text or a pair into k classes: dropout and one dense layer on the pooled output.
+
+With `blank`, on the hidden state of the blank instead: a word of the text is missing and becomes [MASK], as in pretraining (a cloze:
+Schick & Schütze 2021, arXiv 2001.07676).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ptft.config import Config, Field
 from ptft.data import Source
@@ -23,6 +27,9 @@ SPEC = {
     "seq_len": Field(128, int, lo=3, doc="tokens a row, [CLS] and [SEP] among them"),
     "truncate": Field("head", str, choices=("head", "tail"), doc="which end of a long text is kept"),
     "dropout": Field(0.1, float, lo=0, hi=0.99),
+    "blank": Field(
+        "", str, doc="what stands once in every text for a missing word, such as ___: it becomes [MASK], the class is read there"
+    ),
 }
 
 
@@ -53,11 +60,18 @@ class Head(nn.Module):
     classes: int
     dropout: float
     dtype: Any
+    mask: int | None  # the id of [MASK], where the class is read at the blank
 
     @nn.compact
     def __call__(self, outputs: Mapping[str, Array], batch: Mapping[str, Array], train: bool) -> Float[Array, "B k"]:
-        pooled = nn.Dropout(self.dropout, deterministic=not train)(outputs["pooled"])
-        return dense(self.classes, self.dtype, "classifier")(pooled).astype(jnp.float32)
+        read = outputs["pooled"] if self.mask is None else at_blank(outputs["hidden"], batch["tokens"], self.mask)
+        read = nn.Dropout(self.dropout, deterministic=not train)(read)
+        return dense(self.classes, self.dtype, "classifier")(read).astype(jnp.float32)
+
+
+def at_blank(hidden: Float[Array, "B T D"], tokens: Int[Array, "B T"], mask: int) -> Float[Array, "B D"]:
+    """The hidden state of each row's one [MASK]."""
+    return jnp.take_along_axis(hidden, jnp.argmax(tokens == mask, axis=1)[:, None, None], axis=1)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,8 @@ class Classify:
     truncate: str
     dropout: float
     vocab_size: int
+    blank: str
+    mask: int | None  # the id that stands for the blank; None: there is none
     loss: tuple[str, ...] = ("loss",)
     best: str = "accuracy"
     carries_head: bool = False
@@ -75,7 +91,7 @@ class Classify:
     def rows(self, source: Source, tokenizer: Tokenizer) -> TextRows:
         """Tokenizes every record; texts longer than the row are cut and counted, empty ones kept as [CLS] [SEP]."""
         records = source.records
-        a = tokenizer.encode([r["text"] for r in records])
+        a = self._with_blank(records, tokenizer) if self.blank else tokenizer.encode([r["text"] for r in records])
         pair = bool(records) and "text_b" in records[0]
         b = tokenizer.encode([r["text_b"] for r in records]) if pair else [[] for _ in a]
         rows, second, truncated = [], [], 0
@@ -105,7 +121,22 @@ class Classify:
         """Shortens the longer text until both fit."""
         keep_y = min(len(y), max(room // 2, room - len(x)))
         keep_x = min(len(x), room - keep_y)
+        if self.mask is not None:  # what is left of the first text has the blank in its middle
+            start = min(max(x.index(self.mask) - keep_x // 2, 0), len(x) - keep_x)
+            return x[start : start + keep_x], y[:keep_y]
         return (x[-keep_x:] if keep_x else [], y[-keep_y:] if keep_y else []) if self.truncate == "tail" else (x[:keep_x], y[:keep_y])
+
+    def _with_blank(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[list[int]]:
+        """The ids of every text, [MASK] in place of its blank."""
+        for r in records:
+            if (n := r["text"].count(self.blank)) != 1:
+                raise UserError(
+                    f"{r.get('where', 'the text')}: expected {self.blank!r} (objective.blank) once, where the word is missing; it is "
+                    f"{n} times in {r['text'][:60]!r}"
+                )
+        parts = [r["text"].partition(self.blank) for r in records]
+        heads, tails = tokenizer.encode([p[0].rstrip() for p in parts]), tokenizer.encode([p[2] for p in parts])
+        return [[*x, tokenizer.mask, *y] for x, y in zip(heads, tails, strict=True)]
 
     def example(self, batch: int) -> dict[str, np.ndarray]:
         one = np.ones(batch, np.int32)
@@ -115,7 +146,7 @@ class Classify:
         return pair_inputs(batch)
 
     def head(self, dtype: Any, style: Style) -> nn.Module:
-        return Head(len(self.labels), self.dropout, dtype)
+        return Head(len(self.labels), self.dropout, dtype, self.mask)
 
     def terms(self, predictions: Float[Array, "B k"], batch: Mapping[str, Array]) -> Sums:
         valid, label = batch["valid"], batch["label"]
@@ -143,4 +174,5 @@ class Classify:
 def build(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Classify:
     if len(labels) < 2:
         raise UserError(f"classify needs at least two classes; the training data has {list(labels)}")
-    return Classify(tuple(labels), config.seq_len, config.truncate, config.dropout, tokenizer.vocab_size)
+    mask = tokenizer.mask if config.blank else None
+    return Classify(tuple(labels), config.seq_len, config.truncate, config.dropout, tokenizer.vocab_size, config.blank, mask)
