@@ -8,16 +8,18 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import flow
 import numpy as np
 import optax
 import pytest
 from matplotlib.figure import Figure
 
-from ptft import ledger, models
-from ptft.bench import results, stats
+from ptft import build, ledger, models
+from ptft import config as configs
+from ptft.bench import protocol, results, stats
 from ptft.errors import UserError
 from ptft.freeze import plan as resolved
-from ptft.report import bench_page, bench_part, cost_panels, figures, ledger_page, markdown, run_page, words
+from ptft.report import advice, bench_page, bench_part, cost_panels, figures, ledger_page, markdown, run_page, words
 from ptft.report import files as report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -665,6 +667,33 @@ def test_the_command_trains_what_is_advised(tmp_path):
     ]  # fmt: skip
     assert "<pre><code>ptft train --config &#39;my page.py:x&#39;" in html
     assert "ptft train" not in texts(put(tmp_path / "old", rows()))[0]  # rows of old do not say their command
+
+
+def test_the_command_of_every_cell_gives_its_config(tmp_path):
+    """Tasks, models, sizes, rates and keys of strategies: what ptft train makes of it is what the cell was, but for the seed."""
+    values = {
+        "batch": 8, "objective": {"name": "classify"}, "data": {"dev": "files:dev.tsv", "test": "files:test.tsv"},
+        "bench": {
+            "tasks": [{"name": "a", "data.train": "files:a b.tsv"}, {"name": "b", "data.train": "files:b.tsv", "train_for": "2 epochs"}],
+            "models": [{"name": "small", "model.size": "tiny"}, {"name": "large", "model.size": "mini"}],
+            "strategies": [
+                {"name": "all", "freeze": "full@decay=0.9"}, {"name": "no decay", "freeze": "top-1+bitfit", "optim.weight_decay": 0},
+                {"name": "rules", "freeze": [["head/.*", "train"], [".*", "freeze"]]},
+                {"name": "random", "freeze": "full", "init_weights": False},
+            ],
+            "sizes": [50, 0], "lr_factors": [1, 3], "seeds": [0], "repeat": False,
+        },
+    }  # fmt: skip
+    page = flow.page(tmp_path / "page.py", values)
+    for cell in protocol.cells(values, build.resolve):
+        if cell.kind == "train":
+            config = json.loads(json.dumps(cell.config.to_dict()))
+            row = {**cell.labels, "freeze": config["freeze"], "config": config, "page": values}
+            said = shlex.split(advice.command({**row, "command": f"ptft bench --config {page} --only x --workdir runs/x"}))
+            assert said[:4] == ["ptft", "train", "--config", str(page)] and said[-2] == "--workdir"
+            loaded = configs.load(said[3])
+            configs.override(loaded, [word.removeprefix("--config.") for word in said[4:-2]])
+            assert json.loads(json.dumps(build.resolve({k: v for k, v in loaded.items() if k != "bench"}).to_dict())) == config
 
 
 def test_a_terminal_shows_the_first_screen(tmp_path):

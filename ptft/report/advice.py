@@ -1,22 +1,23 @@
-"""What to do: of one task, model and size the strategy to train, what it scores and costs, its command, and why."""
+"""What to do with one task, model and size: the strategy to train, its score and cost, its command, and why."""
 
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ptft import config as configs
 from ptft.bench import stats
+from ptft.bench.results import Row
 from ptft.report import words
 from ptft.report.bench_part import Part, edge, seeds, turned
 from ptft.report.cost_panels import Line
 
 
 class Floor(NamedTuple):
-    """The best of what trains no pretrained weights: majority class, TF-IDF, a regression on features, random weights."""
+    """The best of the rows of reference, and of what starts from random weights."""
 
     line: Line
     gains: dict[str, stats.Difference | None]  # of every other strategy over it, corrected for their number (Holm)
@@ -40,26 +41,28 @@ def of(part: Part, folder: str = "") -> dict[str, Any] | None:
         "name": line.name, "first": none_better_than(part, below) if below and none_better else [],
         "do": f"{'If you train one, take' if none_better else 'Train'} {line.name}",
         "how": ", ".join(filter(None, [freeze, line.lr and f"learning rate {line.lr}", start, line.chosen])),
-        "facts": facts(part, line), "command": command(part, line, folder), "why": why(part, best, line, below),
+        "facts": facts(part, line), "command": command(part.quoted[line.name].rows[0], folder), "why": why(part, best, line, below),
     }  # fmt: skip
 
 
 def choose(part: Part, best: Line, below: Floor | None) -> Line:
-    """The cheapest of the strategies that are not measurably worse than the best mean, after the correction for all pairs; where some of
-    them are measurably better than the best reference, the cheapest of those. What was not compared (one seed) is not chosen."""
+    """The cheapest strategy that is not measurably worse than the best mean, after the correction for all pairs.
+
+    Where some of these are measurably better than the best reference, it is the cheapest of those. What was not compared with the best
+    mean (one seed, a failed run) is not chosen."""
     level = [best, *level_with(part, best)]
     return cheapest([x for x in level if below and x.name in below.better] or level, part.higher)
 
 
 def cheapest(lines: Sequence[Line], higher: bool) -> Line:
-    """By the FLOPs of a step; where one has none, by its time, or else by the share of the parameters. Of equals, the better mean."""
+    """By the FLOPs of a step; where one has none, by time, or else by the trainable share. Of equals, the better mean."""
     known = (key for key in ("flops", "step", "share") if all(getattr(x, key) is not None for x in lines))
     key = next(known, None)
     return min(lines, key=lambda x: (getattr(x, key) if key else 0, -x.score.mean if higher else x.score.mean))
 
 
 def common_seeds(part: Part) -> tuple[set[int], bool]:
-    """The seeds that all strategies without a failed run have, and whether a mean over its own seeds is one over these."""
+    """The seeds that all strategies without a failed run have, and whether these are all of their seeds."""
     whole = [set(x.scores) for x in part.strategies if not x.failed]
     common = set.intersection(*whole)
     return common, all(its == common for its in whole) or not common
@@ -96,7 +99,13 @@ def floor(part: Part) -> Floor | None:
         return None
     line = (max if part.higher else min)(references, key=lambda x: x.score.mean)
     others = [x for x in part.strategies if x is not line]
-    gains = dict(zip([x.name for x in others], stats.corrected([stats.paired(x.scores, line.scores) for x in others]), strict=True))
+    gains = dict(
+        zip(
+            [x.name for x in others],
+            stats.corrected([stats.paired(x.scores, line.scores) for x in others]),
+            strict=True,
+        )
+    )
     better = frozenset(name for name, gain in gains.items() if stats.verdict(gain, part.higher) == "better")
     return None if all(stats.apart(gain) is None for gain in gains.values()) else Floor(line, gains, better)
 
@@ -134,7 +143,10 @@ def why(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]:
     else:
         apart = [p for p in part.tested if p.verdict in ("better", "worse")]
         say = ["No two strategies can be told apart, so take the cheapest."] if part.tested and not apart else []
-        say += [f"{best.name} has the {most} mean test {metric}: {_over(part, best)}.", *_level(part, best, line, below)]
+        say += [
+            f"{best.name} has the {most} mean test {metric}: {_over(part, best)}.",
+            *_level(part, best, line, below),
+        ]
     if below and below.better and (no_better := [name for name in below.gains if name not in below.better]):
         say.append(f"Not measurably better than {below.line.name} ({below.line.score.mean:.3f}): {words.listed(no_better, 20)}.")
     return say + started(part)
@@ -150,7 +162,7 @@ def _over(part: Part, best: Line) -> str:
 
 
 def _level(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]:
-    """What cannot be told apart from the best, what was not compared with it, and where the chosen one stands among them."""
+    """What cannot be told apart from the best mean, what was not compared with it, and the cheapest of them."""
     verdicts, level = against(part, best), level_with(part, best)
     level_names = [name for name, verdict in verdicts.items() if verdict == "cannot be told apart"]
     ahead = [name for name, verdict in verdicts.items() if verdict == "worse"]
@@ -179,7 +191,11 @@ def started(part: Part) -> list[str]:
             if x.init_from and not y.init_from and _but_start(part, x) == _but_start(part, y):
                 gain = stats.paired(x.scores, y.scores)
                 if gain and math.isfinite(gain.mean):
-                    sure = {True: "", False: ", which cannot be told apart from nothing", None: ", without an interval"}[stats.apart(gain)]
+                    sure = {
+                        True: "",
+                        False: ", which cannot be told apart from nothing",
+                        None: ", without an interval",
+                    }[stats.apart(gain)]
                     say.append(f"Starting from pretrained instead of random weights changes the test {part.metric} of {x.name} by "
                                f"{words.signed(gain)}{sure}.")  # fmt: skip
     return say
@@ -195,20 +211,19 @@ def _but_start(part: Part, line: Line) -> dict[str, Any]:
 # ---------------------------------------------------------------- the command
 
 
-def command(part: Part, line: Line, folder: str = "") -> str:
-    """The `ptft train` that trains a strategy as the benchmark did, with the page's own seed; "" of a row that does not say its page."""
-    row = part.quoted[line.name].rows[0]
+def command(row: Row, folder: str = "") -> str:
+    """The `ptft train` that does what a cell did, with the page's own seed; "" of a row that does not say its page."""
     given = shlex.split(row.get("command") or "")
     if given[:3] != ["ptft", "bench", "--config"] or "--only" not in given:
         return ""
     page = [word for word in given[2 : given.index("--only")] if not word.startswith("--config.bench.")]
     changes = [f"--config.{key}={value}" for key, value in _changes(row).items()]
-    name = re.sub(r"[^\w.=-]+", "-", f"{folder} {line.name}".strip()).strip("-")
+    name = re.sub(r"[^\w.=-]+", "-", f"{folder} {row['strategy']}".strip()).strip("-")
     return shlex.join(["ptft", "train", *page, *changes, "--workdir", f"runs/{name}"])
 
 
-def _changes(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a cell's config has beyond its page: its strategy and rate, and what strategy, task, model, size and budget changed."""
+def _changes(row: Row) -> dict[str, Any]:
+    """What a cell's config has beyond its page: what strategy, rate, task, model, size and budget changed."""
     page = row.get("page") or {}
     bench, own = page.get("bench") or {}, configs.leaves(row.get("config") or {})
     stated = configs.leaves({k: v for k, v in page.items() if k != "bench"})
@@ -221,4 +236,8 @@ def _changes(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in first.items() if v is not None} | rest
 
 
-_NAMES = {"strategies": "strategy", "tasks": "task", "models": "model"}  # section of `bench` -> label of a row
+_NAMES = {
+    "strategies": "strategy",
+    "tasks": "task",
+    "models": "model",
+}  # section of `bench` -> label of a row

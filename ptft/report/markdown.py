@@ -23,7 +23,12 @@ def write(page: dict[str, Any]) -> str:
     captions = dict.fromkeys(s["caption"] for s in page["sections"] if s.get("caption"))
     out += ["![figure](report.png)", "", *(f"{caption}\n" for caption in captions)]
     if page["failed"]:
-        out += ["## Failed cells", "", *[f"- {f['strategy']}, seed {f['seed']}: {_md(f['error'])}" for f in page["failed"]], ""]
+        out += [
+            "## Failed cells",
+            "",
+            *[f"- {f['strategy']}, seed {f['seed']}: {_md(f['error'])}" for f in page["failed"]],
+            "",
+        ]
     out += [f"{note}\n" for note in page["notes"]]
     if page["facts"]:
         facts = [(name, f"`{value}`" if name == "command" else _md(value)) for name, value in page["facts"]]
@@ -32,7 +37,9 @@ def write(page: dict[str, Any]) -> str:
 
 
 def first_screen(text: str) -> str:
-    """Of a written page: all of a run's, and of a benchmark's what to do, why, and the table. Sentences are wrapped, and nothing else."""
+    """Of a written page: all of a run's, and of a benchmark's what to do, why, and the table.
+
+    Sentences are wrapped, and nothing else."""
     lines = text.partition(MORE)[0].rstrip().splitlines()
     return "\n".join(line if line.startswith(("|", " ")) else textwrap.fill(line, WIDTH) for line in lines)
 
@@ -48,20 +55,56 @@ def _main_table(s: dict[str, Any]) -> list[str]:
     head = ["strategy", f"test {s['metric']}", f"to {base}", "verdict", "FLOPs", "memory"]
     keys = ["name", "score", "half", "short", "flops", "peak_ratio"]
     said = f"± is a 95 % interval. FLOPs and memory are of a step, relative to {base}."
-    return [*_aligned(head, [[r[key] for key in keys] for r in s["table"] if not r["again"]]), *(f"{line}\n" for line in (said, *s["absent"]))]
+    return [
+        *_aligned(head, [[r[key] for key in keys] for r in s["table"] if not r["again"]]),
+        *(f"{line}\n" for line in (said, *s["absent"])),
+    ]
 
 
 def _details(s: dict[str, Any]) -> list[str]:
     """The rest of the table of strategies, what checks it, all pairs, and how to run the rows again."""
     base = s["baseline"]
-    head = ["strategy", "learning rate", "seeds", "median", "bootstrap", "rank", f"difference to {base}", "verdict"]
-    head += ["trainable parameters", "time a step", f"time, × {base}", "time of all steps, nothing cached", "peak memory", "checkpoint"]
+    head = [
+        "strategy",
+        "learning rate",
+        "seeds",
+        "median",
+        "bootstrap",
+        "rank",
+        f"difference to {base}",
+        "verdict",
+    ]
+    head += [
+        "trainable parameters",
+        "time a step",
+        f"time, × {base}",
+        "time of all steps, nothing cached",
+        "peak memory",
+        "checkpoint",
+    ]
     head += ["forgetting"] * s["forgets"]
-    keys = ["lr", "seeds", "median", "boot", "rank", "gain", "verdict", "share", "step", "step_ratio", "time", "peak", "checkpoint"]
+    keys = [
+        "lr",
+        "seeds",
+        "median",
+        "boot",
+        "rank",
+        "gain",
+        "verdict",
+        "share",
+        "step",
+        "step_ratio",
+        "time",
+        "peak",
+        "checkpoint",
+    ]
     keys += ["forgetting"] * s["forgets"]
     ranges = {"gain": "range", "forgetting": "forgets"}
     body = [
-        [r["name"] + (f" ({r['detail']})" if r["detail"] else ""), *(f"{r[k]} {r.get(ranges.get(k), '')}".strip() for k in keys)]
+        [
+            r["name"] + (f" ({r['detail']})" if r["detail"] else ""),
+            *(f"{r[k]} {r.get(ranges.get(k), '')}".strip() for k in keys),
+        ]
         for r in s["table"]
     ]
     out = [*_md_table(head, body), *(f"{line}\n" for line in s["checks"])]
@@ -71,7 +114,11 @@ def _details(s: dict[str, Any]) -> list[str]:
             [f"{n} {row['name']}", *(_bold_if_apart(c) if c else "" for c in row["cells"])]
             for n, row in zip(numbers, pairs["rows"], strict=True)
         ]
-        out += [f"Each strategy less each other; bold: told apart. {pairs['lead']}", "", *_md_table(["", *numbers], squares)]
+        out += [
+            f"Each strategy less each other; bold: told apart. {pairs['lead']}",
+            "",
+            *_md_table(["", *numbers], squares),
+        ]
     for again in s["again"]:
         out += [f"Any row again, by its hash: `{again['command']}`", ""]
         out += [*(f"- {_md(name)}: {', '.join(hashes)}" for name, hashes in again["rows"]), ""]
@@ -93,7 +140,16 @@ def _aligned(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     def padded(row: Sequence[str]) -> list[str]:
         return [cell + " " * (width - len(_md(cell))) for cell, width in zip(row, widths, strict=True)]
 
-    return [_md_row(padded(head)), _md_row(["-" * width for width in widths]), *(_md_row(padded(row)) for row in body), ""] if body else []
+    return (
+        [
+            _md_row(padded(head)),
+            _md_row(["-" * width for width in widths]),
+            *(_md_row(padded(row)) for row in body),
+            "",
+        ]
+        if body
+        else []
+    )
 
 
 def _md(text: str) -> str:
