@@ -75,11 +75,14 @@ def load_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any
 
 
 def load_run_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
-    """That of one run, with or without a section `tune`."""
+    """That of one run, with or without a section `tune`. Of a page for bench, `ptft train` takes the run whose freeze is named."""
     values = load_config(args, overrides)
-    if "bench" in values:
-        raise UserError(f"{args.config} is a page for ptft bench; expected one for ptft train: its section 'bench' compares many runs")
-    return values
+    if "bench" in values and not (args.verb == "train" and any(o.startswith("freeze=") for o in overrides)):
+        raise UserError(
+            f"{args.config} is a page for ptft bench; expected one for ptft train: its section 'bench' compares many runs. To train one "
+            "of them, name its strategy: --config.freeze=…"
+        )
+    return {key: value for key, value in values.items() if key != "bench"}
 
 
 def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -210,12 +213,12 @@ def shard(text: str) -> tuple[int, int]:
 
 def report_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     from ptft import record
-    from ptft.report import files
+    from ptft.report import files, markdown
 
     paths = files.write(*args.folder, to=args.to, table=args.csv)
+    print(markdown.first_screen(paths["md"].read_text(encoding="utf-8")) + "\n")
     for kind, path in paths.items():
         record.say(f"{kind}: {path}")
-    print(paths["md"].read_text(encoding="utf-8"))
 
 
 def import_verb(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -3,19 +3,26 @@
 import csv
 import json
 import re
+import shlex
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
+import flow
 import numpy as np
 import optax
 import pytest
 from matplotlib.figure import Figure
 
-from ptft import ledger, models
-from ptft.bench import results, stats
+from ptft import build, ledger, models
+from ptft import config as configs
+from ptft.bench import protocol, results, stats
 from ptft.errors import UserError
 from ptft.freeze import plan as resolved
-from ptft.report import bench_page, bench_part, cost_panels, figures, ledger_page, run_page, words
+from ptft.report import advice, bench_page, bench_part, cost_panels, figures, ledger_page, markdown, run_page, words
 from ptft.report import files as report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 # name: (freeze, init_from, accuracy without the seed's part, share, seconds a step)
 STRATEGIES = {
@@ -28,9 +35,11 @@ STRATEGIES = {
 
 @pytest.fixture(autouse=True)
 def _one_picture(request, monkeypatch):
-    """The PNG has the page's own panels once more: most tests do without."""
+    """Drawing takes ten times as long as all the rest: most tests do without."""
     if "picture" not in request.keywords:
         monkeypatch.setattr(figures, "png", lambda panels: b"\x89PNG")
+    if not {"picture", "drawn"} & set(request.keywords):
+        monkeypatch.setattr(figures, "svg", lambda panel: "")
 
 
 def rows(seeds=5, strategies=STRATEGIES, task="sst2"):
@@ -94,35 +103,60 @@ def line_of(md, name):
     return next([c.strip() for c in line.split("|")[1:-1]] for line in md.splitlines() if line.startswith(f"| {name} "))
 
 
+def row_of(md, name):
+    """A strategy's cells by column, of the first table and of the first with more numbers."""
+    found = {}
+    tables = [[[c.strip() for c in line.split("|")[1:-1]] for line in t.splitlines() if line.startswith("|")] for t in md.split("\n\n")]
+    for head, _, *body in reversed([t for t in tables if t and t[0][0] == "strategy"][:2]):
+        names = ["difference" if c.startswith("difference to") else "time ratio" if c.startswith("time, ×") else c for c in head]
+        cells = next((row for row in body if row[0] == name or row[0].startswith(f"{name} (")), [])
+        found = {**dict(zip(names, cells, strict=False)), **found}
+    return found
+
+
+COSTS = ("trainable parameters", "time a step", "time ratio", "time of all steps, nothing cached", "FLOPs", "peak memory", "checkpoint")
+
+
+def costs(md, name):
+    return [row_of(md, name)[column] for column in COSTS]
+
+
 def test_the_table(tmp_path):
     md, html = texts(put(tmp_path, rows()))
-    assert line_of(md, "full")[2:4] == ["5 seeds", "0.840 ± 0.025"] and line_of(md, "full")[8] == "baseline"
-    top = line_of(md, "top-2")
-    assert top[8] == "cannot be told apart" and top[9:] == ["31.0 %", "20 ms", "0.50", "2.0 s", "0.50", "–", "–"]
-    assert line_of(md, "head")[8] == "worse" and line_of(md, "head")[7].startswith("−0.08")
-    assert line_of(md, "scratch (freeze=full, random weights)")[8] == "worse"
+    assert row_of(md, "full")["seeds"] == "5 seeds" and row_of(md, "full")["test accuracy"] == "0.840 ± 0.025"
+    assert row_of(md, "full")["verdict"] == "baseline"
+    assert row_of(md, "top-2")["verdict"] == "cannot be told apart"
+    assert costs(md, "top-2") == ["31.0 %", "20 ms", "0.50", "2.0 s", "0.50", "–", "–"]
+    assert row_of(md, "head")["verdict"] == "worse" and row_of(md, "head")["difference"].startswith("−0.08")
+    assert row_of(md, "scratch")["verdict"] == "worse"
     assert html.count('<svg class="strip"') == 4 and html.count("<circle") >= 20
 
 
 def test_the_sentences_are_computed(tmp_path):
     md, _ = texts(put(tmp_path / "a", rows()))
     assert "top-2 has the highest mean test accuracy: 0.842 ±" in md and "It cannot be told apart from full." in md
-    assert "full takes more time a step." in md
+    assert "**Train top-2** (learning rate 0.0001)." in md and "None of them is cheaper." in md
+    assert "over 5 seeds, +0.002 [" in md and "A step takes 0.50 of full's FLOPs; 31.0 % of the parameters are trainable." in md
     assert re.search(r"Starting from pretrained instead of random weights changes the test accuracy of full by \+0\.14\d \[", md)
     better = {**STRATEGIES, "full": ("full", "pre", 0.845, 1.0, 0.040)}
     md, _ = texts(put(tmp_path / "b", rows(strategies=better)))
-    assert "full has the highest" in md and "The cheapest of them is top-2" in md and "takes 0.50 of full's time" in md
+    assert "full has the highest" in md and "**Train top-2**" in md and "The cheapest of them is top-2: −0.003 [" in md
 
 
 def test_a_loss_is_better_when_lower(tmp_path):
     lines = [{**r, "metric": "loss", "test": {"loss": r["test"]["accuracy"]}} for r in rows()]
     md, _ = texts(put(tmp_path, lines))
-    assert "scratch has the lowest mean test loss" in md and line_of(md, "head")[8] == "better"
+    assert "scratch has the lowest mean test loss" in md and row_of(md, "head")["verdict"] == "better"
 
 
 def test_one_seed_says_that_there_is_no_interval(tmp_path):
     md, _ = texts(put(tmp_path, rows(seeds=1)))
-    assert "the order may be chance" in md and line_of(md, "head")[8] == "one seed: no interval" and "±" not in line_of(md, "head")[3]
+    assert (
+        "the order may be chance" in md
+        and "**Train top-2**" in md
+        and row_of(md, "head")["verdict"] == "one seed: no interval"
+        and "±" not in row_of(md, "head")["test accuracy"]
+    )
 
 
 def test_failed_and_missing_cells_are_shown(tmp_path):
@@ -136,8 +170,12 @@ def test_failed_and_missing_cells_are_shown(tmp_path):
     md, html = texts(
         put(tmp_path, [*lines, stale], cells=cells, baseline="full", command="ptft bench --config configs/bench.py", config_hash="abc123")
     )
-    assert "- head, lr 0.0001, seed 4: RuntimeError: &lt;out of memory> \\|" in md and line_of(md, "head")[2] == "4 seeds (1 failed)"
-    assert "1 of 21 cells have not run yet" in md and "1 runs of an earlier config" in md and line_of(md, "full")[3] == "0.840 ± 0.025"
+    assert "- head, lr 0.0001, seed 4: RuntimeError: &lt;out of memory> \\|" in md and row_of(md, "head")["seeds"] == "4 seeds (1 failed)"
+    assert (
+        "1 of 21 cells have not run yet" in md
+        and "1 runs of an earlier config" in md
+        and row_of(md, "full")["test accuracy"] == "0.840 ± 0.025"
+    )
     assert "&lt;out of memory&gt;" in html and "<out of" not in html
     assert "ptft bench --config configs/bench.py" in html and "abc123" in md and "jax 0.10" in md and "kind cpu" in md
 
@@ -146,7 +184,11 @@ def test_the_rate_that_dev_chose_is_the_one_that_is_quoted(tmp_path):
     lines = [{**r, "dev": {"accuracy": 0.9}} for r in rows()]
     lines += [{**r, "cell": r["cell"] + "b", "lr": 3e-4, "dev": {"accuracy": 0.8}, "test": {"accuracy": 0.99}} for r in rows()]
     md, _ = texts(put(tmp_path, lines))
-    assert line_of(md, "full")[1:4] == ["0.0001 (lowest tried)", "5 seeds", "0.840 ± 0.025"]
+    assert [row_of(md, "full")[c] for c in ("learning rate", "seeds", "test accuracy")] == [
+        "0.0001 (lowest tried)",
+        "5 seeds",
+        "0.840 ± 0.025",
+    ]
 
 
 def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
@@ -160,13 +202,16 @@ def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
         {**majority[0], "cell": "t", "strategy": "TF-IDF", "kind": "tfidf", "status": "skipped", "error": "no scikit-learn", "test": None}
     ]
     md, html = texts(put(tmp_path, [*rows(), *majority, *again, *gone], baseline="full"))
-    assert line_of(md, "majority class")[1:3] == ["–", "5 seeds"] and line_of(md, "majority class")[9:] == ["–"] * 7
+    floor = row_of(md, "majority class")
+    assert floor["learning rate"] == "–" and floor["seeds"] == "5 seeds" and costs(md, "majority class") == ["–"] * 7
     assert (
         "4 strategies, 5 seeds" in md
         and "top-2 has the highest mean" in md
-        and line_of(md, "top-2 (A/A) (freeze=top-2)")[8] in ("better", "cannot be told apart")
+        and "top-2 (A/A)" not in markdown.first_screen(md)
+        and row_of(md, "top-2 (A/A)")["verdict"] in ("better", "cannot be told apart")
     )
-    assert "TF-IDF: no scikit-learn" in md and "Failed" not in md and html.count('<svg class="strip"') == 6
+    assert "Not in the table: TF-IDF (no scikit-learn)." in markdown.first_screen(md) and "Failed" not in md
+    assert html.count('<svg class="strip"') == 5 and "| TF-IDF" not in md
     assert "Not measurably better than majority class (0.760): head and scratch." in md
     unlearned = [{**r, "test": {"accuracy": r["test"]["accuracy"] + 0.08}} for r in majority]
     md, _ = texts(put(tmp_path / "unlearned", [*rows(), *unlearned]))
@@ -175,7 +220,8 @@ def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
     once = {**unlearned[0], "test": {"accuracy": 0.86}}  # with all examples a reference is one cell, whatever the seeds
     md, _ = texts(put(tmp_path / "once", [*rows(), once], baseline="full"))
     assert "No strategy is measurably better than majority class (0.860)" in md
-    assert line_of(md, "majority class")[2:4] == ["1 seed", "0.860"] and "[" in line_of(md, "majority class")[7]
+    assert row_of(md, "majority class")["seeds"] == "1 seed" and row_of(md, "majority class")["test accuracy"] == "0.860"
+    assert "[" in row_of(md, "majority class")["difference"]
 
 
 def test_unequal_seeds_are_pointed_out(tmp_path):
@@ -196,7 +242,7 @@ def test_the_lead_goes_by_the_seeds_that_all_have(tmp_path):
     head = {0: 0.70, 1: 0.712, 2: 0.701, 3: 0.99, 4: 0.99, 5: 0.99, 6: 0.99}
     md, _ = texts(put(tmp_path, scores(full=few, head=head), baseline="full"))
     assert "full has the highest mean test accuracy: 0.804 over the 3 seeds that all have." in md
-    assert "It cannot be told apart" not in md and line_of(md, "head")[8] == "worse"
+    assert "It cannot be told apart" not in md and row_of(md, "head")["verdict"] == "worse"
 
 
 def test_without_common_seeds_nothing_is_compared(tmp_path):
@@ -216,11 +262,11 @@ def test_the_lead_says_what_the_comparison_of_pairs_says(tmp_path):
     full, head = (0.80, 0.82, 0.81, 0.83, 0.80, 0.82), (0.70, 0.735, 0.70, 0.74, 0.71, 0.72)
     of = {"full": dict(enumerate(full)), "head": dict(enumerate(head)), "top-2": {0: 0.78, 1: 0.81}}
     md, _ = texts(put(tmp_path / "some", scores(**of), baseline="full"))
-    assert "It cannot be told apart from top-2." in md and line_of(md, "head")[8] == "worse"
+    assert "It cannot be told apart from top-2." in md and row_of(md, "head")["verdict"] == "worse"
     x, y, z = (235, 249, 246, 231, 254), (235, 259, 247, 235, 239), (229, 243, 240, 226, 248)
     of = {name: {seed: n / 300 for seed, n in enumerate(its)} for name, its in (("full", x), ("head", y), ("top-2", z))}
     md, _ = texts(put(tmp_path / "equal", scores(**of), baseline="full"))
-    assert "full has the highest mean" in md and "It cannot be told apart from head." in md and line_of(md, "top-2")[8] == "worse"
+    assert "full has the highest mean" in md and "It cannot be told apart from head." in md and row_of(md, "top-2")["verdict"] == "worse"
 
 
 def test_what_is_ahead_over_the_seeds_of_a_pair_is_said(tmp_path):
@@ -240,7 +286,7 @@ def test_where_every_strategy_has_a_failed_run_none_is_named_the_best(tmp_path):
              for i, name in enumerate(STRATEGIES) for r in rows() if r["strategy"] == name]  # fmt: skip
     lines += [{**r, "cell": f"m{r['seed']}", "strategy": "majority class", "kind": "majority", "freeze": None} for r in rows(seeds=1)[:1]]
     md, _ = texts(put(tmp_path, lines, baseline="full"))
-    assert "Every strategy has a failed run" in md and "the highest mean test" not in md and "nan" not in md.lower()
+    assert "Every strategy has a failed run" in md and "the highest mean test" not in md and "**Train" not in md and "nan" not in md.lower()
 
 
 def test_a_failed_cell_is_listed_with_its_task(tmp_path):
@@ -279,7 +325,7 @@ def test_merged_folders_state_each_ones_budget_and_baseline(tmp_path):
         assert "sst2: every strategy was trained for as many FLOPs as the steps of full cost (bench.budget=flops)." in md
         assert "mrpc: every strategy was trained for as many steps." in md
         first, second = sorted(md.split("\n## ")[1:3])
-        assert line_of(first, "top-2")[8] == "baseline" and line_of(second, "full")[8] == "baseline"
+        assert row_of(first, "top-2")["verdict"] == "baseline" and row_of(second, "full")["verdict"] == "baseline"
 
 
 def test_a_folder_whose_budget_changed_is_of_the_new_one(tmp_path):
@@ -307,14 +353,14 @@ def test_a_failed_run_in_the_only_pair_is_no_crash(tmp_path):
     lines = scores(full={0: 0.80, 1: 0.82, 2: 0.9}, head={0: 0.70, 1: 0.75, 2: 0.1})
     lines[-1] |= {"status": "failed", "test": None, "error": "it diverged"}
     md, _ = texts(put(tmp_path, lines, baseline="full"))
-    assert "four times in five takes" in md and "corrected comparisons" not in md
+    assert "four times in five takes" in md and "with the correction" not in md
 
 
 def test_what_costs_the_same_does_not_cost_more_and_what_does_not_vary_has_no_power(tmp_path):
     same = {**STRATEGIES, "top-2": ("top-2", "pre", 0.842, 0.31, 0.040)}
     lines = [{**r, "seconds_per_step": 0.04} for r in rows(strategies=same)]
     md, _ = texts(put(tmp_path / "a", lines, baseline="full"))
-    assert "cannot be told apart from" in md and "All of them" not in md
+    assert "cannot be told apart from" in md and "None of them is cheaper." in md
     lines = scores(full={0: 0.8, 1: 0.81, 2: 0.8}, head={0: 0.7, 1: 0.71, 2: 0.7})
     md, _ = texts(put(tmp_path / "b", lines, baseline="full"))
     assert "unknown" not in md and "four times in five" not in md
@@ -345,7 +391,7 @@ def test_a_rate_at_the_edge_of_those_tried_is_pointed_out(tmp_path):
     assert "dev chose is the highest that was tried for top-2, and the lowest that was tried for head: beyond it may be a better one." in md
     md, _ = texts(put(tmp_path / "b", [*best("full", 1e-4), *best("top-2", 1e-4)], baseline="full"))
     assert "beyond it" not in md and "beyond it" not in texts(put(tmp_path / "c", rows(), baseline="full"))[0]
-    assert line_of(md, "top-2")[1] == "0.0001" and "at the highest rate that it tried" not in md
+    assert row_of(md, "top-2")["learning rate"] == "0.0001" and "at the highest rate that it tried" not in md
 
 
 def test_a_copy_has_the_verdict_of_what_it_copies(tmp_path):
@@ -354,9 +400,9 @@ def test_a_copy_has_the_verdict_of_what_it_copies(tmp_path):
     lines = scores(**{name: dict(enumerate(its)) for name, its in of.items()})
     lines += [{**r, "cell": f"a{r['seed']}", "strategy": "head (A/A)", "repeat": True} for r in lines if r["strategy"] == "head"]
     md, _ = texts(put(tmp_path, lines, baseline="full"))
-    assert line_of(md, "head")[8] == line_of(md, "head (A/A) (freeze=head)")[8] == "cannot be told apart"
+    assert row_of(md, "head")["verdict"] == row_of(md, "head (A/A)")["verdict"] == "cannot be told apart"
     md, _ = texts(put(tmp_path / "alone", [r for r in lines if r["strategy"] in ("full", "head", "head (A/A)")], baseline="full"))
-    assert line_of(md, "head")[8] == line_of(md, "head (A/A) (freeze=head)")[8] == "better"
+    assert row_of(md, "head")["verdict"] == row_of(md, "head (A/A)")["verdict"] == "better"
 
 
 def test_while_runs_are_missing_no_rate_is_said_to_be_at_the_edge(tmp_path):
@@ -364,19 +410,19 @@ def test_while_runs_are_missing_no_rate_is_said_to_be_at_the_edge(tmp_path):
              for lr in (1e-4, 1e-3)]  # fmt: skip
     cells = {r["cell"]: {k: r[k] for k in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")} for r in lines}
     md, _ = texts(put(tmp_path / "all", lines, cells=cells, baseline="full"))
-    assert "beyond it may be" in md and line_of(md, "full")[1] == "0.001 (highest tried)"
+    assert "beyond it may be" in md and row_of(md, "full")["learning rate"] == "0.001 (highest tried)"
     assert "full has the highest mean test accuracy: 0.840 ± 0.025 over 5 seeds, at the highest rate that it tried." in md
     more = {**cells, "new": {**cells[lines[0]["cell"]], "lr": 1e-2}}
     md, _ = texts(put(tmp_path / "some", lines, cells=more, baseline="full"))
     assert "Not all runs of full are there yet: which rate counts may change." in md and "beyond it" not in md
-    assert line_of(md, "full")[1] == "0.001"
+    assert row_of(md, "full")["learning rate"] == "0.001"
 
 
 def test_a_pair_that_was_not_tested_is_not_one_that_cannot_be_told_apart(tmp_path):
     lines = [r for r in rows() if r["strategy"] != "head" or r["seed"] == 0]
     md, _ = texts(put(tmp_path, lines, baseline="full"))
     assert re.search(r"\d of 3 pairs can be told apart; 3 have too few common seeds, or a failed run\.", md)
-    assert "as the smallest of 3 corrected comparisons" in md
+    assert "with the correction for 3 pairs" in md
 
 
 def test_the_figure_is_explained_in_markdown_too(tmp_path):
@@ -399,7 +445,7 @@ def test_a_search_has_no_report_and_says_where_its_trials_are(tmp_path):
 
 def test_the_time_of_a_shared_run_is_that_of_its_steps_alone(tmp_path):
     md, _ = texts(put(tmp_path, [{**r, "seconds": 0.1} for r in rows()]))
-    assert line_of(md, "top-2")[12] == "2.0 s"
+    assert row_of(md, "top-2")["time of all steps, nothing cached"] == "2.0 s"
 
 
 def test_wide_intervals_leave_room_for_the_values():
@@ -431,7 +477,7 @@ def test_folders_merge_into_one_report(tmp_path):
     half = [r for r in rows() if r["seed"] < 3]
     a, b = put(tmp_path / "a", half, baseline="full"), put(tmp_path / "b", [r for r in rows() if r["seed"] >= 2])
     md = report.write(a, b, to=tmp_path / "both")["md"]
-    assert md.parent == tmp_path / "both" and line_of(md.read_text(), "full")[2:4] == ["5 seeds", "0.840 ± 0.025"]
+    assert md.parent == tmp_path / "both" and row_of(md.read_text(), "full")["test accuracy"] == "0.840 ± 0.025"
     assert not (a / "report.md").exists()
     with pytest.raises(UserError, match=r"run: expected bench\.json .*; only benchmarks are merged"):
         report.write(a, put_run(tmp_path / "run", []))
@@ -442,7 +488,7 @@ def test_nothing_finished_and_missing_numbers_still_make_a_report(tmp_path):
     failed = [{**r, "status": "failed", "error": "x", "test": None} for r in rows(seeds=1)]
     assert "No run has finished." in texts(put(tmp_path / "a", failed))[0]
     bare = [{**r, "seconds": None, "seconds_per_step": None, "flops_per_step": None, "trainable_share": None} for r in rows()]
-    assert line_of(texts(put(tmp_path / "b", bare))[0], "head")[9:] == ["–"] * 7
+    assert costs(texts(put(tmp_path / "b", bare))[0], "head") == ["–"] * 7
 
 
 def test_two_tasks_have_a_table_each(tmp_path):
@@ -475,6 +521,7 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.drawn
 def test_the_page_is_self_contained_and_closed(tmp_path):
     _, html = texts(put(tmp_path, rows()))
     page = _Page()
@@ -530,6 +577,7 @@ def test_a_run_alone_has_curves_and_numbers(tmp_path):
     ]
 
 
+@pytest.mark.drawn
 def test_the_same_lines_make_the_same_page(tmp_path):
     assert texts(put(tmp_path / "a", rows())) == texts(put(tmp_path / "b", rows()))
 
@@ -554,6 +602,137 @@ def test_bad_folders_and_lines(tmp_path):
     put_run(tmp_path / "run", [{"loss": 1}])
     with pytest.raises(UserError, match=r"metrics\.jsonl:1: expected a step"):
         report.write(tmp_path / "run")
+
+
+# ---------------------------------------------------------------- what to do, and where it is shown
+
+
+def advised(md):
+    return re.search(r"^\*\*(?:Train|If you train one, take) (.*?)\*\*", md, re.MULTILINE)[1]
+
+
+def scored(**of):
+    """One section's rows by strategy and seed; a step costs what STRATEGIES say."""
+    return scores(**{name: dict(enumerate(its)) for name, its in of.items()})
+
+
+FULL = (0.80, 0.82, 0.81, 0.83, 0.80)
+
+
+def test_the_cheapest_of_what_is_not_measurably_worse_is_advised(tmp_path):
+    lower = tuple(x - 0.1 - 0.001 * i for i, x in enumerate(FULL))
+    near = tuple(x - 0.002 + 0.006 * (-1) ** i for i, x in enumerate(FULL))
+    md, _ = texts(put(tmp_path / "a", scored(full=FULL, head=lower, **{"top-2": near}), baseline="full"))
+    assert advised(md) == "top-2" and "The cheapest of them is top-2" in md  # head is cheaper, and measurably worse
+    md, _ = texts(put(tmp_path / "b", scored(full=FULL, head=near), baseline="full"))
+    assert advised(md) == "head" and "No two strategies can be told apart, so take the cheapest." in md
+    lines = [{**r, "flops_per_step": None} for r in scored(full=FULL, head=near)]
+    assert advised(texts(put(tmp_path / "c", lines, baseline="full"))[0]) == "head"  # then time decides
+
+
+def test_first_of_all_it_says_that_nothing_beats_the_references(tmp_path):
+    majority = [{**r, "cell": f"m{r['seed']}", "strategy": "majority class", "kind": "majority", "freeze": None, "init_from": None,
+                 "test": {"accuracy": 0.83}} for r in rows() if r["strategy"] == "head"]  # fmt: skip
+    near = tuple(x - 0.002 + 0.006 * (-1) ** i for i, x in enumerate(FULL))
+    md, html = texts(put(tmp_path / "a", [*scored(full=FULL, head=near), *majority], baseline="full"))
+    first = md.index("No strategy is measurably better than majority class (0.830)")
+    assert first < md.index("**If you train one, take head**") < md.index("| strategy") and "If you train one, take head" in html
+    md, _ = texts(put(tmp_path / "b", scored(full=FULL, head=near, scratch=FULL), baseline="full"))
+    assert "No strategy is measurably better than scratch (0.812)" in md  # random weights are a reference, too
+
+
+def with_pages(folder, extra="", **bench):
+    """Rows that ran by a page's command, and the page in bench.json."""
+    command = f"ptft bench --config 'my page.py:x' --config.optim.eps=1e-7 --config.bench.seeds=[0]{extra}"
+    strategies = [{"name": "top-2", "freeze": "top-2", "optim.decay": 0.9}, {"name": "full", "freeze": "full"}]
+    page = {"optim": {"lr": 1e-3, "eps": 1e-7}, "batch": 8, "bench": {"strategies": strategies}}
+
+    def own(r):
+        config = {"freeze": r["freeze"], "seed": r["seed"], "batch": 8, "keep": 2, "init_weights": bool(r["init_from"]),
+                  "optim": {"lr": 1e-4, "eps": 1e-7, "decay": 0.9}, "data": {"train_size": 100}}  # fmt: skip
+        return {**r, "size": 100, "config": config, "command": f"{command} --only {r['cell']} --workdir runs/{r['cell']}"}
+
+    lines = [own(r) for r in rows()]
+    cells = {r["cell"]: {k: r[k] for k in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")} for r in lines}
+    return put(folder, lines, baseline="full", cells=cells, config=page, **bench)
+
+
+def test_the_command_trains_what_is_advised(tmp_path):
+    """The page, what was changed of it, the strategy with all of its keys, and the rows; nothing of bench, and no default."""
+    md, html = texts(with_pages(tmp_path))
+    command = next(line for line in md.splitlines() if line.startswith("    ptft train"))
+    assert shlex.split(command)[2:] == [
+        "--config", "my page.py:x", "--config.optim.eps=1e-7", "--config.freeze=top-2", "--config.optim.lr=0.0001",
+        "--config.optim.decay=0.9", "--config.data.train_size=100", "--workdir", "runs/top-2",
+    ]  # fmt: skip
+    assert "<pre><code>ptft train --config &#39;my page.py:x&#39;" in html
+    assert "ptft train" not in texts(put(tmp_path / "old", rows()))[0]  # rows of old do not say their command
+
+
+def test_the_command_of_every_cell_gives_its_config(tmp_path):
+    """Tasks, models, sizes, rates and keys of strategies: what ptft train makes of it is what the cell was, but for the seed."""
+    values = {
+        "batch": 8, "objective": {"name": "classify"}, "data": {"dev": "files:dev.tsv", "test": "files:test.tsv"},
+        "bench": {
+            "tasks": [{"name": "a", "data.train": "files:a b.tsv"}, {"name": "b", "data.train": "files:b.tsv", "train_for": "2 epochs"}],
+            "models": [{"name": "small", "model.size": "tiny"}, {"name": "large", "model.size": "mini"}],
+            "strategies": [
+                {"name": "all", "freeze": "full@decay=0.9"}, {"name": "no decay", "freeze": "top-1+bitfit", "optim.weight_decay": 0},
+                {"name": "rules", "freeze": [["head/.*", "train"], [".*", "freeze"]]},
+                {"name": "random", "freeze": "full", "init_weights": False},
+            ],
+            "sizes": [50, 0], "lr_factors": [1, 3], "seeds": [0], "repeat": False,
+        },
+    }  # fmt: skip
+    page = flow.page(tmp_path / "page.py", values)
+    for cell in protocol.cells(values, build.resolve):
+        if cell.kind == "train":
+            config = json.loads(json.dumps(cell.config.to_dict()))
+            row = {**cell.labels, "freeze": config["freeze"], "config": config, "page": values}
+            said = shlex.split(advice.command({**row, "command": f"ptft bench --config {page} --only x --workdir runs/x"}))
+            assert said[:4] == ["ptft", "train", "--config", str(page)] and said[-2] == "--workdir"
+            loaded = configs.load(said[3])
+            configs.override(loaded, [word.removeprefix("--config.") for word in said[4:-2]])
+            assert json.loads(json.dumps(build.resolve({k: v for k, v in loaded.items() if k != "bench"}).to_dict())) == config
+
+
+def test_a_terminal_shows_the_first_screen(tmp_path):
+    names = {"full": STRATEGIES["full"], "features + logistic regression": STRATEGIES["top-2"], "TF-IDF": STRATEGIES["head"]}
+    lines = [{**r, "bytes": {"peak": 30 * 2**20, "checkpoint": 1}} for r in rows(strategies=names)]
+    screen = markdown.first_screen(texts(put(tmp_path / "one", lines, baseline="full"))[0])
+    assert max(map(len, screen.splitlines())) <= 105 and len(screen.splitlines()) < 40
+    assert "**Train features" in screen and "| features + logistic regression | 0.842 ± " in screen and "A/A" not in screen
+    both = [*lines, *[{**r, "cell": f"b{r['cell']}", "task": "mrpc"} for r in lines]]
+    screen = markdown.first_screen(texts(put(tmp_path / "two", both, baseline="full"))[0])
+    assert "| mrpc | features + logistic regression | 0.842 ± " in screen and "## mrpc" not in screen and len(screen.splitlines()) < 15
+    run = texts(put_run(tmp_path / "run", [{"step": 1, "split": "dev", "loss": 1.0}]))[0]
+    assert markdown.first_screen(run).count("loss") == run.count("loss")
+
+
+def test_no_table_is_wider_than_the_page(tmp_path):
+    """Whatever the names and the number of strategies: a table lies in a box that scrolls by itself."""
+    many = {f"{'a long name of a strategy ' * 3}{i}": ("full", "pre", 0.8 + 0.001 * i, 0.5, 0.03) for i in range(9)}
+    for folder in (put(tmp_path / "bench", rows(strategies=many)), None):
+        html = texts(folder)[1] if folder else with_ledger(tmp_path / "run")[1]
+        boxes = re.findall(r'<div class="wide">\s*<table', html)
+        assert len(boxes) == html.count("<table") > 0 and ".wide { overflow-x: auto" in html
+
+
+@pytest.mark.drawn
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium")
+def test_a_browser_shows_the_page_without_a_horizontal_bar(tmp_path):
+    """At the width of a small screen and of a phone, which an iframe has, as a window cannot be so narrow."""
+    many = {f"strategy with a name {i}": ("full", "pre", 0.8 + 0.001 * i, 0.5, 0.03) for i in range(9)}
+    report.write(with_pages(tmp_path))
+    report.write(put(tmp_path / "many", rows(strategies=many)))
+    frames = "".join(f'<iframe src="{f}report.html" width="{w}" height="900"></iframe>' for w in (1280, 400) for f in ("", "many/"))
+    script = "onload = () => document.title = [...document.querySelectorAll('iframe')].map(f => f.contentDocument.documentElement)" \
+        ".map(e => e.scrollWidth - e.clientWidth)"  # fmt: skip
+    (tmp_path / "frames.html").write_text(f"<!doctype html><title></title>{frames}<script>{script}</script>")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--dump-dom",
+             "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
+    dom = subprocess.run([CHROMIUM, *flags, (tmp_path / "frames.html").as_uri()], capture_output=True, text=True, timeout=120).stdout
+    assert "<title>0,0,0,0</title>" in dom
 
 
 # --- the freeze ledger ------------------------------------------------------------------------------------------------------
@@ -581,6 +760,7 @@ def with_ledger(folder, **made):
     return texts(folder)
 
 
+@pytest.mark.drawn
 def test_the_ledger_is_shown_as_sentence_table_and_grid(tmp_path):
     md, html = with_ledger(tmp_path)
     assert "## What moved" in md and "The freeze held: 3 tensors moved; 7 were frozen and are the same to the bit." in md
@@ -597,6 +777,7 @@ def test_the_ledger_is_shown_as_sentence_table_and_grid(tmp_path):
     assert not re.search(r"#(1f2328|848b93|22618f|a33a2a)", html.split("</style>", 1)[1])
 
 
+@pytest.mark.drawn
 def test_a_ledger_that_does_not_hold_is_told_apart(tmp_path):
     bad = "backbone/block_0/attention/query/bias"
     md, html = with_ledger(tmp_path, moved=(*ADDED[1:], bad))
@@ -639,15 +820,16 @@ def test_a_failed_seed_takes_the_interval_away(tmp_path):
     """Leaving the run out flatters: what is shown is said to be of the others."""
     lines = edited(lambda r: {"status": "failed", "error": "x", "test": None} if (r["strategy"], r["seed"]) == ("top-2", 4) else None)
     md, html = texts(put(tmp_path, lines, baseline="full"))
-    top = line_of(md, "top-2")
-    assert top[2] == "4 seeds (1 failed)" and top[3].endswith("of those 4 that finished") and "±" not in top[3] and top[5] == ""
-    assert top[7] == "–" and top[8] == "a run failed: no interval" and top[6] == "1.8"  # last where it failed
+    top = row_of(md, "top-2")
+    assert top["seeds"] == "4 seeds (1 failed)" and top["test accuracy"].endswith("of those 4 that finished")
+    assert "±" not in top["test accuracy"] and top["bootstrap"] == "" and top["difference"] == "–"
+    assert top["verdict"] == "a run failed: no interval" and top["rank"] == "1.8"  # last where it failed
     assert "a run failed: no interval" in html and "nan" not in html.lower().replace("nanumber", "")
 
 
 def test_ranks_and_what_cannot_be_told_apart(tmp_path):
     md, _ = texts(put(tmp_path, rows(), baseline="full"))
-    ranks = {name: float(line_of(md, name)[6]) for name in ("full", "top-2", "head")}
+    ranks = {name: float(row_of(md, name)["rank"]) for name in ("full", "top-2", "head")}
     assert ranks["head"] == 3 and ranks["full"] + ranks["top-2"] == 3
     assert "It cannot be told apart from full." in md
 
@@ -690,10 +872,7 @@ def test_the_check_of_the_benchmark_itself(tmp_path, change, says):
 
 def test_how_many_seeds_a_point_takes(tmp_path):
     md, _ = texts(put(tmp_path / "a", rows(), baseline="full"))
-    found = re.search(
-        r"on these rows four times in five takes about (\d+) seeds at the middle .* \(about (\d+) seeds .* about (\d+) .*, and about (\d+)",
-        md,
-    )
+    found = re.search(r"four times in five takes about (\d+) seeds \((\d+) seeds where .* least, (\d+) .*; about (\d+) seeds with", md)
     middle, least, most, corrected = map(int, found.groups())
     assert 2 <= least <= middle <= most and least < most and middle < corrected
     assert "four times in five" not in texts(put(tmp_path / "b", rows(seeds=1), baseline="full"))[0]
@@ -701,8 +880,9 @@ def test_how_many_seeds_a_point_takes(tmp_path):
 
 def test_the_bootstrap_interval_is_beside(tmp_path):
     md, html = texts(put(tmp_path, rows(), baseline="full"))
-    low, high = map(float, line_of(md, "full")[5].strip("[]").split(",\N{NO-BREAK SPACE}"))
-    assert 0.80 < low < 0.84 < high < 0.88 and "Bootstrap intervals are" in md and "bootstrap [" in html
+    low, high = map(float, row_of(md, "full")["bootstrap"].strip("[]").split(",\N{NO-BREAK SPACE}"))
+    assert 0.80 < low < 0.84 < high < 0.88 and "Bootstrap intervals are" in md
+    assert f"<td>[{low:.3f},\N{NO-BREAK SPACE}{high:.3f}]</td>" in html
     assert "Bootstrap" not in texts(put(tmp_path / "b", rows(seeds=2)))[0]
 
 
@@ -741,7 +921,9 @@ def test_costs_forgetting_drift_rates_and_sizes_are_drawn_where_known(tmp_path):
     ]  # fmt: skip
     for said in drawn:
         assert said in html, said
-    assert line_of(md, "head")[14:] == ["30 MiB", "5.0 MiB", "0"] and line_of(md, "full")[16].startswith("+0.320 [+0.300,")
+    assert [row_of(md, "head")[c] for c in ("peak memory", "checkpoint", "forgetting")] == ["30 MiB", "5.0 MiB", "0"] and row_of(
+        md, "full"
+    )["forgetting"].startswith("+0.320 [+0.300,")
     assert "by number of examples" in md and ">3 %<" in html  # the median of 2 % and 4 %
     bare, page = texts(put(tmp_path / "b", rows()))
     assert "forgetting" not in bare and "dev accuracy" not in page and "moved:" not in page and "peak memory of" not in page
@@ -759,8 +941,14 @@ def test_layer_drift_is_the_backbones(tmp_path):
 
 def test_what_was_published_is_checked(tmp_path):
     md, html = texts(put(tmp_path, rows(), baseline="full"))
-    assert "## What published tables lead one to expect" in md and "Training more layers from the top is no worse | open |" in md
-    assert "not to be told here" in md and "arXiv 1911.03090" in html
+    assert "A step saves no more time than FLOPs | holds |" in md and "9 others cannot be judged with these data." in md
+    assert "arXiv 1911.03090" not in html and "| open |" not in md  # more layers: no worse, but the intervals are wide
+    gradual = {**STRATEGIES, "head": ("gradual", "pre", 0.76, 0.5, 0.03)}
+    md, html = texts(put(tmp_path / "some", rows(strategies=gradual), baseline="full"))
+    assert "## What published tables lead one to expect" in md and "8 others cannot be judged with these data." in md
+    assert "Gradual unfreezing without discriminative rates is about full | does not hold |" in md and "arXiv 1801.06146" in html
+    alone = [r for r in rows() if r["strategy"] == "full"]
+    assert "published" not in texts(put(tmp_path / "none", alone, baseline="full"))[0]
 
 
 def test_cells_as_a_table(tmp_path):

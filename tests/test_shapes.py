@@ -98,7 +98,8 @@ def test_the_table_says_where():
         "sst2, 200 examples",
         "sst2, 1,000 examples",
     ]
-    assert len(table) == len(shapes.EXPECTATIONS) and next(r for e, r in table.items() if "MNLI" in e)["verdict"] == "not to be told here"
+    judged = {f.expected for f in found if f.holds is not None}
+    assert set(table) == judged and not any("MNLI" in expected for expected in table)  # what these rows do not speak of is no row
 
 
 def test_a_failed_seed_is_no_crash_and_a_task_is_a_word():
@@ -124,7 +125,7 @@ def test_where_nothing_can_be_told_apart_it_is_open(seeds, holds):
     for words in ("more layers", "costs nothing", "Gradual"):
         assert verdict(found, words) is holds
     table = {row["expected"]: row["verdict"] for row in shapes.table(found)}
-    assert next(v for e, v in table.items() if "more layers" in e) == ("holds" if holds else "open")
+    assert [v for e, v in table.items() if "more layers" in e] == ["holds"] * bool(holds)  # what is open is no row
     assert verdict(shapes.findings(rows({**GOOD, "bitfit": 0.8}, task="mnli", seeds=seeds)), "biases alone are worse") is holds
 
 

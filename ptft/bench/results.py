@@ -84,7 +84,7 @@ def merge(folders: Sequence[Path]) -> Merged:
     listed: dict[str, Mapping[str, Any]] = {}
     for bench in benches:
         # A row says what it was when it ran.
-        now = {key: bench[key] for key in ("metric", "baseline", "budget") if bench.get(key)}
+        now = {key: bench[key] for key in ("metric", "baseline", "budget") if bench.get(key)} | {"page": bench.get("config") or {}}
         listed = {**{cell: {**labels, **now} for cell, labels in bench.get("cells", {}).items()}, **listed}
     conflicts, older = list[str](), 0
     for folder, bench in zip(folders, benches, strict=True):

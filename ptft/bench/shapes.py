@@ -269,17 +269,16 @@ EXPECTATIONS: dict[tuple[str, str], Check] = {
 
 
 def table(found: Sequence[Finding]) -> list[dict[str, Any]]:
-    """One row an expectation: where it holds, where not, where that is open, and by what."""
+    """One row an expectation that holds or does not hold anywhere: where, where it is open, and by what."""
     out = []
     for expected, source in EXPECTATIONS:
         mine = [f for f in found if f.expected == expected]
-        out.append({"expected": expected, "source": source, "verdict": _verdict(mine), "parts": [f._asdict() for f in mine]})
+        if any(f.holds is not None for f in mine):
+            out.append({"expected": expected, "source": source, "verdict": _verdict(mine), "parts": [f._asdict() for f in mine]})
     return out
 
 
 def _verdict(mine: Sequence[Finding]) -> str:
-    if not mine:
-        return "not to be told here"
     found = {word: n for verdict, word in WORDS.items() if (n := sum(f.holds is verdict for f in mine))}
     (first, n), *rest = found.items()
     return ", ".join([f"{first} in {n} of {len(mine)}", *(f"{word} in {n}" for word, n in rest)]) if rest else first

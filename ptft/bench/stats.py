@@ -41,8 +41,8 @@ ROUNDING = 1e-9  # relative; a smaller spread is that of equal values
 MOST_SEEDS = 1000
 
 METHOD = (
-    "95 % intervals are Student's t over seeds, each of one mean or difference, and without what the choice of a rate adds; differences "
-    "are paired by seed. Verdicts beside them are corrected for the number of rows that are compared with the same one (Holm)."
+    "± and [ ] are 95 % intervals over seeds (Student's t), each of one mean or one difference; differences are paired by seed. Verdicts "
+    "are corrected for the number of rows that are compared with the same one (Holm). What the choice of a rate adds is not in them."
 )
 # What to say where these are shown.
 BOOTSTRAP = (

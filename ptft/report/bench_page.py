@@ -9,7 +9,7 @@ from typing import Any
 from ptft.bench import results, shapes, stats
 from ptft.bench.protocol import describe
 from ptft.bench.results import Row
-from ptft.report import bench_part, cost_panels, panels, words
+from ptft.report import advice, bench_part, cost_panels, panels, words
 from ptft.report.bench_part import Part
 
 
@@ -21,7 +21,8 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
         bench_part.part(title, here, order, here[0].get("baseline") or bench.get("baseline") or order[0], missing)
         for title, here in sections(rows)
     ]
-    shown = [(_section(part), _panels(part)) for part in parts]
+    shown = [(_section(part, part.title if len(parts) > 1 else ""), _panels(part)) for part in parts]
+    shown = [(_overview(parts, [section for section, _ in shown]), []), *shown] if len(parts) > 1 else shown
     shown += _over_sizes(parts)
     if expected := shapes.table(shapes.findings(rows)) if ok else []:
         shown.append((_expectations(expected), []))
@@ -29,7 +30,6 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     versions = words.distinct(r.get("versions") for r in ok if r["kind"] == "train") or words.distinct([bench.get("versions")])
     if max(len(places), len(versions)) > 1:
         notes.append("The runs come from more than one environment: their times do not compare.")
-    notes += dict.fromkeys(f"{r['strategy']}: {r['error']}" for r in rows if r["status"] == "skipped")
     notes = _budgets(parts) + notes
     if any(x.score.boot for part in parts for x in part.lines):
         notes = [stats.BOOTSTRAP, *notes]
@@ -85,7 +85,26 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     return out
 
 
-def _section(part: Part) -> dict[str, Any]:
+def _overview(parts: Sequence[Part], shown: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What to train in each of several parts."""
+    table = []
+    for part, section in zip(parts, shown, strict=True):
+        found = section["advice"]
+        row = next((r for r in section["table"] if found and r["name"] == found["name"]), None)
+        if found and row:
+            name = found["name"] + " (none beats the best reference)" * bool(found["first"])
+            cells = [name, row["score"], row["half"] or row["verdict"], row["short"], row["flops"], row["peak_ratio"]]
+            table.append({"name": part.title, "cells": cells})
+    lead = ["What to train in each part; why, and the command, stand below. FLOPs and memory are of a step, relative to the baseline."]
+    return {"kind": "overview", "task": "", "lead": lead if table else ["No strategy has all of its runs yet."], "table": table,
+            "caption": "", "columns": ["train", "test score", "to the baseline", "verdict", "FLOPs", "memory"]}  # fmt: skip
+
+
+def _section(part: Part, folder: str = "") -> dict[str, Any]:
+    found = advice.of(part, folder)
+    lead = found["why"] if found else ["Every strategy has a failed run: none of them has a mean over all of its seeds."]
+    if not part.strategies:
+        lead = ["No run has finished."]
     share = cost_panels.SharePanel(part.lines, part.metric, part.baseline)
     caption = (
         f"Test {part.metric} against cost. Bars are 95 % intervals over seeds (an arrowhead: it goes on); the line is the highest mean "
@@ -97,9 +116,9 @@ def _section(part: Part) -> dict[str, Any]:
     if share.left_out:
         caption += f" Far below, and not drawn: {words.listed([f'{x.name} ({x.score.mean:.3f})' for x in share.left_out])}."
     return {
-        "kind": "bench", "task": part.title, "metric": part.metric, "baseline": part.baseline, "lead": bench_part.lead(part),
+        "kind": "bench", "task": part.title, "metric": part.metric, "baseline": part.baseline, "advice": found, "lead": lead,
         "strip": bench_part.strip_scale(part.lines), "table": [bench_part.row(line, part) for line in part.lines], "caption": caption,
-        "forgets": any(x.forgetting for x in part.lines), "pairs": bench_part.pairs(part),
+        "absent": bench_part.absent(part), "forgets": any(x.forgetting for x in part.lines), "pairs": bench_part.pairs(part),
         "checks": [line for check in bench_part.CHECKS for line in check(part)],
         "again": bench_part.commands(part),
     }  # fmt: skip
@@ -153,13 +172,16 @@ def _over_sizes(parts: Sequence[Part]) -> list[tuple[dict[str, Any], list[Any]]]
 
 
 def _expectations(expected: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Those on which these data decide anything."""
     table = []
     for row in expected:
         where = [f"{p['where']}: {shapes.WORDS[p['holds']]} ({p['why']})" for p in row["parts"]]
-        table.append({"name": row["expected"], "cells": [row["verdict"], "; ".join(where) or "–", row["source"]]})
+        table.append({"name": row["expected"], "cells": [row["verdict"], "; ".join(where), row["source"]]})
     lead = [
-        "Shapes, not numbers: the models and data of these tables are larger. “Measurably” is at 95 %, corrected (Holm). “No worse” "
-        f"holds where the intervals leave room for no more than {shapes.MARGIN:g}; open: nothing is measurably worse, but they are wider."
+        "The models and data of these tables are larger, so only the direction of an effect is compared. “No worse” holds where the "
+        f"interval leaves room for a loss of at most {shapes.MARGIN:g}."
     ]
+    if others := len(shapes.EXPECTATIONS) - len(table):
+        lead.append(f"{words.count(others, 'other')} cannot be judged with these data.")
     return {"kind": "words", "task": "What published tables lead one to expect", "lead": lead, "table": table, "caption": "",
             "columns": ["here", "by what", "source"]}  # fmt: skip

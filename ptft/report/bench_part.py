@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from ptft import config as configs
 from ptft.bench import results, stats
 from ptft.bench.protocol import AGAIN
 from ptft.bench.results import Quoted, Row
@@ -91,6 +90,7 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
         for line in out:
             line.step_ratio = line.step / reference.step if line.step and reference.step else None
             line.flops_ratio = line.flops / reference.flops if line.flops and reference.flops else None
+            line.peak_ratio = line.peak / reference.peak if line.peak and reference.peak else None
     ranks = stats.ranks({x.name: x.scores for x in out if not x.reference and not x.again}, higher)
     for line in out:
         line.rank = ranks.get(line.name)
@@ -122,103 +122,7 @@ def _forgetting(rows: Sequence[Row]) -> stats.Summary | None:
 # ---------------------------------------------------------------- sentences
 
 
-def lead(part: Part) -> list[str]:
-    """What the numbers say."""
-    lines, metric = [x for x in part.lines if not x.again], part.metric
-    if not lines:
-        return ["No run has finished."]
-    whole = [x for x in lines if not x.failed]  # the mean of those seeds that a strategy survived is not its mean
-    if part.strategies and all(x.failed for x in part.strategies):
-        return ["Every strategy has a failed run: none of them has a mean over all of its seeds."]
-    common = set.intersection(*(set(x.scores) for x in whole))
-    even = all(set(x.scores) == common for x in whole) or not common
-
-    def mean(x: Line) -> float:
-        return x.score.mean if even else float(np.mean([x.scores[seed] for seed in common]))
-
-    best = (max if part.higher else min)(whole, key=mean)
-    word = "highest" if part.higher else "lowest"
-    if all(x.score.n == 1 for x in lines):
-        say = [f"{best.name} has the {word} test {metric}, {best.score.mean:.3f}."]
-        say.append("With one seed a strategy there is no interval: the order may be chance.")
-    else:
-        over = f"{words.plus_minus(best.score)} over {_seeds(best)}"
-        if not even:
-            others = " without a failed run" if len(whole) < len(lines) else ""
-            over = f"{mean(best):.3f} over the {words.count(len(common), 'seed')} that all{others} have"
-        at = f", at the {end} rate that it tried" if (end := edge(part, best.name)) else ""
-        say = [f"{best.name} has the {word} mean test {metric}: {over}{at}."]
-        say += _tied(part, best) + _floor(part)
-    for x in lines:
-        for y in lines:
-            if (
-                x.init_from
-                and not y.init_from
-                and _but_start(part, x) == _but_start(part, y)
-                and (gain := stats.paired(x.scores, y.scores))
-                and math.isfinite(gain.mean)
-            ):
-                found = {True: "", False: ", which cannot be told apart from nothing", None: ", without an interval"}[stats.apart(gain)]
-                what = f"the test {metric} of {x.name} by {words.signed(gain)}{found}"
-                say.append(f"Starting from pretrained instead of random weights changes {what}.")
-    return say
-
-
-def _but_start(part: Part, line: Line) -> dict[str, Any]:
-    """What a strategy does, but for what it starts from, at which rate and with which seed."""
-    row = part.quoted[line.name].rows[0]
-    known = {**configs.leaves(row.get("config") or {}), "freeze": row.get("freeze")}
-    return {k: v for k, v in known.items() if k not in ("init_from", "init_weights", "optim.lr", "seed")}
-
-
-def _floor(part: Part) -> list[str]:
-    """A warning of strategies that are not better than the best reference, after Holm's correction: they may not have learned."""
-    references = [x for x in part.lines if x.reference]
-    if not references:
-        return []
-    floor = (max if part.higher else min)(references, key=lambda x: x.score.mean)
-    gains = stats.corrected([stats.paired(x.scores, floor.scores) for x in part.strategies])
-    if all(stats.apart(gain) is None for gain in gains):
-        return []
-    no_better = [x.name for x, gain in zip(part.strategies, gains, strict=True) if stats.verdict(gain, part.higher) != "better"]
-    if len(no_better) < len(part.strategies):
-        return [f"Not measurably better than {floor.name} ({floor.score.mean:.3f}): {words.listed(no_better, 20)}."] if no_better else []
-    known = [(x, gain) for x, gain in zip(part.strategies, gains, strict=True) if gain and math.isfinite(gain.mean)]
-    x, gain = (max if part.higher else min)(known, key=lambda pair: pair[1].mean)
-    say = f"No strategy is measurably better than {floor.name} ({floor.score.mean:.3f}): {x.name}, the best of them, differs by "
-    return [say + f"{words.signed(gain)}. How they differ from each other says little here."]
-
-
-def _tied(part: Part, best: Line) -> list[str]:
-    """What cannot be told apart from the best, by the corrected comparison of all pairs, and the cheapest of it."""
-    if best.reference:
-        return []
-    found = {p.b: p.verdict for p in part.compared if p.a == best.name}
-    found |= {p.a: _turned(p.verdict) for p in part.compared if p.b == best.name}
-    tied = [x for x in part.strategies if found.get(x.name) == "cannot be told apart"]
-    ahead = [name for name, verdict in found.items() if verdict == "worse"]
-    untested = [name for name, verdict in found.items() if verdict not in ("better", "worse", "cannot be told apart")]
-    say = [f"It cannot be told apart from {words.listed([x.name for x in tied], len(tied))}."] if tied else []
-    if ahead:
-        say.append(f"Over the seeds that both have, it is measurably worse than {words.listed(ahead)}.")
-    if untested:
-        say.append(f"It was not compared with {words.listed(untested)}: a run failed, or fewer than two seeds are common.")
-    tied = [x for x in tied if not x.failed]
-    if not tied:
-        return say or ["Every other strategy is measurably worse."] * bool(found)
-    cheapest = min(tied, key=lambda x: x.cost)
-    if cheapest.cost < best.cost:
-        ratio = f" and takes {words.times(cheapest.step_ratio)} of {part.baseline}'s time a step" if cheapest.step_ratio else ""
-        less = f", {words.signed(gain)} to {best.name}" if (gain := stats.paired(cheapest.scores, best.scores)) else ""
-        say.append(f"The cheapest of them is {cheapest.name}: {words.plus_minus(cheapest.score)}{less}. "
-                   f"It moves {words.percent(cheapest.share)} of the parameters{ratio}.")  # fmt: skip
-    elif all(math.isfinite(x.cost) and x.cost > best.cost for x in tied):
-        who, s = (tied[0].name, "s") if len(tied) == 1 else ("All of them", "")
-        say.append(f"{who} move{s} more parameters." if best.step is None else f"{who} take{s} more time a step.")
-    return say
-
-
-def _turned(verdict: str) -> str:
+def turned(verdict: str) -> str:
     """The verdict on the other of a pair."""
     return {"better": "worse", "worse": "better"}.get(verdict, verdict)
 
@@ -311,18 +215,27 @@ def power(part: Part) -> list[str]:
     if not spread:
         return []
     least, middle, most = (sorted(spread)[i][1] for i in (0, len(spread) // 2, -1))
-    few, some, many = (stats.power(values)[1] for values in (least, middle, most))
-    say = f"To find a true difference of one point (0.01) to {part.baseline} on these rows four times in five takes {some} "
-    say += "at the middle spread of those seen here" + (f" ({few} at the least, {many} at the most)" if few != many else "")
+    few, some, many = (stats.power(values)[1].removeprefix("about ") for values in (least, middle, most))
+    say = f"To find a true difference of 0.01 to {part.baseline} on these rows four times in five takes about {some}"
+    say += f" ({few} where the differences spread least, {many} where most)" if few != many else ""
     if (pairs := len(part.tested)) > 1:
-        say += f", and {stats.power(middle, alpha=stats.ALPHA / pairs)[1]} as the smallest of {pairs} corrected comparisons"
+        say += f"; {stats.power(middle, alpha=stats.ALPHA / pairs)[1]} with the correction for {pairs} pairs"
     return [f"{say}."]
+
+
+def absent(part: Part) -> list[str]:
+    """References that could not run, and why."""
+    found = {r["strategy"]: r["error"] for r in part.rows if r["status"] == "skipped"}
+    return [f"Not in the table: {'; '.join(f'{name} ({error})' for name, error in found.items())}."] if found else []
 
 
 CHECKS = (evaluated, edges, unequal, again, power)
 
 
 # ---------------------------------------------------------------- tables
+
+# Of a table that has to fit a terminal.
+SHORT = {"cannot be told apart": "not told apart", "one seed: no interval": "one seed", "a run failed: no interval": "a run failed"}
 
 
 def row(line: Line, part: Part) -> dict[str, Any]:
@@ -333,22 +246,24 @@ def row(line: Line, part: Part) -> dict[str, Any]:
     gain = line.gain if line.gain and math.isfinite(line.gain.mean) else None
     score = f"{line.score.mean:.3f}" if line.failed else words.plus_minus(line.score)
     return {
-        "name": line.name, "detail": ", ".join(filter(None, [freeze, start, line.chosen])),
+        "name": line.name, "again": line.again, "detail": ", ".join(filter(None, [freeze, start, line.chosen])),
         "lr": (line.lr or "–") + (f" ({end} tried)" if (end := edge(part, line.name)) else ""),
-        "seeds": _seeds(line), "score": score + of, "median": f"{line.score.median:.3f}",
+        "seeds": seeds(line), "score": score + of, "median": f"{line.score.median:.3f}",
         "boot": f"[{boot[0]:.3f},\N{NO-BREAK SPACE}{boot[1]:.3f}]" if boot else "",
         "rank": "–" if line.rank is None else f"{line.rank:.1f}",
         "gain": "–" if gain is None else words.sign(gain.mean), "range": words.interval(gain), "verdict": line.verdict,
         "gain_boot": words.between(*gain.boot) if gain and gain.boot else "",
         "share": words.percent(line.share), "step": words.seconds(line.step), "step_ratio": words.times(line.step_ratio),
         "time": words.seconds(line.time), "flops": words.times(line.flops_ratio), "peak": words.size(line.peak),
+        "peak_ratio": words.times(line.peak_ratio), "short": SHORT.get(line.verdict, line.verdict),
+        "half": "" if gain is None else words.plus_minus_signed(gain),
         "checkpoint": words.size(line.checkpoint), "strip": _strip(line, *_strip_limits(part.lines)),
         "forgetting": "–" if line.forgetting is None else "0" if line.forgetting.mean == 0 else words.sign(line.forgetting.mean),
         "forgets": words.interval(line.forgetting) if line.forgetting and line.forgetting.mean else "",
     }  # fmt: skip
 
 
-def _seeds(line: Line) -> str:
+def seeds(line: Line) -> str:
     return words.count(line.score.n, "seed") + (f" ({line.failed} failed)" if line.failed else "")
 
 
@@ -360,7 +275,7 @@ def pairs(part: Part) -> dict[str, Any] | None:
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for p in found:
         for a, b, factor in ((p.a, p.b, 1), (p.b, p.a, -1)):
-            other = _turned(p.verdict) if factor < 0 else p.verdict
+            other = turned(p.verdict) if factor < 0 else p.verdict
             known = p.difference is not None and math.isfinite(p.difference.mean)
             text = words.sign(factor * p.difference.mean) if known and p.difference else "–"
             adjusted = "" if p.difference is None or p.difference.adjusted is None else f", p = {p.difference.adjusted:.2g}"

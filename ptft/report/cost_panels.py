@@ -26,7 +26,7 @@ class Line:
     score: stats.Summary  # of the runs that finished
     gain: stats.Difference | None  # paired difference to the baseline; None for the baseline
     verdict: str
-    share: float | None  # of the parameters that move
+    share: float | None  # of the parameters that are trainable
     step: float | None  # median seconds a step, of a process of its own
     time: float | None  # median seconds of a run's steps, at what a step takes in a process of its own
     flops: float | None  # a step
@@ -40,15 +40,11 @@ class Line:
     chosen: str = ""  # what auto(…) came to
     step_ratio: float | None = None  # to the baseline
     flops_ratio: float | None = None
+    peak_ratio: float | None = None
 
     @property
     def finished(self) -> dict[int, float]:
         return {seed: v for seed, v in self.scores.items() if math.isfinite(v)}
-
-    @property
-    def cost(self) -> float:
-        """What "cheap" means: time a step, or where it is not known the share that moves."""
-        return self.step if self.step is not None else self.share or math.inf
 
 
 class CostPanel:
@@ -127,7 +123,7 @@ class SharePanel(CostPanel):
         ax.xaxis.set_major_locator(LogLocator(10))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x * 100:g} %" if x <= 1 else ""))
         ax.tick_params(axis="x", which="minor", length=0)
-        ax.set_xlabel("share of the parameters that move (log)", fontsize=9.5, color=INK)
+        ax.set_xlabel("share of the parameters that are trainable (log)", fontsize=9.5, color=INK)
 
 
 class TimePanel(CostPanel):

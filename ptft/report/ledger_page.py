@@ -81,7 +81,8 @@ def section(ledger: Mapping[str, Any]) -> dict[str, Any]:
             where = most and label(_place(most["name"])[2])
             table.append({"name": layer, "cells": [str(len(moved)), str(len(rows) - len(moved)), _change(most), where or "–"]})
     return {
-        "task": "What moved", "lead": sentences(ledger), "columns": ["moved", "the same", "largest change", "in"], "table": table,
+        "kind": "run", "task": "What moved", "lead": sentences(ledger), "table": table,
+        "columns": ["moved", "the same", "largest change", "in"],
         "caption": "Every tensor by the largest change of an element, relative to its largest element before; hatched: frozen.",
         "all": [{"name": r["name"], "cells": [r["verdict"], _change(r), r["rule"]]} for r in ledger["rows"]],
     }  # fmt: skip

@@ -1,22 +1,34 @@
-"""A report's page as Markdown."""
+"""A report's page as Markdown, and its first screen, which a terminal shows."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+MORE = "<!-- more -->"  # what stands above it is the first screen
+WIDTH = 100
 
 
 def write(page: dict[str, Any]) -> str:
     out = [f"# {page['title']}", "", page["subtitle"], ""]
-    for s in page["sections"]:
+    for i, s in enumerate(page["sections"]):
         out += [f"## {s['task']}", ""] if s["task"] else []
+        out += _advice(s["advice"]) if s.get("advice") else []
         out += [*s["lead"], ""]
-        if s.get("kind") == "bench":
-            out += _bench_table(s)
+        if s["kind"] == "bench":
+            out += [*_main_table(s), *[MORE, ""] * (i == 0), *_details(s)]
+        elif s["kind"] == "overview":
+            out += [*_aligned(["", *s["columns"]], [[r["name"], *r["cells"]] for r in s["table"]]), MORE, ""]
         elif s["table"]:
             out += _md_table(["", *s["columns"]], [[r["name"], *r["cells"]] for r in s["table"]])
     captions = dict.fromkeys(s["caption"] for s in page["sections"] if s.get("caption"))
     out += ["![figure](report.png)", "", *(f"{caption}\n" for caption in captions)]
     if page["failed"]:
-        out += ["## Failed cells", "", *[f"- {f['strategy']}, seed {f['seed']}: {_md(f['error'])}" for f in page["failed"]], ""]
+        out += [
+            "## Failed cells",
+            "",
+            *[f"- {f['strategy']}, seed {f['seed']}: {_md(f['error'])}" for f in page["failed"]],
+            "",
+        ]
     out += [f"{note}\n" for note in page["notes"]]
     if page["facts"]:
         facts = [(name, f"`{value}`" if name == "command" else _md(value)) for name, value in page["facts"]]
@@ -24,17 +36,75 @@ def write(page: dict[str, Any]) -> str:
     return "\n".join(out)
 
 
-def _bench_table(s: dict[str, Any]) -> list[str]:
-    """The table of strategies, what checks it, all pairs, and how to run the rows again."""
+def first_screen(text: str) -> str:
+    """Of a written page: all of a run's, and of a benchmark's what to do, why, and the table.
+
+    Sentences are wrapped, and nothing else."""
+    lines = text.partition(MORE)[0].rstrip().splitlines()
+    return "\n".join(line if line.startswith(("|", " ")) else textwrap.fill(line, WIDTH) for line in lines)
+
+
+def _advice(a: Mapping[str, Any]) -> list[str]:
+    how = f" ({_md(a['how'])})" if a["how"] else ""
+    command = [f"    {a['command']}", ""] if a["command"] else []
+    return [*(f"{line}\n" for line in a["first"]), f"**{_md(a['do'])}**{how}.", "", a["facts"], "", *command]
+
+
+def _main_table(s: dict[str, Any]) -> list[str]:
     base = s["baseline"]
-    head = ["strategy", "learning rate", "seeds", f"test {s['metric']}, mean ± 95 %", "median", "bootstrap", "rank"]
-    head += [f"difference to {base}", "verdict", "parameters that move", "time a step", f"time, × {base}"]
-    head += ["time of all steps, nothing cached", f"FLOPs, × {base}", "peak memory", "checkpoint", *["forgetting"] * s["forgets"]]
-    keys = ["lr", "seeds", "score", "median", "boot", "rank", "gain", "verdict", "share", "step", "step_ratio", "time", "flops", "peak"]
-    keys += ["checkpoint", *["forgetting"] * s["forgets"]]
+    head = ["strategy", f"test {s['metric']}", f"to {base}", "verdict", "FLOPs", "memory"]
+    keys = ["name", "score", "half", "short", "flops", "peak_ratio"]
+    said = f"± is a 95 % interval. FLOPs and memory are of a step, relative to {base}."
+    return [
+        *_aligned(head, [[r[key] for key in keys] for r in s["table"] if not r["again"]]),
+        *(f"{line}\n" for line in (said, *s["absent"])),
+    ]
+
+
+def _details(s: dict[str, Any]) -> list[str]:
+    """The rest of the table of strategies, what checks it, all pairs, and how to run the rows again."""
+    base = s["baseline"]
+    head = [
+        "strategy",
+        "learning rate",
+        "seeds",
+        "median",
+        "bootstrap",
+        "rank",
+        f"difference to {base}",
+        "verdict",
+    ]
+    head += [
+        "trainable parameters",
+        "time a step",
+        f"time, × {base}",
+        "time of all steps, nothing cached",
+        "peak memory",
+        "checkpoint",
+    ]
+    head += ["forgetting"] * s["forgets"]
+    keys = [
+        "lr",
+        "seeds",
+        "median",
+        "boot",
+        "rank",
+        "gain",
+        "verdict",
+        "share",
+        "step",
+        "step_ratio",
+        "time",
+        "peak",
+        "checkpoint",
+    ]
+    keys += ["forgetting"] * s["forgets"]
     ranges = {"gain": "range", "forgetting": "forgets"}
     body = [
-        [r["name"] + (f" ({r['detail']})" if r["detail"] else ""), *(f"{r[k]} {r.get(ranges.get(k), '')}".strip() for k in keys)]
+        [
+            r["name"] + (f" ({r['detail']})" if r["detail"] else ""),
+            *(f"{r[k]} {r.get(ranges.get(k), '')}".strip() for k in keys),
+        ]
         for r in s["table"]
     ]
     out = [*_md_table(head, body), *(f"{line}\n" for line in s["checks"])]
@@ -44,7 +114,11 @@ def _bench_table(s: dict[str, Any]) -> list[str]:
             [f"{n} {row['name']}", *(_bold_if_apart(c) if c else "" for c in row["cells"])]
             for n, row in zip(numbers, pairs["rows"], strict=True)
         ]
-        out += [f"Each strategy less each other; bold: told apart. {pairs['lead']}", "", *_md_table(["", *numbers], squares)]
+        out += [
+            f"Each strategy less each other; bold: told apart. {pairs['lead']}",
+            "",
+            *_md_table(["", *numbers], squares),
+        ]
     for again in s["again"]:
         out += [f"Any row again, by its hash: `{again['command']}`", ""]
         out += [*(f"- {_md(name)}: {', '.join(hashes)}" for name, hashes in again["rows"]), ""]
@@ -57,6 +131,25 @@ def _bold_if_apart(cell: Mapping[str, str]) -> str:
 
 def _md_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     return [_md_row(head), _md_row(["---"] * len(head)), *map(_md_row, body), ""] if body else []
+
+
+def _aligned(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """A table whose columns line up where it is read as text."""
+    widths = [max(len(_md(row[i])) for row in (head, *body)) for i in range(len(head))]
+
+    def padded(row: Sequence[str]) -> list[str]:
+        return [cell + " " * (width - len(_md(cell))) for cell, width in zip(row, widths, strict=True)]
+
+    return (
+        [
+            _md_row(padded(head)),
+            _md_row(["-" * width for width in widths]),
+            *(_md_row(padded(row)) for row in body),
+            "",
+        ]
+        if body
+        else []
+    )
 
 
 def _md(text: str) -> str:

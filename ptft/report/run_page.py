@@ -42,7 +42,7 @@ def page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
     if "freeze" in config:
         lead.insert(0, _what(config, ledger.get("phases", ())))
     section = {
-        "task": "", "lead": lead, "columns": list(splits),
+        "kind": "run", "task": "", "lead": lead, "columns": list(splits),
         "caption": "Training curves; where there are many points, the line is their running mean.",
         "table": [{"name": k, "cells": [f"{v[k]:.4f}" if words.plain(v.get(k)) else "–" for v in splits.values()]} for k in numbers],
     }  # fmt: skip

@@ -29,6 +29,10 @@ def signed(s: stats.Summary) -> str:
     return f"{sign(s.mean)} {interval(s)}".strip()
 
 
+def plus_minus_signed(s: stats.Summary) -> str:
+    return sign(s.mean) + (f" ± {s.half:.3f}" if s.half is not None else "")
+
+
 def plus_minus(s: stats.Summary) -> str:
     return f"{s.mean:.3f}" + (f" ± {s.half:.3f}" if s.half is not None else "")
 

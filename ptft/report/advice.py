@@ -1,0 +1,243 @@
+"""What to do with one task, model and size: the strategy to train, its score and cost, its command, and why."""
+
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ptft import config as configs
+from ptft.bench import stats
+from ptft.bench.results import Row
+from ptft.report import words
+from ptft.report.bench_part import Part, edge, seeds, turned
+from ptft.report.cost_panels import Line
+
+
+class Floor(NamedTuple):
+    """The best of the rows of reference, and of what starts from random weights."""
+
+    line: Line
+    gains: dict[str, stats.Difference | None]  # of every other strategy over it, corrected for their number (Holm)
+    better: frozenset[str]  # the strategies that are measurably better
+
+
+def of(part: Part, folder: str = "") -> dict[str, Any] | None:
+    """The first lines of a page; None where no strategy has all of its runs.
+
+    Args:
+      folder: before the strategy's name in the --workdir of its command, where a page has several of them.
+    """
+    if (best := best_mean(part)) is None:
+        return None
+    below = floor(part)
+    line = choose(part, best, below)
+    freeze = f"freeze={line.freeze}" if line.freeze not in (line.name, "") else ""
+    start = "random weights" if not line.init_from and any(x.init_from for x in part.strategies) else ""
+    none_better = below is not None and not below.better
+    return {
+        "name": line.name, "first": none_better_than(part, below) if below and none_better else [],
+        "do": f"{'If you train one, take' if none_better else 'Train'} {line.name}",
+        "how": ", ".join(filter(None, [freeze, line.lr and f"learning rate {line.lr}", start, line.chosen])),
+        "facts": facts(part, line), "command": command(part.quoted[line.name].rows[0], folder), "why": why(part, best, line, below),
+    }  # fmt: skip
+
+
+def choose(part: Part, best: Line, below: Floor | None) -> Line:
+    """The cheapest strategy that is not measurably worse than the best mean, after the correction for all pairs.
+
+    Where some of these are measurably better than the best reference, it is the cheapest of those. What was not compared with the best
+    mean (one seed, a failed run) is not chosen."""
+    level = [best, *level_with(part, best)]
+    return cheapest([x for x in level if below and x.name in below.better] or level, part.higher)
+
+
+def cheapest(lines: Sequence[Line], higher: bool) -> Line:
+    """By the FLOPs of a step; where one has none, by time, or else by the trainable share. Of equals, the better mean."""
+    known = (key for key in ("flops", "step", "share") if all(getattr(x, key) is not None for x in lines))
+    key = next(known, None)
+    return min(lines, key=lambda x: (getattr(x, key) if key else 0, -x.score.mean if higher else x.score.mean))
+
+
+def common_seeds(part: Part) -> tuple[set[int], bool]:
+    """The seeds that all strategies without a failed run have, and whether these are all of their seeds."""
+    whole = [set(x.scores) for x in part.strategies if not x.failed]
+    common = set.intersection(*whole)
+    return common, all(its == common for its in whole) or not common
+
+
+def best_mean(part: Part) -> Line | None:
+    """The mean of those seeds that a strategy survived is not its mean: one with a failed run is not asked."""
+    whole = [x for x in part.strategies if not x.failed]
+    return (max if part.higher else min)(whole, key=lambda x: _mean(part, x)) if whole else None
+
+
+def _mean(part: Part, line: Line) -> float:
+    common, even = common_seeds(part)
+    return line.score.mean if even else float(np.mean([line.scores[seed] for seed in common]))
+
+
+def against(part: Part, line: Line) -> dict[str, str]:
+    """Every other strategy -> the verdict on this one against it, by the corrected comparison of all pairs."""
+    found = {p.b: p.verdict for p in part.compared if p.a == line.name}
+    return found | {p.a: turned(p.verdict) for p in part.compared if p.b == line.name}
+
+
+def level_with(part: Part, best: Line) -> list[Line]:
+    """What cannot be told apart from the best, without what has a failed run."""
+    verdicts = against(part, best)
+    return [x for x in part.strategies if verdicts.get(x.name) == "cannot be told apart" and not x.failed]
+
+
+def floor(part: Part) -> Floor | None:
+    """None without a reference, or where nothing can be compared with it."""
+    pretrained = any(x.init_from for x in part.strategies)
+    references = [x for x in part.lines if not x.again and (x.reference or (pretrained and not x.init_from and not x.failed))]
+    if not references:
+        return None
+    line = (max if part.higher else min)(references, key=lambda x: x.score.mean)
+    others = [x for x in part.strategies if x is not line]
+    gains = dict(
+        zip(
+            [x.name for x in others],
+            stats.corrected([stats.paired(x.scores, line.scores) for x in others]),
+            strict=True,
+        )
+    )
+    better = frozenset(name for name, gain in gains.items() if stats.verdict(gain, part.higher) == "better")
+    return None if all(stats.apart(gain) is None for gain in gains.values()) else Floor(line, gains, better)
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def none_better_than(part: Part, below: Floor) -> list[str]:
+    known = {name: gain for name, gain in below.gains.items() if gain and math.isfinite(gain.mean)}
+    name = (max if part.higher else min)(known, key=lambda n: known[n].mean)
+    return [
+        f"No strategy is measurably better than {below.line.name} ({below.line.score.mean:.3f}): {name}, the best of them, differs by "
+        f"{words.signed(known[name])}. So none of them has shown its worth here, and how they differ from each other says little."
+    ]
+
+
+def facts(part: Part, line: Line) -> str:
+    """What it scores and costs."""
+    base = part.baseline
+    gain = f", {words.signed(line.gain)} to {base} ({line.verdict})" if line.gain and math.isfinite(line.gain.mean) else ""
+    gain = ", the baseline" if line.name == base else gain
+    costs = [f"{words.times(x)} of {whose}" for x, whose in ((line.flops_ratio, f"{base}'s FLOPs"), (line.peak_ratio, "its memory")) if x]
+    share = f"{words.percent(line.share)} of the parameters are trainable" if line.share is not None else ""
+    costs = [f"a step takes {' and '.join(costs)}"] if costs and line.name != base else []
+    cost = "; ".join(filter(None, [*costs, share]))
+    return f"Test {part.metric} {words.plus_minus(line.score)} over {seeds(line)}{gain}. {cost[:1].upper()}{cost[1:]}" + "." * bool(cost)
+
+
+def why(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]:
+    """Why this one, and what speaks against being sure."""
+    most, metric = ("highest" if part.higher else "lowest"), part.metric
+    if all(x.score.n == 1 for x in part.strategies):
+        say = [f"{best.name} has the {most} test {metric}, {best.score.mean:.3f}. With one seed a strategy there is no interval: the "
+               "order may be chance. Run three seeds or more."]  # fmt: skip
+    else:
+        apart = [p for p in part.tested if p.verdict in ("better", "worse")]
+        say = ["No two strategies can be told apart, so take the cheapest."] if part.tested and not apart else []
+        say += [
+            f"{best.name} has the {most} mean test {metric}: {_over(part, best)}.",
+            *_level(part, best, line, below),
+        ]
+    if below and below.better and (no_better := [name for name in below.gains if name not in below.better]):
+        say.append(f"Not measurably better than {below.line.name} ({below.line.score.mean:.3f}): {words.listed(no_better, 20)}.")
+    return say + started(part)
+
+
+def _over(part: Part, best: Line) -> str:
+    common, even = common_seeds(part)
+    over = f"{words.plus_minus(best.score)} over {seeds(best)}"
+    if not even:
+        others = " without a failed run" if any(x.failed for x in part.strategies) else ""
+        over = f"{_mean(part, best):.3f} over the {words.count(len(common), 'seed')} that all{others} have"
+    return over + (f", at the {end} rate that it tried" if (end := edge(part, best.name)) else "")
+
+
+def _level(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]:
+    """What cannot be told apart from the best mean, what was not compared with it, and the cheapest of them."""
+    verdicts, level = against(part, best), level_with(part, best)
+    level_names = [name for name, verdict in verdicts.items() if verdict == "cannot be told apart"]
+    ahead = [name for name, verdict in verdicts.items() if verdict == "worse"]
+    untested = [name for name, verdict in verdicts.items() if verdict not in ("better", "worse", "cannot be told apart")]
+    say = [f"It cannot be told apart from {words.listed(level_names, len(level_names))}."] if level_names else []
+    if ahead:
+        say.append(f"Over the seeds that both have, it is measurably worse than {words.listed(ahead)}.")
+    if untested:
+        say.append(f"It was not compared with {words.listed(untested)}: a run failed, or fewer than two seeds are common.")
+    if not level:
+        return say or ["Every other strategy is measurably worse."] * bool(verdicts)
+    among = "them" if cheapest([best, *level], part.higher) is line or not below else f"those that are better than {below.line.name}"
+    if line is best:
+        return [*say, f"None of {among} is cheaper."]
+    gain = stats.paired(line.scores, best.scores)
+    less = f": {words.signed(gain)} to {best.name}" if gain else ""
+    chance = f". Where {len(part.tested)} pairs are compared, that may be chance" if stats.apart(gain) else ""
+    return [*say, f"The cheapest of {among} is {line.name}{less}{chance}."]
+
+
+def started(part: Part) -> list[str]:
+    """What the pretrained weights bring, for strategies that were trained from random ones, too."""
+    say = []
+    for x in part.strategies:
+        for y in part.strategies:
+            if x.init_from and not y.init_from and _but_start(part, x) == _but_start(part, y):
+                gain = stats.paired(x.scores, y.scores)
+                if gain and math.isfinite(gain.mean):
+                    sure = {
+                        True: "",
+                        False: ", which cannot be told apart from nothing",
+                        None: ", without an interval",
+                    }[stats.apart(gain)]
+                    say.append(f"Starting from pretrained instead of random weights changes the test {part.metric} of {x.name} by "
+                               f"{words.signed(gain)}{sure}.")  # fmt: skip
+    return say
+
+
+def _but_start(part: Part, line: Line) -> dict[str, Any]:
+    """What a strategy does, but for what it starts from, at which rate and with which seed."""
+    row = part.quoted[line.name].rows[0]
+    known = {**configs.leaves(row.get("config") or {}), "freeze": row.get("freeze")}
+    return {k: v for k, v in known.items() if k not in ("init_from", "init_weights", "optim.lr", "seed")}
+
+
+# ---------------------------------------------------------------- the command
+
+
+def command(row: Row, folder: str = "") -> str:
+    """The `ptft train` that does what a cell did, with the page's own seed; "" of a row that does not say its page."""
+    given = shlex.split(row.get("command") or "")
+    if given[:3] != ["ptft", "bench", "--config"] or "--only" not in given:
+        return ""
+    page = [word for word in given[2 : given.index("--only")] if not word.startswith("--config.bench.")]
+    changes = [f"--config.{key}={value}" for key, value in _changes(row).items()]
+    name = re.sub(r"[^\w.=-]+", "-", f"{folder} {row['strategy']}".strip()).strip("-")
+    return shlex.join(["ptft", "train", *page, *changes, "--workdir", f"runs/{name}"])
+
+
+def _changes(row: Row) -> dict[str, Any]:
+    """What a cell's config has beyond its page: what strategy, rate, task, model, size and budget changed."""
+    page = row.get("page") or {}
+    bench, own = page.get("bench") or {}, configs.leaves(row.get("config") or {})
+    stated = configs.leaves({k: v for k, v in page.items() if k != "bench"})
+    entries = [e for kind in ("strategies", "tasks", "models") for e in bench.get(kind) or () if e["name"] == row.get(_NAMES[kind])]
+    named = {key for entry in entries for key in configs.leaves(entry)}
+    named |= {"data.train_size"} if row["size"] else set()
+    named |= {"init_weights"} if own.get("init_weights") is False else set()
+    first = {"freeze": row["freeze"], "optim.lr": row["lr"]}
+    rest = {k: v for k, v in own.items() if k not in (*first, "seed") and (stated[k] != v if k in stated else k in named)}
+    return {k: v for k, v in first.items() if v is not None} | rest
+
+
+_NAMES = {
+    "strategies": "strategy",
+    "tasks": "task",
+    "models": "model",
+}  # section of `bench` -> label of a row
