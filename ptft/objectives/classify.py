@@ -102,10 +102,15 @@ class Classify:
         )
 
     def _cut(self, x: list[int], y: list[int], room: int) -> tuple[list[int], list[int]]:
-        """Shortens the longer text until both fit."""
-        keep_y = min(len(y), max(room // 2, room - len(x)))
-        keep_x = min(len(x), room - keep_y)
-        return (x[-keep_x:] if keep_x else [], y[-keep_y:] if keep_y else []) if self.truncate == "tail" else (x[:keep_x], y[:keep_y])
+        """Shortens the longer text until both fit, as transformers does: an odd place is the longer text's, or text_b's of two alike."""
+        if room < 0:
+            raise UserError(
+                f"objective.seq_len={self.seq_len} has no room for the separators of a pair; expected {self.seq_len - room} or more"
+            )
+        short = min(len(x), len(y), room // 2)
+        long = min(max(len(x), len(y)), room - short)
+        keep_x, keep_y = (long, short) if len(x) > len(y) else (short, long)
+        return (x[len(x) - keep_x :], y[len(y) - keep_y :]) if self.truncate == "tail" else (x[:keep_x], y[:keep_y])
 
     def example(self, batch: int) -> dict[str, np.ndarray]:
         one = np.ones(batch, np.int32)
