@@ -16,7 +16,7 @@ from ptft import adapters, checkpoint, cost, data, freeze, hub, ledger, mesh, mo
 from ptft import config as configs
 from ptft import tokenizer as tokenizers
 from ptft.config import Config, Field, Spec
-from ptft.errors import UserError, did_you_mean
+from ptft.errors import UserError, did_you_mean, joined
 from ptft.objectives import Objective, Rows
 from ptft.step import Net
 from ptft.tokenizer import Tokenizer
@@ -449,8 +449,8 @@ def initial(config: Config, net: Net, quiet: bool = True) -> Flat:
             origin = f"step {what.step}"
         if not quiet:
             record.say(f"from {start} ({origin}): loaded {len(what.loaded)} tensors")
-            record.say(f"  new: {', '.join(what.new) or 'none'}")
-            record.say(f"  unused: {', '.join(what.unused) or 'none'}")
+            record.say(f"  new: {joined(what.new) or 'none'}")
+            record.say(f"  unused: {joined(what.unused) or 'none'}")
     fresh = net.init(config.seed, tuple(n for n in want if n not in loaded))
     return {n: loaded[n] if n in loaded else fresh[n] for n in want}
 

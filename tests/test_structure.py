@@ -11,7 +11,7 @@ from ptft.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "errors", "plugins", "tree", "config", "record", "mesh", "tokenizer", "data", "packing", "models", "objectives", "pipeline",
+    "errors", "plugins", "tree", "config", "record", "mesh", "added_tokens", "tokenizer", "data", "packing", "models", "objectives", "pipeline",
     "freeze", "adapters", "thin", "optim", "step", "cost", "ledger", "checkpoint", "hub_names", "hub", "tasks", "build", "plans",
     "signals", "auto", "prefix", "state", "train", "bench", "tune", "report", "exchange", "__main__",
 ]  # fmt: skip
