@@ -206,17 +206,16 @@ def _unsafe(files: Sequence[str]) -> str:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    index = path / "model.safetensors.index.json"
+    index, there = path / "model.safetensors.index.json", sorted(p.name for p in path.iterdir())
     if (path / "model.safetensors").is_file():
         return [path / "model.safetensors"]
     if index.is_file():
         shards = sorted({str(name) for name in read_object(index).get("weight_map", {}).values()})
         for name in shards:
-            if Path(name).name != name or not (path / name).is_file():
+            if name not in there:
                 raise UserError(f"{index} names the file {shown(name)}, which is not in {path}; fetch it again")
         if shards:
             return [path / name for name in shards]
-    there = sorted(p.name for p in path.iterdir())
     if alone := [n for n in there if re.fullmatch(r"model-\d+-of-\d+\.safetensors", n)]:
         raise UserError(f"{path} has {alone[0]} and no model.safetensors.index.json that lists it; fetch the index, too")
     if other := [n for n in there if _is_unsafe(n)]:

@@ -63,14 +63,16 @@ def decoder(tokens: tuple[str, ...] = ADDED, **flags: bool) -> dict[str, Any]:
 
 
 NUMBERS = {t: i for i, t in enumerate(ADDED, FIRST)}
-DICTS = [entry(t) for t in SPECIAL]
+MAP = {**NAMES, "additional_special_tokens": SPECIAL}
+DICTS = {**NAMES, "mask_token": entry("[MASK]"), "additional_special_tokens": [entry(t) for t in SPECIAL]}
+LIST = [*SPECIAL, {"__type": "AddedToken", **entry(ADDED[3])}]
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "tokenizer.json": lambda f: whole(f, ADDED, {"extra_special_tokens": list(SPECIAL)}),
     "tokenizer.json and a decoder": lambda f: whole(f, ADDED, decoder() | {"additional_special_tokens": list(SPECIAL)}),
     "tokenizer.json and added_tokens.json": lambda f: put(whole(f, ADDED, {}), added_tokens=NUMBERS, special_tokens_map=NAMES),
     "a decoder beside tokenizer.json": lambda f: whole(f, (), decoder()),
-    "a list beside tokenizer.json": lambda f: whole(f, (), {"extra_special_tokens": [*SPECIAL, {"__type": "AddedToken", **entry(ADDED[3])}]}),
-    "vocab.txt, numbers and a map": lambda f: old(f, {}, added_tokens=NUMBERS, special_tokens_map={**NAMES, "additional_special_tokens": SPECIAL}),
+    "a list beside tokenizer.json": lambda f: whole(f, (), {"extra_special_tokens": LIST}),
+    "vocab.txt, numbers and a map": lambda f: old(f, {}, added_tokens=NUMBERS, special_tokens_map=MAP),
     "vocab.txt and numbers": lambda f: old(f, NAMES, added_tokens=NUMBERS),
     "vocab.txt, numbers and a list": lambda f: old(f, {"additional_special_tokens": SPECIAL}, added_tokens=NUMBERS),
     "vocab.txt and a decoder": lambda f: old(f, decoder()),
@@ -79,7 +81,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
 SHORT = "[E1] ferry [/E1] was cold, <usr>x x<usr>"
 SHORT_FOUND = ["[E1]", "ferry", "[/E1]", "was", "cold", "[UNK]", "<usr>", "x", "x", "<usr>"]
 SPECIAL_ALONE: dict[str, Callable[[Path], Path]] = {
-    "vocab.txt and a map": lambda f: old(f, {}, special_tokens_map={**NAMES, "additional_special_tokens": SPECIAL}),
+    "vocab.txt and a map": lambda f: old(f, {}, special_tokens_map=MAP),
     "vocab.txt and a list": lambda f: old(f, {"extra_special_tokens": SPECIAL}),
     "names of their own": lambda f: old(f, {"extra_special_tokens": {f"{i}_token": t for i, t in enumerate(SPECIAL)}}),
     "keys of their own": lambda f: whole(f, (), {f"key{i}_token": t for i, t in enumerate(SPECIAL)}),
@@ -87,8 +89,8 @@ SPECIAL_ALONE: dict[str, Callable[[Path], Path]] = {
 }
 # transformers 5 fails on these, transformers 4 wrote them.
 OLDER: dict[str, Callable[[Path], Path]] = {
-    "a map of objects": lambda f: old(f, {}, special_tokens_map={**NAMES, "mask_token": entry("[MASK]"), "additional_special_tokens": DICTS}),
-}  # fmt: skip
+    "a map of objects": lambda f: old(f, {}, special_tokens_map=DICTS),
+}
 CASES = {n: (make, TEXT, FOUND) for n, make in LAYOUTS.items()}
 CASES |= {n: (make, SHORT, SHORT_FOUND) for n, make in {**SPECIAL_ALONE, **OLDER}.items()}
 
@@ -172,17 +174,17 @@ def test_tokens_that_were_added_to_an_export_of_ours(tmp_path):
     assert cut(tokenizer.load(tmp_path), "a <usr>") == ["a", "<usr>"]
 
 
+BACK = {**decoder(ADDED[::-1]), "tokenizer_class": "PreTrainedTokenizerFast"}
+GAPS = [*VOCAB[:-1], "", "", VOCAB[-1]]
 WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "a gap": (lambda f: old(f, {}, added_tokens={"[E1]": FIRST + 2}), rf"the added token '\[E1\]' has the id {FIRST + 2} .* is read as {FIRST};"),
-    "two ids": (
-        lambda f: whole(f, ADDED, decoder(ADDED[::-1]) | {"tokenizer_class": "PreTrainedTokenizerFast"}), "the added token '.*' has the id .*without a gap",
-    ),
-    "two files that differ": (lambda f: whole(f, ADDED, decoder(ADDED[:2])), "added_tokens_decoder lacks '<usr>', 'New York', which tokenizer.json adds"),
+    "a gap": (lambda f: old(f, {}, added_tokens={"[E1]": FIRST + 2}), rf"token '\[E1\]' has the id {FIRST + 2} .* is read as {FIRST};"),
+    "two ids": (lambda f: whole(f, ADDED, BACK), "the added token '.*' has the id .*without a gap"),
+    "two files that differ": (lambda f: whole(f, ADDED, decoder(ADDED[:2])), "lacks '<usr>', 'New York', which tokenizer.json adds"),
     "no number": (lambda f: old(f, {}, added_tokens={"[E1]": "x"}), "the tokenizer in .* is not as transformers writes it"),
     "no token": (lambda f: old(f, {"extra_special_tokens": [5]}), "is not as transformers writes it"),
     "no list": (lambda f: old(f, {"extra_special_tokens": 5}), "is not as transformers writes it"),
     "a list for an object": (lambda f: old(f, {}, added_tokens=[1]), "added_tokens.json: expected a JSON object, got list"),
-    "a gap in the vocabulary": (lambda f: old(f, {"extra_special_tokens": ["[E1]"]}, [*VOCAB[:-1], "", "", VOCAB[-1]]), "because the vocabulary has gaps"),
+    "a gap in the vocabulary": (lambda f: old(f, {"extra_special_tokens": ["[E1]"]}, GAPS), "because the vocabulary has gaps"),
     "another way of cutting": (lambda f: old(f, {"word_tokenizer_type": "mecab"}), "words are cut by 'mecab' first"),
 }  # fmt: skip
 

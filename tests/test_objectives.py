@@ -663,7 +663,7 @@ def test_pairs_are_cut_as_transformers_cuts(separators, seq_len, truncate, tmp_p
 
 
 def test_a_row_without_room_for_separators(tmp_path):
-    with pytest.raises(UserError, match="objective.seq_len=3 has no room for the separators of a pair; expected 4 or more"):
+    with pytest.raises(UserError, match=r"objective\.seq_len=3 has no room for the separators of a pair; expected 4 or more"):
         text_rows([{"text": "w1", "text_b": "w2", "label": 1}], twice_separated(tmp_path), seq_len=3)
 
 

@@ -11,9 +11,9 @@ from ptft.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "errors", "plugins", "tree", "config", "record", "mesh", "added_tokens", "tokenizer", "data", "packing", "models", "objectives", "pipeline",
-    "freeze", "adapters", "thin", "optim", "step", "cost", "ledger", "checkpoint", "hub_names", "hub", "tasks", "build", "plans",
-    "signals", "auto", "prefix", "state", "train", "bench", "tune", "report", "exchange", "__main__",
+    "errors", "plugins", "tree", "config", "record", "mesh", "added_tokens", "tokenizer", "data", "packing", "models",
+    "objectives", "pipeline", "freeze", "adapters", "thin", "optim", "step", "cost", "ledger", "checkpoint", "hub_names", "hub",
+    "tasks", "build", "plans", "signals", "auto", "prefix", "state", "train", "bench", "tune", "report", "exchange", "__main__",
 ]  # fmt: skip
 TOP = {"pyproject.toml", "README.md", "LICENSE", "ptft", "configs", "tests", "launch"}
 SOURCES = sorted((ROOT / "ptft").rglob("*.py"))
