@@ -16,7 +16,7 @@ from ptft import adapters, checkpoint, cost, data, freeze, hub, ledger, mesh, mo
 from ptft import config as configs
 from ptft import tokenizer as tokenizers
 from ptft.config import Config, Field, Spec
-from ptft.errors import UserError, did_you_mean, listed, shown
+from ptft.errors import UserError, did_you_mean, joined, listed, shown
 from ptft.objectives import Objective, Rows
 from ptft.startup import timed
 from ptft.step import Net
@@ -455,8 +455,8 @@ def initial(config: Config, net: Net, quiet: bool = True) -> Flat:
             origin = f"step {what.step}"
         if not quiet:
             record.say(f"from {start} ({origin}): loaded {len(what.loaded)} tensors")
-            record.say(f"  new: {', '.join(what.new) or 'none'}")
-            record.say(f"  unused: {', '.join(what.unused) or 'none'}")
+            record.say(f"  new: {joined(what.new) or 'none'}")
+            record.say(f"  unused: {joined(what.unused) or 'none'}")
     fresh = net.init(config.seed, tuple(n for n in want if n not in loaded))
     return {n: loaded[n] if n in loaded else fresh[n] for n in want}
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ptft.errors import UserError, did_you_mean
+from ptft.errors import UserError, did_you_mean, shown
 from ptft.record import say
 
 # Keys that may change between two starts in the same workdir: they decide where and how often, not what is computed.
@@ -46,13 +46,13 @@ class Field:
         listy = tuple in kinds and isinstance(value, list)
         exact = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
         if not (exact or numeric or listy):
-            return f"{name}: expected {' or '.join(_kind_name(k) for k in kinds)}, got {value!r}"
+            return f"{name}: expected {' or '.join(_kind_name(k) for k in kinds)}, got {shown(value)}"
         if self.choices is not None and value not in self.choices:
             choices = list(map(str, self.choices))
-            return f"{name}: {value!r} is not one of {', '.join(choices)}; {did_you_mean(str(value), choices)}"
+            return f"{name}: {shown(value)} is not one of {', '.join(choices)}; {did_you_mean(str(value)[:60], choices)}"
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and not (math.isfinite(value) and (self.lo is None or value >= self.lo) and (self.hi is None or value <= self.hi)):
-            return f"{name}: {value!r} is out of range; expected {self._range()}"
+            return f"{name}: {shown(value)} is out of range; expected {self._range()}"
         why = self.check(value) if self.check else None
         return why and f"{name}: {why}"
 

@@ -38,9 +38,22 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     return f"there is: {names}" if names else "there is none"
 
 
+def short(text: object, most: int = 200) -> str:
+    """Another library's words, or a name out of a file: as they are, unless they are long."""
+    text = str(text)
+    return text if len(text) <= most else f"{text[: most - 10]} … {text[-7:]}"
+
+
+def joined(values: Iterable[object], most: int = 100) -> str:
+    """Names out of files, one after the other, the first `most` of them."""
+    values = list(values)
+    more = [f"… and {len(values) - most} more"] if len(values) > most else []
+    return ", ".join([*(short(v, 80) for v in values[:most]), *more])
+
+
 def table(rows: list[tuple[str, str, str]], most: int = 20) -> str:
     """Rows (path, have, want) as lines, the first `most` of them."""
     more = [f"  … and {len(rows) - most} more"] if len(rows) > most else []
-    rows = [("path", "have", "want"), *rows[:most]]
+    rows = [("path", "have", "want"), *((short(a), short(b), short(c)) for a, b, c in rows[:most])]
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return "\n".join([f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in rows] + more)

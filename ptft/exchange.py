@@ -9,7 +9,7 @@ from ptft import adapters, build, checkpoint, hub, record, thin
 from ptft import config as configs
 from ptft import tokenizer as tokenizers
 from ptft.config import Config
-from ptft.errors import UserError
+from ptft.errors import UserError, joined
 
 
 def import_run(where: str, workdir: Path) -> None:
@@ -24,10 +24,14 @@ def import_run(where: str, workdir: Path) -> None:
     keys = hub.model_keys(folder)
     nsp = folder.family.mlm.get("head/nsp", "no such head") + ".weight" in folder.tensors
     objective = {**({"name": hub.task(folder)} if labels else {"name": "mlm_nsp", "nsp": nsp}), "seq_len": min(512, keys["max_len"])}
+    if objective["name"] == "classify":
+        objective |= hub.cuts(folder, objective["seq_len"])
     config = build.resolve({"model": keys, "objective": objective, "data": {"names": labels}})
     # A pooler comes along even where the model's own pooling does not read it.
     whole = build.net(config.replace(**{"model.pooling": "cls"}), tokenizer, labels).shapes()
     params, what = hub.load_params(folder, whole, skip="", new_ok="(head|backbone/pooler)/.*")
+    if objective["name"] == "classify":
+        hub.must_be_whole(folder, what.new)
     origin = {"from": where, "model_type": folder.kind, "architectures": folder.config.get("architectures"), "dtype": folder.dtype}
     origin["sentence"] = hub.sentence(folder)
     origin["head"] = any(n.startswith("head/") for n in params)
@@ -46,11 +50,10 @@ def import_run(where: str, workdir: Path) -> None:
     record.say(f"{where}: {folder.kind}, {len(params)} tensors, {folder.dtype} in the file, float32 here")
     record.say("  model: " + ", ".join(f"{k} {v}" for k, v in keys.items()))
     record.say(
-        f"  tokenizer: {tokenizer.vocab_size:,} entries; objective: {objective['name']}"
-        + (f", labels {', '.join(labels)}" if labels else "")
+        f"  tokenizer: {tokenizer.vocab_size:,} entries; objective: {objective['name']}" + (f", labels {joined(labels)}" if labels else "")
     )
-    record.say(f"  not in the file: {', '.join(n for n in what.new) or 'nothing'}")
-    record.say(f"  unused: {', '.join(what.unused) or 'nothing'}")
+    record.say(f"  not in the file: {joined(what.new) or 'nothing'}")
+    record.say(f"  unused: {joined(what.unused) or 'nothing'}")
     ready = f"ptft predict --workdir {workdir} --text …" if objective["name"] == "classify" else ""
     record.say(f"next: {ready or f'ptft train --config configs/finetune.py:task=sst2,init={workdir} --workdir …'}")
 

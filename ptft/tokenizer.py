@@ -4,21 +4,24 @@ Any other `tokenizer.json` (byte-level BPE, SentencePiece) is loaded and used as
 The work is done by the `tokenizers` library. Its own BERT normalizer and splitter differ from BERT in a few places
 (it drops private-use characters, knows only the punctuation of an old Unicode version, misspells a range of rare Chinese
 characters, lower-cases a final Σ to σ), so those steps are spelled out here as regular expressions: the same speed, and
-exact. Text that merely looks like a special token, "[MASK]" in a review, is text.
+exact. Text that merely looks like a special token, "[MASK]" in a review, is text; tokens that somebody added are found in it.
 """
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from ptft.errors import UserError, did_you_mean
+from ptft import added_tokens
+from ptft.added_tokens import Added
+from ptft.errors import UserError, did_you_mean, short, shown
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 200  # BERT: a longer word is [UNK]
@@ -52,16 +55,16 @@ class Tokenizer:
     """
 
     def __init__(self, vocab: Sequence[str], lowercase: bool):
-        """`vocab` must hold the five special tokens and nothing twice (else UserError)."""
-        ids = {token: i for i, token in enumerate(vocab)}
+        """`vocab` must hold the five special tokens and nothing twice (else UserError); "" is an id without a token."""
+        ids = {token: i for i, token in enumerate(vocab) if token}
         missing = [s for s in SPECIALS if s not in ids]
         if missing:
             raise UserError(
                 f"the vocabulary lacks the special tokens {' '.join(missing)}; a BERT vocabulary has {' '.join(SPECIALS)}, one a line"
             )
-        if len(ids) < len(vocab):
-            twice = next(t for i, t in enumerate(vocab) if ids[t] != i)
-            raise UserError(f"the vocabulary has {twice!r} twice, on lines {list(vocab).index(twice) + 1} and {ids[twice] + 1}")
+        if twice := [t for i, t in enumerate(vocab) if t and ids[t] != i]:
+            lines = f"{list(vocab).index(twice[0]) + 1} and {ids[twice[0]] + 1}"
+            raise UserError(f"the vocabulary has {shown(twice[0])} twice, on lines {lines}")
         self.vocab, self.lowercase, self.vocab_size = tuple(vocab), lowercase, len(vocab)
         self.pad, self.unk, self.cls, self.sep, self.mask = (ids[s] for s in SPECIALS)
         self.between, self.before = 1, ""
@@ -108,29 +111,32 @@ class Tokenizer:
 
 
 class Pretrained(Tokenizer):
-    """A tokenizer.json as it is: whatever vocabulary, normalizer and splitter it holds. Special tokens in a text are text."""
+    """A tokenizer.json as it is: whatever vocabulary, normalizer and splitter it holds. Its special tokens in a text are text."""
 
-    def __init__(self, hf: tokenizers.Tokenizer, settings: Mapping[str, Any]):
-        """`settings`: the tokenizer_config.json, whose `cls_token` and the like say what the special tokens are called."""
+    def __init__(self, hf: tokenizers.Tokenizer, settings: Mapping[str, Any], numbered: Mapping[str, int] = {}):
+        """Takes what the folder says of it.
+
+        Args:
+          settings: tokenizer_config.json, whose `cls_token` and the like say what the tokens with a role are called.
+          numbered: the ids that added tokens must have.
+        """
         hf.no_truncation()
         hf.no_padding()
         ids = hf.get_vocab(with_added_tokens=True)
+        if wrong := [t for t, i in numbered.items() if ids.get(t) != i]:
+            raise UserError(
+                f"the added token {shown(wrong[0])} has the id {shown(numbered[wrong[0]])} in one of the folder's files, and is read as "
+                f"{ids.get(wrong[0])}; expected ids without a gap after the vocabulary's, the same in every file: save the tokenizer again"
+            )
         self._hf, self._settings = hf, dict(settings)
-        for role, names in ROLES.items():
-            given = settings.get(f"{role}_token")
-            given = given.get("content") if isinstance(given, Mapping) else given
-            found = [n for n in (given, *names) if isinstance(n, str) and n in ids]
-            if not found:
-                raise UserError(
-                    f"the tokenizer has no {role} token; expected one of {', '.join(names)}, or {role}_token in tokenizer_config.json"
-                )
-            setattr(self, role, ids[found[0]])
-            self._settings[f"{role}_token"] = found[0]
+        for role, name in _roles(settings, ids).items():
+            setattr(self, role, ids[name])
+            self._settings[f"{role}_token"] = name
         self.vocab_size = max(ids.values()) + 1
         by_id = {i: token for token, i in ids.items()}
         self.vocab = tuple(by_id.get(i, "") for i in range(self.vocab_size))
         marked = [t.startswith(("Ġ", "▁")) for t in self.vocab]
-        special = {self.pad, self.unk, self.cls, self.sep, self.mask}
+        special = {self.pad, self.unk, self.cls, self.sep, self.mask, *hf.get_added_tokens_decoder()}
         self.continues = np.array(
             [
                 not begins and i not in special if any(marked) else t.startswith("##")
@@ -147,8 +153,26 @@ class Pretrained(Tokenizer):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._hf.save(str(folder / "tokenizer.json"))
-        kept = {k: v for k, v in self._settings.items() if k not in ("name_or_path", "tokenizer_file")}
+        # tokenizer.json says which tokens were added; said again here, they would be special and so cut like text.
+        gone = ("name_or_path", "tokenizer_file", "added_tokens_decoder", *added_tokens.LISTS)
+        more = {k for k in self._settings if k.endswith("_token") and k not in added_tokens.NAMED}
+        kept = {k: v for k, v in self._settings.items() if k not in gone and k not in more}
         _write_settings(folder, {**kept, **settings})
+
+
+def _roles(settings: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, str]:
+    """What the tokens of `ROLES` are called."""
+    found = {}
+    for role, names in ROLES.items():
+        given = settings.get(f"{role}_token")
+        given = given.get("content") if isinstance(given, Mapping) else given
+        there = [n for n in (given, *names) if isinstance(n, str) and n in ids]
+        if not there:
+            raise UserError(
+                f"the tokenizer has no {role} token; expected one of {', '.join(names)}, or {role}_token in tokenizer_config.json"
+            )
+        found[role] = there[0]
+    return found
 
 
 def _write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -186,30 +210,41 @@ def load(path: Path | str, lowercase: bool | None = None) -> Tokenizer:
     file = _find(Path(path))
     beside = file.parent / "tokenizer_config.json"
     settings = read_object(beside) if beside.is_file() else {}
+    if settings.get("word_tokenizer_type", "basic") != "basic":
+        raise UserError(f"{file}: words are cut by {shown(settings['word_tokenizer_type'])} first, which ptft does not have")
     if file.name == "tokenizer.json":
         return _from_json(file, settings)
     try:
-        lines = file.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines: Chinese BERT has U+2028 as an entry
+        return _from_vocab(file, settings, lowercase)
     except UnicodeDecodeError as e:
         raise UserError(f"{file} is not UTF-8 text: {e}") from None
+    except UserError as e:
+        raise UserError(f"{file}: {e}") from None
+
+
+def _from_vocab(file: Path, settings: Mapping[str, Any], lowercase: bool | None) -> Tokenizer:
+    lines = file.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines: Chinese BERT has U+2028 as an entry
     if lines[-1] == "":
         lines.pop()
-    vocab = [line.removesuffix("\r") for line in lines]
+    ours = (file.parent / "tokenizer.json").is_file()  # as it was saved, to the byte
+    vocab = [line.removesuffix("\r") if ours else line.rstrip(" \t\r") for line in lines]
     if lowercase is None and isinstance(settings.get("do_lower_case"), bool):
         lowercase = settings["do_lower_case"]
     if lowercase is None:
         words = (w for w in vocab if not (w.startswith(("[", "<")) and w.endswith(("]", ">"))))
         lowercase = not any("A" <= c <= "Z" for w in words for c in w)
-    try:
-        if settings.get("tokenize_chinese_chars") is False or settings.get("strip_accents") not in (None, lowercase):
-            return _other_wordpiece(vocab, lowercase, settings)
-        return Tokenizer(vocab, lowercase)
-    except UserError as e:
-        raise UserError(f"{file}: {e}") from None
+    added = _added(file.parent, settings)
+    if not added.tokens.keys() - _text(added) <= set(SPECIALS):
+        return _other_wordpiece(vocab, lowercase, settings, added)
+    while not ours and vocab and not vocab[-1]:  # blank lines at the end number nothing
+        vocab.pop()
+    if settings.get("tokenize_chinese_chars") is False or settings.get("strip_accents") not in (None, lowercase):
+        return _other_wordpiece(vocab, lowercase, settings, added)
+    return Tokenizer(vocab, lowercase)
 
 
-def _other_wordpiece(vocab: Sequence[str], lowercase: bool, settings: Mapping[str, Any]) -> Tokenizer:
-    """WordPiece that keeps accents in lower case, strips them in cased text, or leaves Chinese characters in their words."""
+def _other_wordpiece(vocab: Sequence[str], lowercase: bool, settings: Mapping[str, Any], added: Added) -> Tokenizer:
+    """WordPiece that has added tokens, keeps accents in lower case, strips them in cased text, or leaves Chinese characters in words."""
     Tokenizer(vocab, lowercase)  # its checks
     ids = {token: i for i, token in enumerate(vocab)}
     hf = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
@@ -219,7 +254,54 @@ def _other_wordpiece(vocab: Sequence[str], lowercase: bool, settings: Mapping[st
     hf.decoder = decoders.WordPiece()
     hf.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
     hf.add_special_tokens(list(SPECIALS))
-    return Pretrained(hf, settings)
+    _add(hf, list(_to_find(added, settings).values()))
+    return Pretrained(hf, {**settings, **added.named}, added.ids)
+
+
+# Added tokens.
+
+
+def _added(folder: Path, settings: Mapping[str, Any], inside: Sequence[Mapping[str, Any]] = ()) -> Added:
+    """The added tokens of a folder; `inside`: those of its tokenizer.json."""
+    older = [read_object(f) if f.is_file() else {} for f in (folder / "special_tokens_map.json", folder / "added_tokens.json")]
+    with as_written(f"the tokenizer in {folder}"):
+        return added_tokens.read(settings, older[0], older[1], inside)
+
+
+def _text(added: Added) -> set[str]:
+    """The names that are text in a text: those of the tokens with a role."""
+    unsaid = [name for role, names in ROLES.items() if f"{role}_token" not in added.named for name in names]
+    return {*added.named.values(), *unsaid}
+
+
+def _to_find(added: Added, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The added tokens, special those alone that are text in a text: the library skips these.
+
+    A folder that says so, and so every one of ours, has it as it should be.
+    """
+    if settings.get("split_special_tokens") is True:
+        return {name: dict(flags) for name, flags in added.tokens.items()}
+    text = _text(added)
+    return {name: {**flags, "special": name in text} for name, flags in added.tokens.items()}
+
+
+def _add(hf: tokenizers.Tokenizer, tokens: Sequence[Mapping[str, Any]]) -> None:
+    """Adds tokens up to the last that is not skipped: those after it number nothing."""
+    last = max((i for i, t in enumerate(tokens, 1) if not t["special"]), default=0)
+    before = hf.get_vocab()
+    hf.add_tokens([AddedToken(t["content"], **{k: t[k] for k in added_tokens.FLAGS}) for t in tokens[:last]])
+    taken = set(before.values())
+    if twice := [t for t, i in hf.get_vocab().items() if t not in before and i in taken]:
+        raise UserError(f"the added token {shown(twice[0])} gets the id of another entry, because the vocabulary has gaps; number it")
+
+
+@contextmanager
+def as_written(what: Path | str) -> Iterator[None]:
+    """Values of other types than transformers writes are the file's mistake, wherever they are met."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError, RecursionError) as e:
+        raise UserError(f"{what} is not as transformers writes it ({type(e).__name__}: {short(e)}); fetch it again") from None
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -228,7 +310,7 @@ def read_object(file: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
         json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is none
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{file} is no JSON ({e}); fetch it again") from None
+        raise UserError(f"{file} is no JSON ({short(e)}); fetch it again") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: expected a JSON object, got {type(values).__name__}")
     return values
@@ -241,15 +323,14 @@ def _part(found: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _is_ours(found: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json was written by `Tokenizer.save`."""
-    model, normalizer = _part(found, "model"), _part(found, "normalizer")
-    return model.get("type") == "WordPiece" and model.get("max_input_chars_per_word") == MAX_WORD and normalizer.get("type") == "Sequence"
+    """Whether a tokenizer.json was written by `Tokenizer.save`, and nothing was added to it since."""
+    model, normalizer, added = _part(found, "model"), _part(found, "normalizer"), found.get("added_tokens")
+    plain = model.get("type") == "WordPiece" and model.get("max_input_chars_per_word") == MAX_WORD
+    return plain and normalizer.get("type") == "Sequence" and isinstance(added, list) and len(added) <= len(SPECIALS)
 
 
 def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
     found = read_object(file)
-    if settings.get("word_tokenizer_type", "basic") != "basic":
-        raise UserError(f"{file}: words are cut by {settings['word_tokenizer_type']!r} first, which ptft does not have")
     normalizer, splitter = _part(found, "normalizer"), _part(found, "pre_tokenizer")
     # What tokenizer_config.json says goes before what tokenizer.json says.
     for key, name in (
@@ -261,21 +342,28 @@ def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
             normalizer[name] = settings[key]
     if splitter.get("type") == "ByteLevel" and isinstance(settings.get("add_prefix_space"), bool):
         splitter["add_prefix_space"] = settings["add_prefix_space"]
+    inside = found.get("added_tokens") or []
+    added = _added(file.parent, settings, inside)
+    tokens = _to_find(added, settings)
+    found["added_tokens"] = [{"id": t["id"], **tokens[t["content"]]} for t in inside]
     try:
         hf = tokenizers.Tokenizer.from_str(json.dumps(found))
     except Exception as e:  # the library raises Exception itself
-        raise UserError(f"{file} is no tokenizer that the tokenizers library reads: {e}") from None
+        raise UserError(f"{file} is no tokenizer that the tokenizers library reads: {short(e)}") from None
+    known = {t["content"] for t in inside}
+    _add(hf, [t for name, t in tokens.items() if name not in known])
     ids = hf.get_vocab(with_added_tokens=True)
     last = max(ids, key=ids.__getitem__, default="")
     if ids.get(last, 0) >= MAX_ID:
-        raise UserError(f"{file}: the entry {last!r} has the id {ids[last]}; expected less than {MAX_ID}")
+        raise UserError(f"{file}: the entry {shown(last)} has the id {ids[last]}; expected less than {MAX_ID}")
     if normalizer.get("type") == "BertNormalizer" and isinstance(hf.model, models.WordPiece):  # old files do not say the model's type
         lower = normalizer["lowercase"]
         usual = normalizer["handle_chinese_chars"] and normalizer.get("strip_accents") in (None, lower)
-        if usual and set(SPECIALS) <= ids.keys() == found["model"]["vocab"].keys() and sorted(ids.values()) == list(range(len(ids))):
+        plain = added.tokens.keys() - _text(added) <= set(SPECIALS) <= ids.keys() == found["model"]["vocab"].keys()
+        if usual and plain and sorted(ids.values()) == list(range(len(ids))):
             return Tokenizer(sorted(ids, key=ids.__getitem__), lower)
     try:
-        return Pretrained(hf, settings)
+        return Pretrained(hf, {**settings, **added.named}, added.ids)
     except UserError as e:
         raise UserError(f"{file}: {e}") from None
 
@@ -296,7 +384,13 @@ def _find(path: Path) -> Path:
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
         raise UserError(f"there is no vocabulary at {path}: the folder {folder} does not exist")
-    beside = did_you_mean(path.name if folder != path else "vocab.txt", [p.name for p in folder.iterdir()])
+    there = [p.name for p in folder.iterdir()]
+    if slow := [n for n in there if n in ("vocab.json", "merges.txt", "bpe.codes") or n.endswith(".model")]:
+        raise UserError(
+            f"{folder} holds {', '.join(sorted(slow))} and no tokenizer.json, the form of it that ptft reads; where transformers is "
+            "installed, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
+        )
+    beside = did_you_mean(path.name if folder != path else "vocab.txt", there)
     raise UserError(f"there is no vocabulary at {path}: expected a vocab.txt or a folder that holds one; in {folder}: {beside}")
 
 

@@ -542,6 +542,37 @@ def test_the_encoders_prefix_may_be_there_or_not(tmp_path):
     assert all(n.startswith(("embeddings.", "encoder.", "pooler.")) for n in raw(GOLDEN / "bert_bare"))
 
 
+WRAPPED = {
+    "torch.compile": ("bert_classify", lambda n: f"_orig_mod.{n}"),
+    "data parallel, then compiled": ("distilbert_classify", lambda n: f"_orig_mod.module.{n}"),
+    "a compiled encoder": ("roberta_classify", lambda n: n.replace("roberta.", "roberta._orig_mod.")),
+    "recomputed layers": ("bert_pretraining", lambda n: re.sub(r"(layer\.\d+\.)", r"\1_checkpoint_wrapped_module.", n)),
+    "a model inside of another": ("electra_classify", lambda n: f"model.{n}"),
+    "a ModernBERT inside of another": ("modernbert_classify", lambda n: f"model.{n}"),
+    "an encoder inside of another": ("bert_bare", lambda n: f"net.model.{n}"),
+    "an encoder beside a copy of it": ("bert_masked", lambda n: n),
+}
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_names_of_wrapped_models(case, tmp_path):
+    """What torch.compile, DataParallel and Lightning put before the names; transformers would draw all weights at random."""
+    source, rename = WRAPPED[case]
+    copies = {f"ema.{n}": x + 1 for n, x in safetensors.numpy.load_file(GOLDEN / source / "model.safetensors").items()}
+    copies = copies if "copy" in case else {}
+    folder = copy(source, tmp_path / "in", lambda t: {rename(n): x for n, x in t.items()} | copies)
+    params, what = load(folder)
+    equal(params, load(GOLDEN / source)[0])
+    assert set(what.unused) <= copies.keys()
+
+
+@pytest.mark.parametrize("case", ["bert_classify", "xlm_roberta_masked"])
+def test_the_class_says_the_architecture_that_model_type_does_not(case, tmp_path):
+    folder = copy(case, tmp_path / "in", model_type=None)
+    assert hub.open_folder(folder).kind == KINDS[case]
+    equal(load(folder)[0], load(GOLDEN / case)[0])
+
+
 def test_every_name_of_the_tables_is_used():
     """A row of a table that no parameter has would never be read."""
     for kind, family in hub_names.FAMILIES.items():
@@ -683,6 +714,53 @@ def test_a_classifier_of_two_classes_without_names(tmp_path):
 
     folder = copy("bert_classify", tmp_path / "in", two, id2label=None, label2id=None)
     assert hub.labels(hub.open_folder(folder)) == ["LABEL_0", "LABEL_1"]
+
+
+LOST = {
+    "no pooler": (
+        "bert_classify",
+        "pooler.",
+        "BertForSequenceClassification .* holds no bert.pooler.dense.bias, bert.pooler.dense.weight, ",
+    ),
+    "half a head": ("bert_classify", "classifier.bias", "holds no classifier.bias, so nothing can be predicted with it"),
+    "no classifier": ("bert_classify", "classifier.", "holds no classifier.weight, so nothing"),
+    "no tagger": ("bert_tags", "classifier.", "BertForTokenClassification .* holds no classifier.weight, so nothing"),
+    "no first layer": ("roberta_classify", "classifier.dense.", "holds no classifier.dense.bias, classifier.dense.weight, so nothing"),
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_half_a_classifier_is_refused_when_it_is_imported(case, texts, tmp_path, capsys):
+    """transformers draws the rest at random, and so every prediction. The encoder alone is a start all the same."""
+    source, gone, expected = LOST[case]
+    folder = copy(source, tmp_path / "in", lambda t: {n: x for n, x in t.items() if gone not in n})
+    found = mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
+    assert re.search(expected, found) and "fetch or save it again, or write" in found and not (tmp_path / "run").exists()
+    if case == "no pooler":
+        assert "new: backbone/pooler/bias" in start(classify(texts, folder))[1]
+        settings(folder, architectures=["BertModel"])
+        assert "not in the file: backbone/pooler/bias" in said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
+
+
+def test_a_classifier_cuts_texts_as_its_tokenizer_says(tmp_path):
+    folder = copy("bert_classify", tmp_path / "in")
+    tokenizer_config = json_of(folder / "tokenizer_config.json")
+    for number, (length, side, expected) in enumerate(
+        [(12, "left", (12, "tail")), (1e30, "right", (32, "head")), (None, None, (32, "head"))]
+    ):
+        more = {k: v for k, v in {"model_max_length": length, "truncation_side": side}.items() if v}
+        (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer_config, **more}))
+        assert tuple(hub.cuts(hub.open_folder(folder), 32).values()) == expected, number
+    said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
+    assert json_of(tmp_path / "run" / "config.json")["objective"]["seq_len"] == 32
+
+
+def test_blank_lines_at_the_end_of_a_vocabulary_are_no_entries(tmp_path):
+    folder = copy(
+        "bert_classify", tmp_path / "in", lambda t: {n: x[:42].copy() if "word_emb" in n else x for n, x in t.items()}, vocab_size=42
+    )
+    (folder / "vocab.txt").write_text((folder / "vocab.txt").read_text() + "\n\n")
+    assert "tokenizer: 42 entries" in said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
 
 
 def test_more_than_one_label_a_text_is_no_classifier_of_ours(tmp_path):
@@ -841,7 +919,21 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (without("config.json"), "has no config.json; it holds model.safetensors, tokenizer_config.json, vocab.txt"),
     "an unknown architecture": (says(model_type="gpt2"), "the architecture 'gpt2' is not one that ptft has; there is: bert, distilbert, "),
     "a misspelt architecture": (says(model_type="robertta"), "the architecture 'robertta' is not one .* did you mean .*'roberta'"),
-    "no architecture": (says(model_type=None), "the architecture '' is not one that ptft has"),
+    "no architecture": (
+        says(model_type=None, architectures=None), "has neither model_type nor architectures.*add \"model_type\": one of bert, ",
+    ),
+    "another architecture": (says(model_type=None, architectures=["GPT2LMHeadModel"]), "the architecture 'GPT2LMHeadModel' is not one"),
+    "an index that is missing": (
+        lambda folder: (shard(folder) / "model.safetensors.index.json").unlink(), "model-00001-of-00003.safetensors and no .*index.json",
+    ),
+    "an adapter": (
+        replaced("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "org/base", "task_type": "SEQ_CLS"}'),
+        r"is a PEFT adapter \('LORA'\) to 'org/base' and no whole model; .*AutoModelForSequenceClassification.*merge_and_unload\(\)",
+    ),
+    "two encoders": (
+        lambda folder: weights(folder, lambda t: {f"{p}.{n}": x.copy() for n, x in t.items() for p in ("q", "d")}),
+        "holds several encoders: 'd.', 'q.'; expected one",
+    ),
     "quantized": (says(quantization_config={"bits": 4}), "/in is quantized; expected float32, float16 or bfloat16 weights"),
     "relative positions": (says(position_embedding_type="relative_key"), "type is 'relative_key'; ptft has 'absolute' only"),
     "a decoder": (says(is_decoder=True), "is_decoder is True; ptft has False only"),
@@ -1029,6 +1121,52 @@ def test_an_absurd_id_of_a_tokenizer_is_refused_before_the_table_is_made(tmp_pat
     (folder / "tokenizer.json").write_text(json.dumps(found))
     said = mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
     assert re.search("tokenizer.json: the entry 'far' has the id 4294967295; expected less than 16777216", said), said
+
+
+LONG = "x" * 100_000
+LONG_HEADER = {"a": {"dtype": LONG, "shape": [1], "data_offsets": [0, 4]}}
+
+
+def many_files(folder: Path) -> None:
+    without("model.safetensors")(folder)
+    for i in range(300):
+        write(f"{i:0200}", "")(folder)
+
+
+LONG_VALUES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "an architecture": ("bert_bare", says(model_type=LONG)),
+    "a class": ("bert_bare", says(model_type=None, architectures=[LONG])),
+    "an activation": ("bert_bare", says(hidden_act=LONG)),
+    "a size": ("bert_bare", says(hidden_size=LONG)),
+    "a pooling": ("modernbert_classify", says(classifier_pooling=LONG)),
+    "a position": ("bert_bare", says(position_embedding_type=LONG)),
+    "layers": ("modernbert_masked", says(layer_types=["full_attention", LONG] * 9)),
+    "a label's id": ("bert_classify", says(id2label={LONG: "x"})),
+    "labels": ("bert_classify", says(id2label={str(i): f"l{i}" for i in range(20_000)})),
+    "a label": ("bert_classify", says(id2label={"0": LONG, "1": LONG, "2": "c"})),
+    "a shard": ("bert_bare", index({"a": LONG})),
+    "a file": ("bert_bare", many_files),
+    "a tensor": ("bert_bare", lambda folder: weights(folder, lambda t: {n.replace("layer.1", LONG): x for n, x in t.items()})),
+    "a header": ("bert_bare", lambda folder: header(folder / "model.safetensors", LONG_HEADER)),
+    "a word": ("bert_bare", write("vocab.txt", "\n".join([*ptft_tokenizers.SPECIALS, LONG, LONG]))),
+    "a token": ("roberta_masked", lambda folder: tokenizer_says(normalizer={"type": LONG})(folder)),
+    "an added token": ("bert_bare", write("added_tokens.json", json.dumps({LONG: 99}))),
+    "an adapter": ("bert_bare", write("adapter_config.json", json.dumps({"base_model_name_or_path": LONG}))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LONG_VALUES)
+def test_a_long_value_is_shortened(case, tmp_path, capsys):
+    name, change = LONG_VALUES[case]
+    folder = copy(name, tmp_path / "in")
+    change(folder)
+    found = mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
+    assert len(found) < 3000 if case != "a file" else len(found) < 10_000, found[:5000]
+
+
+def test_long_names_that_nobody_uses_are_shortened(tmp_path):
+    folder = copy("bert_bare", tmp_path / "in", lambda t: {**t, **{f"{LONG}{i}": np.zeros(1, np.float32) for i in range(300)}})
+    assert len(said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")) < 15_000
 
 
 @pytest.mark.parametrize("case", ODD)

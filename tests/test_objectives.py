@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tiny
 from scipy import special, stats
+from tokenizers import Tokenizer as Library
+from tokenizers import models, pre_tokenizers, processors
 
 from ptft import config, objectives, record, step, tree
 from ptft import tokenizer as tokenizers
@@ -661,19 +663,40 @@ def words(start, n):
     return " ".join(f"w{i}" for i in range(start, start + n))
 
 
+def twice_separated(tmp):
+    """RoBERTa's kind: `<s> a </s> </s> b </s>`, over whole words."""
+    vocab = {w: i for i, w in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *tiny.WORDS])}
+    hf = Library(models.WordLevel(vocab, unk_token="<unk>"))
+    hf.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    ends = [(t, vocab[t]) for t in ("<s>", "</s>")]
+    hf.post_processor = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends)
+    hf.save(str(tmp / "tokenizer.json"))
+    return tokenizers.load(tmp)
+
+
 @pytest.mark.parametrize("truncate", ["head", "tail"])
-@pytest.mark.parametrize("seq_len", [3, 9, 10])
-def test_pairs_lose_from_the_longer_text(seq_len, truncate):
+@pytest.mark.parametrize(("separators", "seq_len"), [(1, 3), (1, 9), (1, 10), (2, 4), (2, 9), (2, 10)])
+def test_pairs_are_cut_as_transformers_cuts(separators, seq_len, truncate, tmp_path):
+    """The longer text is shortened; of an odd number of places it gets one more, and of two alike the second does."""
+    ours = tiny.TOKENIZER if separators == 1 else twice_separated(tmp_path)
     sizes = [(a, b) for a in range(13) for b in range(13)]
-    rows, got = text_rows([{"text": words(0, a), "text_b": words(30, b), "label": 1} for a, b in sizes], seq_len=seq_len, truncate=truncate)
-    cls, sep, cut = tiny.TOKENIZER.cls, tiny.TOKENIZER.sep, 0
-    for (a, b), (tokens, types) in zip(sizes, got, strict=True):
-        x, y = [FIRST + i for i in range(a)], [FIRST + 30 + i for i in range(b)]
-        cut += a + b > seq_len - 3
-        while len(x) + len(y) > seq_len - 3:
-            (x if len(x) > len(y) else y).pop(-1 if truncate == "head" else 0)
-        assert tokens == [cls, *x, sep, *y, sep] and types == [0] * (len(x) + 2) + [1] * (len(y) + 1)
-    assert rows.notes == {"truncated": cut, "empty": 13} and len(rows) == 169
+    texts = [(words(0, a), words(30, b)) for a, b in sizes]
+    rows, got = text_rows([{"text": a, "text_b": b, "label": 1} for a, b in texts], ours, seq_len=seq_len, truncate=truncate)
+    ours.save(tmp_path)
+    theirs = Library.from_file(str(tmp_path / "tokenizer.json"))
+    theirs.enable_truncation(seq_len, strategy="longest_first", direction={"head": "right", "tail": "left"}[truncate])
+    assert [tokens for tokens, _ in got] == [e.ids for e in theirs.encode_batch(texts)]
+    room = seq_len - 2 - separators
+    assert rows.notes == {"truncated": sum(a + b > room for a, b in sizes), "empty": 13} and len(rows) == 169
+    assert [sum(types) for _, types in got][13 * 12 + 12] == 1 + room - room // 2  # text_b of the longest pair
+    if room % 2:
+        kept = [len(tokens) - sum(types) - 1 - separators for tokens, types in got]
+        assert (kept[13 * 12 + 11], kept[13 * 11 + 12]) == (room // 2 + 1, room // 2)
+
+
+def test_a_row_without_room_for_separators(tmp_path):
+    with pytest.raises(UserError, match=r"objective\.seq_len=3 has no room for the separators of a pair; expected 4 or more"):
+        text_rows([{"text": "w1", "text_b": "w2", "label": 1}], twice_separated(tmp_path), seq_len=3)
 
 
 @pytest.mark.parametrize(("truncate", "kept"), [("head", range(6)), ("tail", range(4, 10))])

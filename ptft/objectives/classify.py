@@ -118,13 +118,18 @@ class Classify:
         )
 
     def _cut(self, x: list[int], y: list[int], room: int) -> tuple[list[int], list[int]]:
-        """Shortens the longer text until both fit."""
-        keep_y = min(len(y), max(room // 2, room - len(x)))
-        keep_x = min(len(x), room - keep_y)
+        """Shortens the longer text until both fit, as transformers does: an odd place is the longer text's, or text_b's of two alike."""
+        if room < 0:
+            raise UserError(
+                f"objective.seq_len={self.seq_len} has no room for the separators of a pair; expected {self.seq_len - room} or more"
+            )
+        short = min(len(x), len(y), room // 2)
+        long = min(max(len(x), len(y)), room - short)
+        keep_x, keep_y = (long, short) if len(x) > len(y) else (short, long)
         if self.mask is not None:  # what is left of the first text has the blank in its middle
             start = min(max(x.index(self.mask) - keep_x // 2, 0), len(x) - keep_x)
             return x[start : start + keep_x], y[:keep_y]
-        return (x[-keep_x:] if keep_x else [], y[-keep_y:] if keep_y else []) if self.truncate == "tail" else (x[:keep_x], y[:keep_y])
+        return (x[len(x) - keep_x :], y[len(y) - keep_y :]) if self.truncate == "tail" else (x[:keep_x], y[:keep_y])
 
     def _with_blank(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[list[int]]:
         """The ids of every text, [MASK] in place of its blank."""
