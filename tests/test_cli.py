@@ -250,8 +250,8 @@ def test_a_flipped_bit_is_found(home, tmp_path, capsys):
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     assert flow.ptft("predict", "--workdir", run, "--text", "x") == 0  # from the newest checkpoint instead
-    said = capsys.readouterr().out
-    assert "WARNING" in said and weights.name in said
+    found = capsys.readouterr()
+    assert "WARNING" in found.err and weights.name in found.err and len(found.out.splitlines()) == 1  # results may be piped
     shutil.rmtree(run / "checkpoints")
     assert "no usable checkpoint in" in mistake(capsys, "predict", "--workdir", run, "--text", "x")
 
@@ -343,9 +343,19 @@ def test_predict_wrong_files(home, tmp_path, capsys):
     assert "is no file" in mistake(capsys, "predict", "--workdir", home / "fine", "--file", tmp_path)
 
 
-def test_predict_needs_a_classifier(home, capsys):
-    said = mistake(capsys, "predict", "--workdir", home / "pre", "--text", "x")
-    assert said.endswith("pre was trained on 'mlm_nsp'; predict needs a run of 'classify'")
+def test_predict_fills_gaps(predict, home, capsys):
+    pair, alone = map(json.loads, predict("--text", "alpha [MASK]\tbeta [MASK] good", "--text", "[MASK]", "--json", run="pre").out.splitlines())
+    assert pair["text_b"] == "beta [MASK] good" and 0 < pair["follows"] < 1 and "follows" not in alone
+    assert [len(gap) for gap in pair["gaps"]] == [5, 5] and len(alone["gaps"]) == 1
+    for gap in pair["gaps"]:
+        shares = [w["probability"] for w in gap]
+        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) < 1 and len({w["word"] for w in gap}) == 5
+    best = pair["gaps"][1][0]
+    line = predict("--text", "alpha [MASK]\tbeta [MASK] good", run="pre").out.rstrip("\n").split("\t")
+    assert line[0] == f"follows {pair['follows']:.4f}" and line[2].startswith(f"{best['word']} {best['probability']:.4f} ")
+    assert line[3:] == ["alpha [MASK]", "beta [MASK] good"]
+    said = mistake(capsys, "predict", "--workdir", home / "pre", "--text", "alpha")
+    assert said == "--text: this run fills gaps: expected [MASK] in the text, or two texts with a tab between them; got 'alpha'"
 
 
 # ------------------------------------------------------------------------------------------------ eval, plan, train --check
