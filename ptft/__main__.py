@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from ptft import auto, build, cost, exchange, mesh, plans, predict, record, train, tune
+from ptft import auto, build, cost, exchange, mesh, plans, predict, record, texts, train, tune
 from ptft import config as configs
 from ptft.bench import identity, probe, protocol, results, runner, work
 from ptft.errors import UserError, did_you_mean
@@ -214,7 +214,7 @@ def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         where = args.data or config.data[args.split]
         if not where:
             raise UserError(f"the run has no data.{args.split}; give another --split, or a source with --data KIND:WHERE")
-        source = build.data.load(where, predict.columns(config.data, args.text_column, args.label_column), labels)
+        source = build.data.load(where, texts.columns(config.data, args.text_column, args.label_column), labels)
         rows = build.rows(net.objective, source, tokenizer, where)
         limit = config.data.dev_size if args.split == "dev" and not args.data else 0  # as in training
         grid = mesh.make()

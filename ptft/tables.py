@@ -5,7 +5,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,7 +18,7 @@ BREAKS = re.compile(r"[\t\r\n]+")  # a tsv file has no quoting
 Row = Mapping[str, Any]
 
 
-def to_json(row: Row) -> str:
+def to_json(row: Row | Sequence[Any]) -> str:
     """One line; what JSON does not have (a date of a parquet file) as text."""
     return json.dumps(record.plain(row), ensure_ascii=False, allow_nan=False, default=str)
 
@@ -30,7 +30,10 @@ def writer(path: Path) -> Iterator[Callable[[Row], None]]:
     try:
         # A lone half of a surrogate pair, which no file can hold, is written as its number.
         with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as f:
-            yield (lambda row: print(to_json(row), file=f)) if path.suffix == ".jsonl" else _table(f, path.suffix == ".tsv")
+            if path.suffix == ".jsonl":
+                yield lambda row: print(to_json(row), file=f)
+            else:
+                yield _table(f, path.suffix == ".tsv")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -53,7 +56,7 @@ def _table(f: TextIO, tabs: bool) -> Callable[[Row], None]:
             names.extend(flat)
             write(names)
         if more := [n for n in flat if n not in names]:
-            raise UserError(f"a row has {more[0]!r}, which the first row lacks: a name that ends in .jsonl keeps such rows")
+            raise UserError(f"a row has {more[0]!r}, which the first row lacks: .jsonl can hold such rows")
         write([_cell(flat.get(n)) for n in names])
 
     return add
@@ -65,5 +68,5 @@ def _flat(key: str, value: Any) -> list[tuple[str, Any]]:
 
 def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return json.dumps(record.plain(value), ensure_ascii=False, allow_nan=False, default=str)
+        return to_json(value)
     return "" if value is None or value != value else str(value)

@@ -92,7 +92,9 @@ class Tokenizer:
         """Ids of a text in which the mask token's name is the mask token."""
         token = self._hf.get_added_tokens_decoder().get(self.mask)
         *parts, last = text.split(self.vocab[self.mask])
-        ids = self.encode([*(p.rstrip() if token and token.lstrip else p for p in parts), last])  # RoBERTa's takes the blank before it
+        if token and token.lstrip:  # RoBERTa's takes the blank before it
+            parts = [p.rstrip() for p in parts]
+        ids = self.encode([*parts, last])
         return [i for at, part in enumerate(ids) for i in ([self.mask] * (at > 0) + part)]
 
     def decode(self, ids: Iterable[int]) -> str:

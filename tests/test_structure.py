@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "errors", "plugins", "tree", "config", "record", "mesh", "tokenizer", "data", "packing", "models", "objectives", "pipeline",
     "freeze", "adapters", "thin", "optim", "step", "cost", "ledger", "checkpoint", "hub_names", "hub", "tasks", "build", "plans",
-    "signals", "auto", "prefix", "state", "train", "bench", "tune", "report", "exchange", "tables", "predict", "__main__",
+    "signals", "auto", "prefix", "state", "train", "bench", "tune", "report", "exchange", "tables", "texts", "predict", "__main__",
 ]  # fmt: skip
 TOP = {"pyproject.toml", "README.md", "LICENSE", "ptft", "configs", "tests", "launch"}
 SOURCES = sorted((ROOT / "ptft").rglob("*.py"))

@@ -427,7 +427,11 @@ def test_predict_prints_tagged_words(trained, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out.startswith("alpha\tB-PER\nbeta\tI-PER\nzeta\tO\n\n\ngamma\tB-LOC\neta\tO\n") and out.endswith("eta\t_\n\n")
     assert "cut texts longer than 12 tokens: 1" in err and "words beyond that, which have no tag: 11" in err
-    for file, text in (("in.conll", "alpha O\nbeta O\nzeta O\n"), ("bare.conll", "alpha\nbeta\nzeta\n"), ("in.csv", "text\nalpha beta zeta\n")):
+    for file, text in (
+        ("in.conll", "alpha O\nbeta O\nzeta O\n"),
+        ("bare.conll", "alpha\nbeta\nzeta\n"),
+        ("in.csv", "text\nalpha beta zeta\n"),
+    ):
         write(tmp_path / file, text)
         assert flow.ptft("predict", "--workdir", run, "--json", "--file", tmp_path / file) == 0
         found = json.loads(capsys.readouterr().out)

@@ -71,9 +71,7 @@ class Objective(Protocol):
         """What is kept of the predictions, row by row: arrays with a leading axis B."""
         ...
 
-    def answer(
-        self, record: Mapping[str, Any], row: Mapping[str, np.ndarray], names: Sequence[str], tokenizer: Tokenizer
-    ) -> dict[str, Any]:
+    def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
         """A row's arrays and `outputs` -> what is said of its record, as JSON has it. `names` are those of the labels."""
         ...
 

@@ -145,9 +145,7 @@ class Classify:
     def outputs(self, predictions: Float[Array, "B k"], batch: Mapping[str, Array]) -> dict[str, Array]:
         return {"probabilities": jax.nn.softmax(predictions)}
 
-    def answer(
-        self, record: Mapping[str, Any], row: Mapping[str, np.ndarray], names: Sequence[str], tokenizer: Tokenizer
-    ) -> dict[str, Any]:
+    def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
         """The label and every label's probability."""
         p = row["probabilities"]
         return {"label": names[int(p.argmax())], "probabilities": dict(zip(names, map(float, p), strict=True))}

@@ -316,50 +316,51 @@ class MlmNsp:
         return {**means, "loss": sum(means[k] for k in self.loss), "perplexity": float(np.exp(means["mlm_loss"]))}
 
     def ask(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> GapRows:
-        """Rows of texts whose gaps are the mask token's name, or of pairs, where the run has learned what follows what."""
+        """Rows of texts with gaps, which the mask token's name marks, or of pairs, where the run knows what follows what."""
         gap, rows, cut = tokenizer.vocab[tokenizer.mask], [], 0
         for r in records:
             parts = [tokenizer.encode_gaps(r[k]) for k in ("text", "text_b") if k in r]
             if not any(tokenizer.mask in ids for ids in parts) and len(parts) < 2:
                 pair = ", or two texts with a tab between them" if self.nsp else ""
-                raise UserError(f"{r['where']}: this run fills gaps: expected {gap} in the text{pair}; got {r['text'][:40]!r}")
+                what = f"expected {gap} in the text{pair}; got {r['text'][:40]!r}"
+                raise UserError(f"{r['where']}: this run fills gaps: {what}")
             over = sum(map(len, parts)) - (self.seq_len - 1 - len(parts))
             cut += over > 0
             for _ in range(over):  # the end of the longer one
                 max(parts, key=len).pop()
-            rows.append([[tokenizer.cls, *parts[0], tokenizer.sep], [*parts[1], tokenizer.sep] if len(parts) > 1 else []])
+            rows.append([[tokenizer.cls, *parts[0], tokenizer.sep], [i for b in parts[1:] for i in (*b, tokenizer.sep)]])
         tokens: np.ndarray = np.full((len(rows), self.seq_len), tokenizer.pad, token_dtype(self.vocab_size))
         for row, (a, b) in zip(tokens, rows, strict=True):
             row[: len(a) + len(b)] = a + b
+        second = np.asarray([len(a) for a, _ in rows], np.int32)
+        length = np.asarray([len(a) + len(b) for a, b in rows], np.int32)
         gaps = (tokens == tokenizer.mask).sum(1)
         width = 1 << int(gaps.max(initial=1) - 1).bit_length()  # few programs
-        second, length = (np.asarray(n, np.int32) for n in ([len(a) for a, _ in rows], [len(a) + len(b) for a, b in rows]))
         position = np.argsort(tokens != tokenizer.mask, axis=1, kind="stable")[:, :width].astype(np.int32)
         arrays = {"tokens": tokens, "length": length, "second": second, "position": position, "gaps": gaps}
         return GapRows(arrays, {"truncated": cut})
 
     def outputs(self, predictions: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:
-        shares = jax.nn.softmax(predictions["mlm"])[..., : self.vocab_size]  # a model may have more rows than there are entries
+        # A model may have more rows than the vocabulary has entries.
+        shares = jax.nn.softmax(predictions["mlm"])[..., : self.vocab_size]
         p, token = jax.lax.top_k(shares, min(BEST, self.vocab_size))
         return {"p": p, "token": token, **({"nsp": jax.nn.softmax(predictions["nsp"])} if self.nsp else {})}
 
-    def answer(
-        self, record: Mapping[str, Any], row: Mapping[str, np.ndarray], names: Sequence[str], tokenizer: Tokenizer
-    ) -> dict[str, Any]:
-        """Of a pair, the probability that the second text follows the first; for each gap, the likeliest entries of the vocabulary."""
+    def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+        """Of a pair, the probability that the second text follows the first; the likeliest words for each gap."""
         follows = {"follows": float(row["nsp"][0])} if self.nsp and "text_b" in record else {}
-        return {**follows, "gaps": [_likely(row["token"][i], row["p"][i], tokenizer) for i in range(row["gaps"])]}
+        return {**follows, "gaps": [_likely(row["token"][i].tolist(), row["p"][i], tokenizer) for i in range(row["gaps"])]}
 
     def line(self, record: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
-        follows = [f"follows {answer['follows']:.4f}"] if "follows" in answer else []
-        return "\t".join(
-            [*follows, *(" ".join(f"{w['word']} {w['probability']:.4f}" for w in gap) for gap in answer["gaps"]), plain_text(record)]
-        )
+        said = [f"follows {answer['follows']:.4f}"] if "follows" in answer else []
+        said += [" ".join(f"{w['word']} {w['probability']:.4f}" for w in gap) for gap in answer["gaps"]]
+        return "\t".join([*said, plain_text(record)])
 
 
-def _likely(ids: np.ndarray, shares: np.ndarray, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def _likely(ids: Sequence[int], shares: np.ndarray, tokenizer: Tokenizer) -> list[dict[str, Any]]:
     words = [tokenizer.decode([i]).strip() for i in ids]
-    words = [w if w and "\ufffd" not in w else tokenizer.vocab[i] for w, i in zip(words, ids, strict=True)]  # half a letter has no text
+    # Part of a letter, as byte-level BPE has it, is no text.
+    words = [w if w and "\ufffd" not in w else tokenizer.vocab[i] for w, i in zip(words, ids, strict=True)]
     return [{"word": w, "probability": float(p)} for w, p in zip(words, shares, strict=True)]
 
 

@@ -1,12 +1,12 @@
 """Token tagging: dropout and one dense layer on the hidden state of each word's first piece.
 
-Where the tags mark whole entities (names, chunks, the words of a Chinese sentence), entities are scored, as CoNLL's script and
-seqeval (its default) do; other tag sets, such as parts of speech, have the accuracy alone. The tags themselves say which it is:
+Where the tags mark whole entities (names, chunks, the words of a Chinese sentence), these are scored, as CoNLL's script
+and seqeval (its default) do; other tag sets, such as parts of speech, have the accuracy alone. The tags say which it is:
 
 | scheme | tags |
 |---|---|
-| BIO (IOB2), IOB1 | B-X begins an entity of kind X (IOB1: only where another of its kind ends), I-X goes on, O is outside |
-| BIOES, BMES, BMEW, BILOU | as BIO; E or L ends an entity of several words, S, W or U is one of a single word, M goes on |
+| BIO | B-X begins an entity of kind X, I-X goes on, O is outside; in IOB1, B-X is used only right behind another X |
+| BIOES, BMES, BMEW, BILOU | as BIO; E or L ends an entity of several words, S, W or U is a single word, M goes on |
 """
 
 import re
@@ -86,12 +86,13 @@ class Tag:
 
     @property
     def places(self) -> list[tuple[str, str]]:
-        """Each tag's letter and kind, ("B", "PER") of B-PER and ("O", "") of O; [] if they do not mark whole entities."""
+        """Each tag's letter and kind, ("B", "PER") of B-PER, ("O", "") of O; [] if they mark no whole entities."""
         found = [PLACE.fullmatch(name) for name in self.labels]
         split = [(m[1] or "O", m[2] or "") for m in found if m]
         letters = {letter for letter, _ in split} - {"O"}
-        marks = any(letters <= set(s) for s in SCHEMES) and (letters & {"B", "I"} or ("O" in self.labels and any(k for _, k in split)))
-        return split if marks and all(found) else []  # S, M and L alone are sizes
+        of_one = any(letters <= set(s) for s in SCHEMES)
+        sure = letters & {"B", "I"} or ("O" in self.labels and any(kind for _, kind in split))  # S, M and L may be sizes
+        return split if all(found) and of_one and sure else []
 
     @property
     def best(self) -> str:
@@ -101,7 +102,8 @@ class Tag:
     def lacks(self) -> str:
         """Why a metric of entities is none of this objective's."""
         odd = next((name for name in self.labels if not PLACE.fullmatch(name)), ", ".join(self.labels))
-        return "" if self.places else f"f1, precision and recall need tags as B-X, I-X, O (BIO, BIOES, BMES, BILOU); {odd[:40]!r} is none"
+        need = "f1, precision and recall need tags as B-X, I-X, O (BIO, BIOES, BMES, BILOU)"
+        return "" if self.places else f"{need}; {odd[:40]!r} is none"
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> TaggedRows:
         """Tokenizes every word for itself; one that leaves no piece is [UNK]. Words that begin beyond the row are counted and lost."""
@@ -201,17 +203,16 @@ class Tag:
     def ask(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> TaggedRows:
         """Of a text, the words are what blanks separate; a sentence without any is counted, if it is long."""
         words = [_words(r) for r in records]
-        rows = self.rows(Source([{"words": w, "tags": [0] * len(w), "where": ""} for w in words], (), "", {}), tokenizer)
+        tagged = [{"words": w, "tags": [0] * len(w), "where": ""} for w in words]
+        rows = self.rows(Source(tagged, (), "", {}), tokenizer)
         alone = sum(len(w) == 1 and n > 8 for w, n in zip(words, np.diff(rows.start), strict=True))
         return replace(rows, notes={**rows.notes, "without_blanks": alone})
 
     def outputs(self, predictions: Float[Array, "B T k"], batch: Mapping[str, Array]) -> dict[str, Array]:
         return {"said": predictions.argmax(-1)}
 
-    def answer(
-        self, record: Mapping[str, Any], row: Mapping[str, np.ndarray], names: Sequence[str], tokenizer: Tokenizer
-    ) -> dict[str, Any]:
-        """The words and their tags (None beyond the row), and the entities in them: from word `start` up to `end`, which is not in it."""
+    def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+        """The words, their tags (None beyond the row), and the entities: from word `start` up to `end`, which is not in it."""
         words, tags = _words(record), row["said"][np.flatnonzero(row["tags"] != NONE)].tolist()
         spans = self.entities(tags) if self.places else []
         entities = [{"kind": kind, "text": " ".join(words[a:b]), "start": a, "end": b} for kind, a, b in spans]
