@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,125 +233,42 @@ def export_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     exchange.export_run(args.workdir, args.to, args.merge)
 
 
-def load_run(workdir: Path) -> tuple[Any, Any, Any, dict[str, Any], list[str]]:
-    """A trained run from its folder alone: the JSON config, the tokenizer, the net, the best (or newest) parameters, the labels."""
-    from ptft import build, checkpoint, thin
-
-    config, tokenizer, net = build.run_net(workdir)
-    run = build.read_run(workdir, "run.json")
-    if (run.get("imported") or {}).get("head") is False:
-        raise UserError(f"{workdir} is an encoder without a head; finetune it first, with init={workdir}")
-    # An imported checkpoint may lack the pooler, where its head does not read it.
-    reads = config.objective.name == "classify" or config.objective.get("nsp", False)
-    stored, loaded = build.run_params(workdir, config, net)
-    computed = thin.computed(stored, loaded.meta.get("thin", ()), config.frozen_dtype)
-    params, what = checkpoint.choose(computed, net.shapes(), f"{workdir}", skip="", new_ok="" if reads else "backbone/pooler/.*")
-    return config, tokenizer, net, {**params, **(net.init(0, tuple(what.new)) if what.new else {})}, run["labels"]
-
-
 def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
-    """A split of the run's own data, or any other source of the same layout."""
+    """A split of the run's own data, or any other source of the same kind."""
     import jax
 
-    from ptft import build, mesh, train
+    from ptft import build, mesh, predict, texts, train
 
-    config, tokenizer, net, params, labels = load_run(args.workdir)
-    where = args.data or config.data[args.split]
-    if not where:
-        raise UserError(f"the run has no data.{args.split}; give another --split, or a source with --data KIND:WHERE")
-    source = build.data.load(where, config.data, labels)
-    rows = build.rows(net.objective, source, tokenizer, where)
-    limit = config.data.dev_size if args.split == "dev" and not args.data else 0  # as in training
-    grid = mesh.make()
-    params = jax.device_put(params, mesh.replicated(grid))
-    metrics = train.evaluate(net, params, rows, config.eval_batch or config.batch, grid, limit)
+    with contextlib.redirect_stdout(sys.stderr):  # whatever else is said, standard output is one JSON object
+        config, tokenizer, net, params, labels = predict.load_run(args.workdir)
+        where = args.data or config.data[args.split]
+        if not where:
+            raise UserError(f"the run has no data.{args.split}; give another --split, or a source with --data KIND:WHERE")
+        source = build.data.load(where, texts.columns(config.data, args.text_column, args.label_column), labels)
+        rows = build.rows(net.objective, source, tokenizer, where)
+        limit = config.data.dev_size if args.split == "dev" and not args.data else 0  # as in training
+        grid = mesh.make()
+        params = jax.device_put(params, mesh.replicated(grid))
+        metrics = train.evaluate(net, params, rows, config.eval_batch or config.batch, grid, limit)
     print(json.dumps({"data": where, "rows": min(len(rows), limit or len(rows)), **metrics}, ensure_ascii=False))
 
 
 def predict_verb(args: argparse.Namespace, overrides: list[str]) -> None:
-    from ptft.data import Source
+    from ptft import predict
 
-    config, tokenizer, net, params, labels = load_run(args.workdir)
-    if config.objective.name != "classify":
-        raise UserError(f"{args.workdir} was trained on {config.objective.name!r}; predict needs a run of 'classify'")
-    labels = list(config.data.names) or labels
-    cut = 0
-    for texts in chunks(read_texts(args), 256):
-        rows = net.objective.rows(Source(text_records(texts, config.data.text_b != ""), (), "", {}), tokenizer)
-        cut += rows.notes["truncated"]
-        for text, p in zip(texts, probabilities(net, params, rows, config.eval_batch or config.batch), strict=True):
-            best = int(p.argmax())
-            shares = dict(zip(labels, map(float, p), strict=True))
-            if args.json:
-                print(json.dumps({"text": text, "label": labels[best], "probabilities": shares}, ensure_ascii=False))
-            else:
-                print(f"{labels[best]}\t{p[best]:.4f}\t{text}")
-    if cut:
-        print(f"ptft predict: cut texts longer than {config.objective.seq_len} tokens: {cut}", file=sys.stderr)
-
-
-def text_records(texts: Sequence[str], pairs: bool) -> list[dict[str, str]]:
-    """Records of single texts; a pair is given as "text<TAB>text_b"."""
-    if pairs and (alone := next((t for t in texts if "\t" not in t), None)) is not None:
-        raise UserError(f"this run classifies pairs: expected two texts with a tab between them, got {alone[:80]!r}")
-    return [dict(zip(("text", "text_b"), t.split("\t", 1), strict=True)) if pairs else {"text": t} for t in texts]
-
-
-@functools.lru_cache(maxsize=1)
-def _predict_step(net: Any) -> Callable[..., Any]:
-    import jax
-
-    def shares(params: dict[str, Any], batch: dict[str, Any]) -> Any:
-        keys = jax.random.split(jax.random.key(0), len(batch["row"]))
-        return jax.nn.softmax(net.predict(params, net.objective.prepare(batch, keys)))
-
-    return jax.jit(shares)
-
-
-def probabilities(net: Any, params: dict[str, Any], rows: Any, batch: int) -> Any:
-    """Class probabilities f32[N, k] of a classifier's rows. One short text is not padded to a batch of long ones."""
-    import numpy as np
-
-    from ptft import pipeline
-
-    parts = []
-    for b in pipeline.eval_batches(rows, min(batch, len(rows))):
-        width = 32 * -(-int(b["length"].max()) // 32)
-        parts.append(_predict_step(net)(params, {**b, "tokens": b["tokens"][:, :width]}))
-    return np.concatenate(parts)[: len(rows)]
-
-
-def read_texts(args: argparse.Namespace) -> Iterable[str]:
-    """--text, --file, or standard input, one text a line."""
-    if args.text is not None and args.file:
-        raise UserError("--text and --file were both given; expected one of them, or neither and texts on standard input")
-    if args.text is not None:
-        yield from args.text
-        return
-    if args.file and not args.file.is_file():
-        beside = [p.name for p in args.file.parent.glob("*") if p.is_file()]
-        raise UserError(f"--file {args.file} is no file; {did_you_mean(args.file.name, beside)}")
-    with args.file.open("rb") if args.file else contextlib.nullcontext(sys.stdin.buffer) as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError:
-                raise UserError(f"{args.file or 'standard input'}:{number}: expected UTF-8, got other bytes") from None
-
-
-def chunks(items: Iterable[str], size: int) -> Iterable[list[str]]:
-    chunk: list[str] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+    predict.run(args.workdir, args.text, args.file, args.text_column, args.to, args.json)
 
 
 CONFIG = {"--config": {"required": True, "metavar": "FILE.py[:ARG]", "help": "a page of configs/; change keys with --config.KEY=VALUE"}}
 WORKDIR = {"--workdir": {"required": True, "type": Path, "metavar": "DIR", "help": "the run's folder"}}
+TEXT_COLUMN: dict[str, dict[str, Any]] = {
+    "--text-column": {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME",
+        "help": "column of the text, twice for a pair; a number from 0 if the table has no header; without it, the run's own data.text",
+    }
+}
 VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     "train": (
         train_verb,
@@ -368,7 +285,9 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
         {
             **WORKDIR,
             "--split": {"default": "test", "choices": ("train", "dev", "test")},
-            "--data": {"default": "", "metavar": "KIND:WHERE", "help": "another source of the same layout"},
+            "--data": {"default": "", "metavar": "KIND:WHERE", "help": "another source, such as files:test.tsv"},
+            **TEXT_COLUMN,
+            "--label-column": {"default": "", "metavar": "NAME", "help": "column of the label; without it, the run's own data.label"},
         },
     ),
     "plan": (
@@ -428,11 +347,23 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
     ),
     "predict": (
         predict_verb,
-        "label and probabilities of texts",
+        "what a run says of texts: labels and probabilities, tagged words, or the words for gaps such as [MASK]",
         {
             **WORKDIR,
-            "--text": {"action": "append", "help": "may be given several times; without it, one text a line from --file or standard input"},
-            "--file": {"type": Path},
+            "--text": {
+                "action": "append",
+                "help": "may be given several times; a tab makes a pair, where the run takes pairs (or was imported: then one tab)",
+            },
+            "--file": {
+                "type": Path,
+                "help": ".tsv .csv .jsonl .parquet: a table; .conll: a word a line; others, and standard input, one text a line",
+            },
+            **TEXT_COLUMN,
+            "--to": {
+                "type": Path,
+                "metavar": "FILE",
+                "help": ".csv .tsv .jsonl: the columns of --file and what was predicted (in a tsv, a tab or line end becomes a blank)",
+            },
             "--json": {"action": "store_true", "help": "one JSON object a line"},
         },
     ),

@@ -195,7 +195,7 @@ def rows(objective: Objective, source: data.Source, tokenizer: Tokenizer, where:
         have = ", ".join(source.records[0])
         raise UserError(
             f"{where}: the objective reads {e} of every record, these have {have}; "
-            "labelled rows need data.label (and a pair data.text_b), documents none, tagged words data.format='conll'"
+            "labelled rows need data.label (eval: --label-column; and a pair data.text_b), documents none, tagged words data.format='conll'"
         ) from None
 
 
@@ -289,7 +289,8 @@ def build(config: Config, chosen: str = "") -> Run:
     loaded = load_data(config)
     network = net(config, loaded.tokenizer, loaded.labels)
     if config.best not in ("", "last", *(known := metrics(network))):
-        raise UserError(f"best: {config.best!r} is no metric of this objective; {did_you_mean(config.best, [*known, 'last'])}")
+        why = getattr(network.objective, "lacks", "") or did_you_mean(config.best, [*known, "last"])
+        raise UserError(f"best: {config.best!r} is no metric of this objective; {why}")
     if config.early_stop and (config.best == "last" or not config.data.dev):
         raise UserError("early_stop needs data.dev and a metric that chooses the best (config.best is not 'last')")
     used = pipeline.subset(len(loaded.train), config.data.train_size, config.seed)

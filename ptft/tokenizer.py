@@ -91,6 +91,15 @@ class Tokenizer:
         """Ids of each word as it stands inside of a text; [] for one that holds control characters alone."""
         return self.encode([self.before + word for word in words])
 
+    def encode_gaps(self, text: str) -> list[int]:
+        """Ids of a text in which the mask token's name is the mask token."""
+        token = self._hf.get_added_tokens_decoder().get(self.mask)
+        *parts, last = text.split(self.vocab[self.mask])
+        if token and token.lstrip:  # RoBERTa's takes the blank before it
+            parts = [p.rstrip() for p in parts]
+        ids = self.encode([*parts, last])
+        return [i for at, part in enumerate(ids) for i in ([self.mask] * (at > 0) + part)]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text without special tokens; upper case, accents and spacing may be lost."""
         return self._hf.decode([int(i) for i in ids])

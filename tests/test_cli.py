@@ -1,5 +1,6 @@
 """The command line: mistakes end with one clear message, exit code 2, and nothing written; and what the verbs print."""
 
+import csv
 import io
 import json
 import os
@@ -261,8 +262,8 @@ def test_a_flipped_bit_is_found(home, tmp_path, capsys):
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     assert flow.ptft("predict", "--workdir", run, "--text", "x") == 0  # from the newest checkpoint instead
-    said = capsys.readouterr().out
-    assert "WARNING" in said and weights.name in said
+    found = capsys.readouterr()
+    assert "WARNING" in found.err and weights.name in found.err and len(found.out.splitlines()) == 1  # results may be piped
     shutil.rmtree(run / "checkpoints")
     assert "no usable checkpoint in" in mistake(capsys, "predict", "--workdir", run, "--text", "x")
 
@@ -354,9 +355,47 @@ def test_predict_wrong_files(home, tmp_path, capsys):
     assert "is no file" in mistake(capsys, "predict", "--workdir", home / "fine", "--file", tmp_path)
 
 
-def test_predict_needs_a_classifier(home, capsys):
-    said = mistake(capsys, "predict", "--workdir", home / "pre", "--text", "x")
-    assert said.endswith("pre was trained on 'mlm_nsp'; predict needs a run of 'classify'")
+def test_predict_reads_and_writes_tables(predict, home, tmp_path):
+    """By the run's own columns (here the usual name); what was there stays, beside what was predicted."""
+    (tmp_path / "in.csv").write_text('id,sentence,label\n7,"good, good",0\n8,"bad\nbad",1\n')
+    rows = [json.loads(line) for line in predict("--file", tmp_path / "in.csv", "--json").out.splitlines()]
+    assert [r["text"] for r in rows] == ["good, good", "bad\nbad"] and len(predict("--file", tmp_path / "in.csv").out.splitlines()) == 2
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"sentence": r["text"], "of": [1]}) + "\n" for r in rows))
+    assert [json.loads(line) for line in predict("--file", tmp_path / "in.jsonl", "--json").out.splitlines()] == rows
+    found = predict("--file", tmp_path / "in.csv", "--to", tmp_path / "new" / "out.csv")
+    assert found.out == "" and found.err == f"ptft predict: {tmp_path}/new/out.csv: 2 rows\n"
+    with (tmp_path / "new" / "out.csv").open(newline="") as f:
+        table = list(csv.DictReader(f))
+    assert [(r["id"], r["sentence"], r["label"]) for r in table] == [("7", "good, good", "0"), ("8", "bad\nbad", "1")]
+    for r, want in zip(table, rows, strict=True):
+        assert r["predicted_label"] == want["label"] and float(r["predicted_probabilities.yes"]) == want["probabilities"]["yes"]
+    predict("--file", tmp_path / "in.jsonl", "--to", tmp_path / "out.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert lines == [{"sentence": r["text"], "of": [1], **{f"predicted_{k}": r[k] for k in ("label", "probabilities")}} for r in rows]
+
+
+def test_predict_stops_at_a_bad_row_and_leaves_no_table(home, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"sentence": "good"}\n{"sentence": null}\n')
+    said = mistake(capsys, "predict", "--workdir", home / "fine", "--file", tmp_path / "in.jsonl", "--to", tmp_path / "out.csv")
+    assert said.endswith("in.jsonl:2: expected text in 'sentence', got 'None'")
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_predict_fills_gaps(predict, home, capsys):
+    pair, alone = map(
+        json.loads, predict("--text", "alpha [MASK]\tbeta [MASK] good", "--text", "[MASK]", "--json", run="pre").out.splitlines()
+    )
+    assert pair["text_b"] == "beta [MASK] good" and 0 < pair["follows"] < 1 and "follows" not in alone
+    assert [len(gap) for gap in pair["gaps"]] == [5, 5] and len(alone["gaps"]) == 1
+    for gap in pair["gaps"]:
+        shares = [w["probability"] for w in gap]
+        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) < 1 and len({w["word"] for w in gap}) == 5
+    best = pair["gaps"][1][0]
+    line = predict("--text", "alpha [MASK]\tbeta [MASK] good", run="pre").out.rstrip("\n").split("\t")
+    assert line[0] == f"follows {pair['follows']:.4f}" and line[2].startswith(f"{best['word']} {best['probability']:.4f} ")
+    assert line[3:] == ["alpha [MASK]", "beta [MASK] good"]
+    said = mistake(capsys, "predict", "--workdir", home / "pre", "--text", "alpha")
+    assert said == "--text: this run fills gaps: expected [MASK] in the text, or two texts with a tab between them; got 'alpha'"
 
 
 # ------------------------------------------------------------------------------------------------ eval, plan, train --check
@@ -379,6 +418,8 @@ def test_eval_on_other_data(home, capsys):
     assert "the run has no data.test; give another --split, or a source with --data" in mistake(capsys, "eval", "--workdir", home / "pre")
     said = mistake(capsys, "eval", "--workdir", home / "fine", "--data", f"files:{home}/docs.txt")
     assert "is plain text and has no column 'label'" in said
+    flow.table(home / "other.tsv", header="words\tlabel")
+    assert flow.ptft("eval", "--workdir", home / "fine", "--data", f"files:{home}/other.tsv", "--text-column", "words") == 0
 
 
 def test_plan_prints_counts_and_cost(home, capsys):

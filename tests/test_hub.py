@@ -682,28 +682,59 @@ def test_two_separators_and_nsp_do_not_go_together(texts, tmp_path, capsys):
 
 @pytest.mark.parametrize("case", CLASSIFIERS)
 def test_predict_with_an_imported_classifier(case, tmp_path, capsys):
-    """The probabilities of the ids that transformers cuts, under the names of id2label in the order of their ids."""
+    """The probabilities of the ids that transformers cuts, under the names of id2label in the order of their ids; of pairs, too,
+    which one tab makes: no file of a checkpoint says whether it was trained on them."""
     folder = copy(case, tmp_path / "in", id2label={"2": "good", "0": "bad", "1": "so so"}, label2id={"good": 2, "bad": 0, "so so": 1})
     said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
     want = json_of(GOLDEN / case / "ids.json")
     capsys.readouterr()
-    flags = [f for text in want["texts"] for f in ("--text", text)]
+    pairs = ["\t".join(two) for two in itertools.pairwise(want["texts"])]
+    flags = [f for text in [*want["texts"], *pairs] for f in ("--text", text)]
     assert flow.ptft("predict", "--workdir", tmp_path / "run", *flags, "--json") == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     net, opened = hub_compare.net(folder)
     params, _ = hub.load_params(opened, net.shapes(), skip="nothing")
-    width = max(map(len, want["single"]))
+    rows = [*want["single"], *want["pair"]]
+    width, length = max(map(len, rows)), np.array(list(map(len, rows)))[:, None]
     tokenizer = ptft_tokenizers.load(folder)
-    tokens = np.array([ids + [tokenizer.pad] * (width - len(ids)) for ids in want["single"]], np.int32)
-    mask = np.arange(width) < np.array(list(map(len, want["single"])))[:, None]
-    logits = jax.jit(net.predict)(params, {"tokens": tokens, "mask": mask, "types": np.zeros_like(tokens)})
+    tokens = np.array([ids + [tokenizer.pad] * (width - len(ids)) for ids in rows], np.int32)
+    second = np.array([*map(len, want["single"]), *(len(x) - len(b) + 1 for x, b in zip(want["pair"], want["single"][1:], strict=True))])
+    mask, types = np.arange(width) < length, (np.arange(width) >= second[:, None]) & (np.arange(width) < length)
+    logits = jax.jit(net.predict)(params, {"tokens": tokens, "mask": mask, "types": types.astype(np.int32)})
     shares = np.asarray(jax.nn.softmax(logits))
-    assert [row["text"] for row in found] == want["texts"]
+    assert ["\t".join(row[k] for k in ("text", "text_b") if k in row) for row in found] == [*want["texts"], *pairs]
     for row, p in zip(found, shares, strict=True):
         assert list(row["probabilities"]) == ["bad", "so so", "good"]
         np.testing.assert_allclose(list(row["probabilities"].values()), p, atol=1e-6)
         assert row["label"] == ["bad", "so so", "good"][p.argmax()]
     assert np.ptp(shares, axis=0).max() > 0.01  # the texts differ
+
+
+def test_tables_for_an_imported_classifier(tmp_path, capsys):
+    """The run has no data of its own: the command says which columns there are, of two texts and of none with a name."""
+    said(flow.ptft, "import", copy("bert_classify", tmp_path / "in"), "--workdir", tmp_path / "run")
+    names = json_of(tmp_path / "run" / "run.json")["labels"]
+    rows = [(a, b, names[i % 3]) for i, (a, b) in enumerate(itertools.pairwise(json_of(GOLDEN / "bert_classify" / "ids.json")["texts"]))]
+    for file, head in (("named.tsv", ["one\ttwo\tgold"]), ("bare.tsv", [])):
+        (tmp_path / file).write_text("\n".join([*head, *map("\t".join, rows)]) + "\n")
+
+    def call(verb, *args):
+        capsys.readouterr()
+        assert flow.ptft(verb, "--workdir", tmp_path / "run", *args) == 0
+        return list(map(json.loads, capsys.readouterr().out.splitlines()))
+
+    asked = call("predict", "--json", *(f"--text={a}\t{b}" for a, b, _ in rows))
+    single = call("predict", "--json", *(f"--text={a}" for a, _, _ in rows))
+    for file, one, two, gold in (("named.tsv", "one", "two", "gold"), ("bare.tsv", 0, 1, 2)):
+        of_file = ["--file", tmp_path / file, "--text-column", one]
+        assert call("predict", "--json", *of_file, "--text-column", two) == asked
+        assert [r["probabilities"] for r in call("predict", "--json", *of_file)] == [r["probabilities"] for r in single]
+        right = np.mean([r["label"] == names[i % 3] for i, r in enumerate(asked)])
+        columns = ["--text-column", one, "--text-column", two, "--label-column", gold]
+        (found,) = call("eval", "--data", f"files:{tmp_path / file}", *columns)
+        assert found["rows"] == 4 and found["accuracy"] == pytest.approx(right)
+    found = mistake(capsys, "eval", "--workdir", tmp_path / "run", "--data", f"files:{tmp_path}/named.tsv", "--text-column", "one")
+    assert "labelled rows need data.label (eval: --label-column" in found
 
 
 def test_a_classifier_of_two_classes_without_names(tmp_path):

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 from ptft import build, hub, mesh
 from ptft import tokenizer as tokenizers
-from ptft.__main__ import load_run, main, text_records
+from ptft.__main__ import main
+from ptft.predict import load_run
 
 if not os.environ.get("PTFT_PEERS"):
     pytest.importorskip("torch")
@@ -278,7 +279,7 @@ def test_pairs_are_cut_as_theirs(runs):
     """Token ids and types of a pair, with the tokenizer of an exported run."""
     config, tokenizer = build.resolve(flow.finetuning(runs, runs / "pre")), build.run_tokenizer(runs / "pre")
     objective = build.objectives.build(config.objective, tokenizer, ["0", "1"])
-    rows = objective.rows(build.data.Source(text_records(["alpha beta\tgamma"], True), (), "", {}), tokenizer)
+    rows = objective.ask([{"text": "alpha beta", "text_b": "gamma"}], tokenizer)
     kept = transformers.AutoTokenizer.from_pretrained(runs / "pre" / "tokenizer")("alpha beta", "gamma")
     one = rows.batch(np.array([0]))
     n = int(one["length"][0])
@@ -315,8 +316,7 @@ def test_the_pipeline_of_an_exported_tagger_says_what_we_say(runs, tmp_path):
     pipe = transformers.pipeline("token-classification", model=str(tmp_path / "out"), ignore_labels=[])
     words = ["alpha", "beta", "zeta", "gamma", "delta"]
     _, tokenizer, net, params, labels = load_run(runs / "tags")
-    record = {"words": words, "tags": [0] * 5, "where": ""}
-    batch = net.objective.rows(build.data.Source([record], (), "", {}), tokenizer).batch(np.array([0]))
+    batch = net.objective.ask([{"words": words}], tokenizer).batch(np.array([0]))
     inputs = {k: build.jnp.asarray(v) for k, v in batch.items()}
     shares = np.asarray(
         build.jax.nn.softmax(net.predict(params, net.objective.prepare(inputs, build.jax.random.split(build.jax.random.key(0), 1))))

@@ -14,7 +14,7 @@ ORDER = [
     "errors", "plugins", "cache", "tree", "record", "config", "compiled", "startup",
     "mesh", "added_tokens", "tokenizer", "data", "packing", "models", "objectives", "pipeline",
     "freeze", "adapters", "thin", "optim", "step", "cost", "ledger", "checkpoint", "hub_names", "hub", "tasks", "build", "plans",
-    "signals", "auto", "prefix", "state", "train", "bench", "tune", "report", "exchange", "__main__",
+    "signals", "auto", "prefix", "state", "train", "bench", "tune", "report", "exchange", "tables", "texts", "predict", "__main__",
 ]  # fmt: skip
 TOP = {"pyproject.toml", "README.md", "LICENSE", "ptft", "configs", "tests", "launch"}
 SOURCES = sorted((ROOT / "ptft").rglob("*.py"))

@@ -471,6 +471,22 @@ def test_a_mistake(case, trained, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_predict_is_for_classifiers(trained, capsys):
-    assert flow.ptft("predict", "--workdir", trained[0] / "run", "--text", "alpha") == 2
-    assert "was trained on 'tag'; predict needs a run of 'classify'" in capsys.readouterr().err
+def test_predict_prints_tagged_words(trained, tmp_path, capsys):
+    """As a file of tagged words, which `eval` then reads; with --json the entities, too."""
+    run = trained[0] / "run"
+    write(tmp_path / "in.txt", "alpha beta zeta\n\ngamma " + "eta " * 20 + "\n")
+    capsys.readouterr()
+    assert flow.ptft("predict", "--workdir", run, "--file", tmp_path / "in.txt") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("alpha\tB-PER\nbeta\tI-PER\nzeta\tO\n\n\ngamma\tB-LOC\neta\tO\n") and out.endswith("eta\t_\n\n")
+    assert "cut texts longer than 12 tokens: 1" in err and "words beyond that, which have no tag: 11" in err
+    for file, text in (
+        ("in.conll", "alpha O\nbeta O\nzeta O\n"),
+        ("bare.conll", "alpha\nbeta\nzeta\n"),
+        ("in.csv", "text\nalpha beta zeta\n"),
+    ):
+        write(tmp_path / file, text)
+        assert flow.ptft("predict", "--workdir", run, "--json", "--file", tmp_path / file) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["words"] == ["alpha", "beta", "zeta"] and found["tags"] == ["B-PER", "I-PER", "O"]
+        assert found["entities"] == [{"kind": "PER", "text": "alpha beta", "start": 0, "end": 2}]

@@ -1,4 +1,4 @@
-"""Objectives, one file each: what is learned from the data. An objective owns both ends.
+"""Objectives, one file each: what is learned from the data. An objective owns both ends, and says what it has learned.
 
 A file exports `SPEC` (its keys of `config.objective`) and `build(config, tokenizer, labels) -> Objective`.
 """
@@ -34,7 +34,7 @@ class Rows(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """Host half (`rows`), device half (`prepare`, `head`, `terms`), and what is reported."""
+    """Host half (`rows`), device half (`prepare`, `head`, `terms`), what is reported, and what `ptft predict` asks and prints."""
 
     loss: tuple[str, ...]  # the terms whose means add up to the loss
     best: str  # the metric that chooses the best checkpoint: higher is better unless it is a loss
@@ -63,6 +63,22 @@ class Objective(Protocol):
         """Sums over a whole data set -> metrics."""
         ...
 
+    def ask(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> Rows:
+        """Rows of records that have no targets: "text" (and "text_b"), or "words"; with "where"."""
+        ...
+
+    def outputs(self, predictions: Any, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """What is kept of the predictions, row by row: arrays with a leading axis B."""
+        ...
+
+    def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+        """A row's arrays and `outputs` -> what is said of its record, as JSON has it. `names` are those of the labels."""
+        ...
+
+    def line(self, record: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+        """The answer for people, with its record."""
+        ...
+
 
 def spec(section: Mapping[str, Any]) -> Spec:
     """The spec of `config.objective`, which depends on its `name`."""
@@ -80,6 +96,11 @@ def pair_inputs(batch: Mapping[str, Array]) -> dict[str, Array]:
     mask = at < batch["length"][:, None]
     types = ((at >= batch["second"][:, None]) & mask).astype(jnp.int32)
     return {**batch, "tokens": batch["tokens"].astype(jnp.int32), "mask": mask, "types": types}
+
+
+def plain_text(record: Mapping[str, Any]) -> str:
+    """A record's texts on one line."""
+    return "\t".join(" ".join(record[k].splitlines()) for k in ("text", "text_b") if k in record)
 
 
 def token_dtype(vocab_size: int) -> type:

@@ -19,7 +19,7 @@ from ptft.config import Config, Field
 from ptft.data import Source
 from ptft.errors import UserError
 from ptft.models.layers import Style, dense
-from ptft.objectives import pair_inputs, token_dtype
+from ptft.objectives import pair_inputs, plain_text, token_dtype
 from ptft.record import Sums, divide
 from ptft.tokenizer import Tokenizer
 
@@ -92,10 +92,10 @@ class Classify:
         """Tokenizes every record; texts longer than the row are cut and counted, empty ones kept as [CLS] [SEP]."""
         records = source.records
         a = self._with_blank(records, tokenizer) if self.blank else tokenizer.encode([r["text"] for r in records])
-        pair = bool(records) and "text_b" in records[0]
-        b = tokenizer.encode([r["text_b"] for r in records]) if pair else [[] for _ in a]
+        b = tokenizer.encode([r.get("text_b", "") for r in records])
         rows, second, truncated = [], [], 0
-        for x, y in zip(a, b, strict=True):
+        for r, x, y in zip(records, a, b, strict=True):
+            pair = "text_b" in r
             room = self.seq_len - (2 + tokenizer.between if pair else 2)
             truncated += len(x) + len(y) > room
             x, y = self._cut(x, y, room)
@@ -174,6 +174,20 @@ class Classify:
             "macro_f1": float(f1.mean()) if present.any() else float("nan"),
             "matthews": float((hit * total - said @ true) / spread) if spread else 0.0,
         }
+
+    def ask(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> TextRows:
+        return self.rows(Source(records, (), "", {}), tokenizer)
+
+    def outputs(self, predictions: Float[Array, "B k"], batch: Mapping[str, Array]) -> dict[str, Array]:
+        return {"probabilities": jax.nn.softmax(predictions)}
+
+    def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+        """The label and every label's probability."""
+        p = row["probabilities"]
+        return {"label": names[int(p.argmax())], "probabilities": dict(zip(names, map(float, p), strict=True))}
+
+    def line(self, record: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+        return f"{answer['label']}\t{answer['probabilities'][answer['label']]:.4f}\t{plain_text(record)}"
 
 
 def build(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Classify:

@@ -23,7 +23,7 @@ from ptft.config import Config, Field
 from ptft.data import Source
 from ptft.errors import UserError
 from ptft.models.layers import ACTIVATIONS, LayerNorm, Style, dense
-from ptft.objectives import pair_inputs, token_dtype
+from ptft.objectives import pair_inputs, plain_text, token_dtype
 from ptft.record import Sums, divide
 from ptft.tokenizer import Tokenizer
 
@@ -42,6 +42,7 @@ SPEC = {
 # One row: [CLS] tokens[a0:a1] [SEP] tokens[b0:b1] [SEP], and whether B is a random sentence.
 A0, A1, B0, B1, RANDOM = range(5)
 CHINESE = re.compile(r"([\u3400-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]+)")
+BEST = 5  # words that are said for a gap
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,20 @@ class PairRows:
         return {**out, "continues": inside} if o.whole_word else out
 
 
+@dataclass(frozen=True)
+class GapRows:
+    """Texts with gaps, padded: `position` i32[N, P] says where the gaps are, `gaps` i32[N] how many."""
+
+    arrays: Mapping[str, np.ndarray]
+    notes: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.arrays["length"])
+
+    def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        return {k: x[index] for k, x in self.arrays.items()}
+
+
 def choose_words(
     u: Float[Array, "B T"], free: Bool[Array, "B T"], continues: Bool[Array, "B T"], quota: Int[Array, "B"]
 ) -> Bool[Array, "B T"]:
@@ -308,6 +323,8 @@ class MlmNsp:
     def prepare(self, batch: Mapping[str, Array], keys: Key[Array, "B"]) -> dict[str, Array]:
         """Chooses `quota` positions a row, and replaces them: 80 % [MASK], 10 % kept, 10 % any id of the vocabulary."""
         batch = pair_inputs(batch)
+        if "position" in batch:  # gaps that somebody asks for
+            return batch
         tokens, p = batch["tokens"], self.predictions
         at = jnp.arange(tokens.shape[1])[None]
         free = batch["mask"] & (at != 0) & (at != batch["second"][:, None] - 1) & (at != batch["length"][:, None] - 1)
@@ -347,6 +364,54 @@ class MlmNsp:
         """Losses, accuracies and the perplexity of masked tokens, each from global sums."""
         means = {k: float(v) for k, v in divide(sums).items()}
         return {**means, "loss": sum(means[k] for k in self.loss), "perplexity": float(np.exp(means["mlm_loss"]))}
+
+    def ask(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> GapRows:
+        """Rows of texts with gaps, which the mask token's name marks, or of pairs, where the run knows what follows what."""
+        gap, rows, cut = tokenizer.vocab[tokenizer.mask], [], 0
+        for r in records:
+            parts = [tokenizer.encode_gaps(r[k]) for k in ("text", "text_b") if k in r]
+            if not any(tokenizer.mask in ids for ids in parts) and len(parts) < 2:
+                pair = ", or two texts with a tab between them" if self.nsp else ""
+                what = f"expected {gap} in the text{pair}; got {r['text'][:40]!r}"
+                raise UserError(f"{r['where']}: this run fills gaps: {what}")
+            over = sum(map(len, parts)) - (self.seq_len - 1 - len(parts))
+            cut += over > 0
+            for _ in range(over):  # the end of the longer one
+                max(parts, key=len).pop()
+            rows.append([[tokenizer.cls, *parts[0], tokenizer.sep], [i for b in parts[1:] for i in (*b, tokenizer.sep)]])
+        tokens: np.ndarray = np.full((len(rows), self.seq_len), tokenizer.pad, token_dtype(self.vocab_size))
+        for row, (a, b) in zip(tokens, rows, strict=True):
+            row[: len(a) + len(b)] = a + b
+        second = np.asarray([len(a) for a, _ in rows], np.int32)
+        length = np.asarray([len(a) + len(b) for a, b in rows], np.int32)
+        gaps = (tokens == tokenizer.mask).sum(1)
+        width = 1 << int(gaps.max(initial=1) - 1).bit_length()  # few programs
+        position = np.argsort(tokens != tokenizer.mask, axis=1, kind="stable")[:, :width].astype(np.int32)
+        arrays = {"tokens": tokens, "length": length, "second": second, "position": position, "gaps": gaps}
+        return GapRows(arrays, {"truncated": cut})
+
+    def outputs(self, predictions: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:
+        # A model may have more rows than the vocabulary has entries.
+        shares = jax.nn.softmax(predictions["mlm"])[..., : self.vocab_size]
+        p, token = jax.lax.top_k(shares, min(BEST, self.vocab_size))
+        return {"p": p, "token": token, **({"nsp": jax.nn.softmax(predictions["nsp"])} if self.nsp else {})}
+
+    def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+        """Of a pair, the probability that the second text follows the first; the likeliest words for each gap."""
+        follows = {"follows": float(row["nsp"][0])} if self.nsp and "text_b" in record else {}
+        return {**follows, "gaps": [_likely(row["token"][i].tolist(), row["p"][i], tokenizer) for i in range(row["gaps"])]}
+
+    def line(self, record: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+        said = [f"follows {answer['follows']:.4f}"] if "follows" in answer else []
+        said += [" ".join(f"{w['word']} {w['probability']:.4f}" for w in gap) for gap in answer["gaps"]]
+        return "\t".join([*said, plain_text(record)])
+
+
+def _likely(ids: Sequence[int], shares: np.ndarray, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    words = [tokenizer.decode([i]).strip() for i in ids]
+    # Part of a letter, as byte-level BPE has it, is no text.
+    words = [w if w and "\ufffd" not in w else tokenizer.vocab[i] for w, i in zip(words, ids, strict=True)]
+    return [{"word": w, "probability": float(p)} for w, p in zip(words, shares, strict=True)]
 
 
 def build(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> MlmNsp:

@@ -1,12 +1,17 @@
 """Token tagging: dropout and one dense layer on the hidden state of each word's first piece.
 
-Names of entities and the like, in IOB: B-X begins an entity of kind X, I-X goes on with it, O is outside. For such tags
-whole entities are scored, as CoNLL's script and seqeval (its default) do; other tag sets have the accuracy alone.
+Where the tags mark whole entities (names, chunks, the words of a Chinese sentence), these are scored, as CoNLL's script
+and seqeval (its default) do; other tag sets, such as parts of speech, have the accuracy alone. The tags say which it is:
+
+| scheme | tags |
+|---|---|
+| BIO | B-X begins an entity of kind X, I-X goes on, O is outside; in IOB1, B-X is used only right behind another X |
+| BIOES, BMES, BMEW, BILOU | as BIO; E or L ends an entity of several words, S, W or U is a single word, M goes on |
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -29,6 +34,9 @@ SPEC = {
     "dropout": Field(0.1, float, lo=0, hi=0.99),
 }
 NONE = -1  # of a token that is not the first piece of a word
+SCHEMES = ("BIES", "BMES", "BMEW", "BILU")  # and less of each: IOB has B and I alone
+BEGIN, END = "BSUW", "ESLUW"  # letters that always begin, or end, an entity
+PLACE = re.compile(r"O|([BIMELSUW])(?:[-_](.+))?")
 
 
 @dataclass(frozen=True)
@@ -77,12 +85,25 @@ class Tag:
     draws: bool = False
 
     @property
-    def iob(self) -> bool:
-        return all(re.fullmatch(r"O|[BI]-.+", name) for name in self.labels)
+    def places(self) -> list[tuple[str, str]]:
+        """Each tag's letter and kind, ("B", "PER") of B-PER, ("O", "") of O; [] if they mark no whole entities."""
+        found = [PLACE.fullmatch(name) for name in self.labels]
+        split = [(m[1] or "O", m[2] or "") for m in found if m]
+        letters = {letter for letter, _ in split} - {"O"}
+        of_one = any(letters <= set(s) for s in SCHEMES)
+        sure = letters & {"B", "I"} or ("O" in self.labels and any(kind for _, kind in split))  # S, M and L may be sizes
+        return split if all(found) and of_one and sure else []
 
     @property
     def best(self) -> str:
-        return "f1" if self.iob else "accuracy"
+        return "f1" if self.places else "accuracy"
+
+    @property
+    def lacks(self) -> str:
+        """Why a metric of entities is none of this objective's."""
+        odd = next((name for name in self.labels if not PLACE.fullmatch(name)), ", ".join(self.labels))
+        need = "f1, precision and recall need tags as B-X, I-X, O (BIO, BIOES, BMES, BILOU)"
+        return "" if self.places else f"{need}; {odd[:40]!r} is none"
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> TaggedRows:
         """Tokenizes every word for itself; one that leaves no piece is [UNK]. Words that begin beyond the row are counted and lost."""
@@ -136,7 +157,7 @@ class Tag:
         loss = optax.softmax_cross_entropy_with_integer_labels(predictions, tags)
         n = weight.sum()
         out = {"loss": ((loss * weight).sum(), n), "accuracy": (jnp.where(tags == said, weight, 0).sum(), n)}
-        if self.iob:
+        if self.places:
             out["entities"] = (self._entities(tags, said, on), jnp.float32(1))
         return out
 
@@ -150,23 +171,61 @@ class Tag:
 
     def _spans(self, tags: Int[Array, "B T"], on: Bool[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"], Bool[Array, "B T"]]:
         """For each word: the kind of its entity (-1: none), the place where this begins, and whether it ends here."""
-        kinds = sorted({name[2:] for name in self.labels})
-        kind_of = jnp.asarray([kinds.index(name[2:]) if name != "O" else -1 for name in self.labels])
-        begins = jnp.asarray([name.startswith("B-") for name in self.labels])
+        letters, names = zip(*self.places, strict=True)
+        kinds = sorted(set(names))
+        kind_of = jnp.asarray([kinds.index(name) if letter != "O" else -1 for letter, name in self.places])
+        begins, ends = (jnp.asarray([letter in which for letter in letters]) for which in (BEGIN, END))
         kind = jnp.where(on, kind_of[tags], -1)
-        # An I-X after anything but its own kind begins an entity, too.
-        starts = (kind >= 0) & (begins[tags] | (kind != _shift(kind, 1, -1)))
+        # Whatever follows an end, or another kind, begins an entity, too.
+        starts = (kind >= 0) & (begins[tags] | _shift(ends[tags], 1, False) | (kind != _shift(kind, 1, -1)))
         begin = jax.lax.cummax(jnp.where(starts, jnp.arange(tags.shape[1]), -1), axis=1)
         return kind, begin, (kind >= 0) & (_shift(starts, -1, True) | (_shift(kind, -1, -1) < 0))
 
     def report(self, sums: Sums) -> dict[str, float]:
         """Loss and accuracy of words; micro-averaged F1, precision and recall of entities, 0 where there is none to divide by."""
         out = {k: float(v) for k, v in divide({k: sums[k] for k in ("loss", "accuracy")}).items()}
-        if self.iob:
+        if self.places:
             hit, said, true = np.asarray(sums["entities"][0], np.float64)
             ratios = {"f1": (2 * hit, said + true), "precision": (hit, said), "recall": (hit, true)}
             out |= {name: float(a / b) if b else 0.0 for name, (a, b) in ratios.items()}
         return out
+
+    def entities(self, tags: Sequence[int]) -> list[tuple[str, int, int]]:
+        """(kind, first word, the word after the last) of each entity, by the same rules as `_spans`."""
+        found, before = list[tuple[str, int, int]](), ("O", "")
+        for at, (letter, kind) in enumerate(self.places[t] for t in tags):
+            if letter != "O":
+                begins = letter in BEGIN or before[0] in "O" + END or before[1] != kind
+                found.append((kind, at if begins else found.pop()[1], at + 1))
+            before = letter, kind
+        return found
+
+    def ask(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> TaggedRows:
+        """Of a text, the words are what blanks separate; a sentence without any is counted, if it is long."""
+        words = [_words(r) for r in records]
+        tagged = [{"words": w, "tags": [0] * len(w), "where": ""} for w in words]
+        rows = self.rows(Source(tagged, (), "", {}), tokenizer)
+        alone = sum(len(w) == 1 and n > 8 for w, n in zip(words, np.diff(rows.start), strict=True))
+        return replace(rows, notes={**rows.notes, "without_blanks": alone})
+
+    def outputs(self, predictions: Float[Array, "B T k"], batch: Mapping[str, Array]) -> dict[str, Array]:
+        return {"said": predictions.argmax(-1)}
+
+    def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+        """The words, their tags (None beyond the row), and the entities: from word `start` up to `end`, which is not in it."""
+        words, tags = _words(record), row["said"][np.flatnonzero(row["tags"] != NONE)].tolist()
+        spans = self.entities(tags) if self.places else []
+        entities = [{"kind": kind, "text": " ".join(words[a:b]), "start": a, "end": b} for kind, a, b in spans]
+        said = [names[t] for t in tags] + [None] * (len(words) - len(tags))
+        return {"words": words, "tags": said, **({"entities": entities} if self.places else {})}
+
+    def line(self, record: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+        """A word and its tag a line, and an empty line, as files of tagged words have them."""
+        return "".join(f"{word}\t{tag or '_'}\n" for word, tag in zip(answer["words"], answer["tags"], strict=True))
+
+
+def _words(record: Mapping[str, Any]) -> list[str]:
+    return record["words"] if "words" in record else record["text"].split()
 
 
 def _shift(x: Array, by: int, fill: Any) -> Array:
