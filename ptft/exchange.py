@@ -51,7 +51,7 @@ def import_run(where: str, workdir: Path) -> None:
     )
     record.say(f"  not in the file: {', '.join(n for n in what.new) or 'nothing'}")
     record.say(f"  unused: {', '.join(what.unused) or 'nothing'}")
-    ready = f"ptft predict --workdir {workdir} --text …" if objective["name"] == "classify" else ""
+    ready = f"ptft predict --workdir {workdir} --text …" if labels else ""
     record.say(f"next: {ready or f'ptft train --config configs/finetune.py:task=sst2,init={workdir} --workdir …'}")
 
 
