@@ -54,7 +54,7 @@ def import_run(where: str, workdir: Path) -> None:
     )
     record.say(f"  not in the file: {joined(what.new) or 'nothing'}")
     record.say(f"  unused: {joined(what.unused) or 'nothing'}")
-    ready = f"ptft predict --workdir {workdir} --text …" if objective["name"] == "classify" else ""
+    ready = f"ptft predict --workdir {workdir} --text …" if labels else ""
     record.say(f"next: {ready or f'ptft train --config configs/finetune.py:task=sst2,init={workdir} --workdir …'}")
 
 

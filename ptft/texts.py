@@ -50,7 +50,7 @@ def of_texts(texts: Iterable[tuple[str, str]], pairs: str) -> Iterator[Item]:
 class _Stop(Rows):
     """A row left out would be an answer that is missing."""
 
-    def bad(self, where: str, why: str) -> None:
+    def bad(self, where: str, why: str, lines: int = 1) -> None:
         raise UserError(f"{where}: {why}")
 
 
@@ -71,11 +71,11 @@ def of_table(path: Path, how: str, data: Config) -> Iterator[Item]:
         yield row, {**texts, "where": where}
 
 
-def of_words(path: Path) -> Iterator[Item]:
+def of_words(path: Path, data: Config) -> Iterator[Item]:
     """A word a line, a blank line between sentences; a tag behind a word does not count."""
     bad = _Stop("stop")
     if any(len(line.split()) > 1 for _, line in files._lines(path, bad)):
-        found: Iterable[tuple[str, list[str], Any]] = files._conll(path, bad)
+        found: Iterable[tuple[str, list[str], Any]] = files._conll(path, bad, int(data.text or 0), int(data.label or -1))
     else:
         groups = itertools.groupby(files._lines(path, bad), key=lambda line: bool(line[1].strip()))
         sentences = [list(lines) for words, lines in groups if words]
@@ -108,7 +108,7 @@ def read_file(path: Path, data: Config, named: bool, pairs: str, tags: Sequence[
     elif named:
         raise UserError(f"--text-column: {path} is read as one text a line; tables are .tsv, .csv, .jsonl, .parquet")
     elif how == "conll":
-        yield from of_words(path)
+        yield from of_words(path, data)
     else:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
             yield from of_texts(read_lines(lines, str(path)), pairs)

@@ -301,6 +301,52 @@ def test_entities_by_hand():
     assert o.report({"loss": (0.0, 1.0), "accuracy": (1.0, 1.0), "entities": (np.zeros(3), 1.0)})["f1"] == 0
 
 
+# Whole entities as (first word, last word), with the kind where there are several; seqeval says the same of each, M read as I, L as
+# E, U and W as S, which it does not know by default.
+SCHEMES = {
+    "BIO": ("B-A I-A B-A O I-A I-B B-B", "A01 A22 A44 B55 B66"),
+    "IOB1": ("I-A I-A B-A I-A O I-A I-B", "A01 A23 A55 B66"),
+    "IO": ("I-A I-A O I-B I-A", "A01 B33 A44"),
+    "BIOES": ("B-A I-A E-A S-A B-A E-A E-A I-A O E-B", "A02 A33 A45 A66 A77 B99"),
+    "BIOES, cut short": ("B-A I-A O B-A S-A I-A B-B E-A", "A01 A33 A44 A55 B66 A77"),
+    "BMES": ("B-A M-A M-A E-A S-A S-A M-B E-B", "A03 A44 A55 B67"),
+    "BMES, words": ("B E S B M E S", "01 22 35 66"),
+    "BMEW": ("B-A E-A W-A O W-A", "A01 A22 A44"),
+    "BILOU": ("B-A L-A B-A I-A L-A U-A O U-B U-B L-A", "A01 A24 A55 B77 B88 A99"),
+    "BIO, underscores": ("B_A I_A O B_B", "A01 B33"),
+}
+
+
+@pytest.mark.parametrize("case", SCHEMES)
+def test_entities_of_every_scheme(case):
+    tags, want = (x.split() for x in SCHEMES[case])
+    labels = [*sorted({*tags, "O"} if case != "BMES, words" else set(tags))]
+    o, ids = objective(labels=labels, seq_len=len(tags)), [labels.index(t) for t in tags]
+    assert o.best == "f1" and not o.lacks
+    assert [f"{kind}{a}{b - 1}" for kind, a, b in o.entities(ids)] == want
+    other = [labels.index(tags[0]), *ids[:-1]]  # on the device, against itself and against the same moved by a word
+    rows = np.asarray([ids, ids], np.int32)
+    hit, said, true = jax.jit(o._entities)(rows, np.asarray([ids, other], np.int32), np.ones(rows.shape, bool)).tolist()
+    both = set(o.entities(ids)) & set(o.entities(other))
+    assert (hit, said, true) == (len(want) + len(both), len(want) + len(o.entities(other)), 2 * len(want))
+
+
+@pytest.mark.parametrize(
+    ("labels", "odd"),
+    [
+        (("NN", "VB", "O"), "'NN' is none"),  # parts of speech
+        (("B-X", "I-X", "O", "V"), "'V' is none"),
+        (("S", "M", "L"), "'S, M, L' is none"),  # sizes
+        (("B-X", "M-X", "U-X"), "'B-X, M-X, U-X' is none"),  # of no one scheme
+        (("0", "1"), "'0' is none"),
+    ],
+)
+def test_other_tags_have_accuracy_alone(labels, odd):
+    o = objective(labels=labels)
+    assert o.best == "accuracy" and o.lacks.endswith(odd)
+    assert "f1" not in o.report({"loss": (1.0, 1.0), "accuracy": (1.0, 1.0)})
+
+
 def test_loss_is_of_first_pieces_alone():
     rng = np.random.default_rng(1)
     o = objective(labels=("x", "y", "z"), seq_len=6)
@@ -452,6 +498,10 @@ MISTAKES = {
         ["data.format=tsv", "data.train=files:{0}/t.tsv", "data.dev=", "data.label=label"],
         "the objective reads 'words' of every record, these have text, label, where; .* tagged words data.format='conll'",
     ),
+    "a metric of entities": (
+        ["best=f1", "data.train=files:{0}/pos.conll", "data.dev=files:{0}/pos.conll"],
+        r"best: 'f1' is no metric of this objective; f1, precision and recall need tags as B-X, I-X, O .*; 'NN' is none",
+    ),
     "no such metric": (["best=f2"], "best: 'f2' is no metric of this objective; did you mean 'f1'"),
     "a dev tag that train lacks": (["data.dev=files:{0}/x.conll"], r"x.conll:1: tag 'B-ORG' of 'a' is unknown; expected one of 'B-LOC', "),
 }  # fmt: skip
@@ -463,6 +513,7 @@ def test_a_mistake(case, trained, tmp_path, capsys):
     items, message = MISTAKES[case]
     flow.table(folder / "t.tsv")
     write(folder / "x.conll", "a B-ORG\n")
+    write(folder / "pos.conll", "a NN\nb VB\n")
     page = flow.page(tmp_path / "page.py", flow.tagging(folder))
     capsys.readouterr()
     assert flow.ptft("train", "--config", page, "--workdir", tmp_path / "run", *[f"--config.{i.format(folder)}" for i in items]) == 2
