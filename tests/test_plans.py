@@ -116,12 +116,13 @@ SMALL = {"batch": 8, "devices": 1, "model": {"layers": 2, "hidden": 64, "max_len
         ({}, ["head", "lora=4,dora", "houlsby=8", "fish=0.01"]),
         ({"objective.name": "mlm_nsp"}, ["embeddings", "top-1"]),
         ({"objective.name": "tag"}, ["head"]),
+        ({"data.labels": tuple(map(str, range(3000))), "batch": 64}, ["head"]),
         ({"accumulate": 4, "frozen_dtype": "int8"}, ["top-1"]),
         ({"frozen_dtype": "bfloat16", "dtype": "bfloat16", "optim.name": "adafactor"}, ["bitfit"]),
         ({"optim.name": "lamb", "optim.bias_correction": False}, ["head; 10%: pooler; 20%: head"]),
         ({"model.name": "modernbert", "model.heads": 2, "model.ffn": 96, "optim.name": "sgd"}, ["top-1", "head"]),
     ],
-    ids=["adapters", "mlm_nsp", "tag", "parts-int8", "bfloat16", "phases", "modernbert"],
+    ids=["adapters", "mlm_nsp", "tag", "3000 labels", "parts-int8", "bfloat16", "phases", "modernbert"],
 )
 def test_small_shapes_give_no_false_alarm(changes, strategies):
     """Where what is not a product weighs most."""
