@@ -81,6 +81,28 @@ def test_what_does_not_fit_is_said_and_not_tried(monkeypatch):
     assert not found[0]["fits"] and found[0]["seconds_per_step"] is None and "does not fit" in plans.text(found)
 
 
+def test_strategies_take_turns_so_that_a_busy_machine_slows_all_of_them(monkeypatch):
+    """The time of the second is ten times as long while the machine is busy, for all, and the shares stay what they are."""
+    clock, order = iter([1.0, 10.0, 10.0, 1.0, 1.0]), []
+
+    def turn(run, phase, params, steps):
+        name = run.config.freeze
+        order.append(name)
+        turn.slow = next(clock) if name == "full" else turn.slow
+        return [{"full": 0.04, "head": 0.01}[name] * turn.slow] * steps
+
+    monkeypatch.setattr(plans, "_turn", turn)
+    one = build.outline(build.resolve(flow.changed({**SMALL, "objective": {"name": "classify", "seq_len": 16}}, {})))
+    full, head = plans.costs([build.refrozen(one, s) for s in ("full", "head")], probe=10)
+    assert order == ["full", "head"] * 5
+    assert head["seconds_per_step"] / full["seconds_per_step"] == pytest.approx(1 / 4)
+    assert (full["seconds_low"], full["seconds_per_step"], full["seconds_high"]) == pytest.approx((0.04, 0.04, 0.4))
+    monkeypatch.setattr(plans, "ENOUGH", 0.0)  # slow steps: two turns are the least
+    order.clear()
+    plans.in_turns([(build.refrozen(one, "head"), 0)], 10)
+    assert order == ["head"] * 2
+
+
 def test_the_command_needs_no_data(home, capsys, tmp_path):
     page = flow.page(tmp_path / "page.py", flow.finetuning(home, home / "pre", **{"data.train": "files:nowhere.tsv", "batch": 8}))
     chosen = ["--freeze", "head", "--freeze", "top-1+bitfit", "--freeze", '[["head/.*", "train"], [".*", "freeze"]]']

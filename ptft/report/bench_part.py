@@ -18,6 +18,8 @@ from ptft.bench.shapes import MARGIN
 from ptft.report import words
 from ptft.report.cost_panels import Line
 
+SLACK = 0.1  # by how much a share of time may differ from that of FLOPs before anybody asks why
+
 
 class Part(NamedTuple):
     """One task, model and size."""
@@ -82,7 +84,7 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
             flops=_median(ok, "flops_per_step"), peak=_median([r.get("bytes") or {} for r in ok], "peak"),
             checkpoint=_median([r.get("bytes") or {} for r in ok], "checkpoint"), forgetting=_forgetting(ok),
             failed=sum(r["status"] != "ok" for r in mine), reference=ok[0]["kind"] != "train", again=ok[0]["repeat"],
-            chosen=_chosen(ok),
+            chosen=_chosen(ok), quartiles=_quartiles(ok),
         ))  # fmt: skip
     compared = [line for line in out if line.gain]
     for line, gain in zip(compared, [_corrected(line, compared) for line in compared], strict=True):
@@ -91,10 +93,28 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
         for line in out:
             line.step_ratio = line.step / reference.step if line.step and reference.step else None
             line.flops_ratio = line.flops / reference.flops if line.flops and reference.flops else None
+            line.noisy = _noisy(line, reference)
     ranks = stats.ranks({x.name: x.scores for x in out if not x.reference and not x.again}, higher)
     for line in out:
         line.rank = ranks.get(line.name)
     return out
+
+
+def _quartiles(rows: Sequence[Row]) -> tuple[float, float] | None:
+    low, high = _median(rows, "seconds_low"), _median(rows, "seconds_high")
+    return None if low is None or high is None else (low, high)
+
+
+def _noisy(line: Line, reference: Line) -> bool:
+    """Whether a step saves more time than FLOPs, or costs more time for fewer FLOPs, by more than `SLACK`, unless the quartiles of both
+    times bear it out: what FLOPs do not count, such as memory, may be the cause."""
+    if line.step_ratio is None or line.flops_ratio is None:
+        return False
+    low, high = line.quartiles or (0.0, math.inf)
+    least, most = reference.quartiles or (0.0, math.inf)
+    if line.step_ratio < line.flops_ratio - SLACK:
+        return high >= line.flops_ratio * least
+    return line.flops_ratio < 1 and line.step_ratio > 1 + SLACK and low <= most
 
 
 def _corrected(line: Line, compared: Sequence[Line]) -> stats.Difference | None:
@@ -208,7 +228,7 @@ def _tied(part: Part, best: Line) -> list[str]:
         return say or ["Every other strategy is measurably worse."] * bool(found)
     cheapest = min(tied, key=lambda x: x.cost)
     if cheapest.cost < best.cost:
-        ratio = f" and takes {words.times(cheapest.step_ratio)} of {part.baseline}'s time a step" if cheapest.step_ratio else ""
+        ratio = f" and takes {_time_share(cheapest)} of {part.baseline}'s time a step" if cheapest.step_ratio else ""
         less = f", {words.signed(gain)} to {best.name}" if (gain := stats.paired(cheapest.scores, best.scores)) else ""
         say.append(f"The cheapest of them is {cheapest.name}: {words.plus_minus(cheapest.score)}{less}. "
                    f"It moves {words.percent(cheapest.share)} of the parameters{ratio}.")  # fmt: skip
@@ -319,7 +339,21 @@ def power(part: Part) -> list[str]:
     return [f"{say}."]
 
 
-CHECKS = (evaluated, edges, unequal, again, power)
+def times(part: Part) -> list[str]:
+    """A warning of shares of time that the shares of FLOPs contradict."""
+    found = [f"{x.name} {words.times(x.step_ratio)} of {part.baseline}'s time at {words.times(x.flops_ratio)} of its FLOPs"
+             for x in part.lines if x.noisy]  # fmt: skip
+    return [f"Taken for noise of a busy machine: {words.listed(found)}. Go by FLOPs there, or measure on an idle machine."] if found else []
+
+
+def frozen(part: Part) -> list[str]:
+    """Whether what is frozen had dropout: a strategy that freezes more would else be regularized more, or less, than it seems."""
+    off = {bool(r["config"].get("frozen_dropout", True)) for r in part.rows if r["kind"] == "train" and r.get("config")}
+    said = "Parts of the encoder in which nothing is trainable ran without dropout (frozen_dropout=False), the others with it."
+    return [said] if off == {False} else []
+
+
+CHECKS = (evaluated, edges, unequal, again, power, times, frozen)
 
 
 # ---------------------------------------------------------------- tables
@@ -340,12 +374,22 @@ def row(line: Line, part: Part) -> dict[str, Any]:
         "rank": "–" if line.rank is None else f"{line.rank:.1f}",
         "gain": "–" if gain is None else words.sign(gain.mean), "range": words.interval(gain), "verdict": line.verdict,
         "gain_boot": words.between(*gain.boot) if gain and gain.boot else "",
-        "share": words.percent(line.share), "step": words.seconds(line.step), "step_ratio": words.times(line.step_ratio),
+        "share": words.percent(line.share), "step": _time(line), "step_ratio": _time_share(line),
         "time": words.seconds(line.time), "flops": words.times(line.flops_ratio), "peak": words.size(line.peak),
         "checkpoint": words.size(line.checkpoint), "strip": _strip(line, *_strip_limits(part.lines)),
         "forgetting": "–" if line.forgetting is None else "0" if line.forgetting.mean == 0 else words.sign(line.forgetting.mean),
         "forgets": words.interval(line.forgetting) if line.forgetting and line.forgetting.mean else "",
     }  # fmt: skip
+
+
+def _time(line: Line) -> str:
+    """The median of a step, and the quartiles."""
+    between = f" ({' to '.join(map(words.seconds, line.quartiles))})" if line.quartiles else ""
+    return words.seconds(line.step) + between
+
+
+def _time_share(line: Line) -> str:
+    return words.times(line.step_ratio) + " (noise?)" * line.noisy
 
 
 def _seeds(line: Line) -> str:
