@@ -41,5 +41,5 @@ def get_config(arg: str = "") -> ConfigDict:
     full, part = (5e-5, 5e-4) if hub.is_imported(a.init) else (5e-4, 1e-3)
     c.optim.lr = full if a.freeze.startswith(("full", "freeze-embeddings")) else part
 
-    c.data = tasks.data(a.task, a.root) if a.task else ConfigDict()
+    c.data = tasks.data(a.task, a.root)
     return c

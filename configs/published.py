@@ -4,7 +4,8 @@
     ptft bench --config configs/published.py:task=mrpc,init=minilm,root=data --workdir runs/published_mrpc
     ptft report runs/published_sst2 runs/published_mrpc
 
-`minilm` is a folder in Hugging Face's format or a pretrained run. The tables: top layers of BERT on GLUE (Lee, Tang & Lin 2019,
+`minilm` is a folder in Hugging Face's format or a pretrained run; `task=` and config.data take a table of your own, as in
+configs/bench.py. What is frozen runs without dropout. The tables: top layers of BERT on GLUE (Lee, Tang & Lin 2019,
 arXiv 1911.03090), frozen layers x 50 to 1,000 examples (RoBERTa-base on SST-2), BitFit (Ben Zaken et al. 2021, arXiv 2106.10199), LoRA
 (Hu et al. 2021, arXiv 2106.09685), gradual unfreezing (Howard & Ruder 2018, arXiv 1801.06146, table 7), LayerNorm (Zhao et al. 2023,
 arXiv 2312.11420). Their models are larger and their data more, so numbers do not carry over; `ptft.bench.shapes` states what should,

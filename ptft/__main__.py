@@ -157,6 +157,9 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     values, workdir = load_config(args, overrides), args.workdir
     record.claim(workdir, "bench.json")
     bench = protocol.section(values)
+    if bench.budget != "steps":  # what the price of each strategy is compared with is measured beside it
+        known = protocol.cells({**values, "bench": {**values["bench"], "budget": "steps"}}, build.resolve)
+        probe.in_turns([c.config for c in known if c.kind == "train" and not auto.ask(c.config.freeze)], workdir)
     with mesh.preemption() as caught:
         cells = protocol.cells(values, build.resolve, identity.content, probe.spend(bench.budget, workdir, caught))
         if caught:

@@ -20,6 +20,7 @@ import bisect
 import functools
 import math
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,7 +163,7 @@ def cost(run: Run, strategy: str, unit: str) -> float:
     if unit == "params":
         return one.plan.counts()[0]
     if unit == "seconds":
-        return plans.seconds(one, 0, PROBE)
+        return statistics.median(plans.in_turns([(one, 0)], PROBE)[0])
     compiled = build.program(one).cost
     found = compiled.flops if unit == "flops" else compiled.peak_bytes
     if found is None:

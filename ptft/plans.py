@@ -3,17 +3,22 @@
 import json
 import os
 import re
-import statistics
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ptft import build, cost, freeze, ledger, mesh, models, optim, record, thin, tree
 from ptft.build import Program, Run
 from ptft.errors import UserError
+from ptft.tree import Flat
+
+TIMES = ("seconds_per_step", "seconds_low", "seconds_high")  # the median and the quartiles of timed steps
+TURN = 2  # timed steps
+ENOUGH = 20.0  # seconds of turns for each that takes part; after them no further turn begins
 
 
 def rows(run: Run, strategies: Sequence[Any], probe: int) -> list[dict[str, Any]]:
@@ -22,29 +27,47 @@ def rows(run: Run, strategies: Sequence[Any], probe: int) -> list[dict[str, Any]
     Args:
       probe: time so many steps of each on this device, with made-up tokens; 0: none.
     """
-    found = []
-    with record.bar(len(strategies), 0) as advance:
-        full = row(run, "full", 0)
-        for strategy in strategies:
-            one = row(run, strategy, probe)
-            for part in (one, *one["phases"]):
-                for key in ("flops", "analytic_flops"):
-                    part[f"{key}_share"] = part[key] / full[key] if part[key] and full[key] else None
-            found.append(one)
-            advance(str(strategy))
+    full = row(run, "full", 0)
+    found = costs([build.refrozen(run, strategy) for strategy in strategies], probe)
+    for one in found:
+        for part in (one, *one["phases"]):
+            for key in ("flops", "analytic_flops"):
+                part[f"{key}_share"] = part[key] / full[key] if part[key] and full[key] else None
     return found
 
 
 def row(run: Run, strategy: Any, probe: int) -> dict[str, Any]:
-    """What one strategy costs; bytes are of one device, FLOPs of a step over all of them. Where what moves changes with time, the
+    """What one strategy costs."""
+    return costs([build.refrozen(run, strategy)], probe)[0]
+
+
+def costs(runs: Sequence[Run], probe: int) -> list[dict[str, Any]]:
+    """What each run's strategy costs; bytes are of one device, FLOPs of a step over all of them. Where what moves changes with time, the
     FLOPs and seconds are a step's on average (phases that end at a plateau count alike), the bytes the largest of any phase."""
-    one = build.refrozen(run, strategy)
-    costs = {p.plan: i for i, p in enumerate(one.phases)}  # phases that move the same, such as LISA's, cost the same
-    known = {i: _phase(one, i, probe) for i in costs.values()}
-    trainable, total = one.plan.counts()
+    known: list[dict[int, dict[str, Any]]] = []
+    with record.bar(len(runs), 0) as advance:
+        for run in runs:
+            known.append({i: _phase(run, i) for i in _different(run).values()})
+            advance(str(run.config.freeze))
+    timed = [(r, i) for r, its in enumerate(known) for i in its if probe and its[i]["fits"]]
+    for (r, i), taken in zip(timed, in_turns([(runs[r], i) for r, i in timed], probe), strict=True):
+        times = map(float, np.quantile(taken, (0.5, 0.25, 0.75)))
+        known[r][i] |= {**dict(zip(TIMES, times, strict=True)), "timed_seconds": sum(taken)}
+    return [_row(run, its) for run, its in zip(runs, known, strict=True)]
+
+
+def _different(run: Run) -> dict[freeze.Plan, int]:
+    """Phases that move the same, such as LISA's, cost the same."""
+    return {p.plan: i for i, p in enumerate(run.phases)}
+
+
+def _row(run: Run, known: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    trainable, total = run.plan.counts()
+    same = _different(run)
     return {
-        "freeze": strategy, "trainable": trainable, "total": total, "trainable_share": trainable / total, "device_bytes": memory(),
-        **_of_phases(one, [known[costs[p.plan]] for p in one.phases]),
+        "freeze": run.config.freeze, "trainable": trainable, "total": total, "trainable_share": trainable / total, "device_bytes": memory(),
+        **_of_phases(run, [known[same[p.plan]] for p in run.phases]),
+        "timed_seconds": sum(its.get("timed_seconds", 0.0) for its in known.values()),
     }  # fmt: skip
 
 
@@ -63,7 +86,7 @@ def _of_phases(run: Run, costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         lengths = [1.0] * len(parts)
     else:
         lengths = [float(b - a) for a, b in zip(starts, [*starts[1:], run.durations.total], strict=True)]  # type: ignore[operator]
-    mean = {k: _mean([p[k] for p in parts], lengths) for k in ("flops", "analytic_flops", "seconds_per_step")}
+    mean = {k: _mean([p.get(k) for p in parts], lengths) for k in ("flops", "analytic_flops", *TIMES)}
     most = {k: max(p[k] for p in parts) if parts[0][k] is not None else None for k in parts[0] if k.endswith("_bytes")}
     problems = [p["problem"] for p in parts if p["problem"]]
     return {
@@ -72,7 +95,7 @@ def _of_phases(run: Run, costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _phase(run: Run, phase: int, probe: int) -> dict[str, Any]:
+def _phase(run: Run, phase: int) -> dict[str, Any]:
     program, here = build.program(run, phase), run.phases[phase]
     shapes, moving = run.net.shapes(), here.plan.trainable
     inside, frozen = tree.split(shapes, moving)
@@ -88,7 +111,7 @@ def _phase(run: Run, phase: int, probe: int) -> dict[str, Any]:
         "flops": program.cost.flops, "analytic_flops": formula and formula.total,
         **{f"{k}_bytes": n for k, n in cost.of_plan(inside, kept, state.opt, stored)._asdict().items()},
         "temporary_bytes": program.cost.temp_bytes, "peak_bytes": peak, "fits": fits,
-        "seconds_per_step": seconds(run, phase, probe) if probe and fits else None,
+        **dict.fromkeys(TIMES),
         "problem": problem(run, program, state.opt, phase),
     }  # fmt: skip
 
@@ -187,21 +210,37 @@ def memory() -> int | None:
         return None
 
 
-def seconds(run: Run, phase: int, steps: int) -> float:
-    """The median of `steps` timed steps, after one to warm up."""
+def in_turns(timed: Sequence[tuple[Run, int]], steps: int) -> list[list[float]]:
+    """Seconds of so many steps of each run's phase. They take turns (A B C A B C …), so that what else the machine does meets all of
+    them; nothing but the weights that a turn begins with lives on between turns. Of slow ones fewer steps, at least two turns."""
+    nets = {run.net: run.mesh for run, _ in timed}
+    starts = {net: jax.device_put(net.init(0), mesh.replicated(grid)) for net, grid in nets.items()}
+    taken: list[list[float]] = [[] for _ in timed]
+    begun, turns = time.perf_counter(), 0
+    while turns * TURN < steps and (turns < 2 or time.perf_counter() - begun < ENOUGH * len(timed)):
+        for (run, phase), mine in zip(timed, taken, strict=True):
+            mine += _turn(run, phase, starts[run.net], min(TURN, steps - len(mine)))
+        turns += 1
+    return taken
+
+
+def _turn(run: Run, phase: int, params: Flat, steps: int) -> list[float]:
+    """Seconds of steps, after one to warm up."""
     program, everywhere = build.program(run, phase), mesh.replicated(run.mesh)
-    params = jax.device_put(run.net.init(0), everywhere)
     inside, frozen = tree.split(params, run.phases[phase].plan.trainable)
-    moving = build.fresh(run, phase, inside)
-    kept = jax.jit(lambda p: thin.thin(p, run.config.frozen_dtype), out_shardings=everywhere)(frozen)
+    state = build.fresh(run, phase, jax.tree.map(jnp.copy, inside))  # a step takes the place of what it moves
+    kept = jax.device_put(_thinned(frozen, run.config.frozen_dtype), everywhere)
     batch, seed = mesh.put(run.net.example(run.config.batch), run.mesh), jax.device_put(np.uint32(0), everywhere)
     taken = []
     for _ in range(steps + 1):
         begun = time.perf_counter()
-        moving, sums = program.train(moving, kept, batch, seed)
-        jax.block_until_ready((moving, sums))
+        state, sums = program.train(state, kept, batch, seed)
+        jax.block_until_ready((state, sums))
         taken.append(time.perf_counter() - begun)
-    return statistics.median(taken[1:])
+    return taken[1:]
+
+
+_thinned = jax.jit(thin.thin, static_argnums=1)
 
 
 def text(found: Sequence[dict[str, Any]]) -> str:

@@ -56,7 +56,9 @@ FORMAT = {"mrpc": "tsv"}  # where the suffix does not tell
 
 
 def data(task: str, root: str = "") -> ConfigDict:
-    """The `data` section of a task: its files below `root`, or TFDS where `root` is empty."""
+    """The `data` section of a task: its files below `root`, or TFDS where `root` is empty; without a task nothing, for one's own table."""
+    if not task:
+        return ConfigDict()
     table = FILES if root else TFDS
     if task not in table:
         raise UserError(f"no task {task!r} {'as files' if root else 'in TFDS; root=DIR reads files'}; {did_you_mean(task, table)}")

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import flow
+import jax
 import numpy as np
 import pytest
 
 from ptft import build, pipeline, record
 from ptft import config as configs
-from ptft.bench import baselines, identity, locks, probe, protocol, results, runner, work
+from ptft.bench import baselines, features, identity, locks, probe, protocol, results, runner, work
 from ptft.bench.baselines import Unavailable
 from ptft.config import Field
 from ptft.config import resolve as check
@@ -140,6 +141,24 @@ def test_a_choice_of_rates_needs_dev_and_every_task_a_test():
         grid(tasks=[{"name": "a"}, {"name": "b", "data.test": ""}])
     with pytest.raises(UserError, match=r"data\.dev and data\.test are both 'tfds:y'"):
         grid({"data": {"train": "tfds:x", "dev": "tfds:y", "test": "tfds:y"}})
+    with pytest.raises(UserError, match=r"there is nothing to train on; expected data\.train"):
+        grid({"data": {"train": "", "dev": "", "test": ""}})
+
+
+def test_one_table_of_ones_own_is_told_how_it_gives_the_splits(tmp_path):
+    """A dev split never stands in for the test split."""
+    table = f"files:{tmp_path}/mine.tsv"
+
+    def said(train, dev=""):
+        with pytest.raises(UserError) as e:
+            grid({"data": {"train": train, "dev": dev, "test": ""}}, lr_factors=[1, 3])
+        return str(e.value)
+
+    alone = said(table)
+    assert f"data.train='{table}[:80%]' data.dev='{table}[80%:90%]' data.test='{table}[90%:]'" in alone and "lr_factors=[1]" in alone
+    assert f"data.train='{table}[:90%]' data.test='{table}[90%:]'" in said(table, "files:dev.tsv")
+    for whole in (f"files:{tmp_path}", "tfds:x", f"{table}[:90%]"):
+        assert "expected data.test='KIND:WHERE'\n" in said(whole) and "parts of one table" not in said(whole)
 
 
 @pytest.mark.parametrize("name", ["bench", "strategies", "published", "quickstart"])
@@ -203,6 +222,19 @@ def test_references_run_once_for_what_they_see():
         ("TF-IDF + logistic regression", 5, 1, "", None),
     ]
     assert [(c.kind, c.seed) for c in of(sizes=[0])] == [("majority", 0), ("tfidf", 0)]  # all examples: the seed chooses nothing
+
+
+def test_frozen_features_are_a_reference_of_each_pretrained_encoder():
+    def of(init, **bench):
+        page = {"objective": {"name": "classify"}, "init_from": init}
+        return [(c.model, c.seed, c.cell) for c in grid(page, **bench) if c.kind == "features"]
+
+    assert of("") == [] and [(m, s) for m, s, _ in of("x", sizes=[5])] == [("", 0), ("", 1)] and len(of("x", sizes=[0])) == 1
+    models = [{"name": "m", "init_from": "x"}, {"name": "n", "init_from": "y"}, {"name": "random"}]
+    two = of("", models=models, sizes=[5], seeds=[3])
+    assert [m for m, _, _ in two] == ["m", "n"] and len({cell for *_, cell in two}) == 2
+    first = [{**FULL, "init_weights": False}, HEAD]  # random weights are no encoder to read features of
+    assert of("x", sizes=[5], strategies=first) == of("x", sizes=[5])
 
 
 def test_a_budget_buys_steps_at_each_strategys_price():
@@ -787,10 +819,11 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
         once = iter([flow.sigterm])  # cells that train together have a batch each
         flow.at_batch(m, 3, lambda: next(once, lambda: None)())
         flow.ptft(*start)
-    assert e.value.code == 75 and {r["kind"] for r in results.read(Path("it"))} == {"majority", "tfidf"}
+    assert e.value.code == 75 and {r["kind"] for r in results.read(Path("it"))} == {"majority", "tfidf", "features"}
     assert flow.ptft(*start) == 0
     rows = results.merge([Path("it")]).rows
-    assert [r["status"] for r in rows] == ["ok"] * (3 * 2 * 2 * 2 + 2 * 2 * 2), [r["error"] for r in rows if r["error"]]
+    assert [r["status"] for r in rows] == ["ok"] * (3 * 2 * 2 * 2 + 3 * 2 * 2), [r["error"] for r in rows if r["error"]]
+    assert all(r["seconds_low"] <= r["seconds_per_step"] <= r["seconds_high"] for r in rows if r["kind"] == "train")
     assert not [p for p in Path("it/cells").iterdir() if p.is_dir()]
 
     one = rows[0]
@@ -811,15 +844,16 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
     assert results.read(Path("runs") / reference["cell"])[0]["test"] == reference["test"]
 
     merged = results.merge([Path("it"), Path("runs") / one["cell"]])
-    assert merged.notes == [] and len(merged.rows) == 32
+    assert merged.notes == [] and len(merged.rows) == 36
     text = files.write(Path("it"))["md"].read_text()
     assert "## words, 8 examples" in text and "## words, 16 examples" in text and text.count("| majority class |") == 2
+    assert text.count("| frozen features + logistic regression |") == 2
 
 
 def test_a_schedule_runs_nothing(home, tmp_path, capsys):
     config = flow.page(tmp_path / "page.py", page(home))
     assert flow.ptft("bench", "--config", config, "--workdir", tmp_path / "it", "--check", "--shard", "2/4") == 0
-    assert "10 cells, 0 finished, 10 to run" in capsys.readouterr().out and not (tmp_path / "it").exists()
+    assert "11 cells, 0 finished, 11 to run" in capsys.readouterr().out and not (tmp_path / "it").exists()
 
 
 @pytest.mark.parametrize(
@@ -952,6 +986,43 @@ def test_a_probe_is_made_once(home, tmp_path, monkeypatch):
     assert probe.measure(config, tmp_path) == made
 
 
+def probed(home, monkeypatch, answer):
+    """Configs of two strategies in two seeds, and what the child was asked for."""
+    asked = []
+
+    def child(given):
+        asked.append([c["freeze"] for c in json.loads(given)])
+        return answer(asked[-1])
+
+    monkeypatch.setattr(probe, "_child", child)
+    monkeypatch.setattr(probe, "_failed", {})
+    one = build.resolve(flow.finetuning(home, home / "pre"))
+    return [one.replace(freeze=freeze, seed=seed) for seed in (0, 1) for freeze in ("full", "head")], asked
+
+
+ROW = {"seconds_per_step": 0.1, "flops": 1.0, "phases": [], "timed_seconds": 1.0}
+
+
+def test_strategies_are_measured_side_by_side_in_one_process(home, tmp_path, monkeypatch):
+    both, asked = probed(home, monkeypatch, lambda names: (0, json.dumps([{**ROW, "freeze": n} for n in names]), ""))
+    probe.in_turns(both, tmp_path)
+    assert asked == [["full", "head"]]
+    assert [probe.measure(c, tmp_path)["freeze"] for c in both] == ["full", "head"] * 2 and len(asked) == 1
+    probe.in_turns([*both, both[0].replace(freeze="bitfit")], tmp_path)
+    assert asked[1:] == [["bitfit"]]  # what is known is not measured again
+
+
+def test_what_ends_the_process_of_many_is_found_alone(home, tmp_path, monkeypatch):
+    both, asked = probed(
+        home, monkeypatch, lambda names: (-9, "", "killed") if "full" in names else (0, json.dumps([{**ROW, "freeze": "head"}]), "")
+    )
+    probe.in_turns(both, tmp_path)
+    assert asked == [["full", "head"], ["full"], ["head"]] and probe.measure(both[1], tmp_path)["freeze"] == "head"
+    with pytest.raises(UserError, match=r"the cost of freeze='full' could not be measured: killed"):
+        probe.measure(both[0], tmp_path)
+    assert len(asked) == 3  # it is not tried again
+
+
 def test_the_price_of_phases_is_a_mean_over_the_steps_that_each_has(home, tmp_path, monkeypatch):
     config = build.resolve(flow.finetuning(home, home / "pre", freeze="head; 2 steps: full", train_for="8 steps"))
     made = probe.measure(config, tmp_path)
@@ -1033,14 +1104,58 @@ def test_the_majority_is_that_of_the_training_examples(words):
 def test_tfidf_learns_words_of_both_scripts(words):
     pytest.importorskip("sklearn")
     found = baselines.run("tfidf", words, "accuracy")
-    assert found["test"]["accuracy"] == 1.0 and found["notes"]["C"] in baselines.STRENGTHS and "scikit-learn" in found["versions"]
-    assert baselines.run("tfidf", words.replace(**{"data.dev": ""}), "accuracy")["notes"] == {"C": 1.0}
+    assert found["test"]["accuracy"] == 1.0 and found["notes"]["C"] in baselines.STRENGTHS["tfidf"] and "scikit-learn" in found["versions"]
+    alone = baselines.run("tfidf", words.replace(**{"data.dev": ""}), "accuracy")  # chosen by folds of the training examples
+    assert alone["test"]["accuracy"] == 1.0 and alone["notes"]["C"] in baselines.STRENGTHS["tfidf"] and "dev" not in alone
     one = baselines.run("tfidf", words.replace(**{"data.train_size": 1}), "accuracy")
     assert one["notes"]["C"] is None and one["data"]["train_rows"] == 1
 
 
+def test_what_is_too_few_to_choose_by_takes_the_usual_strength():
+    """Three texts, one of its class alone; and a choice that only unseen examples can make: more strength would fit these better."""
+    x, y = np.eye(3), np.array([0, 0, 1], np.int32)
+    score = lambda p, truth: {"accuracy": float((p.argmax(1) == truth).mean())}  # noqa: E731
+    pytest.importorskip("sklearn")
+    views = {"mean": {"train": x, "test": x[:1]}}
+    said, notes = baselines._regression("features", views, {"train": y}, 4, score, "accuracy")
+    assert notes == {"C": baselines.USUAL["features"], "features": "mean"} and said["test"].argmax() == 0
+    assert said["test"].shape == (1, 4) and said["test"][0, 3] == baselines.LEAST
+    rng = np.random.default_rng(0)
+    y = np.arange(60, dtype=np.int32) % 2
+    noise, signal = rng.normal(size=(60, 5)), rng.normal(size=(60, 5)) + y[:, None]
+    views = {"noise": {"train": noise, "test": noise}, "signal": {"train": signal, "test": signal}}
+    assert baselines._regression("features", views, {"train": y}, 2, score, "accuracy")[1]["features"] == "signal"
+
+
+def test_frozen_features_are_those_of_the_encoder_and_computed_once(words):
+    pytest.importorskip("sklearn")
+    features._encoder.cache_clear()
+    few = words.replace(**{"data.train_size": 20})
+    found = [baselines.run("features", few.replace(seed=seed), "accuracy") for seed in (0, 1)]
+    assert all(0.5 <= f["test"]["accuracy"] <= 1 and f["data"]["train_rows"] == 20 for f in found)
+    assert found[0]["notes"]["C"] in baselines.STRENGTHS["features"] and found[0]["notes"]["features"] in ("mean", "first token")
+    assert features._encoder.cache_info().misses == 1
+    run = build.build(words.replace(freeze="head"))
+    params, row = build.initial(run.config, run.net), np.array([7])
+    batch = {**run.data.train.batch(row), "row": row.astype(np.int32), "valid": np.ones(1, np.float32)}
+    hidden = np.asarray(run.net.below(params, jax.device_put(batch), run.net.backbone.shape.layers))[0, : int(batch["length"][0])]
+    views = features.of(words.replace(seed=5), {"train": np.array([3, 7])})
+    assert views["mean"]["train"][1] == pytest.approx(hidden.mean(0), abs=1e-5)
+    assert views["first token"]["train"][1] == pytest.approx(hidden[0], abs=1e-5)
+
+
+def test_frozen_features_of_a_pair_are_of_each_text(home, tmp_path):
+    for i, split in enumerate(("train", "test")):
+        flow.table(tmp_path / f"{split}.tsv", 4, i, header="a\tb\tlabel")
+    files = {f"data.{split}": f"files:{tmp_path}/{split}.tsv" for split in ("train", "test")}
+    pairs = build.resolve(flow.finetuning(home, home / "pre", **files, **{"data.text": "a", "data.text_b": "b", "data.dev": ""}))
+    mean = features.of(pairs, {"train": np.arange(4)})["mean"]["train"]
+    a, b, distance, product = np.split(mean, 4, axis=1)
+    assert mean.shape[1] == 4 * 64 and distance == pytest.approx(abs(a - b)) and product == pytest.approx(a * b) and distance.max() > 0
+
+
 def test_without_scikit_learn_the_row_says_so(words, monkeypatch):
-    for name in ("sklearn", "sklearn.exceptions", "sklearn.feature_extraction.text", "sklearn.linear_model"):
+    for name in ("sklearn", "sklearn.feature_extraction.text", "sklearn.linear_model"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(Unavailable, match=r"pip install 'ptft\[bench\]'"):
         baselines.run("tfidf", words, "accuracy")

@@ -166,6 +166,21 @@ def test_every_strategy_of_the_benchmarks_fits_its_model(home):
             assert build.phases(cell.config, net, 100, 100)
 
 
+@pytest.mark.parametrize("page", ["bench", "published", "strategies"])
+def test_a_benchmark_takes_a_table_of_ones_own(page, home, tmp_path, capsys):
+    """As configs/finetune.py does, and with all of its rows; without a test split it says what to do."""
+    flow.table(tmp_path / "mine.tsv", 30, header="words\tkind")
+    few = ["bench.strategies=[{'name': 'head', 'freeze': 'head', 'lr': 0.01}]", "bench.lr_factors=[1]", "bench.sizes=[]", "batch=4"]
+    own = [f"data.train=files:{tmp_path}/mine.tsv[:80%]", "data.text=words", "data.label=kind", "bench.random_init=False"]
+    start = ["bench", "--config", f"{PAGES / page}.py:task=,init={home / 'pre'},seq_len=16", "--workdir", tmp_path / "it", "--check"]
+    start += [f"--config.{x}" for x in [*few, *own]]
+    assert flow.ptft(*start) == 2
+    assert "a benchmark quotes numbers of a test split" in capsys.readouterr().err
+    assert flow.ptft(*start, f"--config.data.test=files:{tmp_path}/mine.tsv[80%:]") == 0
+    said = capsys.readouterr().out
+    assert f"files:{tmp_path}/mine.tsv[:80%], all examples" in said and "head: 5 cells" in said.replace("1 cell", "5 cells")
+
+
 def test_strategies(home, tmp_path):
     values = load("strategies", f"init={home / 'pre'},root={home / 'data'}")
     six = {"batch": 8, "model": {**SMALL, "layers": 6}, "objective": {"name": "classify", "seq_len": 16}, "data": {"vocab_size": 100}}

@@ -577,7 +577,7 @@ def test_classification_loss_in_numpy():
     assert sums["loss"] == (pytest.approx(softmax_loss(logits, batch["label"])[valid].sum(), rel=2e-5), 4)
     table = np.zeros((3, 3))
     np.add.at(table, (batch["label"][valid], logits.argmax(-1)[valid]), 1)
-    assert sums["confusion"][0].tolist() == table.tolist()
+    assert sums["counts"][0].tolist() == [table.sum(1).tolist(), table.sum(0).tolist(), np.diag(table).tolist()]
 
 
 # Reports
@@ -630,6 +630,28 @@ def test_metrics_of_three_classes():
     assert got["accuracy"] == pytest.approx((label == said).mean())
     assert got["macro_f1"] == pytest.approx(np.mean(f1)) and got["matthews"] == pytest.approx(matthews)
     assert 0.2 < matthews < 0.9
+
+
+def test_what_classes_cost_grows_with_their_number_and_not_with_its_square():
+    """Beside the predictions themselves, which the head makes."""
+    k, batch = 3000, 8
+    o = build("classify", labels=tuple(map(str, range(k))))
+    shapes = jax.ShapeDtypeStruct((batch, k), np.float32), {"label": np.zeros(batch, np.int32), "valid": np.ones(batch, np.float32)}
+    compiled = jax.jit(o.terms).lower(*shapes).compile()
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 20 * batch * k * 4 < k * k
+    label = np.random.default_rng(0).integers(0, k, 200)
+    got = classified(label.tolist(), np.where(np.arange(200) % 4, label, 0).tolist(), k)
+    assert got["accuracy"] == pytest.approx(0.75, abs=0.01) and 0.7 < got["matthews"] < 0.8
+
+
+def test_sums_that_an_older_version_left_in_a_checkpoint_count():
+    """It kept a table of true against predicted classes, and a resumed run's next line of the log is of both."""
+    o = build("classify", labels=("a", "b", "c"))
+    table = np.array([[3, 1, 0], [0, 2, 2], [1, 0, 4]], np.float32)
+    counts = np.stack([table.sum(1), table.sum(0), np.diag(table)])
+    both = o.report({"loss": (6.0, 26.0), "counts": (counts, 2.0), "confusion": (table, 1.0)})
+    assert both == o.report({"loss": (6.0, 26.0), "counts": (2 * counts, 3.0)}) and both["accuracy"] == 9 / 13
 
 
 def test_metrics_at_the_edge():

@@ -81,6 +81,28 @@ def test_what_does_not_fit_is_said_and_not_tried(monkeypatch):
     assert not found[0]["fits"] and found[0]["seconds_per_step"] is None and "does not fit" in plans.text(found)
 
 
+def test_strategies_take_turns_so_that_a_busy_machine_slows_all_of_them(monkeypatch):
+    """The time of the second is ten times as long while the machine is busy, for all, and the shares stay what they are."""
+    clock, order = iter([1.0, 10.0, 10.0, 1.0, 1.0]), []
+
+    def turn(run, phase, params, steps):
+        name = run.config.freeze
+        order.append(name)
+        turn.slow = next(clock) if name == "full" else turn.slow
+        return [{"full": 0.04, "head": 0.01}[name] * turn.slow] * steps
+
+    monkeypatch.setattr(plans, "_turn", turn)
+    one = build.outline(build.resolve(flow.changed({**SMALL, "objective": {"name": "classify", "seq_len": 16}}, {})))
+    full, head = plans.costs([build.refrozen(one, s) for s in ("full", "head")], probe=10)
+    assert order == ["full", "head"] * 5
+    assert head["seconds_per_step"] / full["seconds_per_step"] == pytest.approx(1 / 4)
+    assert (full["seconds_low"], full["seconds_per_step"], full["seconds_high"]) == pytest.approx((0.04, 0.04, 0.4))
+    monkeypatch.setattr(plans, "ENOUGH", 0.0)  # slow steps: two turns are the least
+    order.clear()
+    plans.in_turns([(build.refrozen(one, "head"), 0)], 10)
+    assert order == ["head"] * 2
+
+
 def test_the_command_needs_no_data(home, capsys, tmp_path):
     page = flow.page(tmp_path / "page.py", flow.finetuning(home, home / "pre", **{"data.train": "files:nowhere.tsv", "batch": 8}))
     chosen = ["--freeze", "head", "--freeze", "top-1+bitfit", "--freeze", '[["head/.*", "train"], [".*", "freeze"]]']
@@ -116,12 +138,13 @@ SMALL = {"batch": 8, "devices": 1, "model": {"layers": 2, "hidden": 64, "max_len
         ({}, ["head", "lora=4,dora", "houlsby=8", "fish=0.01"]),
         ({"objective.name": "mlm_nsp"}, ["embeddings", "top-1"]),
         ({"objective.name": "tag"}, ["head"]),
+        ({"data.labels": tuple(map(str, range(3000))), "batch": 64}, ["head"]),
         ({"accumulate": 4, "frozen_dtype": "int8"}, ["top-1"]),
         ({"frozen_dtype": "bfloat16", "dtype": "bfloat16", "optim.name": "adafactor"}, ["bitfit"]),
         ({"optim.name": "lamb", "optim.bias_correction": False}, ["head; 10%: pooler; 20%: head"]),
         ({"model.name": "modernbert", "model.heads": 2, "model.ffn": 96, "optim.name": "sgd"}, ["top-1", "head"]),
     ],
-    ids=["adapters", "mlm_nsp", "tag", "parts-int8", "bfloat16", "phases", "modernbert"],
+    ids=["adapters", "mlm_nsp", "tag", "3000 labels", "parts-int8", "bfloat16", "phases", "modernbert"],
 )
 def test_small_shapes_give_no_false_alarm(changes, strategies):
     """Where what is not a product weighs most."""

@@ -366,6 +366,38 @@ def test_what_costs_the_same_does_not_cost_more_and_what_does_not_vary_has_no_po
     assert "unknown" not in md and "four times in five" not in md
 
 
+def timed(name, step, flops, spread=()):
+    low_high = dict(zip(("seconds_low", "seconds_high"), spread, strict=False))
+    return [{**r, "seconds_per_step": step, "flops_per_step": flops, **low_high} for r in rows() if r["strategy"] == name]
+
+
+@pytest.mark.parametrize(
+    ("head", "noise"),
+    [
+        ((0.34, 0.67e9), True),  # of a row of an older version
+        ((0.34, 0.67e9, (0.30, 0.75)), True),
+        ((0.34, 0.67e9, (0.33, 0.35)), False),  # its quartiles bear it out: what FLOPs do not count
+        ((1.40, 0.67e9, (0.90, 1.90)), True),  # fewer FLOPs, more time
+        ((1.40, 0.67e9, (1.35, 1.45)), False),
+        ((0.62, 0.67e9), False),
+        ((0.90, 0.67e9), False),  # a step is never bound by its products alone
+    ],
+)
+def test_a_share_of_time_that_its_flops_contradict_is_marked_as_noise(tmp_path, head, noise):
+    md, _ = texts(put(tmp_path, timed("full", 1.0, 1e9, (0.95, 1.05)) + timed("head", *head), baseline="full"))
+    assert line_of(md, "head")[11] == f"{head[0]:.2f}" + " (noise?)" * noise
+    assert (f"Taken for noise of a busy machine: head {head[0]:.2f} of full's time at 0.67 of its FLOPs." in md) == noise
+    if len(head) > 2:
+        low, high = head[2]
+        assert line_of(md, "head")[10].endswith(f"({low * 1000:.0f} ms to {high * 1000:.0f} ms)" if high < 1 else f"to {high:.1f} s)")
+
+
+def test_frozen_parts_without_dropout_are_said(tmp_path):
+    lines = [{**r, "config": {"frozen_dropout": False}} for r in rows()]
+    assert "nothing is trainable ran without dropout (frozen_dropout=False)" in texts(put(tmp_path / "a", lines))[0]
+    assert "ran without dropout" not in texts(put(tmp_path / "b", [{**lines[0], "config": {}}, *lines[1:]]))[0]
+
+
 def test_the_rows_that_scores_are_of_are_counted(tmp_path):
     data = {"notes": {"train": {"rows": 50}, "dev": {"rows": 6735}, "test": {"rows": 100, "truncated": 24}}}
     lines = [{**r, "data": data, "config": {"data": {"dev_size": 60}, "batch": 16}, "steps": 13} for r in rows()]

@@ -1,11 +1,13 @@
-"""Rows of reference without a network: the most frequent class, and TF-IDF features under a logistic regression.
+"""Rows of reference that train no network: the most frequent class, and logistic regressions on TF-IDF and on frozen features.
 
-Both see exactly the training examples of their cell, and are scored as the runs are. TF-IDF: words and pairs of words,
-sublinear counts; the strength of the regularization is chosen on dev (Wang & Manning 2012, Baselines and Bigrams, ACL, is why such
-a row belongs beside every network).
+All see exactly the training examples of their cell, and are scored as the runs are. TF-IDF: words and pairs of words, sublinear counts
+(Wang & Manning 2012, Baselines and Bigrams, ACL, is why such a row belongs beside every network). Frozen features: what the pretrained
+encoder gives (`ptft.bench.features`), each standardized. Which features, and how strong the regularization is, is chosen on dev, or
+without dev by cross-validation within the training examples.
 """
 
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,14 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ptft import build, data, pipeline, record
+from ptft.bench import features
 from ptft.bench.results import higher_is_better
 from ptft.config import Config, digest
 
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+STRENGTHS = {"tfidf": (0.1, 1.0, 10.0, 100.0), "features": (0.001, 0.01, 0.1, 1.0)}  # scikit-learn's C: small is strong
+USUAL = {"tfidf": 1.0, "features": 0.01}  # where there are too few examples to choose by
+FOLDS = 5
+MANY = 2000  # examples, of which one fifth held out says enough
+LEAST = -50.0  # log probability of a class that no training example had
 WORD = r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+"  # a Chinese character is a word
 
-Score = Callable[[np.ndarray], np.ndarray]  # texts -> log probabilities f64[N, k]
-Split = tuple[list[str], np.ndarray]
+Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]  # log probabilities f64[N, k], labels -> metrics
 
 
 class Unavailable(Exception):
@@ -35,21 +41,23 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
       Unavailable: scikit-learn is not there.
     """
     loaded = build.load_data(config)
-    objective = build.net(config, loaded.tokenizer, loaded.labels).objective
-    splits = _splits(config, loaded.labels)
-    texts, labels = splits["train"]
-    chosen = pipeline.subset(len(texts), config.data.train_size, config.seed)
-    train = [texts[i] for i in chosen], labels[chosen]
+    score = functools.partial(_scores, build.net(config, loaded.tokenizer, loaded.labels).objective)
+    rows = records(config, loaded.labels)
+    index = {split: np.arange(len(its)) for split, its in rows.items()}
+    index["train"] = pipeline.subset(len(rows["train"]), config.data.train_size, config.seed)
+    labels = {split: np.asarray([rows[split][i]["label"] for i in its.tolist()], np.int32) for split, its in index.items()}
+    notes: dict[str, Any] = {}
     if kind == "majority":
-        predict, notes = _majority(train[1], len(loaded.labels)), dict[str, Any]()
+        said = _majority(labels, len(loaded.labels))
+    elif len(np.unique(labels["train"])) < 2:
+        said, notes = _majority(labels, len(loaded.labels)), {"C": None, "why": "the training examples are of one class"}
     else:
-        predict, notes = _tfidf(train, splits.get("dev"), len(loaded.labels), functools.partial(_scores, objective), metric)
-    scored: dict[str, Any] = {
-        split: _scores(objective, predict(splits[split][0]), splits[split][1]) for split in ("dev", "test") if split in splits
-    }
+        views = features.of(config, index) if kind == "features" else {"": _texts(rows, index)}
+        said, notes = _regression(kind, views, labels, len(loaded.labels), score, metric)
+    scored: dict[str, Any] = {split: score(its, labels[split]) for split, its in said.items()}
     return {
         **scored, "notes": notes, "config_hash": digest(config), "versions": {**record.versions(), **_sklearn()}, "device": record.device(),
-        "data": {"fingerprint": loaded.fingerprint, "train_rows": len(chosen)},
+        "data": {"fingerprint": loaded.fingerprint, "train_rows": len(index["train"])},
     }  # fmt: skip
 
 
@@ -67,11 +75,11 @@ def records(config: Config, names: tuple[str, ...] = ()) -> dict[str, Sequence[M
     return found
 
 
-def _splits(config: Config, names: tuple[str, ...]) -> dict[str, Split]:
-    """Texts and labels of every split; the two texts of a pair are joined."""
+def _texts(rows: Mapping[str, Sequence[Mapping[str, Any]]], index: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The two texts of a pair are joined."""
     return {
-        split: (["\n".join(r[k] for k in ("text", "text_b") if k in r) for r in rows], np.asarray([r["label"] for r in rows], np.int32))
-        for split, rows in records(config, names).items()
+        split: np.asarray(["\n".join(rows[split][i][k] for k in ("text", "text_b") if k in rows[split][i]) for i in its.tolist()], object)
+        for split, its in index.items()
     }
 
 
@@ -81,39 +89,68 @@ def _scores(objective: Any, log_probabilities: np.ndarray, labels: np.ndarray) -
     return objective.report(objective.terms(jnp.asarray(log_probabilities, jnp.float32), batch))
 
 
-def _majority(labels: np.ndarray, k: int) -> Any:
-    counts = np.bincount(labels, minlength=k) + 1.0  # a class that the subset lacks is not impossible
-    return lambda texts: np.tile(np.log(counts / counts.sum()), (len(texts), 1))
+def _majority(labels: Mapping[str, np.ndarray], k: int) -> dict[str, np.ndarray]:
+    counts = np.bincount(labels["train"], minlength=k) + 1.0  # a class that the subset lacks is not impossible
+    return {split: np.tile(np.log(counts / counts.sum()), (len(its), 1)) for split, its in labels.items() if split != "train"}
 
 
-def _tfidf(
-    train: Split, dev: Split | None, k: int, score: Callable[[np.ndarray, np.ndarray], Mapping[str, float]], metric: str
-) -> tuple[Any, dict[str, Any]]:
-    """The classifier, and what was chosen; without dev, the default strength."""
+def _regression(
+    kind: str, views: Mapping[str, Mapping[str, np.ndarray]], labels: Mapping[str, np.ndarray], k: int, score: Score, metric: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What the best logistic regression says of dev and test, and what was chosen."""
+    tried: dict[tuple[str, float], float] = {}
+    fitted: dict[tuple[str, float], Any] = {}
+    y = labels["train"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of too few steps or examples, which show in the score
+        for view, x in views.items():
+            models = _fit(kind, x["train"], y)
+            fitted |= {(view, c): model for c, model in models.items()}
+            if "dev" in x:
+                judged, truth = {c: _log_probabilities(model, x["dev"], k) for c, model in models.items()}, labels["dev"]
+            else:
+                judged, truth = _held_out(kind, x["train"], y, k)
+            tried |= {(view, c): score(its, truth)[metric] for c, its in judged.items()}
+        best = (max if higher_is_better(metric) else min)(tried, key=lambda one: tried[one]) if tried else (next(iter(views)), USUAL[kind])
+        said = {split: _log_probabilities(fitted[best], its, k) for split, its in views[best[0]].items() if split != "train"}
+    return said, {"C": best[1]} | ({"features": best[0]} if best[0] else {})
+
+
+def _fit(kind: str, x: np.ndarray, y: np.ndarray) -> dict[float, Any]:
+    """A classifier a strength."""
     try:
-        from sklearn.exceptions import ConvergenceWarning
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
     except ImportError:
         raise Unavailable("scikit-learn is not installed; run: pip install 'ptft[bench]'") from None
     words = TfidfVectorizer(token_pattern=WORD, ngram_range=(1, 2), sublinear_tf=True)
-    features, fits = words.fit_transform(train[0]), {}
-    present = np.unique(train[1])
-    if len(present) < 2:
-        return _majority(train[1], k), {"C": None, "why": "the training examples are of one class"}
+    ready = (words if kind == "tfidf" else StandardScaler()).fit(x)
+    shown = ready.transform(x)
+    return {c: make_pipeline(ready, LogisticRegression(C=c, max_iter=1000).fit(shown, y)) for c in STRENGTHS[kind]}
 
-    def predict(model: Any, texts: list[str]) -> np.ndarray:
-        out = np.full((len(texts), k), -50.0)  # a class that was not seen
-        out[:, present] = model.predict_log_proba(words.transform(texts))
-        return out
 
-    for strength in STRENGTHS if dev else (1.0,):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a thousand steps are enough, or the strength is no good
-            fits[strength] = LogisticRegression(C=strength, max_iter=1000).fit(features, train[1])
-    on_dev = {c: score(predict(fit, dev[0]), dev[1])[metric] for c, fit in fits.items()} if dev else dict.fromkeys(fits, 0.0)
-    best = (max if higher_is_better(metric) else min)(on_dev, key=lambda c: on_dev[c])
-    return functools.partial(predict, fits[best]), {"C": best}
+def _held_out(kind: str, x: np.ndarray, y: np.ndarray, k: int) -> tuple[dict[float, np.ndarray], np.ndarray]:
+    """What classifiers of each strength say of training examples that they have not seen, and their labels; of none, where there are too
+    few to hold any out."""
+    from sklearn.model_selection import StratifiedKFold
+
+    second = int(np.sort(np.bincount(y))[-2])  # as many of it as there are folds, at least, leave two classes in each
+    if second < 2:
+        return {}, y
+    parts = StratifiedKFold(min(FOLDS, second), shuffle=True, random_state=0).split(y, y)
+    found: list[tuple[np.ndarray, dict[float, np.ndarray]]] = []
+    for rest, held in itertools.islice(parts, FOLDS if len(y) <= MANY else 1):
+        found.append((held, {c: _log_probabilities(m, x[held], k) for c, m in _fit(kind, x[rest], y[rest]).items()}))
+    joined = {c: np.concatenate([said[c] for _, said in found]) for c in STRENGTHS[kind]}
+    return joined, y[np.concatenate([held for held, _ in found])]
+
+
+def _log_probabilities(model: Any, x: np.ndarray, k: int) -> np.ndarray:
+    out = np.full((len(x), k), LEAST)
+    out[:, model.classes_] = np.maximum(model.predict_log_proba(x), LEAST)
+    return out
 
 
 def _sklearn() -> dict[str, str]:

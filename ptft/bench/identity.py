@@ -30,7 +30,7 @@ def of(config: Config, content: Mapping[str, str], kind: str, repeat: bool = Fal
 
     Args:
       config: resolved; `content`: what counts instead of some of its keys, by dotted name.
-      kind: "train", or a reference, which looks at the data alone: without a subset not even at the seed.
+      kind: "train", or a reference, which looks at the data alone (without a subset not even at the seed), or at the encoder, too.
       repeat: the second copy of a strategy in the A/A check, which is run and not looked up.
       metric: by which a reference chooses what it has to choose.
     """
@@ -40,7 +40,9 @@ def of(config: Config, content: Mapping[str, str], kind: str, repeat: bool = Fal
     else:
         section = plain["data"]
         seed = plain["seed"] if section["train_size"] else 0
-        plain = {"data": {k: section[k] for k in (*PLACES, "train_size", "dev_size")}, "seed": seed, "metric": metric, "kind": kind}
+        encoder = {k: plain.get(k) for k in ("init_from", "model", "objective", "dtype")} if kind == "features" else {}
+        seen = {k: section[k] for k in (*PLACES, "train_size", "dev_size")}
+        plain = {"data": seen, "seed": seed, "metric": metric, "kind": kind, **encoder}
     return hashlib.sha256(configs.to_json({**plain, "repeat": 2} if repeat else plain).encode()).hexdigest()[:12]
 
 

@@ -1,6 +1,6 @@
-"""What a step of a config costs, measured once a benchmark, in a process of its own: nothing else has warmed it or fills its memory.
+"""What a step of a config costs, measured once a benchmark, in a process apart, where strategies take turns.
 
-    WORKDIR/probes/HASH.json         FLOPs, seconds a step, bytes; the hash is of all that a step depends on, device included
+    WORKDIR/probes/HASH.json         FLOPs, seconds a step (median and quartiles), bytes; the hash is of all that a step depends on
     WORKDIR/probes/HASH-HASH.json    the same of a phase, where what moves changes with time
 
 The file is what a benchmark with a budget of FLOPs or seconds goes by: measured again, seconds would differ a little, the steps
@@ -60,40 +60,52 @@ def spend(budget: str, workdir: Path, caught: Sequence[int] = ()) -> Callable[[C
 
 
 def measure(config: Config, workdir: Path) -> dict[str, Any]:
-    """The cost of a step (`plans.row`), from `workdir/probes` or measured now."""
+    """The cost of a step (`plans.costs`), from `workdir/probes` or measured now."""
+    in_turns([config], workdir)
     if (found := known(config, workdir)) is None:
-        _measure(config, _file(config, workdir))
-        found = known(config, workdir)
-    assert found is not None
+        raise UserError(_failed[str(_file(config, workdir))])
     return found
 
 
-def _measure(config: Config, file: Path) -> None:
-    if why := _failed.get(str(file)):
-        raise UserError(why)
+def in_turns(asked: Sequence[Config], workdir: Path) -> None:
+    """Measures what is not known of these, side by side, so that their times compare: on a busy machine, one after the other would meet
+    other company each. What cannot be measured, `measure` says.
+
+    Raises:
+      SystemExit(75): stopped by SIGTERM or SIGINT; nothing of these is kept.
+    """
+    by_file = {_file(c, workdir): c for c in asked if known(c, workdir) is None}
+    new = {file: c for file, c in by_file.items() if str(file) not in _failed}
+    if not new:
+        return
     begun = time.perf_counter()
-    code, out, err = _child(configs.to_json(config))
+    code, out, err = _child(json.dumps([c.to_dict() for c in new.values()]))
     if -code in (signal.SIGTERM, signal.SIGINT):  # meant for all of us, as a scheduler's is
         record.say("stopped; the same command goes on from here")
         raise SystemExit(train.PREEMPTED)
+    if code and len(new) > 1:  # which of them ended it, shows alone
+        for config in new.values():
+            in_turns([config], workdir)
+        return
     if code:
-        why = f"the cost of freeze={config.freeze!r} could not be measured: {(err.strip() or '?').splitlines()[-1]}"
-        _failed[str(file)] = why
-        raise UserError(why)
-    row = json.loads(out.splitlines()[-1])
-    row["overhead_seconds"] = time.perf_counter() - begun - (STEPS + 1) * (row["seconds_per_step"] or 0)  # to start and to compile
-    for part in row["phases"]:
-        _first(_of_phase(file, configs.digest({"freeze": part["freeze"]})), part)
-    _first(file, row)
+        file, config = next(iter(new.items()))
+        _failed[str(file)] = f"the cost of freeze={config.freeze!r} could not be measured: {(err.strip() or '?').splitlines()[-1]}"
+        return
+    found = json.loads(out.splitlines()[-1])
+    overhead = (time.perf_counter() - begun - sum(row["timed_seconds"] for row in found)) / len(new)
+    for file, row in zip(new, found, strict=True):
+        for part in row["phases"]:
+            _first(_of_phase(file, configs.digest({"freeze": part["freeze"]})), part)
+        _first(file, {**row, "overhead_seconds": overhead})  # to start and to compile
 
 
-def _child(config: str) -> tuple[int, str, str]:
-    """Runs `main` on a config -> (exit code, output, errors). A signal ends it at once: there is nothing to save."""
+def _child(given: str) -> tuple[int, str, str]:
+    """Runs `main` on configs -> (exit code, output, errors). A signal ends it at once: there is nothing to save."""
     with contextlib.ExitStack() as open_files:
-        given, out, err = files = [open_files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(3)]
-        given.write(config)
-        given.seek(0)
-        code, stopped = mesh.child([sys.executable, "-m", "ptft.bench.probe"], stdin=given, stdout=out, stderr=err)
+        stdin, out, err = files = [open_files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(3)]
+        stdin.write(given)
+        stdin.seek(0)
+        code, stopped = mesh.child([sys.executable, "-m", "ptft.bench.probe"], stdin=stdin, stdout=out, stderr=err)
         for file in files:
             file.seek(0)
         return -signal.SIGTERM if stopped else code, out.read(), err.read()
@@ -149,12 +161,17 @@ def _first(file: Path, row: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """The child: a resolved config on standard input, the row on standard output."""
+    """The child: resolved configs on standard input, their rows on standard output."""
     compiled.start()
-    config = Config(json.loads(sys.stdin.read()))
-    run = auto.built(config)
-    row = plans.row(run, run.phases[0].strategy if auto.ask(config.freeze) else config.freeze, STEPS)
-    print(json.dumps({**record.plain(row), **peaks(), "versions": record.versions(), "device": record.device()}))
+    runs = [_chosen(auto.built(Config(values))) for values in json.loads(sys.stdin.read())]
+    rows = plans.costs(runs, STEPS)
+    about = {**(peaks() if len(rows) == 1 else {}), "versions": record.versions(), "device": record.device()}  # of several, whose peak?
+    print(json.dumps([{**record.plain(row), **about} for row in rows]))
+
+
+def _chosen(run: build.Run) -> build.Run:
+    """The run under what auto(…) has chosen."""
+    return build.refrozen(run, run.phases[0].strategy) if auto.ask(run.config.freeze) else run
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ A bench config is a finetune config with a `bench` section. A cell is one run of
 * Cells of a seed are paired: the same training examples (smaller sets lie inside larger ones), in the same order, under a head
   with the same first weights, whatever the strategy.
 * The budget is stated: as many steps as the page says, or as many FLOPs or seconds as the baseline spends.
-* Rows of reference are always there: the most frequent class, TF-IDF with logistic regression, and the same model from random
-  weights. So is a strategy that is entered twice (the A/A check): what tells it from itself is no difference between strategies.
+* Rows of reference are always there: the most frequent class, TF-IDF with logistic regression, and where there are pretrained
+  weights their frozen features with logistic regression, and the same model from random weights. So is a strategy that is entered
+  twice (the A/A check): what tells it from itself is no difference between strategies.
 """
 
 import bisect
@@ -16,6 +17,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ptft import config as configs
@@ -39,7 +41,9 @@ SPEC: Spec = {
     "task": Field("", doc="the name of the page's own task in the report; empty: where the training data come from"),
 }
 RANDOM = "full, random init"
-REFERENCES = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}  # see baselines.py
+REFERENCES = {  # see baselines.py
+    "majority": "majority class", "tfidf": "TF-IDF + logistic regression", "features": "frozen features + logistic regression",
+}  # fmt: skip
 AGAIN = " (A/A)"
 LABELS = ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")  # what tells a cell from the others of its benchmark
 
@@ -56,7 +60,7 @@ class Cell:
     config: Config  # resolved, without the bench section
     cell: str  # 12 hex digits: the hash of all that decides the result
     task: str
-    model: str  # "" where there is no choice of models, and for the references, which have none
+    model: str  # "" where there is no choice of models, and for the references that have none
     size: int  # training examples; 0: all
     lr: float | None  # None for the references
     kind: str = "train"  # or a key of REFERENCES
@@ -163,6 +167,7 @@ def _of_page(
 ) -> Iterator[Cell]:
     """The cells of one task and model."""
     first = here[strategies[0]["name"]]
+    pretrained = next((c for c in here.values() if c.get("init_from") and c.get("init_weights", True)), None)
     for size in bench.sizes or [first.to_dict().get("data", {}).get("train_size", 0)]:
         for seed in bench.seeds:
             sized = {name: _sized(config, size).replace(seed=seed) for name, config in here.items()}
@@ -176,10 +181,12 @@ def _of_page(
                     cell = identity.of(one, content(one), "train", again)
                     yield Cell(name, seed, one, cell, task, model, size, lr, "train", again, share)
             if first.to_dict().get("objective", {}).get("name") == "classify":
-                one = _sized(first, size).replace(seed=seed)
                 for kind, name in REFERENCES.items():
-                    cell = identity.of(one, content(one), kind, metric=bench.metric)
-                    yield Cell(name, seed, one, cell, task, "", size, None, kind)
+                    source, of = (pretrained, model) if kind == "features" else (first, "")
+                    if source:
+                        one = _sized(source, size).replace(seed=seed)
+                        cell = identity.of(one, content(one), kind, metric=bench.metric)
+                        yield Cell(name, seed, one, cell, task, of, size, None, kind)
 
 
 def _within_budget(name: str, config: Config, base: Config, spend: Spend | None) -> tuple[Config, float]:
@@ -296,13 +303,31 @@ def _splits(found: Mapping[tuple[str, str], Mapping[str, Config]], trials: int) 
         if not here:  # no strategy could be read, which is said already
             continue
         data = next(iter(here.values())).to_dict().get("data", {})
+        if not data.get("train"):
+            problems.append(f"{task}: there is nothing to train on; expected data.train='KIND:WHERE', such as 'files:/data/train.tsv'")
+            continue
         if not data.get("test"):
-            problems.append(f"{task}: a benchmark quotes numbers of a test split; expected data.test='KIND:WHERE'")
+            problems.append(
+                f"{task}: a benchmark quotes numbers of a test split, which nothing was chosen on (dev cannot stand in for it); expected "
+                f"data.test='KIND:WHERE'{_parts(data)}"
+            )
         if data.get("test") and data["test"] == data.get("dev"):
             problems.append(f"{task}: data.dev and data.test are both {data['test']!r}: numbers chosen on the test split cannot be quoted")
         if trials > 1 and not data.get("dev"):
-            problems.append(f"{task}: which of {trials} learning rates counts is decided on dev; expected data.dev='KIND:WHERE', or one lr")
+            problems.append(
+                f"{task}: which of {trials} learning rates counts is decided on dev; expected data.dev='KIND:WHERE', or one lr a strategy "
+                "(bench.lr_factors=[1])"
+            )
     return problems
+
+
+def _parts(data: Mapping[str, Any]) -> str:
+    """How one table gives all splits that there are none of yet."""
+    where = data["train"]
+    if not where.startswith("files:") or where.endswith("]") or Path(where.removeprefix("files:")).is_dir():
+        return ""
+    dev = "" if data.get("dev") else f" data.dev='{where}[80%:90%]'"
+    return f", or parts of one table: data.train='{where}[:{90 if data.get('dev') else 80}%]'{dev} data.test='{where}[90%:]'"
 
 
 def _trials(bench: Config) -> Callable[[Mapping[str, Any]], int]:

@@ -226,7 +226,7 @@ def time_never_beats_flops(part: Part) -> tuple[Verdict, str] | None:
         f"{name} {time:.2f} of full's time at {flops:.2f} of its FLOPs" for name, (time, flops) in shares.items() if time < flops - 0.05
     ]
     said = ", ".join(beats[:3]) + " …" * (len(beats) > 3) or "none by more than 5 points"
-    return not beats, f"{said} (of one probe each)"
+    return not beats, f"{said} (of medians)"
 
 
 def gradual_is_about_full(part: Part) -> tuple[Verdict, str] | None:

@@ -73,25 +73,26 @@ def expected(groups: Sequence[Sequence[Cell]], workdir: Path, isolated: bool = F
     they are `isolated` in processes.
 
     Raises:
-      SystemExit(75): stopped by SIGTERM or SIGINT; the probes that were made are kept.
+      SystemExit(75): stopped by SIGTERM or SIGINT.
     """
     found: dict[str, float] = {}
     trained = [(cell, len(group)) for group in groups for cell in group if cell.kind == "train" and not auto.ask(cell.config.freeze)]
     alike = Counter(_but_seed(cell) for cell, members in trained if members == 1 and not isolated)
-    if new := {probe.name(cell.config) for cell, _ in trained if probe.known(cell.config, workdir) is None}:
-        record.say(f"measuring what a step costs of {len(new)} kinds of cells, each in a process of its own")
+    new = {probe.name(cell.config): cell for cell, _ in trained if probe.known(cell.config, workdir) is None}
+    if new:
+        record.say(f"measuring what a step costs of {len(new)} kinds of cells, in turns, in a process of its own")
+        probe.in_turns([cell.config for cell in new.values()], workdir)
     with mesh.preemption() as caught:
         for cell, members in trained:
-            fresh = probe.known(cell.config, workdir) is None
             try:
                 row = probe.measure(cell.config, workdir)
-                if fresh and row["seconds_per_step"] is not None:
-                    record.say(f"  {cell.strategy}: {row['seconds_per_step']:.3g} s a step")
             except UserError:
-                row = {"seconds_per_step": None}  # what is wrong, the cell will say
+                continue  # what is wrong, the cell will say
             if caught:
                 raise SystemExit(train.PREEMPTED)
             if row["seconds_per_step"] is not None:
+                if new.get(probe.name(cell.config)) is cell:
+                    record.say(f"  {cell.strategy}: {row['seconds_per_step']:.3g} s a step")
                 sharers = alike[_but_seed(cell)] if members == 1 and not isolated else members
                 found[cell.cell] = _expected(build.build(cell.config), row, members, sharers)
     return found
@@ -118,7 +119,7 @@ def _expected(run: Run, row: Mapping[str, Any], members: int, sharers: int) -> f
 
 def _cost(row: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {key.removesuffix("_bytes"): row[key] for key in row if key.endswith("_bytes") and key != "device_bytes"}
-    return {"seconds_per_step": row["seconds_per_step"], "flops_per_step": row["flops"], "bytes": sizes}
+    return {**{key: row.get(key) for key in plans.TIMES}, "flops_per_step": row["flops"], "bytes": sizes}
 
 
 def leaks(config: Config, task: str) -> list[str]:

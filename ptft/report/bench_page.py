@@ -81,7 +81,7 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
         number = f"{size:,} examples" if size else "all examples" if len(sizes) > 1 else ""
         title = ", ".join(filter(None, [task, model if len(models) > 1 else "", number]))
         near = [r for r in rows if r["task"] == task and r["size"] == size]
-        out.append((title, [r for r in near if r["model"] == model or r["kind"] != "train"]))
+        out.append((title, [r for r in near if r["model"] == model or (r["kind"] != "train" and not r["model"])]))
     return out
 
 

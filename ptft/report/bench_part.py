@@ -17,6 +17,8 @@ from ptft.bench.shapes import MARGIN
 from ptft.report import words
 from ptft.report.cost_panels import Line
 
+SLACK = 0.1  # by how much a share of time may differ from that of FLOPs before anybody asks why
+
 
 class Part(NamedTuple):
     """One task, model and size."""
@@ -81,7 +83,7 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
             flops=_median(ok, "flops_per_step"), peak=_median([r.get("bytes") or {} for r in ok], "peak"),
             checkpoint=_median([r.get("bytes") or {} for r in ok], "checkpoint"), forgetting=_forgetting(ok),
             failed=sum(r["status"] != "ok" for r in mine), reference=ok[0]["kind"] != "train", again=ok[0]["repeat"],
-            chosen=_chosen(ok),
+            chosen=_chosen(ok), quartiles=_quartiles(ok),
         ))  # fmt: skip
     compared = [line for line in out if line.gain]
     for line, gain in zip(compared, [_corrected(line, compared) for line in compared], strict=True):
@@ -91,10 +93,28 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
             line.step_ratio = line.step / reference.step if line.step and reference.step else None
             line.flops_ratio = line.flops / reference.flops if line.flops and reference.flops else None
             line.peak_ratio = line.peak / reference.peak if line.peak and reference.peak else None
+            line.noisy = _noisy(line, reference)
     ranks = stats.ranks({x.name: x.scores for x in out if not x.reference and not x.again}, higher)
     for line in out:
         line.rank = ranks.get(line.name)
     return out
+
+
+def _quartiles(rows: Sequence[Row]) -> tuple[float, float] | None:
+    low, high = _median(rows, "seconds_low"), _median(rows, "seconds_high")
+    return None if low is None or high is None else (low, high)
+
+
+def _noisy(line: Line, reference: Line) -> bool:
+    """Whether a step saves more time than FLOPs, or costs more time for fewer FLOPs, by more than `SLACK`, unless the quartiles of both
+    times bear it out: what FLOPs do not count, such as memory, may be the cause."""
+    if line.step_ratio is None or line.flops_ratio is None:
+        return False
+    low, high = line.quartiles or (0.0, math.inf)
+    least, most = reference.quartiles or (0.0, math.inf)
+    if line.step_ratio < line.flops_ratio - SLACK:
+        return high >= line.flops_ratio * least
+    return line.flops_ratio < 1 and line.step_ratio > 1 + SLACK and low <= most
 
 
 def _corrected(line: Line, compared: Sequence[Line]) -> stats.Difference | None:
@@ -229,7 +249,21 @@ def absent(part: Part) -> list[str]:
     return [f"Not in the table: {'; '.join(f'{name} ({error})' for name, error in found.items())}."] if found else []
 
 
-CHECKS = (evaluated, edges, unequal, again, power)
+def times(part: Part) -> list[str]:
+    """A warning of shares of time that the shares of FLOPs contradict."""
+    found = [f"{x.name} {words.times(x.step_ratio)} of {part.baseline}'s time at {words.times(x.flops_ratio)} of its FLOPs"
+             for x in part.lines if x.noisy]  # fmt: skip
+    return [f"Taken for noise of a busy machine: {words.listed(found)}. Go by FLOPs there, or measure on an idle machine."] if found else []
+
+
+def frozen(part: Part) -> list[str]:
+    """Whether what is frozen had dropout: a strategy that freezes more would else be regularized more, or less, than it seems."""
+    off = {bool(r["config"].get("frozen_dropout", True)) for r in part.rows if r["kind"] == "train" and r.get("config")}
+    said = "Parts of the encoder in which nothing is trainable ran without dropout (frozen_dropout=False), the others with it."
+    return [said] if off == {False} else []
+
+
+CHECKS = (evaluated, edges, unequal, again, power, times, frozen)
 
 
 # ---------------------------------------------------------------- tables
@@ -253,7 +287,7 @@ def row(line: Line, part: Part) -> dict[str, Any]:
         "rank": "–" if line.rank is None else f"{line.rank:.1f}",
         "gain": "–" if gain is None else words.sign(gain.mean), "range": words.interval(gain), "verdict": line.verdict,
         "gain_boot": words.between(*gain.boot) if gain and gain.boot else "",
-        "share": words.percent(line.share), "step": words.seconds(line.step), "step_ratio": words.times(line.step_ratio),
+        "share": words.percent(line.share), "step": _time(line), "step_ratio": _time_share(line),
         "time": words.seconds(line.time), "flops": words.times(line.flops_ratio), "peak": words.size(line.peak),
         "peak_ratio": words.times(line.peak_ratio), "short": SHORT.get(line.verdict, line.verdict),
         "half": "" if gain is None else words.plus_minus_signed(gain),
@@ -261,6 +295,16 @@ def row(line: Line, part: Part) -> dict[str, Any]:
         "forgetting": "–" if line.forgetting is None else "0" if line.forgetting.mean == 0 else words.sign(line.forgetting.mean),
         "forgets": words.interval(line.forgetting) if line.forgetting and line.forgetting.mean else "",
     }  # fmt: skip
+
+
+def _time(line: Line) -> str:
+    """The median of a step, and the quartiles."""
+    between = f" ({' to '.join(map(words.seconds, line.quartiles))})" if line.quartiles else ""
+    return words.seconds(line.step) + between
+
+
+def _time_share(line: Line) -> str:
+    return words.times(line.step_ratio) + " (noise?)" * line.noisy
 
 
 def seeds(line: Line) -> str:

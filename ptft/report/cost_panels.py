@@ -27,20 +27,22 @@ class Line:
     gain: stats.Difference | None  # paired difference to the baseline; None for the baseline
     verdict: str
     share: float | None  # of the parameters that are trainable
-    step: float | None  # median seconds a step, of a process of its own
+    step: float | None  # median seconds a step, measured in turns with the others
     time: float | None  # median seconds of a run's steps, at what a step takes in a process of its own
     flops: float | None  # a step
     peak: float | None  # bytes, of a step as it is compiled
     checkpoint: float | None  # bytes
     forgetting: stats.Summary | None  # of the pretraining's loss on held-out text: after - before
     failed: int  # seeds without a result: a mean over the others flatters
-    reference: bool = False  # no network: majority class, TF-IDF
+    reference: bool = False  # trains no network: majority class, TF-IDF, frozen features
     again: bool = False  # the A/A check's copy
     rank: float | None = None  # mean over seeds
     chosen: str = ""  # what auto(…) came to
     step_ratio: float | None = None  # to the baseline
     flops_ratio: float | None = None
     peak_ratio: float | None = None
+    quartiles: tuple[float, float] | None = None  # of the seconds a step; rows of older versions have none
+    noisy: bool = False  # the share of time contradicts the share of FLOPs, and its spread leaves room for both
 
     @property
     def finished(self) -> dict[int, float]:
