@@ -151,7 +151,7 @@ def tune_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     # A process that took most of an accelerator's memory for itself would leave none to those that measure.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from ptft import build, mesh, record, train
+    from ptft import auto, build, mesh, record, train
     from ptft.bench import identity, probe, protocol, results, runner, work
 
     values, workdir = load_config(args, overrides), args.workdir

@@ -182,7 +182,7 @@ class Classify:
         return self.rows(Source(records, (), "", {}), tokenizer)
 
     def outputs(self, predictions: Float[Array, "B k"], batch: Mapping[str, Array]) -> dict[str, Array]:
-        return {"probabilities": jax.nn.softmax(predictions)}
+        return {"probabilities": nn.softmax(predictions)}
 
     def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
         """The label and every label's probability."""
