@@ -271,7 +271,8 @@ def test_an_exported_classifier_cuts_long_pairs_as_we_do(runs, tmp_path, truncat
         batch = net.objective.rows(build.data.Source(records, (), "", {}), tokenizer).batch(np.arange(len(pairs)))
         rows = [row[:n].tolist() for row, n in zip(batch["tokens"], batch["length"], strict=True)]
         assert rows == [ids[on].tolist() for ids, on in zip(theirs.input_ids.numpy(), theirs.attention_mask.numpy() > 0, strict=True)]
-        inputs = net.objective.prepare({k: build.jnp.asarray(v) for k, v in batch.items()}, None)
+        keys = build.jax.random.split(build.jax.random.key(0), len(pairs))
+        inputs = net.objective.prepare({k: build.jnp.asarray(v) for k, v in batch.items()}, keys)
         np.testing.assert_allclose(build.jax.nn.softmax(net.predict(params, inputs)), shares, atol=1e-5)
 
 
