@@ -163,7 +163,7 @@ def cost(run: Run, strategy: str, unit: str) -> float:
     if unit == "params":
         return one.plan.counts()[0]
     if unit == "seconds":
-        return statistics.median(plans.in_turns([(one, 0)], PROBE)[0])
+        return statistics.median(plans.in_turns([(one, 0, build.program(one))], PROBE)[0])
     compiled = build.program(one).cost
     found = compiled.flops if unit == "flops" else compiled.peak_bytes
     if found is None:

@@ -45,14 +45,18 @@ def costs(runs: Sequence[Run], probe: int) -> list[dict[str, Any]]:
     """What each run's strategy costs; bytes are of one device, FLOPs of a step over all of them. Where what moves changes with time, the
     FLOPs and seconds are a step's on average (phases that end at a plateau count alike), the bytes the largest of any phase."""
     known: list[dict[int, dict[str, Any]]] = []
+    timed: list[tuple[Run, int, Program]] = []
+    into: list[dict[str, Any]] = []
     with record.bar(len(runs), 0) as advance:
         for run in runs:
             known.append({i: _phase(run, i) for i in _different(run).values()})
+            fitting = [i for i, its in known[-1].items() if probe and its["fits"]]
+            timed += [(run, i, build.program(run, i)) for i in fitting]
+            into += [known[-1][i] for i in fitting]
             advance(str(run.config.freeze))
-    timed = [(r, i) for r, its in enumerate(known) for i in its if probe and its[i]["fits"]]
-    for (r, i), taken in zip(timed, in_turns([(runs[r], i) for r, i in timed], probe), strict=True):
+    for its, taken in zip(into, in_turns(timed, probe), strict=True):
         times = map(float, np.quantile(taken, (0.5, 0.25, 0.75)))
-        known[r][i] |= {**dict(zip(TIMES, times, strict=True)), "timed_seconds": sum(taken)}
+        its |= {**dict(zip(TIMES, times, strict=True)), "timed_seconds": sum(taken)}
     return [_row(run, its) for run, its in zip(runs, known, strict=True)]
 
 
@@ -210,23 +214,24 @@ def memory() -> int | None:
         return None
 
 
-def in_turns(timed: Sequence[tuple[Run, int]], steps: int) -> list[list[float]]:
-    """Seconds of so many steps of each run's phase. They take turns (A B C A B C …), so that what else the machine does meets all of
-    them; nothing but the weights that a turn begins with lives on between turns. Of slow ones fewer steps, at least two turns."""
-    nets = {run.net: run.mesh for run, _ in timed}
+def in_turns(timed: Sequence[tuple[Run, int, Program]], steps: int) -> list[list[float]]:
+    """Seconds of so many steps of each run's phase, as compiled. They take turns (A B C A B C …), so that what else the machine does
+    meets all of them; nothing but the weights that a turn begins with lives on between turns. Of slow ones fewer steps, at least two
+    turns."""
+    nets = {run.net: run.mesh for run, *_ in timed}
     starts = {net: jax.device_put(net.init(0), mesh.replicated(grid)) for net, grid in nets.items()}
     taken: list[list[float]] = [[] for _ in timed]
     begun, turns = time.perf_counter(), 0
     while turns * TURN < steps and (turns < 2 or time.perf_counter() - begun < ENOUGH * len(timed)):
-        for (run, phase), mine in zip(timed, taken, strict=True):
-            mine += _turn(run, phase, starts[run.net], min(TURN, steps - len(mine)))
+        for (run, phase, program), mine in zip(timed, taken, strict=True):
+            mine += _turn(run, phase, program, starts[run.net], min(TURN, steps - len(mine)))
         turns += 1
     return taken
 
 
-def _turn(run: Run, phase: int, params: Flat, steps: int) -> list[float]:
+def _turn(run: Run, phase: int, program: Program, params: Flat, steps: int) -> list[float]:
     """Seconds of steps, after one to warm up."""
-    program, everywhere = build.program(run, phase), mesh.replicated(run.mesh)
+    everywhere = mesh.replicated(run.mesh)
     inside, frozen = tree.split(params, run.phases[phase].plan.trainable)
     state = build.fresh(run, phase, jax.tree.map(jnp.copy, inside))  # a step takes the place of what it moves
     kept = jax.device_put(_thinned(frozen, run.config.frozen_dtype), everywhere)

@@ -85,7 +85,7 @@ def test_strategies_take_turns_so_that_a_busy_machine_slows_all_of_them(monkeypa
     """The time of the second is ten times as long while the machine is busy, for all, and the shares stay what they are."""
     clock, order = iter([1.0, 10.0, 10.0, 1.0, 1.0]), []
 
-    def turn(run, phase, params, steps):
+    def turn(run, phase, program, params, steps):
         name = run.config.freeze
         order.append(name)
         turn.slow = next(clock) if name == "full" else turn.slow
@@ -99,7 +99,8 @@ def test_strategies_take_turns_so_that_a_busy_machine_slows_all_of_them(monkeypa
     assert (full["seconds_low"], full["seconds_per_step"], full["seconds_high"]) == pytest.approx((0.04, 0.04, 0.4))
     monkeypatch.setattr(plans, "ENOUGH", 0.0)  # slow steps: two turns are the least
     order.clear()
-    plans.in_turns([(build.refrozen(one, "head"), 0)], 10)
+    run = build.refrozen(one, "head")
+    plans.in_turns([(run, 0, build.program(run))], 10)
     assert order == ["head"] * 2
 
 
