@@ -389,7 +389,8 @@ def test_a_share_of_time_that_its_flops_contradict_is_marked_as_noise(tmp_path, 
     assert (f"Taken for noise of a busy machine: head {head[0]:.2f} of full's time at 0.67 of its FLOPs." in md) == noise
     if len(head) > 2:
         low, high = head[2]
-        assert row_of(md, "head")["time a step"].endswith(f"({low * 1000:.0f} ms to {high * 1000:.0f} ms)" if high < 1 else f"to {high:.1f} s)")
+        end = f"({low * 1000:.0f} ms to {high * 1000:.0f} ms)" if high < 1 else f"to {high:.1f} s)"
+        assert row_of(md, "head")["time a step"].endswith(end)
 
 
 def test_frozen_parts_without_dropout_are_said(tmp_path):
