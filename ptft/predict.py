@@ -102,7 +102,7 @@ def run(
                 if write:
                     write(beside(own, answer, one["where"]))
                 elif as_json:
-                    print(tables.to_json({**{k: one[k] for k in ("text", "text_b") if k in one}, **answer}))
+                    print(tables.to_json({**{k: v for k, v in one.items() if k != "where"}, **answer}))
                 else:
                     print(net.objective.line(one, answer))
             progress(len(chunk))

@@ -81,7 +81,7 @@ def of_words(path: Path, data: Config) -> Iterator[Item]:
         sentences = [list(lines) for words, lines in groups if words]
         found = ((f"{path}:{lines[0][0]}", [word.strip() for _, word in lines], ()) for lines in sentences)
     for where, words, _ in found:
-        yield {}, {"words": words, "where": where}
+        yield {"words": words}, {"words": words, "where": where}
 
 
 def is_tagged(path: Path, tags: Sequence[str]) -> bool:

@@ -541,3 +541,7 @@ def test_predict_prints_tagged_words(trained, tmp_path, capsys):
         found = json.loads(capsys.readouterr().out)
         assert found["words"] == ["alpha", "beta", "zeta"] and found["tags"] == ["B-PER", "I-PER", "O"]
         assert found["entities"] == [{"kind": "PER", "text": "alpha beta", "start": 0, "end": 2}]
+        assert flow.ptft("predict", "--workdir", run, "--file", tmp_path / file, "--to", tmp_path / "out.tsv") == 0
+        own = "text\tpredicted_words" if file == "in.csv" else "words"
+        assert (tmp_path / "out.tsv").read_text().startswith(f"{own}\tpredicted_tags\tpredicted_entities\n")
+    capsys.readouterr()

@@ -214,14 +214,16 @@ class Tag:
     def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
         """The words, their tags (None beyond the row), and the entities: from word `start` up to `end`, which is not in it."""
         words, tags = _words(record), row["said"][np.flatnonzero(row["tags"] != NONE)].tolist()
-        spans = self.entities(tags) if self.places else []
-        entities = [{"kind": kind, "text": " ".join(words[a:b]), "start": a, "end": b} for kind, a, b in spans]
-        said = [names[t] for t in tags] + [None] * (len(words) - len(tags))
-        return {"words": words, "tags": said, **({"entities": entities} if self.places else {})}
+        out: dict[str, Any] = {} if "words" in record else {"words": words}
+        out["tags"] = [names[t] for t in tags] + [None] * (len(words) - len(tags))
+        if self.places:
+            spans = self.entities(tags)
+            out["entities"] = [{"kind": k, "text": " ".join(words[a:b]), "start": a, "end": b} for k, a, b in spans]
+        return out
 
     def line(self, record: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
         """A word and its tag a line, and an empty line, as files of tagged words have them."""
-        return "".join(f"{word}\t{tag or '_'}\n" for word, tag in zip(answer["words"], answer["tags"], strict=True))
+        return "".join(f"{word}\t{tag or '_'}\n" for word, tag in zip(_words(record), answer["tags"], strict=True))
 
 
 def _words(record: Mapping[str, Any]) -> list[str]:
