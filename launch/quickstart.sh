@@ -12,10 +12,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ROOT"
 ensure_env bench
 
+# Says the command as it can be typed, and runs it.
 ptft() {
-  printf '\n$ ptft'
-  printf ' %q' "$@"
-  printf '\n'
+  local word line="$ .venv/bin/ptft"
+  for word in "$@"; do
+    [[ $word == *" "* ]] && word="\"$word\""
+    line+=" $word"
+  done
+  echo && echo "$line"
   "$VENV_PYTHON" -m ptft "$@"
 }
 

@@ -200,11 +200,16 @@ def test_imdb_lstm(home, tmp_path):
 def test_quickstart(home, tmp_path):
     values = load("quickstart", "pretrain")
     data = {"data.train": f"files:{home}/docs.txt", "data.dev": f"files:{home}/docs_dev.txt", "data.vocab_size": 120, "data.dev_size": 9}
-    one_step(values, tmp_path / "pre", model={**values["model"], **SMALL}, **{"objective.seq_len": 32}, **data)
-    values = load("quickstart", f"bench,init={tmp_path / 'pre'}")
-    assert values["data"]["test"] == "corpus:libraries@test"
-    for split in ("train", "dev", "test"):
-        values["data"][split] = f"files:{home}/data/sst2_glue/{split}.tsv"
-    values["data"]["label"] = "label"
+    model = {**values["model"], **SMALL, "heads": 1}
+    one_step(values, tmp_path / "pre", model=model, **{"objective.seq_len": 32}, **data)
+    values, use = (load("quickstart", f"{stage},init={tmp_path / 'pre'}") for stage in ("bench", "use"))
+    assert values["data"] == use["data"] and use["data"]["test"] == "corpus:blanks@test"
+    for page in (values, use):
+        for split in ("train", "dev", "test"):
+            table = (home / f"data/sst2_glue/{split}.tsv").read_text().replace("\t", " ___\t").replace("sentence ___", "sentence")
+            (tmp_path / f"{split}.tsv").write_text(table)
+            page["data"][split] = f"files:{tmp_path}/{split}.tsv"
+        page["data"]["label"] = "label"
     values["bench"]["strategies"] = [s for s in values["bench"]["strategies"] if s["name"] in ("full", "head")]
     cells(values, tmp_path / "bench")
+    one_step(use, tmp_path / "use", **{"objective.seq_len": 16, "data.train_size": 8})

@@ -88,7 +88,7 @@ def tiny(tmp_path, monkeypatch):
     for library in ("alpha", "beta"):
         for i in range(40):
             number = " ".join(["one", "two", "three", "four", "five"][int(d) % 5] for d in f"{i:06b}") + "." * (i % 2)
-            lines = [f"The {part} of {library} is put in {number} to be kept for all." for part in ("first", "last")]
+            lines = [f"{part} of {library} is in {number}, open to all the others who have it." for part in ("First", "Last")]
             path = tmp_path / "site" / f"tiny_{library}" / f"m{i}.py"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f'"""{lines[0]}\n\n{SAME}"""\ndef f():\n    """{lines[1]} """\nraise SystemExit("imported")\n')
@@ -136,7 +136,7 @@ def test_labelled_splits_share_no_module_and_no_text(tiny):
 
 
 def test_a_sentence_of_two_splits_is_in_none():
-    said = tuple(f"{word} is one of the words that are put in and given to all for it." for word in ("This", "That", "It"))
+    said = tuple(f"{word} is one of the words that are given to the many of us." for word in ("This", "That", "It"))
     modules = [corpus.Module(f"m{i}", said) for i in range(40)]
     assert set(corpus.held_out(modules).values()) == {"dev", "test"}
     assert not any(corpus.blanks(modules).values())
@@ -145,11 +145,11 @@ def test_a_sentence_of_two_splits_is_in_none():
 @pytest.mark.parametrize(
     ("sentence", "expected"),
     [
-        ("It returns the number of rows that are open.", ("It returns the number ___ rows that are open.", "of")),
+        ("It returns a number of rows that are open.", ("It returns a number ___ rows that are open.", "of")),
         ("The number of rows.", None),  # too short
         (f"It is one of the {'very ' * 20} long ones.", None),
-        ("It returns the number (of rows) that are open.", None),  # no whole word
-        ("It returns the number of rows that are ___ open.", None),
+        ("It returns a number (of rows) that are open.", None),  # no whole word
+        ("It returns a number of rows that are ___ open.", None),
     ],
 )
 def test_one_word_is_taken_out(sentence, expected):
@@ -168,7 +168,7 @@ def test_strings_that_stand_alone_are_read_whatever_else_has_quotes(tmp_path):
 def test_documents_are_modules_in_sentences(tiny):
     document = next(r for r in load("documents@train").records if len(r["sentences"]) > 1)
     assert document["where"].startswith("tiny_")
-    assert document["sentences"][0].startswith("The first of") and document["sentences"][-1].startswith("The last of")
+    assert document["sentences"][0].startswith("First of") and document["sentences"][-1].startswith("Last of")
 
 
 def test_prepared_once_the_same_again_and_anew_for_another_environment(tiny, monkeypatch):

@@ -1328,6 +1328,12 @@ def test_a_model_that_a_config_json_cannot_say(case, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_class_that_is_read_at_a_blank_is_not_exported(tmp_path, capsys):
+    run = planted(tmp_path / "run", ("no", "yes"), model=SMALL, objective={"name": "classify", "seq_len": 16, "blank": "___"})
+    found = mistake(capsys, "export", "--workdir", run, "--to", tmp_path / "out")
+    assert "this run reads its blank, '___'" in found and not (tmp_path / "out").exists()
+
+
 def test_what_can_be_said_is_exported(tmp_path):
     for case, model in {
         "bert": SMALL,

@@ -89,20 +89,21 @@ def test_second_call_installs_nothing(clone: Path, tmp_path: Path):
     out, pip = call("test.sh", "--peers", "-k", "a b")
     assert "ran -m pytest -k a b\n" in out and "[dev,peers]" in pip[0]
     out, pip = call("quickstart.sh", PYTHON=str(python))
-    assert pip == [] and "ran -m ptft bench" in out and out.endswith("runs/quickstart/bench/report.html\n")
+    assert "[dev,peers,bench]" in pip[0] and "ran -m ptft bench" in out and out.endswith("runs/quickstart/bench/report.html\n")
+    assert '\n$ .venv/bin/ptft predict --workdir runs/quickstart/use --text "It returns' in out  # as it can be typed
 
     with (clone / "launch" / "constraints.txt").open("a") as file:
         file.write("# changed\n")
-    assert "[dev,peers]" in call("quickstart.sh")[1][0]
+    assert "[dev,peers,bench]" in call("quickstart.sh")[1][0]
     assert call("test.sh")[1] == []
 
 
 def test_quickstart_first_then_tests(clone: Path, tmp_path: Path):
     env = {"PYTHON": str(fake_python(tmp_path / "python")), "PIP_LOG": str(tmp_path / "pip")}
     sh("bash", clone / "launch" / "quickstart.sh", **env)
-    assert "[dev]" not in (tmp_path / "pip").read_text()
+    assert "dev]" not in (tmp_path / "pip").read_text()
     out = sh("bash", clone / "launch" / "test.sh", **env)
-    assert "creating" not in out.stdout and "[dev]" in (tmp_path / "pip").read_text()
+    assert "creating .venv" not in out.stdout and "[bench,dev]" in (tmp_path / "pip").read_text()
 
 
 def test_a_broken_installation_is_repaired(clone: Path, tmp_path: Path):

@@ -6,6 +6,7 @@ import random
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -748,13 +749,12 @@ def test_a_blank_is_one_mask_in_the_middle_of_what_is_kept():
 
 
 def test_the_class_is_read_at_the_blank():
-    hidden = np.arange(24.0).reshape(2, 3, 4)
-    assert classify.at_blank(hidden, np.array([[5, 4, 6], [4, 9, 9]]), 4).tolist() == [hidden[0, 1].tolist(), hidden[1, 0].tolist()]
+    hidden, tokens = jnp.arange(24.0).reshape(2, 3, 4), jnp.array([[5, 4, 6], [4, 9, 9]])
+    assert classify.at_blank(hidden, tokens, 4).tolist() == [hidden[0, 1].tolist(), hidden[1, 0].tolist()]
     head = classify.Head(2, 0.0, np.float32, 4)
-    one = head.init(jax.random.key(0), {"hidden": hidden}, {"tokens": np.array([[5, 4, 6], [4, 9, 9]])}, False)
-    changed = hidden.copy()
-    changed[0, 0] = changed[0, 2] = 0
-    a, b = (head.apply(one, {"hidden": h}, {"tokens": np.array([[5, 4, 6], [4, 9, 9]])}, False) for h in (hidden, changed))
+    params = head.init(jax.random.key(0), {"hidden": hidden}, {"tokens": tokens}, False)
+    elsewhere = hidden.at[0, 0].set(0).at[0, 2].set(0)
+    a, b = (head.apply(params, {"hidden": h}, {"tokens": tokens}, False) for h in (hidden, elsewhere))
     assert a.shape == (2, 2) and np.array_equal(a, b)
 
 

@@ -41,7 +41,7 @@ PACKAGES = ("stdlib", "numpy", "scipy", "jax", "flax", "optax", "matplotlib", "m
 SKIP = {"tests", "test", "testing", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__", "_vendor", "vendor"}
 SHARES = {"test": 0.15, "dev": 0.10}  # of all paragraphs, by module; train has the rest
 DEV_SHARE = 0.03  # of all paragraphs: documents@dev
-BLANKS = ("of", "in", "to", "for")
+BLANKS = ("the", "of", "to", "is")
 BLANK = "___"
 WORDS = (8, 20)  # of a sentence with a blank: whole, and seldom cut at 40 tokens
 MOST = {"train": 1000, "dev": 250, "test": 250}  # sentences a missing word
@@ -135,8 +135,8 @@ def held_out(modules: Sequence[Module]) -> dict[str, str]:
 def blanked(sentence: str) -> tuple[str, str] | None:
     """(the sentence with a blank, the word that is missing), or None where it has none of the words, or more or fewer words than WORDS.
 
-    >>> blanked("It returns the number of rows in a table that is open.")
-    ('It returns the number of rows ___ a table that is open.', 'in')
+    >>> blanked("It returns a number of rows in a table that was open.")
+    ('It returns a number ___ rows in a table that was open.', 'of')
     """
     words = sentence.split()
     places = [i for i, word in enumerate(words) if word in BLANKS]
