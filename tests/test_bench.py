@@ -1112,7 +1112,7 @@ def test_tfidf_learns_words_of_both_scripts(words):
 
 
 def test_what_is_too_few_to_choose_by_takes_the_usual_strength():
-    """Three texts, one of its class alone; and a choice that only unseen examples can make: more strength would fit these better."""
+    """Three texts, one of its class alone; and features of which noise would fit the training examples as well as the signal."""
     x, y = np.eye(3), np.array([0, 0, 1], np.int32)
     score = lambda p, truth: {"accuracy": float((p.argmax(1) == truth).mean())}  # noqa: E731
     pytest.importorskip("sklearn")
