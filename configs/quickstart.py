@@ -67,6 +67,7 @@ def finetune(init: str) -> ConfigDict:
     c.log_every = "5 epochs"
     c.best = "last"
     c.init_from = init  # and the model is that of the run in there
+    c.frozen_dropout = False  # what is frozen runs as in evaluation: it is computed once
 
     c.objective = ConfigDict()
     c.objective.name = "classify"
@@ -86,7 +87,7 @@ def finetune(init: str) -> ConfigDict:
 def use(init: str) -> ConfigDict:
     c = finetune(init)
     c.freeze = "top-1"
-    c.optim.lr = 2e-3
+    c.optim.lr = 1e-3
     return c
 
 
@@ -95,11 +96,11 @@ def bench(init: str) -> ConfigDict:
     c.bench = ConfigDict()
     c.bench.task = "which word is missing: the, of, to or is"
     c.bench.strategies = [
-        {"name": "full", "freeze": "full", "lr": 1e-3},
-        {"name": "top-1", "freeze": "top-1", "lr": 2e-3},
-        {"name": "lora", "freeze": "lora=8", "lr": 5e-3},
-        {"name": "head", "freeze": "head", "lr": 3e-2},
-        {"name": "full, random init", "freeze": "full", "lr": 2e-3, "init_weights": False},
+        {"name": "full", "freeze": "full", "lr": 5e-4},
+        {"name": "top-1", "freeze": "top-1", "lr": 1e-3},
+        {"name": "lora", "freeze": "lora=8", "lr": 3e-3},
+        {"name": "head", "freeze": "head", "lr": 1e-2},
+        {"name": "full, random init", "freeze": "full", "lr": 1e-3, "init_weights": False},
     ]
     c.bench.seeds = [0, 1, 2, 3, 4]
     c.bench.repeat = "head"  # the cheapest, for the A/A check
