@@ -5,7 +5,7 @@
 Stage `pretrain`: a two-layer ModernBERT guesses masked words of the English documentation that this Python environment carries.
 Stage `bench`: which word is missing in a sentence, the, of, to or is? Four strategies and a random start, 200 labelled sentences,
 five seeds each; it is scored on sentences of modules that the pretraining has not seen. Stage `use`: one of them, kept for `ptft predict`.
-Learning rates were set by hand, on other seeds. Cost: some minutes on two CPU cores. Result: the README's first table.
+Learning rates were set by hand. Cost: some minutes on two CPU cores. Result: the README's first table.
 """
 
 from ml_collections import ConfigDict
