@@ -1,6 +1,6 @@
 """What a pretrained encoder gives for a text as it is, for a classifier that is no network (`ptft.bench.baselines`).
 
-Two views of the last layer, without dropout: the mean over tokens, and the first token. Of a pair, the mean is that of each text, with
+Views of the last layer, without dropout: the mean over tokens, the first token, and the blank where there is one. Of a pair, the mean is that of each text, with
 their distance and their product (Conneau et al. 2017, arXiv 1705.02364).
 """
 
@@ -17,6 +17,7 @@ from ptft import build, tree
 from ptft import config as configs
 from ptft.config import Config
 from ptft.models.layers import masked_mean
+from ptft.objectives.classify import at_blank
 
 
 def of(config: Config, index: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -61,4 +62,6 @@ def _forward(net: Any, backbone: Any, batch: Mapping[str, jax.Array], pair: bool
         second = jnp.arange(hidden.shape[1])[None] >= batch["second"][:, None]
         a, b = (masked_mean(hidden, inputs["mask"] & part) for part in (~second, second))
         mean = jnp.concatenate([a, b, jnp.abs(a - b), a * b], 1)
-    return {"mean": mean, "first token": hidden[:, 0]}
+    views = {"mean": mean, "first token": hidden[:, 0]}
+    mask = net.objective.mask
+    return views if mask is None else {**views, "blank": at_blank(hidden, inputs["tokens"], mask)}
