@@ -1,7 +1,7 @@
 """What a pretrained encoder gives for a text as it is, for a classifier that is no network (`ptft.bench.baselines`).
 
-Views of the last layer, without dropout: the mean over tokens, the first token, and the blank where there is one. Of a pair, the mean is that of each text, with
-their distance and their product (Conneau et al. 2017, arXiv 1705.02364).
+Views of the last layer, without dropout: the mean over tokens, the first token, and the blank where there is one. Of a pair, the
+mean is that of each text, with their distance and their product (Conneau et al. 2017, arXiv 1705.02364).
 """
 
 import functools
