@@ -847,7 +847,7 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
     assert merged.notes == [] and len(merged.rows) == 36
     text = files.write(Path("it"))["md"].read_text()
     assert "## words, 8 examples" in text and "## words, 16 examples" in text and text.count("| majority class |") == 2
-    assert text.count("| frozen features + logistic regression |") == 2
+    assert text.count("| frozen features + logistic regression |") == 4  # in both tables of each part
 
 
 def test_a_schedule_runs_nothing(home, tmp_path, capsys):
