@@ -11,8 +11,7 @@ class UserError(Exception):
 
 def shown(value: Any, most: int = 60) -> str:
     """A value as Python writes it, its middle left out where it is long: a cell may hold a whole document."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 10]} … {text[-7:]}"
+    return short(repr(value), most)
 
 
 def listed(values: Iterable[Any], most: int = 20) -> str:
