@@ -1,5 +1,6 @@
 """What `ptft plan` says, and that the contract of a run is neither too strict nor too loose (what it sees: test_planted.py)."""
 
+import copy
 import json
 
 import flow
@@ -141,15 +142,16 @@ SMALL = {"batch": 8, "devices": 1, "model": {"layers": 2, "hidden": 64, "max_len
         ({"objective.name": "tag"}, ["head"]),
         ({"data.labels": tuple(map(str, range(3000))), "batch": 64}, ["head"]),
         ({"accumulate": 4, "frozen_dtype": "int8"}, ["top-1"]),
+        ({"accumulate": 4, "data.labels": tuple(map(str, range(3000)))}, ["top-1"]),
         ({"frozen_dtype": "bfloat16", "dtype": "bfloat16", "optim.name": "adafactor"}, ["bitfit"]),
         ({"optim.name": "lamb", "optim.bias_correction": False}, ["head; 10%: pooler; 20%: head"]),
         ({"model.name": "modernbert", "model.heads": 2, "model.ffn": 96, "optim.name": "sgd"}, ["top-1", "head"]),
     ],
-    ids=["adapters", "mlm_nsp", "tag", "3000 labels", "parts-int8", "bfloat16", "phases", "modernbert"],
+    ids=["adapters", "mlm_nsp", "tag", "3000 labels", "parts-int8", "parts-labels", "bfloat16", "phases", "modernbert"],
 )
 def test_small_shapes_give_no_false_alarm(changes, strategies):
     """Where what is not a product weighs most."""
-    values = flow.changed({**SMALL, "model": {**SMALL["model"]}, "optim": {}, "objective": {"name": "classify", "seq_len": 16}}, changes)
+    values = flow.changed({**copy.deepcopy(SMALL), "optim": {}, "objective": {"name": "classify", "seq_len": 16}}, changes)
     run = build.outline(build.resolve(values))
     for strategy in strategies:
         assert plans.row(run, strategy, 0)["problem"] is None, strategy
