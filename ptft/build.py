@@ -163,12 +163,8 @@ def load_data(config: Config) -> Data:
 @functools.lru_cache(maxsize=2)
 def _load_data(data_json: str, objective_json: str, init_from: str) -> Data:
     config = Config({"data": json.loads(data_json), "objective": json.loads(objective_json), "init_from": init_from})
-    labels: tuple[str, ...] = ()
-    sources = {}
-    for split in ("train", "dev", "test"):
-        if where := config.data[split]:
-            sources[split] = data.load(where, config.data, labels)
-            labels = sources["train"].labels
+    sources = read_sources(config.data)
+    labels = sources["train"].labels
     tokenizer = load_tokenizer(config)
     if tokenizer is None:
         tokenizer = tokenizers.train(texts(sources["train"].records), config.data.vocab_size, config.data.lowercase)
@@ -185,6 +181,15 @@ def _load_data(data_json: str, objective_json: str, init_from: str) -> Data:
     prints = "-".join(s.fingerprint[:12] for s in sources.values())
     doubts = *sources["train"].doubts, *getattr(cut["train"], "doubts", ())
     return Data(tokenizer, labels, cut["train"], cut.get("dev"), cut.get("test"), prints, notes, doubts)
+
+
+def read_sources(options: Config) -> dict[str, data.Source]:
+    """What `config.data` names, by split: train, and dev and test where they are; train's labels are those of all."""
+    found: dict[str, data.Source] = {}
+    for split in ("train", "dev", "test"):
+        if where := options[split]:
+            found[split] = data.load(where, options, found["train"].labels if found else ())
+    return found
 
 
 def rows(objective: Objective, source: data.Source, tokenizer: Tokenizer, where: str) -> Rows:

@@ -97,7 +97,7 @@ def tiny(tmp_path, monkeypatch):
         (path.parent / "tests").mkdir()
         (path.parent / "tests" / "t.py").write_text('"""This is a test and the text of a test is not in the corpus."""')
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setattr(corpus, "PACKAGES", ("tiny_alpha", "tiny_beta"))
+    monkeypatch.setattr(corpus, "PACKAGES", {"tiny_alpha": "", "tiny_beta": ""})
     monkeypatch.setattr(corpus, "MOST", {"train": 5, "dev": 2, "test": 3})
     monkeypatch.setenv("PTFT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"

@@ -8,6 +8,7 @@ without dev by cross-validation within the training examples.
 
 import functools
 import itertools
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,7 +43,7 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
     """
     loaded = build.load_data(config)
     score = functools.partial(_scores, build.net(config, loaded.tokenizer, loaded.labels).objective)
-    rows = records(config, loaded.labels)
+    rows = records(config)
     index = {split: np.arange(len(its)) for split, its in rows.items()}
     index["train"] = pipeline.subset(len(rows["train"]), config.data.train_size, config.seed)
     labels = {split: np.asarray([rows[split][i]["label"] for i in its.tolist()], np.int32) for split, its in index.items()}
@@ -61,18 +62,19 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def records(config: Config, names: tuple[str, ...] = ()) -> dict[str, Sequence[Mapping[str, Any]]]:
-    """What every split holds; of dev, as much as is looked at. `names`: of the labels, where they are known."""
-    found: dict[str, Sequence[Mapping[str, Any]]] = {}
-    for split in ("train", "dev", "test"):
-        if where := config.data[split]:
-            source = data.load(where, config.data, names)
-            names = names or source.labels
-            found[split] = source.records
-            if split == "dev":
-                labels = np.asarray([r["label"] for r in source.records]) if source.labels and "label" in source.records[0] else None
-                found[split] = [source.records[i] for i in pipeline.looked_at(len(source.records), config.data.dev_size, labels)]
+def records(config: Config) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """What every split holds; of dev, as much as is looked at."""
+    sources = _sources(json.dumps({**config.data.to_dict(), "train_size": 0, "dev_size": 0, "names": ()}))
+    found = {split: source.records for split, source in sources.items()}
+    if dev := found.get("dev"):
+        labels = np.asarray([r["label"] for r in dev]) if sources["dev"].labels and "label" in dev[0] else None
+        found["dev"] = [dev[i] for i in pipeline.looked_at(len(dev), config.data.dev_size, labels)]
     return found
+
+
+@functools.lru_cache(maxsize=2)
+def _sources(options: str) -> dict[str, data.Source]:
+    return build.read_sources(Config(json.loads(options)))
 
 
 def _texts(rows: Mapping[str, Sequence[Mapping[str, Any]]], index: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -101,7 +103,12 @@ def _regression(
     tried: dict[tuple[str, float], float] = {}
     fitted: dict[tuple[str, float], Any] = {}
     y = labels["train"]
-    with warnings.catch_warnings():
+    if not _sklearn():
+        raise Unavailable("scikit-learn is not installed; run: pip install 'ptft[bench]'")
+    from threadpoolctl import threadpool_limits  # which scikit-learn brings
+
+    # One thread: with few examples several take four times as long, as they wait for each other.
+    with warnings.catch_warnings(), threadpool_limits(1 if len(y) <= MANY else None):
         warnings.simplefilter("ignore")  # of too few steps or examples, which show in the score
         for view, x in views.items():
             models = _fit(kind, x["train"], y)
@@ -118,13 +125,11 @@ def _regression(
 
 def _fit(kind: str, x: np.ndarray, y: np.ndarray) -> dict[float, Any]:
     """A classifier a strength."""
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError:
-        raise Unavailable("scikit-learn is not installed; run: pip install 'ptft[bench]'") from None
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     words = TfidfVectorizer(token_pattern=WORD, ngram_range=(1, 2), sublinear_tf=True)
     ready = (words if kind == "tfidf" else StandardScaler()).fit(x)
     shown = ready.transform(x)

@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Iterator
 
+FEWEST = 4  # words of a sentence; taking markup out adds none
 _UNDERLINE = re.compile(r"\s*([-=~^\"'*#+_`.])\1{2,}\s*")
 _ENTRIES = {"parameters", "other parameters", "returns", "yields", "receives", "raises", "warns", "attributes", "methods", "keys", "args",
             "arguments", "keyword args", "keyword arguments", "kwargs", "return", "fields", "params", "properties"}  # fmt: skip
@@ -19,7 +20,7 @@ _BULLET = re.compile(r"(?:[-*+•]|\(?\d{1,2}[.)]|\(?[a-z]\))\s+")
 def prose(doc: str) -> list[str]:
     """The paragraphs of a docstring that are prose, as plain words: no code, tables, signatures, references or markup."""
     blocks = _blocks(inspect.cleandoc(doc).split("\n"))
-    return [p for p in map(plain, blocks) if is_prose(p)]
+    return [p for block in blocks if len(block.split()) >= FEWEST and is_prose(p := plain(block))]
 
 
 def _blocks(lines: list[str]) -> Iterator[str]:
@@ -124,16 +125,17 @@ _MARKUP = [
     (re.compile(r"%\(\w+\)[sd]"), ""),
     (re.compile(r"\\ ?(?=[a-z]+\b)"), ""),  # `Path`\s
     (re.compile(r"\(\s*\)(?=\s|$)"), ""),
-    (re.compile(r"\s+([.,;:)])(?=\s|$)"), r"\1"),
-    (re.compile(r"\s+"), " "),
 ]
+_MARKED = re.compile(r"[`*|$\\_%\[]|https?://|\(\s*\)")  # each of them needs one of these
+_SPACE = re.compile(r"\s+([.,;:)])(?=\s|$)")
 
 
 def plain(text: str) -> str:
     """Takes rst and Markdown markup out of a paragraph."""
-    for pattern, to in _MARKUP:
-        text = pattern.sub(to, text)
-    return text.strip()
+    if _MARKED.search(text):
+        for pattern, to in _MARKUP:
+            text = pattern.sub(to, text)
+    return " ".join(_SPACE.sub(r"\1", text).split())
 
 
 _WORD = re.compile(r"[(\"'“]?[A-Za-z][a-z]*(?:['’-][A-Za-z]?[a-z]*)*[)\"'”]?[.,;:?!]?[)\"'”]?")
@@ -147,8 +149,9 @@ _COMMON = {
 def is_prose(text: str) -> bool:
     """Whether a paragraph reads as English sentences: enough plain and common words, little else."""
     words = text.split()
-    if len(words) < 4 or not (text[0].isalnum() or text[0] in "\"'(") or text[-1] not in ".!?:)\"'":
+    if len(words) < FEWEST or not (text[0].isalnum() or text[0] in "\"'(") or text[-1] not in ".!?:)\"'":
+        return False
+    if sum(w.strip("().,;:\"'").lower() in _COMMON for w in words) < 0.15 * len(words):
         return False
     good = sum(_WORD.fullmatch(w) is not None for w in words)
-    common = sum(w.strip("().,;:\"'").lower() in _COMMON for w in words)
-    return good >= 0.75 * len(words) and common >= 0.15 * len(words) and not re.search(r"[=<>{}|\\]{2}|\w\(.*=.*\)", text)
+    return good >= 0.75 * len(words) and not re.search(r"[=<>{}|\\]{2}|\w\(.*=.*\)", text)

@@ -37,7 +37,11 @@ from ptft.data.tfds import data_source, quiet
 from ptft.errors import UserError, did_you_mean
 from ptft.record import say
 
-PACKAGES = ("stdlib", "numpy", "scipy", "jax", "flax", "optax", "matplotlib", "mpl_toolkits", "orbax", "tensorflow_datasets", "grain")
+# What is read, and the distribution that it comes from, whose version says what is in it.
+PACKAGES = {
+    "stdlib": "", "numpy": "numpy", "scipy": "scipy", "jax": "jax", "flax": "flax", "optax": "optax", "matplotlib": "matplotlib",
+    "mpl_toolkits": "matplotlib", "orbax": "orbax-checkpoint", "tensorflow_datasets": "tensorflow-datasets", "grain": "grain",
+}  # fmt: skip
 SKIP = {"tests", "test", "testing", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__", "_vendor", "vendor"}
 SHARES = {"test": 0.15, "dev": 0.10}  # of all paragraphs, by module; train has the rest
 DEV_SHARE = 0.03  # of all paragraphs: documents@dev
@@ -61,10 +65,13 @@ class Module:
 def harvest() -> list[Module]:
     """All modules with prose, in a fixed order; a paragraph that occurs again in any module is left out there."""
     seen: set[str] = set()
+    texts: set[str] = set()  # whole docstrings that are said again, which are many
     out = []
     for root, file in _files():
         kept = []
-        for paragraph in (p for text in _docs(file) for p in prose(text)):
+        new = [text for text in dict.fromkeys(_docs(file)) if text not in texts]
+        texts.update(new)
+        for paragraph in (p for text in new for p in prose(text)):
             if (key := re.sub(r"[^a-z]+", " ", paragraph.lower())) not in seen:
                 seen.add(key)
                 kept.append(paragraph)
@@ -81,25 +88,34 @@ def _files() -> Iterator[tuple[Path, Path]]:
         roots += map(Path, (spec and spec.submodule_search_locations) or ())
         roots += [Path(sysconfig.get_path("stdlib"))] * (name == "stdlib")
     for root in roots:
-        for file in sorted(root.rglob("*.py")):
-            if "test" not in file.stem and not SKIP.intersection(file.relative_to(root).parts):
-                yield root, file
+        found = []
+        for folder, below, names in os.walk(root):
+            below[:] = [name for name in below if name not in SKIP]
+            found += [Path(folder, name) for name in names if name.endswith(".py") and "test" not in name]
+        yield from ((root, file) for file in sorted(found))
 
 
 # Comments and strings, so that no quote within one of them is taken for the beginning of another.
 _STRING = re.compile(
-    r"""\#[^\n]*|(?P<alone>^[ \t]*)?[rRbBuUfF]{0,2}(?:(?P<quote>\'{3}|"{3})(?:[^\\]|\\.)*?(?P=quote)"""
-    r"""|'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")""",
-    re.MULTILINE | re.DOTALL,
+    r"""\#[^\n]*|(?P<long>\"{3}(?:[^"\\]+|\\.|"(?!""))*\"{3}|'{3}(?:[^'\\]+|\\.|'(?!''))*'{3})"""
+    r"""|'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""",
+    re.DOTALL,
 )
+_PREFIX = re.compile(r"(?P<alone>\n[ \t]*)?(?P<letters>[rRbBuUfF]{0,2})$")
 
 
 def _docs(file: Path) -> list[str]:
     """The strings in triple quotes that begin a line: docstrings, and what numpy and scipy give to `add_newdoc`. In `pydoc_data`, where
     the language reference is, all of them. (Parsing the files would take five times as long.)"""
-    found = _STRING.finditer(file.read_text(encoding="utf-8", errors="ignore"))
+    source = "\n" + file.read_text(encoding="utf-8", errors="ignore")
+    found = _STRING.finditer(source) if '"""' in source or "'''" in source else ()
     everything = file.parent.name == "pydoc_data"
-    return [text for m in found if m["quote"] and (everything or m["alone"] is not None) and (text := _value(m[0].strip()))]
+    texts = []
+    for m in (m for m in found if m["long"]):
+        before = _PREFIX.search(source, source.rfind("\n", 0, m.start()), m.start())
+        if before and (everything or before["alone"]) and (text := _value(before["letters"] + m[0])):
+            texts.append(text)
+    return texts
 
 
 def _value(literal: str) -> str:
@@ -211,9 +227,8 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
 
 
 def _versions() -> list[str]:
-    owners = importlib.metadata.packages_distributions()
-    names = {owner for package in PACKAGES for owner in owners.get(package, ())}
-    return [platform.python_version(), sysconfig.get_path("stdlib"), *(f"{n}={importlib.metadata.version(n)}" for n in sorted(names))]
+    names = sorted(set(filter(None, PACKAGES.values())))
+    return [platform.python_version(), sysconfig.get_path("stdlib"), *(f"{n}={importlib.metadata.version(n)}" for n in names)]
 
 
 def prepare() -> Path:
