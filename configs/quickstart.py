@@ -22,18 +22,18 @@ def pretrain() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.batch = 32
-    c.train_for = "2000 steps"
+    c.train_for = "1000 steps"
     c.warmup = "10%"
-    c.eval_every = "1000 steps"
-    c.save_every = "1000 steps"
-    c.log_every = "200 steps"
+    c.eval_every = "500 steps"
+    c.save_every = "500 steps"
+    c.log_every = "100 steps"
 
     c.model = ConfigDict()
     c.model.name = "modernbert"  # its rotary positions need a quarter of the steps that BERT's learned ones need to look at a neighbour
     c.model.layers = 2
     c.model.hidden = 128
     c.model.heads = 2
-    c.model.ffn = 256
+    c.model.ffn = 128
     c.model.max_len = 64
     c.model.window = 8  # the second block sees four tokens to each side, the first one all
     c.model.global_theta = 1000.0
@@ -43,7 +43,7 @@ def pretrain() -> ConfigDict:
     c.objective.name = "mlm_nsp"
     c.objective.nsp = False
     c.objective.seq_len = 32
-    c.objective.mask_prob = 0.2
+    c.objective.mask_prob = 0.3
 
     c.optim = ConfigDict()
     c.optim.lr = 2e-3
@@ -60,11 +60,11 @@ def finetune(init: str) -> ConfigDict:
     c = ConfigDict()
     c.batch = 16
     c.eval_batch = 256
-    c.train_for = "15 epochs"
+    c.train_for = "8 epochs"
     c.warmup = "10%"
     c.eval_every = "0"
     c.save_every = "0"
-    c.log_every = "5 epochs"
+    c.log_every = "4 epochs"
     c.best = "last"
     c.init_from = init  # and the model is that of the run in there
     c.frozen_dropout = False  # what is frozen runs as in evaluation: it is computed once
@@ -86,8 +86,8 @@ def finetune(init: str) -> ConfigDict:
 
 def use(init: str) -> ConfigDict:
     c = finetune(init)
-    c.freeze = "top-1"
-    c.optim.lr = 1e-3
+    c.freeze = "head"
+    c.optim.lr = 3e-3
     return c
 
 
@@ -97,9 +97,9 @@ def bench(init: str) -> ConfigDict:
     c.bench.task = "which word is missing: the, of, to or is"
     c.bench.strategies = [
         {"name": "full", "freeze": "full", "lr": 5e-4},
-        {"name": "top-1", "freeze": "top-1", "lr": 1e-3},
-        {"name": "lora", "freeze": "lora=8", "lr": 3e-3},
-        {"name": "head", "freeze": "head", "lr": 1e-2},
+        {"name": "top-1", "freeze": "top-1", "lr": 5e-4},
+        {"name": "lora", "freeze": "lora=8", "lr": 2e-3},
+        {"name": "head", "freeze": "head", "lr": 3e-3},
         {"name": "full, random init", "freeze": "full", "lr": 1e-3, "init_weights": False},
     ]
     c.bench.seeds = [0, 1, 2, 3, 4]

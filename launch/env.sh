@@ -65,7 +65,8 @@ ensure_env() {
 
   echo "installing ptft${extras:+[${extras// /,}]} into .venv (a few minutes, once)"
   touch "$busy" && rm -f "$stamp"
-  "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check \
+  # Python compiles what it imports; compiling all that is installed takes as long as installing it.
+  "$VENV_PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check \
     --editable "$ROOT${extras:+[${extras// /,}]}" --constraint "$ROOT/launch/constraints.txt" || {
     echo "error: the installation failed (see above); run the same command to try again" >&2
     return 1
