@@ -11,6 +11,9 @@ VENV_PYTHON=$ROOT/.venv/bin/python
 # a third of a small model's step. Other systems and C libraries ignore it.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
+# ensure_env leaves compiling to the first import of a module, which has to keep the result then.
+unset PYTHONDONTWRITEBYTECODE
+
 # Prints the first Python that can carry the project. $PYTHON, if set, is the only candidate.
 find_python() {
   local candidate version seen=() candidates=(python3 python3.12 python3.11 python3.13 python3.14 python)
@@ -65,7 +68,7 @@ ensure_env() {
 
   echo "installing ptft${extras:+[${extras// /,}]} into .venv (a few minutes, once)"
   touch "$busy" && rm -f "$stamp"
-  # Python compiles what it imports; compiling all that is installed takes as long as installing it.
+  # Compiling all that is installed would take as long as installing it; most of it is never imported.
   "$VENV_PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check \
     --editable "$ROOT${extras:+[${extras// /,}]}" --constraint "$ROOT/launch/constraints.txt" || {
     echo "error: the installation failed (see above); run the same command to try again" >&2
