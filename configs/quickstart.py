@@ -22,10 +22,10 @@ def pretrain() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.batch = 32
-    c.train_for = "1000 steps"
+    c.train_for = "800 steps"
     c.warmup = "10%"
-    c.eval_every = "500 steps"
-    c.save_every = "500 steps"
+    c.eval_every = "400 steps"
+    c.save_every = "400 steps"
     c.log_every = "100 steps"
 
     c.model = ConfigDict()

@@ -125,7 +125,10 @@ def none_better_than(part: Part, below: Floor) -> list[str]:
 def facts(part: Part, line: Line) -> str:
     """What it scores and costs."""
     base = part.baseline
-    gain = f", {words.signed(line.gain)} to {base} ({line.verdict})" if line.gain and math.isfinite(line.gain.mean) else ""
+    verdict = line.verdict
+    if line.gain and line.gain.half and abs(line.gain.mean) > line.gain.half and verdict == "cannot be told apart":
+        verdict += " once all comparisons are allowed for"  # the interval is that of this one alone
+    gain = f", {words.signed(line.gain)} to {base} ({verdict})" if line.gain and math.isfinite(line.gain.mean) else ""
     gain = ", the baseline" if line.name == base else gain
     costs = [f"{words.times(x)} of {whose}" for x, whose in ((line.flops_ratio, f"{base}'s FLOPs"), (line.peak_ratio, "its memory")) if x]
     share = f"{words.percent(line.share)} of the parameters are trainable" if line.share is not None else ""
