@@ -23,7 +23,7 @@ ptft() {
   "$VENV_PYTHON" -m ptft "$@"
 }
 
-# 1. Read raw text and guess masked words, some minutes on two cores.
+# 1. Read raw text and guess masked words, a minute on two cores.
 ptft train --config configs/quickstart.py:pretrain --workdir runs/quickstart/pretrain
 
 # 2. Finetune the encoder: every strategy, several seeds. One JSON file a run, so that a second start skips what is done.

@@ -553,8 +553,9 @@ def describe(run: Run) -> None:
     record.say(f"device: {record.device()}")
     for split, notes in run.data.notes.items():
         counts = [f"{n:,} {name.replace('_', ' ')}" for name, n in notes.items() if n or name == "records"]
-        if split == "dev" and 0 < run.config.data.dev_size < notes["rows"]:
-            counts.append(f"{run.config.data.dev_size:,} of them drawn")
+        size = run.config.data.train_size if split == "train" else run.config.data.dev_size if split == "dev" else 0
+        if 0 < size < notes["rows"]:
+            counts.append(f"{size:,} of them drawn")
         record.say(f"  {split:<5} " + ", ".join(counts))
     if run.data.labels:
         record.say(f"  {len(run.data.labels)} labels: {', '.join(map(str, run.config.data.names or run.data.labels))}")
