@@ -28,7 +28,7 @@ def home(tmp_path_factory):
 
 def outline(**model):
     """Wide rows: the products outweigh all else."""
-    values = {"batch": 16, "devices": 1, "model": {"layers": 4, "hidden": 128, "max_len": 64, **model}}
+    values = {"batch": 16, "devices": 1, "model": {"layers": 4, "hidden": 128, "max_len": 64, "dropout": 0.0, **model}}
     return build.outline(build.resolve({**values, "objective": {"name": "classify", "seq_len": 64}, "data": {"vocab_size": 500}}))
 
 
