@@ -24,6 +24,7 @@ def pretrain() -> ConfigDict:
     c.batch = 32
     c.train_for = "800 steps"
     c.warmup = "10%"
+    c.freeze = (("backbone/pooler/.*", "freeze"), (".*", "train"))  # nothing here reads the pooler
     c.eval_every = "400 steps"
     c.save_every = "400 steps"
     c.log_every = "100 steps"

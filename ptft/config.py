@@ -8,6 +8,7 @@ which keys were read, so that a test finds a key of a shipped page that nothing 
 
 import ast
 import hashlib
+import importlib.abc
 import importlib.util
 import json
 import math
@@ -169,10 +170,11 @@ def load(path_and_arg: str) -> dict[str, Any]:
         here = sorted(str(p) for p in (file.parent if file.parent.is_dir() else Path("configs")).glob("*.py"))
         raise UserError(f"config file {path} does not exist; {did_you_mean(path, here)}")
     spec = importlib.util.spec_from_file_location(f"ptft_config_{file.stem}", file)
-    if spec is None or spec.loader is None:
+    if spec is None or not isinstance(spec.loader, importlib.abc.InspectLoader):
         raise UserError(f"{path} is not a Python file; a config is a page such as configs/pretrain.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # From the source: Python's compiled file goes by the second and the size, so that a page that was changed at once would be the old one.
+    exec(spec.loader.source_to_code(file.read_bytes(), path), module.__dict__)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} has no get_config()")
     out = module.get_config(arg)

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import pytest
 from hypothesis import given
@@ -285,6 +286,15 @@ def test_a_page_gets_its_argument(tmp_path):
     (tmp_path / "page.py").write_text("def get_config(arg):\n    return {'arg': arg}\n")
     assert config.load(f"{tmp_path}/page.py:a=1,b=2") == {"arg": "a=1,b=2"}
     assert config.load(f"{tmp_path}/page.py") == {"arg": ""}
+
+
+def test_a_page_that_changes_within_a_second_is_read_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    page = tmp_path / "page.py"
+    for batch in (4, 8):
+        page.write_text(f"def get_config(arg): return {{'batch': {batch}}}")
+        os.utime(page, (1, 1))
+        assert config.load(str(page)) == {"batch": batch}
 
 
 def test_a_config_is_read_only():
