@@ -145,11 +145,9 @@ def load_data(config: Config) -> Data:
     """Reads, tokenizes and cuts all splits; runs of one process that read the same data share the result."""
     if not config.data.train:
         raise UserError("data.train is empty; expected KIND:WHERE, such as data.train='files:/data/train.tsv'")
-    plain = config.data.to_dict()
-    key = {k: v for k, v in plain.items() if k not in ("train_size", "dev_size", "names")}
     _ = list(config.data.values()), list(config.objective.values())  # a cached load reads them, too
     with timed("data"):
-        loaded = _load_data(json.dumps(key), json.dumps(config.objective.to_dict()), str(config.init_from))
+        loaded = _load_data(sources_key(config.data), json.dumps(config.objective.to_dict()), str(config.init_from))
     names, size = config.data.names, config.data.train_size
     if names and len(names) != len(loaded.labels):
         raise UserError(f"data.names: {len(names)} names for {len(loaded.labels)} labels ({listed(loaded.labels)})")
@@ -181,6 +179,11 @@ def _load_data(data_json: str, objective_json: str, init_from: str) -> Data:
     prints = "-".join(s.fingerprint[:12] for s in sources.values())
     doubts = *sources["train"].doubts, *getattr(cut["train"], "doubts", ())
     return Data(tokenizer, labels, cut["train"], cut.get("dev"), cut.get("test"), prints, notes, doubts)
+
+
+def sources_key(options: Config) -> str:
+    """All of `config.data` but what draws from its sources, or names their labels."""
+    return json.dumps({k: v for k, v in options.to_dict().items() if k not in ("train_size", "dev_size", "names")})
 
 
 def read_sources(options: Config) -> dict[str, data.Source]:
@@ -551,11 +554,11 @@ def describe_freeze(run: Run) -> list[str]:
 def describe(run: Run) -> None:
     """Says what will run: device, data, what moves, for how long."""
     record.say(f"device: {record.device()}")
+    drawn = {"train": run.config.data.train_size, "dev": run.config.data.dev_size}
     for split, notes in run.data.notes.items():
         counts = [f"{n:,} {name.replace('_', ' ')}" for name, n in notes.items() if n or name == "records"]
-        size = run.config.data.train_size if split == "train" else run.config.data.dev_size if split == "dev" else 0
-        if 0 < size < notes["rows"]:
-            counts.append(f"{size:,} of them drawn")
+        if 0 < drawn.get(split, 0) < notes["rows"]:
+            counts.append(f"{drawn[split]:,} of them drawn")
         record.say(f"  {split:<5} " + ", ".join(counts))
     if run.data.labels:
         record.say(f"  {len(run.data.labels)} labels: {', '.join(map(str, run.config.data.names or run.data.labels))}")

@@ -170,7 +170,7 @@ def load(path_and_arg: str) -> dict[str, Any]:
         here = sorted(str(p) for p in (file.parent if file.parent.is_dir() else Path("configs")).glob("*.py"))
         raise UserError(f"config file {path} does not exist; {did_you_mean(path, here)}")
     spec = importlib.util.spec_from_file_location(f"ptft_config_{file.stem}", file)
-    if spec is None or not isinstance(spec.loader, importlib.abc.InspectLoader):
+    if spec is None or not isinstance(spec.loader, importlib.abc.SourceLoader):
         raise UserError(f"{path} is not a Python file; a config is a page such as configs/pretrain.py")
     module = importlib.util.module_from_spec(spec)
     # From the source: Python's compiled file goes by the second and the size, so that a page that was changed at once would be the old one.

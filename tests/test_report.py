@@ -640,6 +640,17 @@ def test_bad_folders_and_lines(tmp_path):
 # ---------------------------------------------------------------- what to do, and where it is shown
 
 
+def test_an_interval_without_zero_and_a_verdict_that_allows_for_all_comparisons(tmp_path):
+    lines = rows()
+    full = {r["seed"]: r["test"]["accuracy"] for r in lines if r["strategy"] == "full"}
+    for row in lines:
+        if row["strategy"] == "head":  # p = 0.04 alone, twice that beside another comparison
+            row["test"]["accuracy"] = full[row["seed"]] + (0.02, 0.03, 0.01, 0.035, 0.0)[row["seed"]]
+    md, _ = texts(put(tmp_path, lines))
+    assert "+0.019 [+0.001,\xa0+0.037] to full (cannot be told apart once all comparisons are allowed for)" in md
+    assert "to full (cannot be told apart)" in texts(put(tmp_path / "b", [r for r in rows() if r["strategy"] != "head"]))[0]
+
+
 def advised(md):
     return re.search(r"^\*\*(?:Train|If you train one, take) (.*?)\*\*", md, re.MULTILINE)[1]
 

@@ -52,6 +52,8 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
         said = _majority(labels, len(loaded.labels))
     elif len(np.unique(labels["train"])) < 2:
         said, notes = _majority(labels, len(loaded.labels)), {"C": None, "why": "the training examples are of one class"}
+    elif not _sklearn():
+        raise Unavailable("scikit-learn is not installed; run: pip install 'ptft[bench]'")
     else:
         views = features.of(config, index) if kind == "features" else {"": _texts(rows, index)}
         said, notes = _regression(kind, views, labels, len(loaded.labels), score, metric)
@@ -64,7 +66,7 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
 
 def records(config: Config) -> dict[str, Sequence[Mapping[str, Any]]]:
     """What every split holds; of dev, as much as is looked at."""
-    sources = _sources(json.dumps({**config.data.to_dict(), "train_size": 0, "dev_size": 0, "names": ()}))
+    sources = _sources(build.sources_key(config.data))
     found = {split: source.records for split, source in sources.items()}
     if dev := found.get("dev"):
         labels = np.asarray([r["label"] for r in dev]) if sources["dev"].labels and "label" in dev[0] else None
@@ -103,8 +105,6 @@ def _regression(
     tried: dict[tuple[str, float], float] = {}
     fitted: dict[tuple[str, float], Any] = {}
     y = labels["train"]
-    if not _sklearn():
-        raise Unavailable("scikit-learn is not installed; run: pip install 'ptft[bench]'")
     from threadpoolctl import threadpool_limits  # which scikit-learn brings
 
     # One thread: with few examples several take four times as long, as they wait for each other.

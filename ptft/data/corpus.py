@@ -111,11 +111,11 @@ def _docs(file: Path) -> list[str]:
     found = _STRING.finditer(source) if '"""' in source or "'''" in source else ()
     everything = file.parent.name == "pydoc_data"
     texts = []
-    for m in (m for m in found if m["long"]):
-        before = _PREFIX.search(source, source.rfind("\n", 0, m.start()), m.start())
-        if before and (everything or before["alone"]) and (text := _value(before["letters"] + m[0])):
-            texts.append(text)
-    return texts
+    for m in found:
+        before = _PREFIX.search(source, source.rfind("\n", 0, m.start()), m.start()) if m["long"] else None
+        if before and (everything or before["alone"]):
+            texts.append(_value(before["letters"] + m[0]))
+    return [text for text in texts if text]
 
 
 def _value(literal: str) -> str:

@@ -126,7 +126,7 @@ def facts(part: Part, line: Line) -> str:
     """What it scores and costs."""
     base = part.baseline
     verdict = line.verdict
-    if line.gain and line.gain.half and abs(line.gain.mean) > line.gain.half and verdict == "cannot be told apart":
+    if verdict == "cannot be told apart" and line.gain and line.gain.p is not None and line.gain.p < stats.ALPHA:
         verdict += " once all comparisons are allowed for"  # the interval is that of this one alone
     gain = f", {words.signed(line.gain)} to {base} ({verdict})" if line.gain and math.isfinite(line.gain.mean) else ""
     gain = ", the baseline" if line.name == base else gain
