@@ -10,8 +10,8 @@ one of them is above the floor.
 
 from ml_collections import ConfigDict
 
-from ptft import tasks
-from ptft.config import parse_arg
+from ptft.core.config import parse_arg
+from ptft.data import tasks
 
 # For weights pretrained for days. What moves less has to go further.
 RATES = {

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from ptft import build, checkpoint, pipeline, train
-from ptft import config as configs
-from ptft.__main__ import main
+from ptft.cli.main import main
+from ptft.core import checkpoint
+from ptft.core import config as configs
+from ptft.train import pipeline, spec, train
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "good", "bad"]
 TAGS = {"alpha": "B-PER", "beta": "I-PER", "gamma": "B-LOC", "delta": "I-LOC"}
@@ -99,7 +100,7 @@ def tagging(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def run(values: dict[str, Any], workdir: Path) -> dict[str, Any]:
-    return train.run(build.resolve(values), workdir, quiet=True)
+    return train.run(spec.resolve(values), workdir, quiet=True)
 
 
 def pretrained(folder: Path) -> Path:

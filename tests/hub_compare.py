@@ -7,19 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import build, hub, tree
-from ptft import tokenizer as tokenizers
-from ptft.step import Net
+from ptft.core import tree
+from ptft.hub import read
+from ptft.inputs import tokenizer as tokenizers
+from ptft.train import build, spec
+from ptft.train.step import Net
 
 
-def net(folder: Path, **model: Any) -> tuple[Net, hub.Folder]:
+def net(folder: Path, **model: Any) -> tuple[Net, read.Folder]:
     """The net of a checkpoint, with the head that its file has, or a new one."""
-    opened = hub.open_folder(folder)
-    labels = hub.labels(opened)
-    keys = hub.model_keys(opened)
+    opened = read.open_folder(folder)
+    labels = read.labels(opened)
+    keys = read.model_keys(opened)
     nsp = "cls.seq_relationship.weight" in opened.tensors
-    objective = {"name": hub.task(opened)} if labels else {"name": "mlm_nsp", "nsp": nsp, "max_predictions": 3}
-    config = build.resolve({"model": {**keys, **model}, "objective": {**objective, "seq_len": 12}})
+    objective = {"name": read.task(opened)} if labels else {"name": "mlm_nsp", "nsp": nsp, "max_predictions": 3}
+    config = spec.resolve({"model": {**keys, **model}, "objective": {**objective, "seq_len": 12}})
     return build.net(config, tokenizers.load(folder), labels), opened
 
 
@@ -33,7 +35,7 @@ def computed(folder: Path, batch: dict[str, np.ndarray], **model: Any) -> dict[s
     """Hidden states, pooled output, logits, loss and gradients, named as the script that makes the files names them."""
     made, opened = net(folder, **model)
     family = opened.family
-    params, _ = hub.load_params(opened, made.shapes(), skip="nothing")
+    params, _ = read.load_params(opened, made.shapes(), skip="nothing")
     fresh = made.init(0)
     params = {n: params.get(n, fresh[n]) for n in fresh}
     inside = {"params": tree.unflatten(params)["backbone"]}
@@ -49,7 +51,7 @@ def computed(folder: Path, batch: dict[str, np.ndarray], **model: Any) -> dict[s
         return found
     (value, predictions), grads = jax.jit(jax.value_and_grad(lambda p: loss(made, p, batch), has_aux=True))(params)
     found |= {"loss": value, **(predictions if isinstance(predictions, dict) else {"logits": predictions})}
-    named, _ = hub.outside(family, grads, hub.head_of(params), nsp="head/nsp/kernel" in params)
+    named, _ = read.outside(family, grads, read.head_of(params), nsp="head/nsp/kernel" in params)
     return {k: np.asarray(v) for k, v in {**found, **{f"grad {n}": g for n, g in named.items()}}.items()}
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from ptft import added_tokens, tokenizer
-from ptft.errors import UserError
+from ptft.core.errors import UserError
+from ptft.inputs import added_tokens, tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "hub"
 WORDS = [*"abe1x[]/<>", "##1", "##r", "us", "was", "cold", "ferry", "new", "york", "mask", "sep", "[unused1]"]

@@ -8,9 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from ptft import auto, build, checkpoint, freeze, models, plans, signals, step, train
-from ptft.bench import population, protocol, work
-from ptft.errors import UserError
+from ptft import models
+from ptft.bench import cell as work
+from ptft.bench import protocol, vectorized
+from ptft.core import checkpoint
+from ptft.core.errors import UserError
+from ptft.freeze import language
+from ptft.planning import auto, importance, plans
+from ptft.train import build, contract, spec, step, train
 
 SMALL = {"devices": 1, "train_for": "4 steps", "eval_every": "0", "save_every": "2 steps", "model.dropout": 0.0}
 
@@ -23,12 +28,12 @@ def home(tmp_path_factory):
 
 
 def config(home, freeze, **changes):
-    return build.resolve(flow.finetuning(home, home / "pre", freeze=freeze, **{**SMALL, **changes}))
+    return spec.resolve(flow.finetuning(home, home / "pre", freeze=freeze, **{**SMALL, **changes}))
 
 
 def outline(**model):
     values = {"batch": 8, "devices": 1, "freeze": "head", "model": {"layers": 3, "hidden": 64, "max_len": 32, **model}}
-    return build.outline(build.resolve({**values, "objective": {"name": "classify", "seq_len": 32}, "data": {"vocab_size": 300}}))
+    return build.outline(spec.resolve({**values, "objective": {"name": "classify", "seq_len": 32}, "data": {"vocab_size": 300}}))
 
 
 @pytest.mark.parametrize("unit", ["flops", "bytes", "params"])
@@ -50,7 +55,7 @@ def test_no_set_that_fits_is_worth_more(seed):
     value = np.random.default_rng(seed).random(len(parts)).tolist()
 
     def price(strategy):
-        return plans.products(build.refrozen(run, strategy)).total
+        return contract.products(build.refrozen(run, strategy)).total
 
     own, reach = auto.estimates(run, parts, "flops", price)
     full = price("full")
@@ -71,7 +76,7 @@ def test_a_larger_budget_is_worth_no_less():
     value = np.random.default_rng(3).random(len(parts)).tolist()
 
     def price(strategy):
-        return plans.products(build.refrozen(run, strategy)).total
+        return contract.products(build.refrozen(run, strategy)).total
 
     own, reach = auto.estimates(run, parts, "flops", price)
     found = []
@@ -87,7 +92,7 @@ def test_where_the_formula_is_too_low_the_measured_cost_counts():
     value = np.random.default_rng(3).random(len(parts)).tolist()
 
     def price(strategy):
-        return plans.products(build.refrozen(run, strategy)).total * (1 if strategy in ("head", "full") else 1.07)
+        return contract.products(build.refrozen(run, strategy)).total * (1 if strategy in ("head", "full") else 1.07)
 
     own, reach = auto.estimates(run, parts, "flops", price)
     chosen, tried = auto.solve(parts, value, own, reach, auto.Ask(0.7, "flops", "rgn"), price)
@@ -111,7 +116,7 @@ def test_depth_is_the_largest_that_fits_whatever_the_estimates_say(blocks, sign)
     def price(strategy):  # measured costs lie to either side of what is estimated
         one = build.refrozen(run, strategy)
         moving = sum(any(n.startswith(f"backbone/block_{i}/") for n in one.plan.trainable) for i in range(3))
-        return plans.products(one).total * (1 if strategy in ("head", "full") else 1 + sign * 0.04 * (-1) ** moving)
+        return contract.products(one).total * (1 if strategy in ("head", "full") else 1 + sign * 0.04 * (-1) ** moving)
 
     own, reach = auto.estimates(run, parts, "flops", price)
     ranked = auto.choices(parts, [1.0] * len(parts), own, reach, True)
@@ -156,7 +161,7 @@ def test_the_controls_need_no_data_and_keep_the_budget(home):
     run = auto.unchosen(config(home, "auto(budget=0.6 params, signal=depth)"))
     parts = auto.split(models.groups("bert"), run.net.shapes())
     assert auto.decide(run.config.replace(freeze="auto(budget=0.6 params, signal=depth)"))["strategy"] == "layers=2+pooler"
-    draws = [signals.measure(run._replace(config=run.config.replace(seed=s)), parts, "random") for s in (0, 0, 1)]
+    draws = [importance.measure(run._replace(config=run.config.replace(seed=s)), parts, "random") for s in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -165,8 +170,8 @@ def test_variability_is_within_over_between():
     label = np.array([0, 0, 1, 1])
     along = np.array([[-1.5, 0], [-0.5, 0], [0.5, 0], [1.5, 0]])
     across = np.array([[-1, -0.5], [-1, 0.5], [1, -0.5], [1, 0.5]])
-    assert signals.within_over_between(along, label) == pytest.approx(0.25 / 1 / 2)
-    assert signals.within_over_between(across, label) == pytest.approx(0)
+    assert importance.within_over_between(along, label) == pytest.approx(0.25 / 1 / 2)
+    assert importance.within_over_between(across, label) == pytest.approx(0)
 
 
 def test_names_are_those_of_strategies():
@@ -177,7 +182,7 @@ def test_names_are_those_of_strategies():
     rng = np.random.default_rng(0)
     for k in range(1, len(parts)):
         chosen = sorted(rng.choice(len(parts), k, replace=False).tolist())
-        plan = freeze.plan(auto.named(parts, chosen), groups, shapes)
+        plan = language.plan(auto.named(parts, chosen), groups, shapes)
         assert {n for n in plan.trainable if not n.startswith("head/")} == {n for i in chosen for n in parts[i].leaves}
     assert auto.named(parts, []) == "head" and auto.named(parts, list(range(len(parts)))) == "full"
 
@@ -187,26 +192,30 @@ def test_names_are_those_of_strategies():
 FREEZE = "auto(budget=0.4 params)"
 
 
+def run(c, folder):
+    return train.run(c, folder, quiet=True, chosen=auto.choose(c, folder))
+
+
 def test_a_run_that_resumes_goes_by_what_was_chosen(home, tmp_path, monkeypatch):
     c = config(home, FREEZE)
-    whole = train.run(c, tmp_path / "whole", quiet=True)
+    whole = run(c, tmp_path / "whole")
     known = json.loads((tmp_path / "whole" / "auto.json").read_text())
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["freeze"] == FREEZE
-    run = json.loads((tmp_path / "whole" / "run.json").read_text())
-    assert run["phases"] == [{"start": 0, "waits": 0, "strategy": known["strategy"]}]
-    assert {r["name"] for r in run["freeze"] if r["rate"] and not r["name"].startswith("head/")}
+    stored = json.loads((tmp_path / "whole" / "run.json").read_text())
+    assert stored["phases"] == [{"start": 0, "waits": 0, "strategy": known["strategy"]}]
+    assert {r["name"] for r in stored["freeze"] if r["rate"] and not r["name"].startswith("head/")}
 
     flow.at_batch(monkeypatch, 3, flow.sigterm)
     with pytest.raises(SystemExit):
-        train.run(c, tmp_path / "cut", quiet=True)
+        run(c, tmp_path / "cut")
     monkeypatch.undo()
     monkeypatch.setattr(auto, "decide", lambda config: pytest.fail("decided again"))
-    again = train.run(c, tmp_path / "cut", quiet=True)
+    again = run(c, tmp_path / "cut")
     assert again["test"] == whole["test"] and flow.state(tmp_path / "cut", 4) == flow.state(tmp_path / "whole", 4)
     (tmp_path / "cut" / "auto.json").unlink()
     (tmp_path / "cut" / "result.json").unlink()
     with pytest.raises(UserError, match=r"has no auto\.json"):
-        train.run(c, tmp_path / "cut", quiet=True)
+        run(c, tmp_path / "cut")
 
 
 def test_a_start_that_trained_nothing_binds_nobody(home, tmp_path):
@@ -217,7 +226,7 @@ def test_a_start_that_trained_nothing_binds_nobody(home, tmp_path):
 
 
 def test_what_reads_a_run_needs_no_data(home, tmp_path, capsys):
-    train.run(config(home, FREEZE, checkpoint="delta"), tmp_path / "run", quiet=True)
+    run(config(home, FREEZE, checkpoint="delta"), tmp_path / "run")
     assert checkpoint.newest(tmp_path / "run") == 4
     assert flow.ptft("predict", "--workdir", tmp_path / "run", "--text", "alpha good") == 0
     assert flow.ptft("export", "--workdir", tmp_path / "run", "--to", tmp_path / "out", "--merge") == 0
@@ -238,9 +247,9 @@ def test_the_plan_says_what_was_chosen_or_why_it_cannot(home, tmp_path, capsys):
 def test_a_cell_of_a_benchmark_records_what_its_seed_chose(home, tmp_path):
     page = flow.finetuning(home, home / "pre", **SMALL)
     page["bench"] = {"strategies": [{"name": "auto", "freeze": FREEZE}], "seeds": [0], "repeat": False, "random_init": False}
-    cell = next(c for c in protocol.cells(page, build.resolve) if c.kind == "train")
+    cell = next(c for c in protocol.cells(page, spec.resolve) if c.kind == "train")
     work.check([cell], "accuracy")
-    assert population.kin(cell.config) is None
+    assert vectorized.kin(cell.config) is None
     found = work.do(cell, tmp_path / "cell", "accuracy")
     assert found["chosen"] == json.loads((tmp_path / "cell" / "auto.json").read_text())["strategy"]
     assert 0 < found["trainable_share"] <= 0.4 and found["bytes"]["optimizer"] < 8.1 * found["trainable"] + 100
@@ -264,7 +273,7 @@ def test_a_model_without_blocks_of_its_kind_is_refused(home):
     lstm = {"model": {"name": "lstm", "hidden": 16, "embedding": 16}, "init_from": "", "data.vocab_size": 120}
     values = flow.changed({**flow.finetuning(home, home / "pre", freeze=FREEZE, devices=1)}, lstm)
     with pytest.raises(UserError, match="blocks of a Transformer encoder; 'lstm' is none"):
-        auto.built(build.resolve(values))
+        auto.built(spec.resolve(values))
 
 
 @pytest.mark.parametrize("freeze", MISTAKES)

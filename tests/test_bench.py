@@ -17,15 +17,17 @@ import jax
 import numpy as np
 import pytest
 
-from ptft import build, pipeline, record
-from ptft import config as configs
-from ptft.bench import baselines, features, identity, locks, probe, protocol, results, runner, work
+from ptft.bench import baselines, features, identity, locks, probe, protocol, results, runner
+from ptft.bench import cell as work
 from ptft.bench.baselines import Unavailable
-from ptft.config import Field
-from ptft.config import resolve as check
-from ptft.errors import UserError
-from ptft.freeze import BadStart
+from ptft.core import config as configs
+from ptft.core import record
+from ptft.core.config import Field
+from ptft.core.config import resolve as check
+from ptft.core.errors import UserError
+from ptft.freeze.language import BadStart
 from ptft.report import files
+from ptft.train import build, dataset, pipeline, spec, weights
 
 FINETUNE = {
     "seed": Field(0, lo=0),
@@ -887,12 +889,12 @@ def test_test_rows_that_were_trained_on_are_pointed_out(home, tmp_path, capsys):
     work.check([grid_of(home, **{"data.dev": f"files:{seen}[11:12]", "data.dev_size": 0})], "accuracy")
     assert "stand in" not in capsys.readouterr().out
     documents = {f"data.{split}": f"files:{home}/docs{'_dev' * (split == 'test')}.txt" for split in ("train", "dev", "test")}
-    config = build.resolve(flow.pretraining(home, **documents))
+    config = spec.resolve(flow.pretraining(home, **documents))
     assert work.leaks(config, "words") == [] and "stand in" not in capsys.readouterr().out
 
 
 def grid_of(home, **changes):
-    cells = protocol.cells(flow.changed(page(home, repeat=False, random_init=False), changes), build.resolve)
+    cells = protocol.cells(flow.changed(page(home, repeat=False, random_init=False), changes), spec.resolve)
     return next(c for c in cells if c.kind == "train")
 
 
@@ -910,14 +912,14 @@ def test_a_seed_gives_every_strategy_the_same_start(home):
     """The head's first weights, the examples and their order; added parameters and random weights do not shift them."""
     names = ["full", "head", "lora=2", "prefix=2", "prompt=2", "fish=0.05,8"]
     strategies = [{"name": name, "freeze": name, "lr": 1e-3} for name in names]
-    cells = protocol.cells(page(home, strategies=strategies, seeds=[3], lr_factors=[1], repeat=False), build.resolve)
+    cells = protocol.cells(page(home, strategies=strategies, seeds=[3], lr_factors=[1], repeat=False), spec.resolve)
     trained = [c for c in cells if c.kind == "train"]
     assert len(trained) == 2 * (len(names) + 1)
     heads, orders = {}, {}
     for cell in trained:
         run = build.build(cell.config)
         if cell.size == 8:
-            heads[cell.strategy] = {n: np.asarray(x) for n, x in build.initial(cell.config, run.net).items() if n.startswith("head/")}
+            heads[cell.strategy] = {n: np.asarray(x) for n, x in weights.initial(cell.config, run.net).items() if n.startswith("head/")}
         numbers = pipeline.order(len(run.used), run.config.seed)
         orders[cell.strategy, cell.size] = [int(run.used[numbers[i]]) for i in range(24)]
     for name in [*names, protocol.RANDOM]:
@@ -928,7 +930,7 @@ def test_a_seed_gives_every_strategy_the_same_start(home):
 
 
 def test_content_names_the_weights_and_the_data(home, tmp_path):
-    config = build.resolve(flow.finetuning(home, home / "pre"))
+    config = spec.resolve(flow.finetuning(home, home / "pre"))
     found = identity.content(config)
     assert set(found) == {"init_from", "data.train", "data.dev", "data.test"}
     moved = tmp_path / "moved.tsv"
@@ -944,10 +946,10 @@ def test_content_names_the_weights_and_the_data(home, tmp_path):
 def test_a_run_its_references_and_its_name_agree_on_the_dev_rows(home, tmp_path):
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\n" + "".join(f"alpha {i}\t{i // 20}\n" for i in range(40)))
     values = flow.finetuning(home, home / "pre", **{"data.dev": f"files:{tmp_path}/dev.tsv", "data.dev_size": 10})
-    config = build.resolve(values)
+    config = spec.resolve(values)
     seen = baselines.records(config)["dev"]
     assert [r["label"] for r in seen] == [0] * 5 + [1] * 5
-    rows = build.load_data(config).dev
+    rows = dataset.load_data(config).dev
     tokens = np.concatenate([b["tokens"][b["valid"] > 0] for b in pipeline.eval_batches(rows, 8, 10)])
     lines = [int(r["where"].rpartition(":")[2]) - 2 for r in seen]
     np.testing.assert_array_equal(tokens, rows.batch(np.asarray(lines))["tokens"])
@@ -970,7 +972,7 @@ def test_weights_in_a_folder_of_another_format_count_by_content(tmp_path):
 
 
 def test_a_probe_is_made_once(home, tmp_path, monkeypatch):
-    config = build.resolve(flow.finetuning(home, home / "pre", freeze="head"))
+    config = spec.resolve(flow.finetuning(home, home / "pre", freeze="head"))
     data = {"data.train_size": 4, "data.dev": "", "data.dev_size": 3, "data.test": ""}
     assert probe.name(config) == probe.name(config.replace(seed=5, init_weights=False, **{"optim.lr": 7.0}, **data))
     assert probe.name(config) != probe.name(config.replace(freeze="full"))
@@ -996,7 +998,7 @@ def probed(home, monkeypatch, answer):
 
     monkeypatch.setattr(probe, "_child", child)
     monkeypatch.setattr(probe, "_failed", {})
-    one = build.resolve(flow.finetuning(home, home / "pre"))
+    one = spec.resolve(flow.finetuning(home, home / "pre"))
     return [one.replace(freeze=freeze, seed=seed) for seed in (0, 1) for freeze in ("full", "head")], asked
 
 
@@ -1024,7 +1026,7 @@ def test_what_ends_the_process_of_many_is_found_alone(home, tmp_path, monkeypatc
 
 
 def test_the_price_of_phases_is_a_mean_over_the_steps_that_each_has(home, tmp_path, monkeypatch):
-    config = build.resolve(flow.finetuning(home, home / "pre", freeze="head; 2 steps: full", train_for="8 steps"))
+    config = spec.resolve(flow.finetuning(home, home / "pre", freeze="head; 2 steps: full", train_for="8 steps"))
     made = probe.measure(config, tmp_path)
     head, full = (part["flops"] for part in made["phases"])
     assert head < full and made["flops"] == pytest.approx((2 * head + 6 * full) / 8)
@@ -1034,7 +1036,7 @@ def test_the_price_of_phases_is_a_mean_over_the_steps_that_each_has(home, tmp_pa
 
 
 def test_what_a_plateau_costs_is_not_known_before(home, tmp_path):
-    config = build.resolve(flow.finetuning(home, home / "pre", freeze="head; plateau=2: full"))
+    config = spec.resolve(flow.finetuning(home, home / "pre", freeze="head; plateau=2: full"))
     with pytest.raises(UserError, match=r"when a plateau ends, .* is known only as it runs; expected budget='steps'"):
         probe.spend("flops", tmp_path)(config)
 
@@ -1043,7 +1045,7 @@ def test_what_a_plateau_costs_is_not_known_before(home, tmp_path):
 def test_a_probe_that_a_scheduler_stops_is_a_stop_and_no_failure(home, tmp_path, monkeypatch, number):
     monkeypatch.setattr(probe, "_child", lambda config: (-number, "", ""))
     with pytest.raises(SystemExit) as e:
-        probe.measure(build.resolve(flow.finetuning(home, home / "pre")), tmp_path)
+        probe.measure(spec.resolve(flow.finetuning(home, home / "pre")), tmp_path)
     assert e.value.code == 75
 
 
@@ -1058,14 +1060,14 @@ def test_a_signal_to_the_benchmark_alone_ends_its_probe_at_once(home, tmp_path, 
     monkeypatch.setattr(subprocess, "Popen", slow)
     begun = time.monotonic()
     with pytest.raises(SystemExit) as e:
-        probe.measure(build.resolve(flow.finetuning(home, home / "pre")), tmp_path)
+        probe.measure(spec.resolve(flow.finetuning(home, home / "pre")), tmp_path)
     assert e.value.code == 75 and time.monotonic() - begun < 60 and "stopped; the same command goes on" in capsys.readouterr().out
     assert not (tmp_path / "probes").exists()
 
 
 def test_what_a_seed_draws_is_measured_where_no_other_seed_drew_it(home, tmp_path):
     start = Path(__file__).parent / "golden" / "hub" / "bert_bare"  # two blocks
-    config = build.resolve(flow.finetuning(home, start, freeze="lisa=1,2 steps", train_for="2 steps"))
+    config = spec.resolve(flow.finetuning(home, start, freeze="lisa=1,2 steps", train_for="2 steps"))
     drawn = lambda c: {str(p.strategy) for p in build.build(c).phases}  # noqa: E731
     other = next(c for s in range(1, 20) if drawn(c := config.replace(seed=s)) - drawn(config))
     assert probe.measure(config, tmp_path)["flops"] and probe.known(other, tmp_path) is None
@@ -1087,7 +1089,7 @@ def words(home, tmp_path_factory):
     rows = [(f"alpha {'good' if i % 4 else 'bad'} beta {i % 7}", int(i % 4 > 0)) for i in range(40)]
     rows += [(f"我{'不' if i % 4 == 0 else '很'}喜欢它", int(i % 4 > 0)) for i in range(20)]
     files = {f"data.{split}": texts(folder / f"{split}.tsv", rows) for split in ("train", "dev", "test")}
-    return build.resolve(flow.finetuning(home, home / "pre", **files))
+    return spec.resolve(flow.finetuning(home, home / "pre", **files))
 
 
 def test_the_majority_is_that_of_the_training_examples(words):
@@ -1095,7 +1097,7 @@ def test_the_majority_is_that_of_the_training_examples(words):
     assert found["test"]["accuracy"] == found["dev"]["accuracy"] == 0.75
     assert found["test"]["loss"] == pytest.approx(-(0.75 * math.log(46 / 62) + 0.25 * math.log(16 / 62)), abs=1e-5)
     few = words.replace(seed=1, **{"data.train_size": 1})
-    chosen = [int(build.load_data(few).train.label[pipeline.subset(60, 1, seed)[0]]) for seed in range(12)]
+    chosen = [int(dataset.load_data(few).train.label[pipeline.subset(60, 1, seed)[0]]) for seed in range(12)]
     assert set(chosen) == {0, 1}
     found = [baselines.run("majority", few.replace(seed=seed), "accuracy")["test"]["accuracy"] for seed in range(12)]
     assert found == [(0.25, 0.75)[label] for label in chosen]
@@ -1136,7 +1138,7 @@ def test_frozen_features_are_those_of_the_encoder_and_computed_once(words):
     assert found[0]["notes"]["C"] in baselines.STRENGTHS["features"] and found[0]["notes"]["features"] in ("mean", "first token")
     assert features._encoder.cache_info().misses == 1
     run = build.build(words.replace(freeze="head"))
-    params, row = build.initial(run.config, run.net), np.array([7])
+    params, row = weights.initial(run.config, run.net), np.array([7])
     batch = {**run.data.train.batch(row), "row": row.astype(np.int32), "valid": np.ones(1, np.float32)}
     hidden = np.asarray(run.net.below(params, jax.device_put(batch), run.net.backbone.shape.layers))[0, : int(batch["length"][0])]
     views = features.of(words.replace(seed=5), {"train": np.array([3, 7])})
@@ -1148,7 +1150,7 @@ def test_frozen_features_of_a_pair_are_of_each_text(home, tmp_path):
     for i, split in enumerate(("train", "test")):
         flow.table(tmp_path / f"{split}.tsv", 4, i, header="a\tb\tlabel")
     files = {f"data.{split}": f"files:{tmp_path}/{split}.tsv" for split in ("train", "test")}
-    pairs = build.resolve(flow.finetuning(home, home / "pre", **files, **{"data.text": "a", "data.text_b": "b", "data.dev": ""}))
+    pairs = spec.resolve(flow.finetuning(home, home / "pre", **files, **{"data.text": "a", "data.text_b": "b", "data.dev": ""}))
     mean = features.of(pairs, {"train": np.arange(4)})["mean"]["train"]
     a, b, distance, product = np.split(mean, 4, axis=1)
     assert mean.shape[1] == 4 * 64 and distance == pytest.approx(abs(a - b)) and product == pytest.approx(a * b) and distance.max() > 0

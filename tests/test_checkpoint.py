@@ -15,8 +15,8 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ptft import checkpoint
-from ptft.errors import UserError
+from ptft.core import checkpoint
+from ptft.core.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,9 @@ from pathlib import Path
 import flow
 import pytest
 
-from ptft import build, checkpoint, plans
-from ptft.__main__ import main
+from ptft.cli.main import main
+from ptft.core import checkpoint
+from ptft.train import build, contract, dataset, spec
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,8 +160,8 @@ def test_empty_and_long_texts_are_kept_and_counted(home, tmp_path, capsys):
     said = capsys.readouterr().out
     assert re.search(r"train +23 records, 2 empty text, 1 truncated", said)
     assert "23 rows" in said
-    config = build.resolve(flow.finetuning(home, home / "pre", **{"data.train": f"files:{tmp_path}/mine.tsv"}))
-    loaded = build.load_data(config)
+    config = spec.resolve(flow.finetuning(home, home / "pre", **{"data.train": f"files:{tmp_path}/mine.tsv"}))
+    loaded = dataset.load_data(config)
     batch = loaded.train.batch(build.np.arange(20, 23))
     assert batch["length"].tolist() == [2, 2, 16]
     assert loaded.tokenizer.tokens(batch["tokens"][0, :2].tolist()) == ["[CLS]", "[SEP]"]
@@ -450,7 +451,7 @@ def test_check_trains_and_writes_nothing(home, tmp_path, capsys, monkeypatch):
 
 
 def test_check_holds_the_step_to_its_plan(home, capsys, monkeypatch):
-    monkeypatch.setattr(plans, "problem", lambda *args: "it costs too much")
+    monkeypatch.setattr(contract, "problem", lambda *args: "it costs too much")
     assert flow.ptft("train", "--config", home / "fine.py", "--check") == 0
     assert "it costs too much" in capsys.readouterr().out
     assert "it costs too much" in mistake(capsys, "train", "--config", home / "fine.py", "--check", "--config.strict_cost=True")

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from ptft import cache, compiled, startup
-from ptft.__main__ import VERBS, main
-from ptft.compiled import LIMIT, Folder, chosen
+from ptft.cli.main import VERBS, main
+from ptft.core import cache, compiled, startup
+from ptft.core.compiled import LIMIT, Folder, chosen
 
 ROOT = Path(__file__).parents[1]
 PLAIN = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k and "PERSISTENT_CACHE" not in k}

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptft import build, config
-from ptft.config import Config, Field
-from ptft.errors import UserError
+from ptft.core import config
+from ptft.core.config import Config, Field
+from ptft.core.errors import UserError
+from ptft.train import spec
 
 SPEC = {
     "lr": Field(1e-3, float, lo=0, hi=1),
@@ -79,7 +80,7 @@ def test_a_section_may_choose_its_spec():
 
 def test_a_missing_plug_in_is_one_of_the_problems():
     with pytest.raises(UserError, match=r"2 problems(.|\n)*seed: -1(.|\n)*model.name: there is no models/brt.py; did you mean 'bert'"):
-        build.resolve({"model": {"name": "brt"}, "seed": -1})
+        spec.resolve({"model": {"name": "brt"}, "seed": -1})
 
 
 def test_what_is_right_is_accepted():
@@ -124,7 +125,7 @@ def test_json_round_trip():
 
 
 def test_free_keys_do_not_count():
-    base = build.resolve({}).to_dict()
+    base = spec.resolve({}).to_dict()
     for key, value in {
         "log_every": "7 steps",
         "save_every": "9",
@@ -142,7 +143,7 @@ def test_free_keys_do_not_count():
 
 @pytest.mark.parametrize("key", ["seed", "optim.lr", "data.train", "model.dropout", "freeze"])
 def test_every_other_key_counts(key):
-    base = build.resolve({})
+    base = spec.resolve({})
     other = base.replace(**{key: 1})
     assert config.digest(other) != config.digest(base)
     (line,) = config.difference(base.to_dict(), other.to_dict())
@@ -231,7 +232,7 @@ def test_overrides(item, key, value):
 @pytest.mark.parametrize("page", [{}, {"text": ""}, {"text": "sentence"}])
 def test_a_key_of_text_takes_what_looks_like_something_else(page, text):
     values = {"data": dict(page)}
-    config.override(values, [f"data.text={text}", "data.labels=['a', 1]", "batch=8"], build.SPEC)
+    config.override(values, [f"data.text={text}", "data.labels=['a', 1]", "batch=8"], spec.SPEC)
     assert values == {"data": {"text": text, "labels": ["a", 1]}, "batch": 8}
 
 

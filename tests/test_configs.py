@@ -8,10 +8,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ptft import build, tasks, train
-from ptft import config as configs
-from ptft.bench import identity, protocol, runner, work
-from ptft.errors import UserError
+from ptft.bench import identity, protocol, runner
+from ptft.core import config as configs
+from ptft.core.errors import UserError
+from ptft.data import tasks
+from ptft.train import build, dataset, spec, train
 
 PAGES = Path(__file__).parents[1] / "configs"
 SMALL = {"layers": 1, "hidden": 64, "max_len": 32}
@@ -60,7 +61,7 @@ def load(page, arg=""):
 
 def one_step(values, workdir, **changes):
     """Trains one step of a page; no key of it may be left unread."""
-    config = build.resolve(flow.changed(values, {"train_for": "1 step", "batch": 4, "eval_batch": 4, **changes}))
+    config = spec.resolve(flow.changed(values, {"train_for": "1 step", "batch": 4, "eval_batch": 4, **changes}))
     result = train.run(config, workdir, quiet=True)
     assert result["steps"] == 1 and config.unread() == []
     return result
@@ -107,7 +108,7 @@ def test_finetune(task, home, tmp_path):
 
 @pytest.mark.parametrize("task", sorted(tasks.TFDS))
 def test_finetune_through_tfds_resolves(task, home):
-    config = build.resolve(load("finetune", f"task={task},init={home / 'pre'}"))
+    config = spec.resolve(load("finetune", f"task={task},init={home / 'pre'}"))
     assert config.data.train.startswith("tfds:") and config.data.dev and config.data.text and config.data.label
     assert bool(config.data.text_b) == (task not in ("cola", "sst2", "imdb"))
 
@@ -133,7 +134,7 @@ def cells(values, workdir):
 
     changes = {"train_for": "1 step", "batch": 4, "eval_batch": 4, "objective.seq_len": 16, "data.train_size": 8, "bench.seeds": [3]}
     values = flow.changed(values, {**changes, "bench.lr_factors": [1], "bench.repeat": False})
-    found = protocol.cells(values, build.resolve, identity.content)
+    found = protocol.cells(values, spec.resolve, identity.content)
     rows = runner.run(found, workdir, lambda cell: runner.here(cell, workdir, one, "accuracy", "ptft bench"))
     assert {r["status"] for r in rows if r["kind"] != "tfidf"} == {"ok"}, [r["error"] for r in rows]  # eight texts may have no word
     assert {r["kind"] for r in rows} == {"train", *protocol.REFERENCES} and len(seen) == sum(r["kind"] == "train" for r in rows)
@@ -157,10 +158,10 @@ def test_every_strategy_of_the_benchmarks_fits_its_model(home):
     shallow = [s for s in published["bench"]["strategies"] if s["name"] not in ("top-4", "top-3", "top-2", "bottom-2")]
     published["bench"]["strategies"] = shallow  # the model here has one layer
     for values in (load("bench", here), load("quickstart", f"stage=bench,init={home / 'pre'}"), published):
-        found = [c for c in protocol.cells(values, build.resolve) if c.kind == "train"]
+        found = [c for c in protocol.cells(values, spec.resolve) if c.kind == "train"]
         rates = len(values["bench"].get("lr_factors", [1]))
         assert len(found) == 5 * rates * (len(values["bench"]["strategies"]) + 1)  # and the A/A check
-        loaded = build.load_data(build.resolve(flow.finetuning(home, home / "pre")))
+        loaded = dataset.load_data(spec.resolve(flow.finetuning(home, home / "pre")))
         for cell in {c.strategy: c for c in found}.values():
             net = build.net(cell.config.replace(**{"objective.seq_len": 16}), loaded.tokenizer, loaded.labels)
             assert build.phases(cell.config, net, 100, 100)
@@ -185,7 +186,7 @@ def test_strategies(home, tmp_path):
     values = load("strategies", f"init={home / 'pre'},root={home / 'data'}")
     six = {"batch": 8, "model": {**SMALL, "layers": 6}, "objective": {"name": "classify", "seq_len": 16}, "data": {"vocab_size": 100}}
     for strategy in values["bench"]["strategies"]:
-        assert build.outline(build.resolve({**six, "freeze": strategy["freeze"]})).plan.trainable, strategy
+        assert build.outline(spec.resolve({**six, "freeze": strategy["freeze"]})).plan.trainable, strategy
     values["bench"]["strategies"] = [s for s in values["bench"]["strategies"] if s["name"] in ("full", "head")]
     cells(values, tmp_path / "bench")
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tiny
 
-from ptft import cost, mesh, optim, step, tree
-from ptft.cost import Cost
+from ptft.core import mesh, tree
+from ptft.train import cost, optim, step
+from ptft.train.cost import Cost
 
 FAST = {"xla_backend_optimization_level": 0}
 

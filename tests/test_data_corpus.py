@@ -2,10 +2,11 @@
 
 import pytest
 
-from ptft import config, data
+from ptft import data
+from ptft.core import config
+from ptft.core.errors import UserError
 from ptft.data import corpus
 from ptft.data._prose import prose
-from ptft.errors import UserError
 
 DOC = """Compute the mean of :func:`~numpy.random.values` along ``axis``.
 

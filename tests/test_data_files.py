@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ptft import config, data
-from ptft.errors import UserError
+from ptft import data
+from ptft.core import config
+from ptft.core.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

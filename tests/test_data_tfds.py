@@ -5,8 +5,9 @@ import importlib.util
 import pytest
 import tensorflow_datasets as tfds
 
-from ptft import config, data
-from ptft.errors import UserError
+from ptft import data
+from ptft.core import config
+from ptft.core.errors import UserError
 
 
 def load(where: str, known: tuple[str, ...] = (), **options: object) -> data.Source:

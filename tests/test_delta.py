@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ptft import build, checkpoint, thin, train
-from ptft.errors import UserError
+from ptft.core import checkpoint
+from ptft.core.errors import UserError
+from ptft.freeze import quantize
+from ptft.train import build, spec, train, weights
 
 HUB = Path(__file__).parent / "golden" / "hub"
 STRATEGIES = {"bitfit": "bitfit", "lora": "lora=2,query,ffn,dora+ia3@plus=16", "fish": "fish=0.02,8"}
@@ -165,17 +167,17 @@ def test_parts_are_not_exported_as_if_they_were_a_model(home, tmp_path, capsys):
 def test_a_run_starts_on_a_delta_as_on_the_whole(home, name):
     starts = []
     for workdir in (home / name, home / f"{name}_delta"):
-        run = build.build(build.resolve(values(home, "head", init_from=str(workdir))))
-        starts.append(build.initial(run.config, run.net))
+        run = build.build(spec.resolve(values(home, "head", init_from=str(workdir))))
+        starts.append(weights.initial(run.config, run.net))
     assert set(starts[0]) == set(starts[1]) and all(np.array_equal(starts[0][n], starts[1][n]) for n in starts[0])
-    base = build.initial(build.resolve(values(home, "head")), run.net)
+    base = weights.initial(spec.resolve(values(home, "head")), run.net)
     assert any(not np.array_equal(base[n], starts[0][n]) for n in base if n.startswith("backbone/"))  # what moved is in it
 
 
 def test_prompts_cannot_be_built_upon(home):
-    config = build.resolve(values(home, "head", init_from=str(home / "prompt")))
+    config = spec.resolve(values(home, "head", init_from=str(home / "prompt")))
     with pytest.raises(UserError, match="houlsby cannot be merged"):
-        build.initial(config, build.build(build.resolve(values(home, "head"))).net)
+        weights.initial(config, build.build(spec.resolve(values(home, "head"))).net)
 
 
 def test_deltas_upon_deltas(home, tmp_path, capsys):
@@ -213,7 +215,7 @@ def test_another_base_fails_loudly(home, tmp_path, capsys):
         assert f"on a base with the digest {digest}; {tmp_path / 'pre'} is another" in err
         assert "restore the base that it was trained on" in err
     with pytest.raises(UserError, match=digest):
-        build.whole(tmp_path / "run")
+        weights.whole(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     with pytest.raises(UserError, match=digest):
         flow.run(values(home, "bitfit", init_from=str(tmp_path / "pre")), tmp_path / "run")
@@ -257,10 +259,10 @@ def test_thin_weights_under_a_delta_are_those_that_the_run_computed_with(home, d
     name = "backbone/block_0/attention/key/kernel"
     base = checkpoint.load_params(home / "pre", None, skip="")[0][name]
     out = load_file(tmp_path / "out" / "model.safetensors")["bert.encoder.layer.0.attention.self.key.weight"].T
-    np.testing.assert_array_equal(out, thin.widen(thin.thin({name: base}, dtype))[name])
+    np.testing.assert_array_equal(out, quantize.widen(quantize.thin({name: base}, dtype))[name])
     assert not np.array_equal(out, base)
 
 
 def test_a_run_is_not_trained_twice(home):
     """A finished delta gives its result without its base."""
-    assert train.finished(build.resolve(values(home, "bitfit")), home / "bitfit_delta")["steps"] == 4
+    assert train.finished(spec.resolve(values(home, "bitfit")), home / "bitfit_delta")["steps"] == 4

@@ -7,8 +7,9 @@ import flow
 import numpy as np
 import pytest
 
-from ptft import build, checkpoint, train
-from ptft.bench import forgetting, work
+from ptft.bench import cell, forgetting
+from ptft.core import checkpoint
+from ptft.train import build, spec, train
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def home(tmp_path_factory):
 
 def finetuned(home, start, freeze="full", **changes):
     values = flow.finetuning(home, start, freeze=freeze, train_for="4 steps", eval_every="0", save_every="0", best="last", **changes)
-    config = build.resolve(values)
+    config = spec.resolve(values)
     folder = home / f"{freeze}-{len(list(home.iterdir()))}"
     train.run(config, folder, quiet=True)
     return config, folder
@@ -28,7 +29,7 @@ def finetuned(home, start, freeze="full", **changes):
 
 @pytest.mark.parametrize("freeze", ["full", "lora=4", "head"])
 def test_what_it_forgets(home, freeze):
-    found = work.forgotten(*finetuned(home, home / "pre", freeze, **{"optim.lr": 1e-2}))
+    found = cell.forgotten(*finetuned(home, home / "pre", freeze, **{"optim.lr": 1e-2}))
     assert np.isfinite(found["before"]) and (found["before"] == found["after"]) is (freeze == "head")
     rows = [json.loads(line) for line in (home / "pre" / "metrics.jsonl").read_text().splitlines()]
     logged = [r["mlm_loss"] for r in rows if r["split"] == "dev"][-1]
@@ -37,8 +38,8 @@ def test_what_it_forgets(home, freeze):
 
 def test_a_start_without_text_or_head_has_none(home, tmp_path):
     config, folder = finetuned(home, home / "pre")
-    assert work.forgotten(*finetuned(home, folder)) is None  # a classifier
-    assert work.forgotten(*finetuned(home, home / "pre", init_weights=False)) is None
+    assert cell.forgotten(*finetuned(home, folder)) is None  # a classifier
+    assert cell.forgotten(*finetuned(home, home / "pre", init_weights=False)) is None
     shutil.copytree(home / "pre", tmp_path / "pre")
     config, folder = finetuned(home, tmp_path / "pre")
     run = build.build(config)
@@ -53,6 +54,6 @@ def test_a_start_without_text_or_head_has_none(home, tmp_path):
 
 
 def test_another_backbone_has_none_and_thin_weights_forget_nothing(home):
-    assert work.forgotten(*finetuned(home, home / "pre", **{"model.layers": 1})) is None
-    found = work.forgotten(*finetuned(home, home / "pre", "head", frozen_dtype="int8"))
+    assert cell.forgotten(*finetuned(home, home / "pre", **{"model.layers": 1})) is None
+    found = cell.forgotten(*finetuned(home, home / "pre", "head", frozen_dtype="int8"))
     assert found["before"] == found["after"]

@@ -8,8 +8,11 @@ import optax
 import pytest
 import tiny
 
-from ptft import config, freeze, mesh, models, optim, step, tree
-from ptft.errors import UserError
+from ptft import models
+from ptft.core import config, mesh, tree
+from ptft.core.errors import UserError
+from ptft.freeze import language
+from ptft.train import optim, step
 
 BERT = (
     "full", "head", "top-1", "top-2", "bottom-1", "embeddings", "freeze-embeddings", "bitfit", "layernorm", "attention", "ffn", "pooler",
@@ -34,7 +37,7 @@ def build(model, task, **values):
 
 def resolve(model, task, strategy):
     _, params = build(model, task)
-    return freeze.plan(strategy, models.groups(model), params)
+    return language.plan(strategy, models.groups(model), params)
 
 
 def compile_step(net, plan, batch, tx):
@@ -112,7 +115,7 @@ def test_what_is_frozen_stays_bit_identical_and_costs_nothing(model, task, strat
 def flops(strategy):
     """FLOPs of a compiled step of four blocks, wide rows, so that the blocks outweigh everything else."""
     net, params = build("bert", "classify", layers=4)
-    plan = freeze.plan(strategy, models.groups("bert"), params)
+    plan = language.plan(strategy, models.groups("bert"), params)
     tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
     return compile_step(net, plan, tiny.batch(net, 32), tx).cost_analysis()["flops"]
 
@@ -133,7 +136,7 @@ def test_the_flops_of_the_compiled_step_fall():
 def test_the_flops_test_catches_a_clip_over_all_gradients():
     """The classic mistake: differentiate everything, clip by the global norm, then throw the frozen gradients away."""
     net, params = build("bert", "classify", layers=4)
-    plan = freeze.plan("head", models.groups("bert"), params)
+    plan = language.plan("head", models.groups("bert"), params)
     tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
 
     def mistaken(moving, frozen, batch, seed):
@@ -172,17 +175,17 @@ def test_counts_table_and_text():
     assert plan.counts() == (64 * 3 + 3, sum(x.size for x in params.values()))
     assert {"name": "head/classifier/bias", "shape": [3], "rule": "head/.*", "rate": 1.0, "decay": 1.0} in plan.table()
     assert [r["name"] for r in plan.table()] == list(params)
-    text = freeze.describe(plan)
+    text = language.describe(plan)
     assert "trainable 195 of" in text and "head/classifier" in text and "freeze" in text
-    assert "train(lr=0.1)" in freeze.describe(resolve("bert", "classify", [("head/.*", "train(lr=0.1)"), (".*", "freeze")]))
+    assert "train(lr=0.1)" in language.describe(resolve("bert", "classify", [("head/.*", "train(lr=0.1)"), (".*", "freeze")]))
 
 
 def test_the_documented_names_are_those_that_exist():
-    for name in freeze.NAMES:
+    for name in language.NAMES:
         concrete = name.replace("K", "1").replace("N", "1").replace("SHARE,SEED", "0.3,0")
         concrete = concrete.replace("LIST", "query" if "bitfit" in name else "0")
         assert resolve("bert", "classify", concrete).trainable
-        assert f"  {name} " in freeze.__doc__
+        assert f"  {name} " in language.__doc__
 
 
 @pytest.mark.parametrize("strategy", ["top-0", "top-3", "bottom-3", "bottom-0"])
@@ -227,7 +230,7 @@ def test_blocks_by_number():
     groups, shapes = models.groups("bert"), net.shapes()
 
     def blocks(strategy):
-        return {n.split("/")[1] for n in freeze.plan(strategy, groups, shapes).trainable if "block_" in n}
+        return {n.split("/")[1] for n in language.plan(strategy, groups, shapes).trainable if "block_" in n}
 
     assert blocks("layers=0,2-3") == {"block_0", "block_2", "block_3"}
     assert blocks("every-2") == {"block_1", "block_3"} and blocks("every-3") == {"block_2"}
@@ -283,7 +286,7 @@ def test_weight_decay_has_factors_too():
     rules = [(r".*/block_1/ffn/.*", "train(lr=0.5, wd=3)"), (r".*/block_0/ffn/.*", "train(wd=0)"), ("head/.*", "train"), (".*", "freeze")]
     plan = resolve("bert", "classify", rules)
     assert plan.decays["backbone/block_1/ffn/up/kernel"] == 3 and plan.rates["backbone/block_1/ffn/up/kernel"] == 0.5
-    assert "train(lr=0.5, wd=3)" in freeze.describe(plan) and "train(wd=0)" in freeze.describe(plan)
+    assert "train(lr=0.5, wd=3)" in language.describe(plan) and "train(wd=0)" in language.describe(plan)
     # With no gradient at all the decay alone moves weights: by lr x decay x both factors, and never a bias.
     _, params = build("bert", "classify")
     inside = {n: jnp.asarray(params[n]) for n in plan.trainable}
@@ -321,9 +324,9 @@ def phases(strategy, total=100, depth=4, task="classify", seed=0, batch=8, examp
         return config.steps(f"freeze={strategy!r}", text, batch=batch, examples=examples, total=total)
 
     net, _ = build("bert", task, layers=depth)
-    found = freeze.phases(strategy, models.groups("bert"), net.shapes(), total, steps, seed)
+    found = language.phases(strategy, models.groups("bert"), net.shapes(), total, steps, seed)
     for p in found:
-        by_hand = freeze.plan(p.strategy, models.groups("bert"), net.shapes())
+        by_hand = language.plan(p.strategy, models.groups("bert"), net.shapes())
         assert p.plan == by_hand
     return [(f"plateau={p.waits}" if p.start is None else p.start, p.strategy) for p in found]
 
@@ -425,18 +428,18 @@ def test_a_run_too_short_for_its_phases():
 
 
 def test_the_documented_names_of_what_changes_with_time():
-    for name in freeze.TIMES:
-        assert f"  {name} " in freeze.__doc__
+    for name in language.TIMES:
+        assert f"  {name} " in language.__doc__
         assert len(phases(name.replace("K", "1").replace("EVERY", "10"))) > 1
 
 
 def test_what_moves_in_some_phase_goes_by_the_rule_that_moved_it_first():
     net, _ = build("bert", "classify", layers=4)
-    found = freeze.phases("head; 50: top-1@decay=0.5; 60: full", models.groups("bert"), net.shapes(), 100, int, 0)
-    rates = freeze.union(found).rates
+    found = language.phases("head; 50: top-1@decay=0.5; 60: full", models.groups("bert"), net.shapes(), 100, int, 0)
+    rates = language.union(found).rates
     assert len(rates) == len(net.shapes())
     assert rates["backbone/block_3/ffn/up/kernel"] == 0.5 and rates["backbone/block_0/ffn/up/kernel"] == 1
-    assert set(freeze.union(found[:2]).trainable) == set(found[1].plan.trainable)
+    assert set(language.union(found[:2]).trainable) == set(found[1].plan.trainable)
 
 
 def test_a_table_that_is_tied_moves_for_both_its_uses():
@@ -455,15 +458,15 @@ def test_a_table_that_is_tied_moves_for_both_its_uses():
         assert (grad[7] > 0) == tied and grad[8] > 0
 
         # Where the table rests, so does the decoder: what is left of it is its bias.
-        moving = freeze.plan("freeze-embeddings", models.groups("bert"), params).trainable
+        moving = language.plan("freeze-embeddings", models.groups("bert"), params).trainable
         assert word not in moving and not any(n.startswith("head/decoder") and n != "head/decoder/bias" for n in moving)
 
 
 @pytest.mark.parametrize("text", ["2-0,1", "1-0", "0,3-2"])
 def test_a_range_that_falls_is_none(text):
-    assert freeze.numbers(text) == []
+    assert language.numbers(text) == []
 
 
 def test_a_decay_is_finite():
     with pytest.raises(UserError, match="finite"):
-        freeze._factors("train(lr=0.1, wd=1e999)")
+        language._factors("train(lr=0.1, wd=1e999)")

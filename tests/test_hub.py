@@ -27,14 +27,18 @@ import safetensors.numpy
 import tiny
 import tokenizers
 
-from ptft import build, checkpoint, config, data, exchange, hub, hub_names, objectives, record, step, tree
-from ptft import tokenizer as ptft_tokenizers
-from ptft.errors import UserError
+from ptft import data, objectives
+from ptft.cli import exchange
+from ptft.core import checkpoint, config, record, tree
+from ptft.core.errors import UserError
+from ptft.hub import names, read
+from ptft.inputs import tokenizer as ptft_tokenizers
+from ptft.train import build, spec, step, weights
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "hub"
 KINDS = {p.name: json.loads((p / "config.json").read_text())["model_type"] for p in sorted(GOLDEN.iterdir())}
-CASES = [name for name, kind in KINDS.items() if kind in hub_names.FAMILIES]
+CASES = [name for name, kind in KINDS.items() if kind in names.FAMILIES]
 CLASSIFIERS = [name for name in CASES if name.endswith("_classify")]
 MASKED = [name for name in CASES if name.endswith("_masked")]
 DTYPES = {"float32": ("F32", np.float32), "float16": ("F16", np.float16), "bfloat16": ("BF16", ml_dtypes.bfloat16)}
@@ -83,7 +87,7 @@ def settings(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
 
 
-def weights(folder: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+def rewrite_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
     """Rewrites the weight file."""
     tensors = change(safetensors.numpy.load_file(folder / "model.safetensors"))
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -94,14 +98,14 @@ def copy(case: str, to: Path, change: Callable[..., Any] | None = None, **change
     shutil.copytree(GOLDEN / case, to, ignore=shutil.ignore_patterns("expected.npz", "ids.json"))
     settings(to, **changes)
     if change:
-        weights(to, change)
+        rewrite_weights(to, change)
     return to
 
 
 def load(folder: Path) -> tuple[dict[str, np.ndarray], checkpoint.Loaded]:
     """All that a folder has for the model and the head that its config.json says."""
     made, opened = hub_compare.net(folder)
-    params, what = hub.load_params(opened, made.shapes(), skip="nothing")
+    params, what = read.load_params(opened, made.shapes(), skip="nothing")
     return {n: np.asarray(x) for n, x in params.items()}, what
 
 
@@ -129,7 +133,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *args: Any) -> str:
 
 def planted(workdir: Path, labels: tuple[str, ...] = (), tokenizer: ptft_tokenizers.Tokenizer = tiny.TOKENIZER, **values: Any) -> Path:
     """The folder of a run with random weights, as training leaves it, without the training."""
-    resolved = build.resolve({"objective": {"name": "classify" if labels else "mlm_nsp", "seq_len": 16}, **values})
+    resolved = spec.resolve({"objective": {"name": "classify" if labels else "mlm_nsp", "seq_len": 16}, **values})
     params = tiny.params(build.net(resolved, tokenizer, labels))
     record.write_json(workdir / "config.json", resolved.to_dict())
     tokenizer.save(workdir / "tokenizer")
@@ -203,10 +207,10 @@ def fresh(net: step.Net, seed: int, names: tuple[str, ...] | None = None) -> dic
 
 def start(values: dict[str, Any]) -> tuple[dict[str, np.ndarray], str]:
     """The weights that a run starts from, and what it says of them."""
-    run = build.build(build.resolve(values))
+    run = build.build(spec.resolve(values))
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
         patch.setattr(step.Net, "init", fresh)
-        params = build.start_params(run, quiet=False)
+        params = weights.start_params(run, quiet=False)
     return {n: np.asarray(x) for n, x in params.items()}, out.getvalue()
 
 
@@ -214,7 +218,7 @@ def start(values: dict[str, Any]) -> tuple[dict[str, np.ndarray], str]:
 
 
 def test_every_architecture_has_a_golden_checkpoint():
-    assert {KINDS[name] for name in CASES} == set(hub_names.FAMILIES)
+    assert {KINDS[name] for name in CASES} == set(names.FAMILIES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -373,7 +377,7 @@ def test_a_checkpoint_comes_out_as_it_went_in(case, dtype, trip):
     source, out = raw(t.source), raw(t.out)
     assert {x.dtype for x in source.values()} == {DTYPES[dtype][0]}
     if case in LEFT:
-        prefix = hub_names.FAMILIES[KINDS[case]].prefix
+        prefix = names.FAMILIES[KINDS[case]].prefix
         assert LEFT[case] in t.came.split("unused: ")[1]
         source = {n.removeprefix(prefix): x for n, x in source.items() if not n.startswith(LEFT[case])}
     else:
@@ -385,7 +389,7 @@ def test_a_checkpoint_comes_out_as_it_went_in(case, dtype, trip):
         k: before[k] for k in before.keys() & after.keys() - SILENT - {"architectures"}
     }
     assert {"model_type", "vocab_size", "dtype", "pad_token_id"} <= after.keys()
-    assert set(hub_names.FAMILIES[KINDS[case]].keys.values()) & before.keys() <= after.keys()
+    assert set(names.FAMILIES[KINDS[case]].keys.values()) & before.keys() <= after.keys()
     assert (after["architectures"] == before["architectures"]) == (case not in LEFT)
     assert f"{dtype} in the file, float32 here" in t.came and f" tensors of step 0, {dtype};" in t.went
     assert json_of(t.run / "run.json")["imported"]["dtype"] == dtype
@@ -395,8 +399,8 @@ def test_a_checkpoint_comes_out_as_it_went_in(case, dtype, trip):
 def test_an_export_means_the_same_model(case, trip):
     """The keys of config.json that are spelled otherwise still say the same."""
     t = trip(case)
-    keys = [hub.model_keys(hub.open_folder(folder)) for folder in (t.source, t.out)]
-    assert keys[0] == keys[1] and hub.labels(hub.open_folder(t.out)) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    keys = [read.model_keys(read.open_folder(folder)) for folder in (t.source, t.out)]
+    assert keys[0] == keys[1] and read.labels(read.open_folder(t.out)) == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -484,10 +488,10 @@ def test_shards(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", [c for c in MASKED if hub_names.FAMILIES[KINDS[c]].decoder.count(".") == 2 or "electra" not in c])
+@pytest.mark.parametrize("case", [c for c in MASKED if names.FAMILIES[KINDS[c]].decoder.count(".") == 2 or "electra" not in c])
 def test_copies_of_tied_tensors_and_buffers_are_no_surprise(case, dtype, tmp_path):
-    family = hub_names.FAMILIES[KINDS[case]]
-    table = family.prefix + hub_names.places(family, "backbone/embeddings/word/embedding")[0].name
+    family = names.FAMILIES[KINDS[case]]
+    table = family.prefix + names.places(family, "backbone/embeddings/word/embedding")[0].name
     bias = family.mlm["head/decoder"] + ".bias"
 
     def more(tensors):
@@ -503,8 +507,8 @@ def test_copies_of_tied_tensors_and_buffers_are_no_surprise(case, dtype, tmp_pat
 
 @pytest.mark.parametrize("case", MASKED)
 def test_a_decoder_of_its_own_leaves_the_head_out(case, tmp_path):
-    family = hub_names.FAMILIES[KINDS[case]]
-    table = family.prefix + hub_names.places(family, "backbone/embeddings/word/embedding")[0].name
+    family = names.FAMILIES[KINDS[case]]
+    table = family.prefix + names.places(family, "backbone/embeddings/word/embedding")[0].name
 
     def untied(tensors):
         other = tensors[table].copy()
@@ -532,7 +536,7 @@ def test_a_long_table_is_compared_to_its_end(tmp_path):
         tensors = {"bert.embeddings.word_embeddings.weight": table, "cls.predictions.decoder.weight": other}
         safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-        assert hub._tied(hub.open_folder(tmp_path)) == tied
+        assert read._tied(read.open_folder(tmp_path)) == tied
 
 
 def test_the_encoders_prefix_may_be_there_or_not(tmp_path):
@@ -569,14 +573,14 @@ def test_names_of_wrapped_models(case, tmp_path):
 @pytest.mark.parametrize("case", ["bert_classify", "xlm_roberta_masked"])
 def test_the_class_says_the_architecture_that_model_type_does_not(case, tmp_path):
     folder = copy(case, tmp_path / "in", model_type=None)
-    assert hub.open_folder(folder).kind == KINDS[case]
+    assert read.open_folder(folder).kind == KINDS[case]
     equal(load(folder)[0], load(GOLDEN / case)[0])
 
 
 def test_every_name_of_the_tables_is_used():
     """A row of a table that no parameter has would never be read."""
-    for kind, family in hub_names.FAMILIES.items():
-        folders = [GOLDEN / name for name in CASES if hub_names.FAMILIES[KINDS[name]].decoder == family.decoder]  # XLM-R is RoBERTa
+    for kind, family in names.FAMILIES.items():
+        folders = [GOLDEN / name for name in CASES if names.FAMILIES[KINDS[name]].decoder == family.decoder]  # XLM-R is RoBERTa
         modules = {re.sub(r"block_\d+", "block_{}", n).rpartition("/")[0] for f in folders for n in hub_compare.net(f)[0].shapes()}
         modules |= {"backbone/pooler"} if "backbone/pooler" in family.body else set()
         assert {*family.body, *family.mlm, *family.classify} <= modules, kind
@@ -652,7 +656,7 @@ def test_init_weights_false_takes_sizes_and_tokenizer_alone(texts):
 
 
 def test_a_page_may_change_the_models_keys_that_are_no_sizes(texts):
-    made = build.resolve(classify(texts, GOLDEN / "roberta_masked", **{"model.dropout": 0.3}))
+    made = spec.resolve(classify(texts, GOLDEN / "roberta_masked", **{"model.dropout": 0.3}))
     assert (made.model.dropout, made.model.hidden, made.model.offset, made.model.family) == (0.3, 16, 2, "roberta")
 
 
@@ -695,7 +699,7 @@ def test_predict_with_an_imported_classifier(case, tmp_path, capsys):
     assert flow.ptft("predict", "--workdir", tmp_path / "run", *flags, "--json") == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     net, opened = hub_compare.net(folder)
-    params, _ = hub.load_params(opened, net.shapes(), skip="nothing")
+    params, _ = read.load_params(opened, net.shapes(), skip="nothing")
     rows = [*want["single"], *(want["pair"][i] for i in fit)]
     width, length = max(map(len, rows)), np.array(list(map(len, rows)))[:, None]
     tokenizer = ptft_tokenizers.load(folder)
@@ -746,7 +750,7 @@ def test_a_classifier_of_two_classes_without_names(tmp_path):
         return {n: x[:2].copy() if n.startswith("classifier.") else x for n, x in tensors.items()}
 
     folder = copy("bert_classify", tmp_path / "in", two, id2label=None, label2id=None)
-    assert hub.labels(hub.open_folder(folder)) == ["LABEL_0", "LABEL_1"]
+    assert read.labels(read.open_folder(folder)) == ["LABEL_0", "LABEL_1"]
 
 
 LOST = {
@@ -783,7 +787,7 @@ def test_a_classifier_cuts_texts_as_its_tokenizer_says(tmp_path):
     ):
         more = {k: v for k, v in {"model_max_length": length, "truncation_side": side}.items() if v}
         (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer_config, **more}))
-        assert tuple(hub.cuts(hub.open_folder(folder), 32).values()) == expected, number
+        assert tuple(read.cuts(read.open_folder(folder), 32).values()) == expected, number
     said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
     assert json_of(tmp_path / "run" / "config.json")["objective"]["seq_len"] == 32
 
@@ -816,8 +820,8 @@ def pooling(folder: Path, *modes: str) -> Path:
 @pytest.mark.parametrize(("mode", "ours"), [("mean_tokens", "mean"), ("cls_token", "first")])
 def test_a_sentence_encoder(mode, ours, texts, tmp_path):
     folder = pooling(copy("bert_bare", tmp_path / "in"), mode)
-    assert hub.model_keys(hub.open_folder(folder))["pooling"] == ours
-    assert build.resolve(classify(texts, folder)).model.pooling == ours
+    assert read.model_keys(read.open_folder(folder))["pooling"] == ours
+    assert spec.resolve(classify(texts, folder)).model.pooling == ours
     said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
     assert json_of(tmp_path / "run" / "config.json")["model"]["pooling"] == ours
     said(flow.ptft, "export", "--workdir", tmp_path / "run", "--to", tmp_path / "out")
@@ -829,14 +833,14 @@ def test_a_sentence_encoder(mode, ours, texts, tmp_path):
         (0, "", "sentence_transformers.models.Transformer"),
         (1, "1_Pooling", "sentence_transformers.models.Pooling"),
     ]
-    assert hub.model_keys(hub.open_folder(tmp_path / "out"))["pooling"] == ours
+    assert read.model_keys(read.open_folder(tmp_path / "out"))["pooling"] == ours
 
 
 def test_the_mean_is_taken_over_real_tokens(tmp_path):
     folder = pooling(copy("bert_bare", tmp_path / "in"), "mean_tokens")
     want = dict(np.load(GOLDEN / "bert_bare" / "expected.npz"))
     made, opened = hub_compare.net(folder)
-    params = tree.unflatten(hub.load_params(opened, made.shapes(), skip="nothing")[0])
+    params = tree.unflatten(read.load_params(opened, made.shapes(), skip="nothing")[0])
     batch = {k: want[f"in {k}"] for k in ("tokens", "mask", "types")}
     pooled = jax.jit(lambda p, b: made.backbone.apply({"params": p}, b)["pooled"])(params["backbone"], batch)
     means = [h[m].mean(0) for h, m in zip(want["hidden"], want["in mask"], strict=True)]
@@ -882,7 +886,7 @@ def holds(name: str, change: Callable[[np.ndarray], np.ndarray | None]) -> Calla
         found = {**tensors, name: change(tensors[name])}
         return {n: x for n, x in found.items() if x is not None}
 
-    return lambda folder: weights(folder, change_all)
+    return lambda folder: rewrite_weights(folder, change_all)
 
 
 def cut(size: Callable[[int], int]) -> Callable[[Path], None]:
@@ -964,7 +968,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         r"is a PEFT adapter \('LORA'\) to 'org/base' and no whole model; .*AutoModelForSequenceClassification.*merge_and_unload\(\)",
     ),
     "two encoders": (
-        lambda folder: weights(folder, lambda t: {f"{p}.{n}": x.copy() for n, x in t.items() for p in ("q", "d")}),
+        lambda folder: rewrite_weights(folder, lambda t: {f"{p}.{n}": x.copy() for n, x in t.items() for p in ("q", "d")}),
         "holds several encoders: 'd.', 'q.'; expected one",
     ),
     "quantized": (says(quantization_config={"bits": 4}), "/in is quantized; expected float32, float16 or bfloat16 weights"),
@@ -1179,7 +1183,7 @@ LONG_VALUES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "a label": ("bert_classify", says(id2label={"0": LONG, "1": LONG, "2": "c"})),
     "a shard": ("bert_bare", index({"a": LONG})),
     "a file": ("bert_bare", many_files),
-    "a tensor": ("bert_bare", lambda folder: weights(folder, lambda t: {n.replace("layer.1", LONG): x for n, x in t.items()})),
+    "a tensor": ("bert_bare", lambda folder: rewrite_weights(folder, lambda t: {n.replace("layer.1", LONG): x for n, x in t.items()})),
     "a header": ("bert_bare", lambda folder: header(folder / "model.safetensors", LONG_HEADER)),
     "a word": ("bert_bare", write("vocab.txt", "\n".join([*ptft_tokenizers.SPECIALS, LONG, LONG]))),
     "a token": ("roberta_masked", lambda folder: tokenizer_says(normalizer={"type": LONG})(folder)),
@@ -1263,8 +1267,8 @@ def test_the_hub_within_reach(texts, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
     params, said = start(classify(texts, "hf:org/within-reach"))
     assert said.startswith("from hf:org/within-reach (bert, float32 in the file, float32 here): loaded 39")
-    hub.open_folder("hf:org/within-reach")
-    hub.open_folder("hf:org/within-reach@v2.0")
+    read.open_folder("hf:org/within-reach")
+    read.open_folder("hf:org/within-reach@v2.0")
     assert asked == [("org/within-reach", None), ("org/within-reach", "v2.0")]
     equal(
         {n: x for n, x in params.items() if "head" not in n},
@@ -1366,7 +1370,7 @@ ABSURD = {
 @pytest.mark.parametrize("case", ABSURD)
 def test_absurd_sizes_are_refused_before_anything_is_read(case, tmp_path, capsys, monkeypatch):
     folder = copy("bert_pretraining", tmp_path / "in", **ABSURD[case])
-    monkeypatch.setattr(hub, "_read", lambda *args: pytest.fail("read before all was checked"))
+    monkeypatch.setattr(read, "_read", lambda *args: pytest.fail("read before all was checked"))
     began = time.process_time()
     found = mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
     assert time.process_time() - began < 10
@@ -1386,7 +1390,7 @@ def header(file: Path, entries: dict[str, Any]) -> None:
 
 def test_absurd_headers_are_refused_before_anything_is_read(tmp_path, capsys, monkeypatch):
     folder = copy("bert_pretraining", tmp_path / "in")
-    monkeypatch.setattr(hub, "_read", lambda *args: pytest.fail("read before all was checked"))
+    monkeypatch.setattr(read, "_read", lambda *args: pytest.fail("read before all was checked"))
     name, file = "bert.embeddings.word_embeddings.weight", folder / "model.safetensors"
     for shape, size in (([10**9, 10**6], 4 * 10**15), ([0, 10**15], 0), ([2**33, 2**33], 0), ([60, 16], 3840)):
         header(file, {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}})
@@ -1402,12 +1406,12 @@ from pathlib import Path
 from ptft import build, hub, tokenizer
 
 folder = Path(sys.argv[1])
-opened = hub.open_folder(folder)
-config = build.resolve({"model": hub.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
+opened = read.open_folder(folder)
+config = spec.resolve({"model": read.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
 want = build.net(config, tokenizer.load(folder), ()).shapes()
 memory = lambda key: int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 before = memory("VmRSS")
-params, what = hub.load_params(opened, want, skip="nothing")
+params, what = read.load_params(opened, want, skip="nothing")
 print(len(params), len(what.unused), sum(x.nbytes for x in params.values()), memory("VmHWM") - before)
 """
 
@@ -1422,11 +1426,11 @@ def large(tmp_path_factory):
         shutil.copy(GOLDEN / "bert_masked" / name, folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", **sizes, "max_position_embeddings": 128}))
     blocks = {f"encoder.layer.{i}.output.dense.weight": None for i in range(5)}
-    opened = hub.Folder(folder, "bert", json_of(folder / "config.json"), blocks)
-    made = build.resolve({"model": hub.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
+    opened = read.Folder(folder, "bert", json_of(folder / "config.json"), blocks)
+    made = spec.resolve({"model": read.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
     shapes = build.net(made, ptft_tokenizers.load(folder), ()).shapes()
     ours = {n: np.full(s.shape, 0.5, np.float32) for n, s in shapes.items()}
-    tensors, _ = hub.outside(opened.family, ours, "mlm", nsp=True)
+    tensors, _ = read.outside(opened.family, ours, "mlm", nsp=True)
     tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"].copy()
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     shard(Path(shutil.copytree(folder, folder.with_name("shards"))), 4)
@@ -1553,7 +1557,7 @@ def test_newer_words_of_sentence_encoders(tmp_path, capsys):
     folder = copy("bert_bare", tmp_path / "in")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 16, "pooling_mode": "mean"}))
-    assert hub.model_keys(hub.open_folder(folder))["pooling"] == "mean"
+    assert read.model_keys(read.open_folder(folder))["pooling"] == "mean"
     (folder / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
     assert "models.Dense after the encoder; ptft has Transformer, Pooling" in mistake(
         capsys, "import", folder, "--workdir", tmp_path / "run"
@@ -1575,9 +1579,9 @@ def test_weights_from_elsewhere_stay_so(texts, tmp_path):
     """A run that was made of a checkpoint is a start with small steps, too."""
     folder = copy("bert_masked", tmp_path / "in")
     flow.run(classify(texts, folder), tmp_path / "run")
-    assert hub.is_imported(str(folder)) and hub.is_imported(str(tmp_path / "run")) and not hub.is_imported("")
+    assert read.is_imported(str(folder)) and read.is_imported(str(tmp_path / "run")) and not read.is_imported("")
     flow.run(classify(texts, folder, init_weights=False), tmp_path / "random")
-    assert not hub.is_imported(str(tmp_path / "random"))
+    assert not read.is_imported(str(tmp_path / "random"))
 
 
 def test_an_export_that_fails_leaves_nothing(trip, tmp_path, monkeypatch):
@@ -1586,6 +1590,6 @@ def test_an_export_that_fails_leaves_nothing(trip, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hub.safetensors.numpy, "save_file", full)
+    monkeypatch.setattr(read.safetensors.numpy, "save_file", full)
     assert flow.ptft("export", "--workdir", run, "--to", tmp_path / "new" / "out") == 2
     assert not (tmp_path / "new" / "out").exists() and not list((tmp_path / "new").glob(".*"))

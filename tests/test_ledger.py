@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from ptft import freeze, ledger, models, train
+from ptft import models
+from ptft.freeze import language, ledger
+from ptft.train import train
 
 GROUPS = models.groups("bert")
 
@@ -22,7 +24,7 @@ def pre(tmp_path_factory):
 def small():
     """A plan of two moving leaves and one frozen one, and values for them."""
     before = {"backbone/block_0/ffn/up/kernel": jnp.ones((2, 3)), "backbone/pooler/bias": jnp.zeros(2), "head/classifier/bias": jnp.ones(3)}
-    plan = freeze.plan([("backbone/block_0/.*", "freeze"), (".*", "train")], GROUPS, before)
+    plan = language.plan([("backbone/block_0/.*", "freeze"), (".*", "train")], GROUPS, before)
     return plan, before, optax.adam(1.0).init({n: before[n] for n in plan.trainable})
 
 

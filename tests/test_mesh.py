@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from ptft import mesh
-from ptft.errors import UserError
+from ptft.core import mesh
+from ptft.core.errors import UserError
 
 
 def test_a_mesh_takes_the_first_devices():

@@ -12,11 +12,13 @@ import pytest
 import tiny
 from scipy.special import erf, expit
 
-from ptft import config, freeze, models, objectives, tree
-from ptft.errors import UserError
+from ptft import models, objectives
+from ptft.core import config, tree
+from ptft.core.errors import UserError
+from ptft.freeze import language
 from ptft.models import modernbert
 from ptft.models.layers import NORMAL, LayerNorm, gelu
-from ptft.step import Net
+from ptft.train.step import Net
 
 GOLDEN = Path(__file__).parent / "golden"
 T = 12
@@ -304,7 +306,7 @@ def test_modernbert_has_the_published_number_of_parameters(sizes, published):
 
 def test_training_the_top_of_modernbert_trains_its_last_norm():
     net = tiny.net("modernbert")
-    plan = freeze.plan("top-1", models.groups("modernbert"), net.shapes())
+    plan = language.plan("top-1", models.groups("modernbert"), net.shapes())
     assert {n.split("/")[1] for n in plan.trainable if n.startswith("backbone/")} == {"block_2", "final_norm", "pooler"}
 
 
@@ -375,7 +377,7 @@ def test_every_group_is_live_and_stem_and_blocks_do_not_overlap(model):
     for role, pattern in groups.items():
         rules = [(pattern.format(0), "train"), (".*", "freeze")]
         assert 0 in tree.match(names, rules).values(), role
-    depth = freeze.depth_of(groups, names)
+    depth = language.depth_of(groups, names)
     order = ["stem", *range(depth)]
     patterns = [groups["stem"], *(groups["block"].format(i) for i in range(depth))]
     if "pooler" in groups:

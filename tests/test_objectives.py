@@ -14,13 +14,15 @@ from scipy import special, stats
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers, processors
 
-from ptft import config, objectives, record, step, tree
-from ptft import tokenizer as tokenizers
+from ptft import objectives
+from ptft.core import config, record, tree
+from ptft.core.errors import UserError
 from ptft.data import Source
-from ptft.errors import UserError
+from ptft.inputs import tokenizer as tokenizers
+from ptft.inputs.tokenizer import SPECIALS, Tokenizer
 from ptft.objectives import classify, mlm_nsp
 from ptft.objectives.mlm_nsp import A0, A1, B0, B1, RANDOM
-from ptft.tokenizer import SPECIALS, Tokenizer
+from ptft.train import step
 
 FIT = 1e-3  # a smaller p-value is a bug
 FIRST = len(SPECIALS)  # the id of the first word in `wide` and in tiny.TOKENIZER

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ptft import optim
+from ptft.train import optim
 
 NAMES = ("backbone/block_0/ffn/up/kernel", "backbone/block_0/ffn/up/bias", "backbone/block_0/ffn_norm/scale", "head/classifier/kernel")
 SHAPES = ((3, 4), (4,), (4,), (4, 2))

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ptft import build, hub, mesh
-from ptft import tokenizer as tokenizers
-from ptft.__main__ import main
-from ptft.predict import load_run
+from ptft.cli.main import main
+from ptft.cli.predict import load_run
+from ptft.core import mesh
+from ptft.hub import read
+from ptft.inputs import tokenizer as tokenizers
+from ptft.train import build, dataset, programs, spec, weights
 
 if not os.environ.get("PTFT_PEERS"):
     pytest.importorskip("torch")
@@ -129,7 +131,7 @@ def test_minilm_is_the_sentence_encoder_that_it_was(tmp_path):
         assert again.max_seq_length == SentenceTransformer(str(MINILM), device="cpu").max_seq_length
         np.testing.assert_allclose(again.encode(TEXTS), theirs, atol=1e-6)
     net, folder = hub_compare.net(MINILM)
-    params, _ = hub.load_params(folder, net.shapes(), skip="nothing")
+    params, _ = read.load_params(folder, net.shapes(), skip="nothing")
     tokenizer = build.tokenizers.load(MINILM)
     ids = [[tokenizer.cls, *x, tokenizer.sep] for x in tokenizer.encode(TEXTS)]
     width = max(map(len, ids))
@@ -162,7 +164,7 @@ def test_minilm_in_and_out_byte_for_byte(tmp_path):
     assert all(before[n].tobytes() == x.tobytes() for n, x in after.items())
     kept = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert kept(TEXTS).input_ids == transformers.AutoTokenizer.from_pretrained(MINILM)(TEXTS).input_ids
-    ours = build.run_tokenizer(tmp_path / "run")
+    ours = dataset.run_tokenizer(tmp_path / "run")
     assert kept([*TEXTS, *ODD]).input_ids == [[ours.cls, *x, ours.sep] for x in ours.encode([*TEXTS, *ODD])]
 
 
@@ -211,15 +213,15 @@ def test_a_run_of_ours_is_loaded_whole(runs, tmp_path, name, head):
 def test_training_follows_torch(runs, tmp_path):
     """Clip, AdamW, decay and schedule on the same batches without dropout: the same loss and norm at every step."""
     still = {"model.dropout": 0.0, "objective.dropout": 0.0, "optim.weight_decay": 0.1, "optim.clip": 0.5, "devices": 1}
-    run = build.build(build.resolve(flow.finetuning(runs, runs / "pre", freeze="full", train_for="30 steps", warmup="5 steps", **still)))
-    start = build.start_params(run, quiet=True)
+    run = build.build(spec.resolve(flow.finetuning(runs, runs / "pre", freeze="full", train_for="30 steps", warmup="5 steps", **still)))
+    start = weights.start_params(run, quiet=True)
     assert flow.ptft("export", "--workdir", runs / "pre", "--to", tmp_path / "out") == 0
     model = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=2).eval()
     with torch.no_grad():
         model.classifier.weight.copy_(torch.tensor(np.asarray(start["head/classifier/kernel"]).T))
         model.classifier.bias.copy_(torch.tensor(np.asarray(start["head/classifier/bias"])))
     tx, schedule = minilm_sst2.torch_optimizer(model, run)
-    program, first, moving = build.program(run), np.array(start["backbone/block_0/ffn/up/kernel"]), build.fresh(run, 0, start)
+    program, first, moving = programs.program(run), np.array(start["backbone/block_0/ffn/up/kernel"]), programs.fresh(run, 0, start)
     for batch in minilm_sst2.batches(run):
         moving, sums = program.train(moving, {}, mesh.put(batch, run.mesh), np.uint32(0))
         loss = model(**minilm_sst2.words(batch), labels=torch.as_tensor(batch["label"].astype(np.int64))).loss
@@ -279,7 +281,7 @@ def test_an_exported_classifier_cuts_long_pairs_as_we_do(runs, tmp_path, truncat
 
 def test_pairs_are_cut_as_theirs(runs):
     """Token ids and types of a pair, with the tokenizer of an exported run."""
-    config, tokenizer = build.resolve(flow.finetuning(runs, runs / "pre")), build.run_tokenizer(runs / "pre")
+    config, tokenizer = spec.resolve(flow.finetuning(runs, runs / "pre")), dataset.run_tokenizer(runs / "pre")
     objective = build.objectives.build(config.objective, tokenizer, ["0", "1"])
     rows = objective.ask([{"text": "alpha beta", "text_b": "gamma"}], tokenizer)
     kept = transformers.AutoTokenizer.from_pretrained(runs / "pre" / "tokenizer")("alpha beta", "gamma")
@@ -301,7 +303,7 @@ def test_tags_are_on_the_pieces_that_are_theirs(case):
     """Ids and words of `is_split_into_words`; byte-level BPE with `add_prefix_space`."""
     folder = MINILM if case == "minilm" else make_hub.HERE / case
     tokenizer = build.tokenizers.load(folder)
-    config = build.resolve({"objective": {"name": "tag", "seq_len": 100}})
+    config = spec.resolve({"objective": {"name": "tag", "seq_len": 100}})
     objective = build.objectives.build(config.objective, tokenizer, [f"t{i}" for i in range(20)])
     records = [{"words": w, "tags": list(range(len(w))), "where": ""} for w in WORDS]
     batch = objective.rows(build.data.Source(records, (), "", {}), tokenizer).batch(np.arange(len(WORDS)))

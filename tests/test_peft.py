@@ -12,8 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ptft import adapters, build, hub, models, tree
-from ptft import tokenizer as tokenizers
+from ptft import models
+from ptft.core import tree
+from ptft.freeze import adapters
+from ptft.hub import read
+from ptft.inputs import tokenizer as tokenizers
+from ptft.train import build, spec
 
 if not os.environ.get("PTFT_PEERS"):
     pytest.importorskip("torch")
@@ -35,11 +39,11 @@ BODY = make_hub.HERE / "bert_bare"
 
 def ours(strategy):
     """Hidden states of the strategy, everything that it adds random, and those numbers by site."""
-    folder = hub.open_folder(BODY)
-    config = build.resolve({"model": hub.model_keys(folder), "objective": {"name": "tag", "seq_len": 12}})
+    folder = read.open_folder(BODY)
+    config = spec.resolve({"model": read.model_keys(folder), "objective": {"name": "tag", "seq_len": 12}})
     plain = build.net(config, tokenizers.load(BODY), ["a", "b"])
     net = plain._replace(added=adapters.parse(strategy, models.groups("bert"), plain.shapes()))
-    loaded, _ = hub.load_params(folder, plain.shapes(), skip="head/.*", new_ok="(head|backbone/pooler)/.*")
+    loaded, _ = read.load_params(folder, plain.shapes(), skip="head/.*", new_ok="(head|backbone/pooler)/.*")
     rng = np.random.default_rng(0)
     fresh = adapters.fill(net.added, {**loaded, **adapters.init(net.added, jax.random.key(0))})
     added = {n: x + jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32) for n, x in fresh.items() if n.startswith("adapter/")}

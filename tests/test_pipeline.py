@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptft import pipeline
+from ptft.train import pipeline
 
 
 class Numbers:

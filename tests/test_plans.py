@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ptft import build, cost, models, plans, tree
+from ptft import models
+from ptft.core import tree
+from ptft.planning import plans
+from ptft.train import build, contract, cost, programs, spec
 
 STRATEGIES = (
     "full", "head", "top-1", "top-3", "bottom-2", "layers=2", "every-3", "bitfit", "bitfit=query,up", "layernorm", "attention", "ffn",
@@ -29,7 +32,7 @@ def home(tmp_path_factory):
 def outline(**model):
     """Wide rows: the products outweigh all else."""
     values = {"batch": 16, "devices": 1, "model": {"layers": 4, "hidden": 128, "max_len": 64, "dropout": 0.0, **model}}
-    return build.outline(build.resolve({**values, "objective": {"name": "classify", "seq_len": 64}, "data": {"vocab_size": 500}}))
+    return build.outline(spec.resolve({**values, "objective": {"name": "classify", "seq_len": 64}, "data": {"vocab_size": 500}}))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def test_the_compiled_step_costs_what_the_formula_says(table):
 def test_the_formula_is_that_of_the_passes():
     """Forward a third; head: nothing else; of six blocks the top three: half of what remains, but for the pooler and INPUTS."""
     run = outline(layers=6)
-    share = {s: plans.products(build.refrozen(run, s)) for s in ("full", "head", "top-3")}
+    share = {s: contract.products(build.refrozen(run, s)) for s in ("full", "head", "top-3")}
     full = share["full"]
     assert full.forward == pytest.approx(full.total / 3, rel=1e-6) and full.weights < full.forward  # attention's products have no weights
     assert share["head"].forward == full.forward and share["head"].activations == 0 and share["head"].weights < 1e-4 * full.total
@@ -55,7 +58,7 @@ def test_the_formula_is_that_of_the_passes():
 
 
 def activations(strategy, **model):
-    return plans.products(build.refrozen(outline(**model), strategy)).activations
+    return contract.products(build.refrozen(outline(**model), strategy)).activations
 
 
 def test_the_input_of_the_lowest_block_needs_a_gradient_only_if_something_below_it_moves():
@@ -77,7 +80,7 @@ def test_bytes_follow_from_what_moves(table):
 
 
 def test_what_does_not_fit_is_said_and_not_tried(monkeypatch):
-    monkeypatch.setattr(plans, "memory", lambda: 10**6)
+    monkeypatch.setattr(contract, "memory", lambda: 10**6)
     found = plans.rows(outline(), ["head"], probe=3)
     assert not found[0]["fits"] and found[0]["seconds_per_step"] is None and "does not fit" in plans.text(found)
 
@@ -93,7 +96,7 @@ def test_strategies_take_turns_so_that_a_busy_machine_slows_all_of_them(monkeypa
         return [{"full": 0.04, "head": 0.01}[name] * turn.slow] * steps
 
     monkeypatch.setattr(plans, "_turn", turn)
-    one = build.outline(build.resolve(flow.changed({**SMALL, "objective": {"name": "classify", "seq_len": 16}}, {})))
+    one = build.outline(spec.resolve(flow.changed({**SMALL, "objective": {"name": "classify", "seq_len": 16}}, {})))
     full, head = plans.costs([build.refrozen(one, s) for s in ("full", "head")], probe=10)
     assert order == ["full", "head"] * 5
     assert head["seconds_per_step"] / full["seconds_per_step"] == pytest.approx(1 / 4)
@@ -101,7 +104,7 @@ def test_strategies_take_turns_so_that_a_busy_machine_slows_all_of_them(monkeypa
     monkeypatch.setattr(plans, "ENOUGH", 0.0)  # slow steps: two turns are the least
     order.clear()
     run = build.refrozen(one, "head")
-    plans.in_turns([(run, 0, build.program(run))], 10)
+    plans.in_turns([(run, 0, programs.program(run))], 10)
     assert order == ["head"] * 2
 
 
@@ -152,7 +155,7 @@ SMALL = {"batch": 8, "devices": 1, "model": {"layers": 2, "hidden": 64, "max_len
 def test_small_shapes_give_no_false_alarm(changes, strategies):
     """Where what is not a product weighs most."""
     values = flow.changed({**copy.deepcopy(SMALL), "optim": {}, "objective": {"name": "classify", "seq_len": 16}}, changes)
-    run = build.outline(build.resolve(values))
+    run = build.outline(spec.resolve(values))
     for strategy in strategies:
         assert plans.row(run, strategy, 0)["problem"] is None, strategy
 
@@ -171,7 +174,7 @@ def test_the_alarm_fires_at_real_shapes(shape, task):
     and what is allowed above what the strategy costs."""
     model, batch, seq_len = REAL[shape]
     values = {"batch": batch, "devices": 1, "model": {"max_len": 128, **model}, "objective": {"name": task, "seq_len": seq_len}}
-    run = build.outline(build.resolve({**values, "data": {"vocab_size": 30522, "labels": ("O", "B-X")}}))
+    run = build.outline(spec.resolve({**values, "data": {"vocab_size": 30522, "labels": ("O", "B-X")}}))
     more = [] if "ModernBERT" in shape else ["bitfit", "prefix"]  # it has no more, and keys and values in one
     sure = set()
     for strategy in ("head", "lora", "houlsby", *more, "head; 50%: top-1"):
@@ -180,9 +183,9 @@ def test_the_alarm_fires_at_real_shapes(shape, task):
         for i, phase in enumerate(one.phases):
             predictions = getattr(one.net.objective, "predictions", 0)
             alive = cost.analytic(shapes, list(shapes), models.groups(c.model.name), batch, seq_len, predictions).total
-            formula = plans.products(one, i)
+            formula = contract.products(one, i)
             if formula.total < 0.85 * alive:
-                assert formula.total < plans.allowance(one, formula, i) < alive, phase.strategy
+                assert formula.total < contract.allowance(one, formula, i) < alive, phase.strategy
                 sure.add(phase.strategy)
     assert sure >= {"head", "top-1", "lora", *more}
 

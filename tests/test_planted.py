@@ -30,10 +30,12 @@ import tiny
 from flax import linen as nn
 from flax.core import freeze
 
-from ptft import build, checkpoint, models, optim, step, train, tree
-from ptft import ledger as ledgers
-from ptft.errors import UserError
+from ptft import models
+from ptft.core import checkpoint, tree
+from ptft.core.errors import UserError
+from ptft.freeze import ledger as ledgers
 from ptft.models import bert
+from ptft.train import build, optim, programs, spec, step, train
 
 MOVES = {"head/classifier/kernel", "head/classifier/bias"}
 
@@ -49,9 +51,9 @@ def home(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _no_program_of_another_test():
     """Programs and optimizers are shared by their plans, and know nothing of what is planted."""
-    build._program.cache_clear(), build._optimizer.cache_clear()
+    programs._program.cache_clear(), programs._optimizer.cache_clear()
     yield
-    build._program.cache_clear(), build._optimizer.cache_clear()
+    programs._program.cache_clear(), programs._optimizer.cache_clear()
 
 
 def config(home, freeze="head", **changes):
@@ -188,16 +190,16 @@ def test_4_zero_gradients_of_full_size(home, tmp_path, monkeypatch, capsys):
 
 def test_4_zeros_that_nobody_reads_cost_nothing(home, monkeypatch):
     """Why a stop_gradient that is left in a step of ptft is no mistake: the optimizer takes what moves, XLA drops the rest."""
-    run = build.outline(build.resolve(config(home)))
-    honest = build.program(run).cost
-    build._program.cache_clear()
+    run = build.outline(spec.resolve(config(home)))
+    honest = programs.program(run).cost
+    programs._program.cache_clear()
     monkeypatch.setattr(step, "train_step", everything(stopped=True))
-    assert build.program(run).cost.temp_bytes <= 1.05 * honest.temp_bytes
+    assert programs.program(run).cost.temp_bytes <= 1.05 * honest.temp_bytes
 
 
 def test_4_and_6_the_optimizer_sees_what_moves(home):
     """What rules them out: updates and state exist for what moves alone, and are arrays, not stand-ins."""
-    run = build.outline(build.resolve(config(home)))
+    run = build.outline(spec.resolve(config(home)))
     inside, outside = tree.split(run.net.shapes(), run.plan.trainable)
     tx = optim.build(run.config.optim, run.plan.rates, 1, 5)
     moving = jax.eval_shape(lambda p: step.init_moving(p, tx), inside)
@@ -267,20 +269,20 @@ def test_6_masked_nodes_in_the_optimizer_state(home, tmp_path, monkeypatch, caps
     ],
 )
 def test_7_a_plan_that_changes_after_compilation(home, tmp_path, monkeypatch, compiled_for, asked, why):
-    program = build.program
+    program = programs.program
 
     def stale(run, phase=0):
         old = program(build.refrozen(run, compiled_for), phase)
         return program(run, phase)._replace(train=old.train, cost=old.cost)
 
-    monkeypatch.setattr(build, "program", stale)
+    monkeypatch.setattr(programs, "program", stale)
     refused(config(home, asked), tmp_path, f"the compiled step {why}")
 
 
 def test_7_another_plan_is_another_program(home):
-    run = build.outline(build.resolve(config(home)))
-    head, pooler = (build.program(build.refrozen(run, s)) for s in ("head", "pooler"))
-    assert head is not pooler and build.program(run) is head
+    run = build.outline(spec.resolve(config(home)))
+    head, pooler = (programs.program(build.refrozen(run, s)) for s in ("head", "pooler"))
+    assert head is not pooler and programs.program(run) is head
 
 
 def test_8_a_smaller_model_is_not_restored(home, tmp_path):
@@ -295,7 +297,7 @@ def test_8_a_smaller_state_is_not_resumed_from(home, tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         flow.run(config(home), tmp_path / "run")
     monkeypatch.undo()
-    asked = build.resolve(config(home, "pooler")).to_dict()
+    asked = spec.resolve(config(home, "pooler")).to_dict()
     (tmp_path / "run" / "config.json").write_text(json.dumps(asked))
     with pytest.raises(UserError, match=r"(?s)does not fit this model and optimizer:.*\.mu\['backbone/pooler/bias'\] +missing"):
         flow.run(config(home, "pooler"), tmp_path / "run")
@@ -335,7 +337,7 @@ def test_10_an_activated_layer_that_the_optimizer_never_registered(home, tmp_pat
         return optax.GradientTransformation(lambda params: known.init({n: params[n] for n in first[0]}), update)
 
     monkeypatch.setattr(optim, "build", once)
-    monkeypatch.setattr(build, "came_from", lambda run, phase: [0])
+    monkeypatch.setattr(programs, "came_from", lambda run, phase: [0])
     why = r"the optimizer has no state for 2 parameters, backbone/pooler/bias among them, that are to move: they would get gradients and no"
     proof = disproved(config(home, LATER), tmp_path, capsys, why)
     assert set(proof["not_moved"]) == set(proof["optimizer"]["missing"]) == ACTIVATED
@@ -355,7 +357,7 @@ def test_10_an_activated_layer_whose_updates_are_lost(home, tmp_path, monkeypatc
         return optax.GradientTransformation(tx.init, update)
 
     monkeypatch.setattr(optim, "build", lost)
-    train.run(build.resolve(config(home, LATER)), tmp_path / "run")
+    train.run(spec.resolve(config(home, LATER)), tmp_path / "run")
     said = "WARNING: trainable, but did not move: backbone/pooler/bias, backbone/pooler/kernel"
     assert said in capsys.readouterr().out and set(ledger(tmp_path / "run")["not_moved"]) == ACTIVATED
 

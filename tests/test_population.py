@@ -3,10 +3,11 @@
 import flow
 import pytest
 
-from ptft import build, train
-from ptft.bench import population, work
+from ptft.bench import cell as work
+from ptft.bench import vectorized
 from ptft.bench.protocol import Cell
-from ptft.errors import UserError
+from ptft.core.errors import UserError
+from ptft.train import spec, train
 
 
 @pytest.fixture(scope="module")
@@ -18,28 +19,28 @@ def home(tmp_path_factory):
 
 def together(asked):
     """The results in order."""
-    found = {i: outcome for some in population.train_together(asked) for i, outcome in some.items()}
+    found = {i: outcome for some in vectorized.train_together(asked) for i, outcome in some.items()}
     return [found[i] for i in range(len(asked))]
 
 
 def config(home, freeze, seed=0, lr=1e-3, **changes):
     start = {"frozen_dropout": False, "devices": 1, "train_for": "16 steps", "eval_every": "8 steps", "save_every": "0"}
-    return build.resolve(
+    return spec.resolve(
         flow.finetuning(home, home / "pre", freeze=freeze, seed=seed, **{**start, "optim.lr": lr, "data.train_size": 16, **changes})
     )
 
 
 @pytest.mark.parametrize(("freeze", "wide"), [("top-1", False), ("bitfit", True)], ids=["in turns", "side by side"])
 def test_members_are_the_solo_runs(home, tmp_path, monkeypatch, freeze, wide):
-    monkeypatch.setattr(population, "wide", lambda: wide)
+    monkeypatch.setattr(vectorized, "wide", lambda: wide)
     asked = [config(home, freeze, seed, lr) for seed in (0, 3) for lr in (1e-3, 3e-3)]
-    assert len({population.kin(c) for c in asked}) == 1 and population.kin(asked[0])
+    assert len({vectorized.kin(c) for c in asked}) == 1 and vectorized.kin(asked[0])
     found = together(asked)
     for i, c in enumerate(asked):
         alone = train.run(c, tmp_path / str(i), quiet=True)
         for split in ("dev", "test"):
             assert found[i][split]["loss"] == pytest.approx(alone[split]["loss"], rel=1e-4), (i, split)
-        ledger = build.read_run(tmp_path / str(i), "freeze_ledger.json")  # of the last step, whichever was the best
+        ledger = spec.read_run(tmp_path / str(i), "freeze_ledger.json")  # of the last step, whichever was the best
         moved = {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}
         # What was zero has no relative change; the softmax takes the keys' biases out, so that they follow rounding.
         told = [n for n, x in moved.items() if x is not None and not n.endswith("attention/key/bias")]
@@ -56,11 +57,11 @@ def test_members_are_the_solo_runs(home, tmp_path, monkeypatch, freeze, wide):
 @pytest.mark.parametrize("other", ["lora=8", "lora=4,alpha=64", "lora=4,rs"])
 def test_what_computes_otherwise_is_no_kin(home, other):
     """Equal names of what moves are not enough."""
-    assert population.kin(config(home, "lora=4")) != population.kin(config(home, other))
+    assert vectorized.kin(config(home, "lora=4")) != vectorized.kin(config(home, other))
 
 
 def test_a_member_that_diverges_touches_no_other(home, monkeypatch):
-    monkeypatch.setattr(population, "wide", lambda: True)
+    monkeypatch.setattr(vectorized, "wide", lambda: True)
     good, bad = [config(home, "top-1", seed) for seed in (0, 1)], config(home, "top-1", 2, lr=1e38)
     want = together([*good, config(home, "top-1", 2)])
     got = together([*good, bad])
@@ -73,38 +74,38 @@ SIDE_BY_SIDE = {"top-1": 1e-3, "layers=1": 3e-3, "top-1&bitfit": 2e-3, "top-1@de
 
 def test_strategies_of_one_depth_train_side_by_side(home, tmp_path, monkeypatch):
     """Each of a group moves what it moves alone, by as much, and nothing else changes a bit."""
-    monkeypatch.setattr(population, "wide", lambda: True)
+    monkeypatch.setattr(vectorized, "wide", lambda: True)
     asked = [config(home, freeze, 0, lr, **{"model.dropout": 0.0}) for freeze, lr in SIDE_BY_SIDE.items()]
     asked.append(config(home, "top-1", 3, 1e-3, **{"model.dropout": 0.0}))
-    kins = [population.kin(c) for c in asked]
+    kins = [vectorized.kin(c) for c in asked]
     assert kins[0] and set(kins) == {kins[0]}
     for i, (c, found) in enumerate(zip(asked, together(asked), strict=True)):
         alone = train.run(c, tmp_path / str(i), quiet=True)
         assert found["members"] == len(asked)
         assert found["test"]["loss"] == pytest.approx(alone["test"]["loss"], rel=1e-4), c.freeze
-        ledger = build.read_run(tmp_path / str(i), "freeze_ledger.json")
+        ledger = spec.read_run(tmp_path / str(i), "freeze_ledger.json")
         assert found["drift"].keys() == {r["name"] for r in ledger["rows"] if r["verdict"] == "moved"}, c.freeze
         assert found["trainable"] == alone["trainable"]
 
 
 @pytest.mark.parametrize("other", ["full", "head", "lora=4", "top-2"])
 def test_another_depth_is_another_kin(home, monkeypatch, other):
-    monkeypatch.setattr(population, "wide", lambda: True)
-    assert population.kin(config(home, "top-1")) != population.kin(config(home, other))
+    monkeypatch.setattr(vectorized, "wide", lambda: True)
+    assert vectorized.kin(config(home, "top-1")) != vectorized.kin(config(home, other))
 
 
 def test_on_a_cpu_each_strategy_is_a_kin(home):
-    assert not population.wide()
-    assert population.kin(config(home, "top-1")) != population.kin(config(home, "top-1&bitfit"))
+    assert not vectorized.wide()
+    assert vectorized.kin(config(home, "top-1")) != vectorized.kin(config(home, "top-1&bitfit"))
 
 
 def test_other_settings_are_another_kin(home):
     for change in ({"devices": 2}, {"cache_prefix": "off"}, {"log_every": "3 steps"}):
-        assert population.kin(config(home, "top-1")) != population.kin(config(home, "top-1", **change))
+        assert vectorized.kin(config(home, "top-1")) != vectorized.kin(config(home, "top-1", **change))
 
 
 def test_a_strategy_that_breaks_its_promise_fails_alone(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(population, "wide", lambda: True)
+    monkeypatch.setattr(vectorized, "wide", lambda: True)
     cost = {"seconds_per_step": 1.0, "flops": 1.0, "peak_bytes": 1}
     bad = {"top-1": None, "layers=1": "it costs too much"}
     monkeypatch.setattr(work.probe, "measure", lambda config, workdir: {**cost, "problem": bad[config.freeze]})

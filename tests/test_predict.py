@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import tiny
 
-from ptft import config, data, objectives, predict, tables, texts
-from ptft.errors import UserError
+from ptft import data, objectives
+from ptft.cli import predict, tables, texts
+from ptft.core import config
+from ptft.core.errors import UserError
 
 
 def options(**values):

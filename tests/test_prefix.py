@@ -6,7 +6,7 @@ import flow
 import numpy as np
 import pytest
 
-from ptft import build, prefix, train
+from ptft.train import build, feature_cache, spec, train, weights
 
 STEPS = 50
 
@@ -29,9 +29,9 @@ def values(home, freeze, **changes):
 @pytest.mark.skipif("PTFT_OPTIMIZED" not in os.environ, reason="equal to the bit as users compile: launch/test.sh runs this file so")
 @pytest.mark.parametrize("freeze", ["head", "top-1", "top-2", "layers=1+bitfit&top-2", "pooler"])
 def test_the_run_is_the_same_to_the_bit(home, tmp_path, freeze, capsys):
-    a = train.run(build.resolve(values(home, freeze)), tmp_path / "cached")
+    a = train.run(spec.resolve(values(home, freeze)), tmp_path / "cached")
     assert "prefix: what lies below block" in capsys.readouterr().out
-    b = train.run(build.resolve(values(home, freeze, cache_prefix="off")), tmp_path / "plain")
+    b = train.run(spec.resolve(values(home, freeze, cache_prefix="off")), tmp_path / "plain")
     assert "prefix:" not in capsys.readouterr().out
     assert flow.state(tmp_path / "cached", STEPS) == flow.state(tmp_path / "plain", STEPS)
     assert flow.lines(tmp_path / "cached") == flow.lines(tmp_path / "plain")
@@ -41,24 +41,24 @@ def test_the_run_is_the_same_to_the_bit(home, tmp_path, freeze, capsys):
 
 def test_what_makes_rows_longer_is_not_cached(home, tmp_path):
     """A prompt that a later phase freezes still stands in every row."""
-    result = train.run(build.resolve(values(home, "prompt=2; 20%: top-1")), tmp_path / "run", quiet=True)
+    result = train.run(spec.resolve(values(home, "prompt=2; 20%: top-1")), tmp_path / "run", quiet=True)
     assert result["steps"] == STEPS
 
 
 def test_a_store_that_is_there_takes_no_more_than_its_share(home, monkeypatch):
     """Another seed's rows fill the same store, as long as there is room for them."""
-    prefix._stores.clear()
-    run = build.build(build.resolve(values(home, "top-1")))
+    feature_cache._stores.clear()
+    run = build.build(spec.resolve(values(home, "top-1")))
     rows, half = run.data.train, np.arange(len(run.data.train) // 2)
     bytes_of = int(rows.batch(half)["length"].sum()) * run.net.backbone.shape.hidden * 4
-    room = [bytes_of / prefix.SHARE]
-    monkeypatch.setattr(prefix, "free_memory", lambda: room[0])
-    store = prefix._store("key", run, rows, half)
+    room = [bytes_of / feature_cache.SHARE]
+    monkeypatch.setattr(feature_cache, "free_memory", lambda: room[0])
+    store = feature_cache._store("key", run, rows, half)
     store.have[half] = True
-    assert store.place == "memory" and prefix._store("key", run, rows, half) is store
+    assert store.place == "memory" and feature_cache._store("key", run, rows, half) is store
     room[0] = 0.0
-    assert prefix._store("key", run, rows, half) is store  # it has all of them
-    assert prefix._store("key", run, rows, np.arange(len(rows))).place == "disk"
+    assert feature_cache._store("key", run, rows, half) is store  # it has all of them
+    assert feature_cache._store("key", run, rows, np.arange(len(rows))).place == "disk"
 
 
 @pytest.mark.parametrize("room", [0, 30_000, 10**9])
@@ -67,11 +67,11 @@ def test_all_splits_lie_in_one_place(home, monkeypatch, room):
 
     class Device:
         def memory_stats(self):
-            return {"bytes_limit": room / prefix.SHARE}
+            return {"bytes_limit": room / feature_cache.SHARE}
 
-    run = build.build(build.resolve(values(home, "top-1")))
-    params = build.start_params(run, quiet=True)
-    monkeypatch.setattr(prefix.jax, "local_devices", lambda: [Device()])
-    short = prefix.shorten(run, 0, 0, params)
+    run = build.build(spec.resolve(values(home, "top-1")))
+    params = weights.start_params(run, quiet=True)
+    monkeypatch.setattr(feature_cache.jax, "local_devices", lambda: [Device()])
+    short = feature_cache.shorten(run, 0, 0, params)
     assert short.net.start == 2
     assert {bool(rows.resident) for rows in (short.data.train, short.data.dev)} == {short.net.resident} == {room == 10**9}

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ptft import build, freeze
-from ptft import config as configs
-from ptft.__main__ import parser
+from ptft.cli.main import parser
+from ptft.core import config as configs
+from ptft.freeze import language
+from ptft.train import build, spec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,11 +41,11 @@ def test_a_command_parses_and_its_page_loads(command, monkeypatch):
 def test_the_strategies_are_those_that_exist():
     table = README[README.index("| strategy | trains") :].split("\n\n")[0]
     named = [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
-    assert set(freeze.NAMES) <= set(named) and all(any(kind in n for n in named) for kind in (*freeze.ADDED, "gradual", "lisa"))
+    assert set(language.NAMES) <= set(named) and all(any(kind in n for n in named) for kind in (*language.ADDED, "gradual", "lisa"))
     model = {"layers": 6, "hidden": 64, "max_len": 32}
     values = {"batch": 8, "model": model, "objective": {"name": "classify", "seq_len": 16}, "data": {"vocab_size": 100, "dev": "files:x"}}
     for name in (n for n in named if not re.search("[A-Z]", n) and not n.startswith("[")):
-        assert build.outline(build.resolve({**values, "freeze": name})).phases, name
+        assert build.outline(spec.resolve({**values, "freeze": name})).phases, name
 
 
 def test_the_tree_is_the_tree():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ptft import record
-from ptft.errors import UserError
+from ptft.core import record
+from ptft.core.errors import UserError
 
 
 def lines(folder):

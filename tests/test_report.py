@@ -14,13 +14,15 @@ import optax
 import pytest
 from matplotlib.figure import Figure
 
-from ptft import build, ledger, models
-from ptft import config as configs
+from ptft import models
 from ptft.bench import protocol, results, stats
-from ptft.errors import UserError
-from ptft.freeze import plan as resolved
-from ptft.report import advice, bench_page, bench_part, cost_panels, figures, ledger_page, markdown, run_page, words
+from ptft.core import config as configs
+from ptft.core.errors import UserError
+from ptft.freeze import ledger
+from ptft.freeze.language import plan as resolved
+from ptft.report import advice, bench_page, bench_part, cost_panels, figures, format, ledger_page, markdown, run_page
 from ptft.report import files as report
+from ptft.train import spec
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -467,7 +469,7 @@ def test_the_figure_is_explained_in_markdown_too(tmp_path):
     ("share", "said"), [(0, "0 %"), (1, "100 %"), (0.31, "31.0 %"), (0.0014, "0.14 %"), (3.4e-5, "0.003 %"), (5e-7, "0.00005 %")]
 )
 def test_a_share_above_nothing_is_not_said_to_be_nothing(share, said):
-    assert words.percent(share) == said
+    assert format.percent(share) == said
 
 
 def test_a_search_has_no_report_and_says_where_its_trials_are(tmp_path):
@@ -729,7 +731,7 @@ def test_the_command_of_every_cell_gives_its_config(tmp_path):
         },
     }  # fmt: skip
     page = flow.page(tmp_path / "page.py", values)
-    for cell in protocol.cells(values, build.resolve):
+    for cell in protocol.cells(values, spec.resolve):
         if cell.kind == "train":
             config = json.loads(json.dumps(cell.config.to_dict()))
             row = {**cell.labels, "freeze": config["freeze"], "config": config, "page": values}
@@ -737,7 +739,7 @@ def test_the_command_of_every_cell_gives_its_config(tmp_path):
             assert said[:4] == ["ptft", "train", "--config", str(page)] and said[-2] == "--workdir"
             loaded = configs.load(said[3])
             configs.override(loaded, [word.removeprefix("--config.") for word in said[4:-2]])
-            assert json.loads(json.dumps(build.resolve({k: v for k, v in loaded.items() if k != "bench"}).to_dict())) == config
+            assert json.loads(json.dumps(spec.resolve({k: v for k, v in loaded.items() if k != "bench"}).to_dict())) == config
 
 
 def test_a_terminal_shows_the_first_screen(tmp_path):

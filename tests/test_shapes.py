@@ -2,7 +2,7 @@
 
 import pytest
 
-from ptft.bench import shapes
+from ptft.bench import expectations
 
 LAYERS = 6
 
@@ -46,8 +46,8 @@ GOOD = {"head": 0.70, "top-1": 0.80, "top-2": 0.83, "top-3": 0.83, "full": 0.83,
 )
 def test_a_shape_holds_or_does_not(words, changes, size):
     good = {**GOOD, **(dict.fromkeys(GOOD, 0.83) if size == 100 else {})}
-    assert verdict(shapes.findings(rows(good, size=size)), words) is True
-    assert verdict(shapes.findings(rows({**good, **changes}, size=size)), words) is False
+    assert verdict(expectations.findings(rows(good, size=size)), words) is True
+    assert verdict(expectations.findings(rows({**good, **changes}, size=size)), words) is False
 
 
 @pytest.mark.parametrize(
@@ -55,17 +55,17 @@ def test_a_shape_holds_or_does_not(words, changes, size):
 )
 def test_biases_by_task(task, words, good, bad):
     for accuracy, holds in ((good, True), (bad, False)):
-        found = shapes.findings(rows({**GOOD, "bitfit": accuracy}, task=task))
+        found = expectations.findings(rows({**GOOD, "bitfit": accuracy}, task=task))
         assert verdict(found, words) is holds
         assert verdict(found, "biases alone are worse" if task == "mrpc" else "biases alone are no worse") is None
 
 
 def test_learning_rates_are_those_that_dev_chose():
-    found = shapes.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 1e-3}))
+    found = expectations.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 1e-3}))
     assert verdict(found, "ten times the learning rate") is True
-    found = shapes.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 5e-4}))
+    found = expectations.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 5e-4}))
     assert verdict(found, "ten times the learning rate") is False
-    assert verdict(shapes.findings(rows(GOOD)), "ten times the learning rate") is None  # nothing was chosen
+    assert verdict(expectations.findings(rows(GOOD)), "ten times the learning rate") is None  # nothing was chosen
 
 
 def test_time_and_forgetting():
@@ -73,26 +73,26 @@ def test_time_and_forgetting():
         full = rows({"full": 0.8}, seconds_per_step=1.0, flops_per_step=1e9, forgetting={"before": 2.0, "after": 2.5})
         return full + rows({"head": 0.7}, seconds_per_step=head_seconds, flops_per_step=0.3e9, forgetting={"before": 2.0, "after": 2.0})
 
-    assert verdict(shapes.findings(cost(0.4)), "no more time") is True and verdict(shapes.findings(cost(0.2)), "no more time") is False
-    found = shapes.findings(cost(0.4))
+    assert verdict(expectations.findings(cost(0.4)), "no more time") is True and verdict(expectations.findings(cost(0.2)), "no more time") is False
+    found = expectations.findings(cost(0.4))
     assert verdict(found, "forgets nothing") is True
     broken = [{**r, "forgetting": {"before": 2.0, "after": 2.0 + 1e-9 * (r["freeze"] == "head")}} for r in cost(0.4)]
-    assert verdict(shapes.findings(broken), "forgets nothing") is False
+    assert verdict(expectations.findings(broken), "forgets nothing") is False
 
 
 def test_what_was_not_run_or_failed_says_nothing():
-    assert shapes.findings(rows({"full": 0.8})) == []
-    one_seed = shapes.findings(rows(GOOD, seeds=1))
+    assert expectations.findings(rows({"full": 0.8})) == []
+    one_seed = expectations.findings(rows(GOOD, seeds=1))
     assert [f for f in one_seed if "rate" not in f.expected] == []
     scratch = [{**r, "init_from": ""} for r in rows(GOOD)]
-    assert shapes.findings(scratch) == []
+    assert expectations.findings(scratch) == []
     failed = [{**r, "status": "failed", "test": None} if r["freeze"] == "gradual" and r["seed"] == 0 else r for r in rows(GOOD)]
-    assert verdict(shapes.findings(failed), "Gradual") is None and verdict(shapes.findings(failed), "more layers") is True
+    assert verdict(expectations.findings(failed), "Gradual") is None and verdict(expectations.findings(failed), "more layers") is True
 
 
 def test_the_table_says_where():
-    found = shapes.findings(rows(GOOD, size=200) + rows({**GOOD, "top-2": 0.7}))
-    table = {row["expected"]: row for row in shapes.table(found)}
+    found = expectations.findings(rows(GOOD, size=200) + rows({**GOOD, "top-2": 0.7}))
+    table = {row["expected"]: row for row in expectations.table(found)}
     row = next(row for expected, row in table.items() if "costs nothing" in expected)
     assert row["verdict"] == "holds in 1 of 2, does not hold in 1" and [p["where"] for p in row["parts"]] == [
         "sst2, 200 examples",
@@ -104,8 +104,8 @@ def test_the_table_says_where():
 
 def test_a_failed_seed_is_no_crash_and_a_task_is_a_word():
     failed = [{**r, "status": "failed", "test": None} if r["freeze"] == "head" and r["seed"] == 0 else r for r in rows(GOOD, size=100)]
-    assert verdict(shapes.findings(failed), "seeds differ by more") is not None
-    assert verdict(shapes.findings(rows(GOOD, task="cortex reviews")), "biases alone are no worse") is None
+    assert verdict(expectations.findings(failed), "seeds differ by more") is not None
+    assert verdict(expectations.findings(rows(GOOD, task="cortex reviews")), "biases alone are no worse") is None
 
 
 def test_the_more_is_compared_the_more_is_asked():
@@ -114,19 +114,19 @@ def test_the_more_is_compared_the_more_is_asked():
         {**r, "test": {"accuracy": 0.83 + (0.004 + 0.002 * r["seed"] if r["freeze"] == "top-1" else 0.003 * (r["seed"] % 2))}}
         for r in rows(GOOD)
     ]
-    part = next(shapes.parts(noisy))
-    assert shapes.stats.apart(shapes._gain(part, "top-2", "top-1")) and shapes.more_layers_are_no_worse(part)[0] is not False
+    part = next(expectations.parts(noisy))
+    assert expectations.stats.apart(expectations._gain(part, "top-2", "top-1")) and expectations.more_layers_are_no_worse(part)[0] is not False
 
 
 @pytest.mark.parametrize(("seeds", "holds"), [(5, True), (2, None)])
 def test_where_nothing_can_be_told_apart_it_is_open(seeds, holds):
     """Two seeds have intervals of many points: that no strategy is measurably worse says nothing then."""
-    found = shapes.findings(rows(GOOD, seeds=seeds))
+    found = expectations.findings(rows(GOOD, seeds=seeds))
     for words in ("more layers", "costs nothing", "Gradual"):
         assert verdict(found, words) is holds
-    table = {row["expected"]: row["verdict"] for row in shapes.table(found)}
+    table = {row["expected"]: row["verdict"] for row in expectations.table(found)}
     assert [v for e, v in table.items() if "more layers" in e] == ["holds"] * bool(holds)  # what is open is no row
-    assert verdict(shapes.findings(rows({**GOOD, "bitfit": 0.8}, task="mnli", seeds=seeds)), "biases alone are worse") is holds
+    assert verdict(expectations.findings(rows({**GOOD, "bitfit": 0.8}, task="mnli", seeds=seeds)), "biases alone are worse") is holds
 
 
 def test_no_worse_is_to_a_point_and_about_is_on_both_sides():
@@ -134,9 +134,9 @@ def test_no_worse_is_to_a_point_and_about_is_on_both_sides():
         return [{**r, "test": {"accuracy": 0.8 + (by(r) if r["freeze"] in ("gradual", "top-2") else 0)}} for r in rows(GOOD)]
 
     for sign in (1, -1):
-        found = shapes.findings(moved(lambda r, sign=sign: sign * (0.002 + 0.0001 * r["seed"])))  # measurable, and less than a point
+        found = expectations.findings(moved(lambda r, sign=sign: sign * (0.002 + 0.0001 * r["seed"])))  # measurable, and less than a point
         assert verdict(found, "Gradual") is True
-        found = shapes.findings(moved(lambda r, sign=sign: sign * (0.02 + 0.0001 * r["seed"])))
+        found = expectations.findings(moved(lambda r, sign=sign: sign * (0.02 + 0.0001 * r["seed"])))
         assert verdict(found, "Gradual") is False
         assert verdict([f for f in found if "costs nothing" in f.expected], "costs nothing") is not (sign > 0 or None)
 
@@ -144,36 +144,36 @@ def test_no_worse_is_to_a_point_and_about_is_on_both_sides():
 def test_what_was_not_compared_holds_nothing():
     """A last link with one seed, however bad, or with seeds that only some of the others have."""
     one = [r for r in rows({"head": 0.7, "top-1": 0.8, "top-2": 0.82, "full": 0.2}) if r["freeze"] != "full" or r["seed"] == 0]
-    found = next(f for f in shapes.findings(one) if "more layers" in f.expected)
+    found = next(f for f in expectations.findings(one) if "more layers" in f.expected)
     assert found.holds is True and "≤ full" not in found.why
     assert found.why.endswith("not compared, for a failed run or too few seeds: full")
-    assert verdict(shapes.findings([r for r in one if r["freeze"] != "top-2"]), "more layers") is None
+    assert verdict(expectations.findings([r for r in one if r["freeze"] != "top-2"]), "more layers") is None
     some = [r for r in rows({"head": 0.7, "top-1": 0.8, "full": 0.9}, seeds=8)
             if {"head": r["seed"] < 5, "top-1": True, "full": r["seed"] > 3}[r["freeze"]]]  # fmt: skip
-    assert verdict(shapes.findings(some), "more layers") is None
+    assert verdict(expectations.findings(some), "more layers") is None
 
 
 def test_what_does_not_vary_tells_nothing():
     """Strategies that all say the most frequent class have differences of exactly 0 in every seed."""
     same = [{**r, "test": {"accuracy": 0.5}} for r in rows(GOOD, seeds=2)]
-    found = shapes.findings(same)
+    found = expectations.findings(same)
     assert {f.holds for f in found} == {None}, found
 
 
 def test_few_seeds_leave_open_whether_they_decide():
     few = {**dict.fromkeys(GOOD, 0.83), "head": 0.836}
-    assert verdict(shapes.findings(rows(few, size=100, seeds=2)), "seeds differ by more") is None
-    assert verdict(shapes.findings(rows({**few, "head": 0.7}, size=100, seeds=5)), "seeds differ by more") is False
+    assert verdict(expectations.findings(rows(few, size=100, seeds=2)), "seeds differ by more") is None
+    assert verdict(expectations.findings(rows({**few, "head": 0.7}, size=100, seeds=5)), "seeds differ by more") is False
     wide = [{**r, "test": {"accuracy": 0.8 + 0.05 * (r["seed"] - 2) + (r["freeze"] == "head") * (0.075 + 0.03 * (r["seed"] % 2))}}
             for r in rows(few, size=100, seeds=5)]  # fmt: skip
-    assert verdict(shapes.findings(wide), "seeds differ by more") is None, "measurable, but its interval reaches into their spread"
+    assert verdict(expectations.findings(wide), "seeds differ by more") is None, "measurable, but its interval reaches into their spread"
 
 
 def test_the_first_step_is_the_largest_only_if_measurably_so():
     rising = {"head": 0.7, "top-1": 0.72, "top-2": 0.719, "top-3": 0.74, "full": 0.74}
-    assert verdict(shapes.findings(rows(rising)), "head alone to one layer") is None
+    assert verdict(expectations.findings(rows(rising)), "head alone to one layer") is None
     falling = {"head": 0.8, "top-1": 0.79, "top-2": 0.70, "full": 0.7}
-    assert verdict(shapes.findings(rows(falling)), "head alone to one layer") is True  # it loses least
+    assert verdict(expectations.findings(rows(falling)), "head alone to one layer") is True  # it loses least
 
 
 @pytest.mark.parametrize(("edge", "centre"), [(5e-3, True), (1e-4, False)])
@@ -184,11 +184,11 @@ def test_what_dev_chose_at_the_edge_of_the_rates_leaves_open_what_is_wanted(edge
         for r in found:
             if r["freeze"] == "head":
                 r["dev"] = {"accuracy": 0.9 - abs(r["lr"] - best)}
-        assert verdict(shapes.findings(found), "ten times the learning rate") is holds, best
+        assert verdict(expectations.findings(found), "ten times the learning rate") is holds, best
 
 
 def test_a_rate_that_the_grid_forced_says_nothing():
-    found = shapes.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 1e-1}))  # 1/3 to 3 times of each
+    found = expectations.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 1e-1}))  # 1/3 to 3 times of each
     assert verdict(found, "ten times the learning rate") is None
-    found = shapes.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 1e-3}))
+    found = expectations.findings(rows(GOOD, lrs={**dict.fromkeys(GOOD, 1e-4), "head": 1e-2, "bitfit": 1e-3}))
     assert "full 0.0001, head 0.01" in next(f.why for f in found if "ten times" in f.expected)

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import tiny
 
-from ptft import build, checkpoint, cost, freeze, ledger, mesh, models, state, step, thin, train, tree
-from ptft.errors import UserError
+from ptft import models
+from ptft.core import checkpoint, mesh, tree
+from ptft.core.errors import UserError
+from ptft.freeze import language, ledger, quantize
+from ptft.train import build, cost, programs, spec, state, step, train, weights
 
 EXPLICIT = "head; 3 steps: top-1@decay=0.5; 6 steps: bitfit"
 CALM = {"model.dropout": 0.0, "objective.dropout": 0.0}
@@ -67,14 +70,14 @@ def read(workdir, name):
 
 
 def built(home, freeze="head", **more):
-    return build.build(build.resolve(flow.finetuning(home, home / "pre", freeze=freeze, **more)))
+    return build.build(spec.resolve(flow.finetuning(home, home / "pre", freeze=freeze, **more)))
 
 
 def outline(strategy, layers=2, total=8, **more):
     """A run's phases, without data."""
     changes = {"model": {"layers": layers, "hidden": 64, "max_len": 32}, "train_for": f"{total} steps", "freeze": strategy, **more}
     return build.outline(
-        build.resolve({"batch": 8, "objective": {"name": "classify", "seq_len": 16}, "data": {"vocab_size": 100}, **changes})
+        spec.resolve({"batch": 8, "objective": {"name": "classify", "seq_len": 16}, "data": {"vocab_size": 100}, **changes})
     )
 
 
@@ -132,7 +135,7 @@ def test_another_number_of_devices_goes_on_with_the_same_losses(home, whole, tmp
 @pytest.mark.parametrize("case", ["explicit", "gradual", "lisa", "plateau"])
 def test_every_step_moves_what_its_phase_says_and_nothing_else(home, whole, case):
     """From one step to the next change the trainable parameters of that phase alone."""
-    run = build.build(build.resolve(values(home, case)))
+    run = build.build(spec.resolve(values(home, case)))
     folder, steps = whole(case)
     begun = [p["began"] for p in read(folder, "freeze_ledger.json")["phases"]]
     assert list(steps) == list(range(8))
@@ -232,7 +235,7 @@ def by_name(opt, field):
 @pytest.mark.parametrize("at_phase", ["carry", "reset"])
 def test_what_goes_on_keeps_its_state_what_begins_has_new_what_stops_loses_it(home, at_phase):
     run = built(home, "top-1; 4 steps: pooler+bitfit", **{"optim.at_phase": at_phase, "devices": 1})
-    here = state.start(run, build.start_params(run, quiet=True))
+    here = state.start(run, weights.start_params(run, quiet=True))
     opt = jax.tree.map(lambda x: jnp.full(x.shape, 7, x.dtype), here.moving.opt)
     here = here._replace(moving=here.moving._replace(opt=opt, step=jnp.int32(4)))
     after = enter(run, here, 1, 4)
@@ -252,16 +255,16 @@ def test_what_goes_on_keeps_its_state_what_begins_has_new_what_stops_loses_it(ho
 def test_what_moves_together_shares_a_cohort_however_it_came_about():
     run = outline("head; 2 steps: top-1; 4 steps: full; 6 steps: top-1")
     for phase, sizes in enumerate((1, 2, 3, 2)):
-        found = build.cohorts(run, phase)
+        found = programs.cohorts(run, phase)
         assert set(found) == set(run.phases[phase].plan.trainable) and set(found.values()) == set(range(sizes))
-    assert build.cohorts(run, 1) == build.cohorts(run, 3)
-    numbers = build.cohorts(run, 2)
-    came = dict(enumerate(build.came_from(run, 2)))
+    assert programs.cohorts(run, 1) == programs.cohorts(run, 3)
+    numbers = programs.cohorts(run, 2)
+    came = dict(enumerate(programs.came_from(run, 2)))
     assert came[numbers["head/classifier/bias"]] is not None and came[numbers["backbone/pooler/bias"]] is not None
     assert came[numbers["backbone/embeddings/norm/bias"]] is None
-    assert None not in build.came_from(run, 3)
+    assert None not in programs.came_from(run, 3)
     reset = outline("head; 2 steps: top-1; 4 steps: full; 6 steps: top-1", optim={"at_phase": "reset"})
-    assert build.came_from(reset, 2) == [None] and set(build.cohorts(reset, 2).values()) == {0}
+    assert programs.came_from(reset, 2) == [None] and set(programs.cohorts(reset, 2).values()) == {0}
 
 
 # ------------------------------------------------------------------------------------------------ compiling and memory
@@ -269,21 +272,21 @@ def test_what_moves_together_shares_a_cohort_however_it_came_about():
 
 def test_a_set_that_comes_back_is_not_compiled_again(home, tmp_path):
     """Eight phases of LISA draw one of two blocks: two programs, whatever moved before."""
-    before = build._program.cache_info().misses
+    before = programs._program.cache_info().misses
     flow.run(flow.finetuning(home, home / "pre", freeze="lisa=1,1", **{"optim.lr": 1.1e-3}), tmp_path / "run")
     proof = read(tmp_path / "run", "freeze_ledger.json")
     assert [p["began"] for p in proof["phases"]] == list(range(8)) and len({p["strategy"] for p in proof["phases"]}) == 2
-    assert build._program.cache_info().misses - before == 2
+    assert programs._program.cache_info().misses - before == 2
 
 
 @pytest.mark.parametrize("at_phase", ["carry", "reset"])
 def test_programs_are_as_many_as_sets(monkeypatch, at_phase):
     asked = []
-    nothing = build.Program(lambda: None, cost.Cost(None, None, None))
-    monkeypatch.setattr(build, "_program", lambda *key: asked.append(key) or nothing)
+    nothing = programs.Program(lambda: None, cost.Cost(None, None, None))
+    monkeypatch.setattr(programs, "_program", lambda *key: asked.append(key) or nothing)
     run = outline("lisa=2,1", layers=4, total=60, optim={"at_phase": at_phase})
     for phase in range(60):
-        build.program(run, phase)
+        programs.program(run, phase)
     assert len(set(asked)) == len({p.strategy for p in run.phases}) == 6
 
 
@@ -298,7 +301,7 @@ def test_memory_falls_when_layers_are_frozen_again(home, dtype):
     shapes, moving = run.net.shapes(), [set(p.plan.trainable) for p in run.phases]
     backbone = 4 * tree.count({n: shapes[n] for n in moving[0] - moving[1]})
     others = arrays()
-    here = state.start(run, build.start_params(run, quiet=True))
+    here = state.start(run, weights.start_params(run, quiet=True))
 
     def held():
         return sum(x.nbytes for i, x in arrays().items() if i not in others)
@@ -311,7 +314,7 @@ def test_memory_falls_when_layers_are_frozen_again(home, dtype):
         saved += backbone - sum(x.nbytes for x in jax.tree.leaves(here.kept))
         assert saved > 2.6 * backbone
     assert full - head == pytest.approx(saved, abs=64)
-    arguments = [build.program(run, phase).cost.argument_bytes for phase in (0, 1)]
+    arguments = [programs.program(run, phase).cost.argument_bytes for phase in (0, 1)]
     assert arguments[0] - arguments[1] == pytest.approx(saved, rel=0.01)
 
 
@@ -339,7 +342,7 @@ def test_no_second_copy_of_what_is_kept_thin(home, tmp_path, monkeypatch):
 
 def test_what_stays_frozen_is_not_made_thin_again(home, monkeypatch):
     run = built(home, "head; 4 steps: top-1", frozen_dtype="int8")
-    here = state.start(run, build.start_params(run, quiet=True))
+    here = state.start(run, weights.start_params(run, quiet=True))
     after = enter(run, here, 1, 4)
     assert after.kept and all(after.kept[n] is here.kept[n] for n in after.kept)
 
@@ -351,20 +354,20 @@ def test_parts_that_rest_have_no_dropout_in_each_phase_anew():
     parts = {"embeddings", "block_0", "block_1", "pooler"}
     strategy = "head; 2 steps: top-1; 4 steps: embeddings+layers=1; 6 steps: lora=2,blocks=0"
     run = outline(strategy, frozen_dropout=False)
-    assert [set(build.still(run, i)) for i in range(4)] == [
+    assert [set(programs.still(run, i)) for i in range(4)] == [
         parts,
         parts - {"block_1", "pooler"},
         {"block_0", "pooler"},
         parts - {"block_0"},
     ]
-    assert all(build.still(outline(strategy), i) == frozenset() for i in range(4))
+    assert all(programs.still(outline(strategy), i) == frozenset() for i in range(4))
 
 
 def test_dropout_changes_nothing_where_it_is_still():
     for model in ("bert", "lstm"):
         net = tiny.net(model, "classify", dropout=0.5)
         net = net._replace(head=dataclasses.replace(net.head, dropout=0.0))
-        params, depth = tiny.params(net), freeze.depth_of(models.groups(model), net.shapes())
+        params, depth = tiny.params(net), language.depth_of(models.groups(model), net.shapes())
         parts = frozenset({"embeddings", "pooler", *(f"block_{i}" for i in range(depth))})
         inputs = net.objective.prepare(jax.tree.map(jnp.asarray, tiny.batch(net, 4)), jax.vmap(jax.random.key)(jnp.arange(4)))
         calm = np.asarray(net.predict(params, inputs))
@@ -405,4 +408,4 @@ def test_mesh_and_thin_agree_on_what_is_kept(home):
     assert all(isinstance(x, np.ndarray) for x in frozen.values())
     for x in jax.tree.leaves(kept):
         assert x.sharding.is_equivalent_to(mesh.replicated(run.mesh), x.ndim)
-    assert isinstance(kept["backbone/pooler/kernel"], thin.Int8)
+    assert isinstance(kept["backbone/pooler/kernel"], quantize.Int8)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from ptft.bench import stats
-from ptft.errors import UserError
+from ptft.core.errors import UserError
 
 
 def seeds(*values):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from ptft import mesh, optim, record, step, tree
+from ptft.core import mesh, record, tree
+from ptft.train import optim, step
 
 N, STEPS = 16, 4
 

@@ -12,11 +12,14 @@ import pytest
 import safetensors.numpy
 import tiny
 
-from ptft import build, checkpoint, config, data, hub, objectives, record, step
-from ptft import tokenizer as tokenizers
+from ptft import data, objectives
+from ptft.core import checkpoint, config, record
+from ptft.core.errors import UserError
 from ptft.data import Source
-from ptft.errors import UserError
+from ptft.hub import read
+from ptft.inputs import tokenizer as tokenizers
 from ptft.objectives.tag import NONE
+from ptft.train import build, dataset, spec, step
 
 GOLDEN = Path(__file__).parent / "golden" / "hub"
 IOB = ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
@@ -173,7 +176,7 @@ def test_odd_and_rare_tags_are_said_with_their_place(tmp_path):
 
 
 def test_tokenizers_are_trained_on_the_words(tmp_path):
-    assert list(build.texts(load(write(tmp_path / "x.conll", CONLL)).records)) == ["Ann Lee sleeps", "Paris"]
+    assert list(dataset.texts(load(write(tmp_path / "x.conll", CONLL)).records)) == ["Ann Lee sleeps", "Paris"]
 
 
 # Rows
@@ -418,8 +421,8 @@ def test_eval_scores_what_plain_python_scores(trained, capsys):
     assert flow.ptft("eval", "--workdir", folder / "run", "--split", "dev") == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["f1"] == result["dev"]["f1"]
-    resolved = build.resolve(flow.tagging(folder))
-    tokenizer = build.run_tokenizer(folder / "run")
+    resolved = spec.resolve(flow.tagging(folder))
+    tokenizer = dataset.run_tokenizer(folder / "run")
     dev = load(folder / "dev.conll")
     net = build.net(resolved, tokenizer, dev.labels)
     params, _ = checkpoint.load_params(folder / "run", net.shapes(), skip="")
@@ -460,35 +463,35 @@ def test_out_and_in_again(trained, tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "electra"])
 def test_the_names_of_every_family(kind, tmp_path):
     """A head over the other encoders, there and back; the tables of names are read in both directions."""
-    opened = hub.open_folder(GOLDEN / f"{kind}_classify")
-    keys = hub.model_keys(opened)
-    resolved = build.resolve({"model": keys, "objective": {"name": "tag", "seq_len": 12, "dropout": 0.3}})
+    opened = read.open_folder(GOLDEN / f"{kind}_classify")
+    keys = read.model_keys(opened)
+    resolved = spec.resolve({"model": keys, "objective": {"name": "tag", "seq_len": 12, "dropout": 0.3}})
     tokenizer = tokenizers.load(opened.path)
     net = build.net(resolved, tokenizer, IOB)
     params = tiny.params(net)
-    left = hub.write(tmp_path, resolved, net.backbone.shape, params, tokenizer, IOB, "float32", {})
+    left = read.write(tmp_path, resolved, net.backbone.shape, params, tokenizer, IOB, "float32", {})
     assert left == ["backbone/pooler/bias", "backbone/pooler/kernel"]
-    folder = hub.open_folder(tmp_path)
-    again, what = hub.load_params(folder, net.shapes(), skip="nothing")
-    assert hub.task(folder) == "tag" and hub.labels(folder) == list(IOB) and what.new == left and not what.unused
+    folder = read.open_folder(tmp_path)
+    again, what = read.load_params(folder, net.shapes(), skip="nothing")
+    assert read.task(folder) == "tag" and read.labels(folder) == list(IOB) and what.new == left and not what.unused
     assert {"classifier.weight", "classifier.bias"} < set(folder.tensors)
     assert all(np.array_equal(again[n], params[n]) for n in params if n not in left)
 
 
 def test_modernberts_tagger_has_more_layers(tmp_path):
-    resolved = build.resolve({"model": {"name": "modernbert", **tiny.SIZES["modernbert"]}, "objective": {"name": "tag", "seq_len": 12}})
+    resolved = spec.resolve({"model": {"name": "modernbert", **tiny.SIZES["modernbert"]}, "objective": {"name": "tag", "seq_len": 12}})
     net = build.net(resolved, tiny.TOKENIZER, IOB)
     with pytest.raises(
         UserError, match=r"ModernBertForTokenClassification has layers before its classifier that a run of 'tag' lacks; .*: bert, "
     ):
-        hub.write(tmp_path / "out", resolved, net.backbone.shape, tiny.params(net), tiny.TOKENIZER, IOB, "float32", {})
+        read.write(tmp_path / "out", resolved, net.backbone.shape, tiny.params(net), tiny.TOKENIZER, IOB, "float32", {})
     assert not (tmp_path / "out").exists()
     for file in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / "modernbert_classify" / file, tmp_path)
     said = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["ModernBertForTokenClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(said))
-    folder = hub.open_folder(tmp_path)
-    assert hub.task(folder) == "" and hub.labels(folder) == []  # the encoder alone
+    folder = read.open_folder(tmp_path)
+    assert read.task(folder) == "" and read.labels(folder) == []  # the encoder alone
 
 
 MISTAKES = {

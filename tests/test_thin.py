@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ptft import build, thin
+from ptft.freeze import quantize
+from ptft.train import build, programs, spec
 
 RNG = np.random.default_rng(0)
 KERNEL, TABLE = "backbone/block_0/ffn/up/kernel", "backbone/embeddings/word/embedding"
@@ -34,7 +35,7 @@ def home(tmp_path_factory):
 def runs(home):
     """A finished run of each dtype, its best step the first that is evaluated or none."""
     out = {}
-    for dtype in thin.DTYPES:
+    for dtype in quantize.DTYPES:
         more = {"best": "last"} if dtype == "bfloat16" else {}
         flow.run(flow.finetuning(home, home / "pre", frozen_dtype=dtype, freeze="top-1!attention", **more), home / dtype)
         out[dtype] = home / dtype
@@ -42,8 +43,8 @@ def runs(home):
 
 
 def test_matrices_shrink_and_nothing_else_does():
-    assert thin.thin(PARAMS, "float32") is PARAMS
-    half, eighth = thin.thin(PARAMS, "bfloat16"), thin.thin(PARAMS, "int8")
+    assert quantize.thin(PARAMS, "float32") is PARAMS
+    half, eighth = quantize.thin(PARAMS, "bfloat16"), quantize.thin(PARAMS, "int8")
     for name, x in PARAMS.items():
         if x.ndim < 2:
             assert half[name] is x and eighth[name] is x
@@ -55,7 +56,7 @@ def test_matrices_shrink_and_nothing_else_does():
 
 
 def test_eight_bits_err_by_at_most_half_a_level_of_the_channel():
-    wide = thin.widen(thin.thin(PARAMS, "int8"))
+    wide = quantize.widen(quantize.thin(PARAMS, "int8"))
     for name, axis in ((KERNEL, 0), (TABLE, 1)):
         x = PARAMS[name]
         largest = np.abs(x).max(axis, keepdims=True)
@@ -63,14 +64,14 @@ def test_eight_bits_err_by_at_most_half_a_level_of_the_channel():
         assert wide[name].dtype == jnp.float32 and (error <= largest / 127 * 0.5001).all() and error.max() > 0
         # The largest of each channel comes back, whatever its sign.
         np.testing.assert_allclose(np.abs(wide[name]).max(axis), largest.squeeze(axis), rtol=1e-6)
-    near = np.asarray(thin.widen(thin.thin(PARAMS, "bfloat16"))[KERNEL])
+    near = np.asarray(quantize.widen(quantize.thin(PARAMS, "bfloat16"))[KERNEL])
     np.testing.assert_allclose(near, PARAMS[KERNEL], rtol=2**-8)
 
 
 def test_zeros_stay_zeros():
     x = PARAMS[KERNEL].copy()
     x[:, 3], x[2, 5] = 0, 0
-    wide = np.asarray(thin.widen(thin.thin({KERNEL: x}, "int8"))[KERNEL])
+    wide = np.asarray(quantize.widen(quantize.thin({KERNEL: x}, "int8"))[KERNEL])
     assert (wide[:, 3] == 0).all() and wide[2, 5] == 0 and np.isfinite(wide).all()
 
 
@@ -78,26 +79,26 @@ def test_zeros_stay_zeros():
 def test_compiled_or_not_it_is_the_same_to_the_bit(dtype):
     """A run makes weights thin inside a program, an evaluation of its checkpoint outside of one."""
     many = {f"{i}/kernel": RNG.standard_normal((64, 512)).astype(np.float32) for i in range(4)} | PARAMS
-    inside, outside = jax.jit(lambda p: thin.thin(p, dtype))(many), thin.thin(many, dtype)
+    inside, outside = jax.jit(lambda p: quantize.thin(p, dtype))(many), quantize.thin(many, dtype)
     for a, b in zip(jax.tree.leaves(inside), jax.tree.leaves(outside), strict=True):
         np.testing.assert_array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8))
 
 
 def test_computed_takes_the_named_ones_and_leaves_the_others():
-    found = thin.computed(PARAMS, [KERNEL], "int8")
+    found = quantize.computed(PARAMS, [KERNEL], "int8")
     assert found.keys() == PARAMS.keys() and found[TABLE] is PARAMS[TABLE]
     assert not np.array_equal(found[KERNEL], PARAMS[KERNEL])
-    np.testing.assert_array_equal(found[KERNEL], thin.widen(thin.thin({KERNEL: PARAMS[KERNEL]}, "int8"))[KERNEL])
+    np.testing.assert_array_equal(found[KERNEL], quantize.widen(quantize.thin({KERNEL: PARAMS[KERNEL]}, "int8"))[KERNEL])
 
 
 def test_bytes_of_the_frozen_part_fall(home):
     """Of what the devices keep, and of what the compiled step takes."""
     kept, arguments = {}, {}
-    for dtype in thin.DTYPES:
-        run = build.build(build.resolve(flow.finetuning(home, home / "pre", frozen_dtype=dtype, freeze="head", devices=1)))
+    for dtype in quantize.DTYPES:
+        run = build.build(spec.resolve(flow.finetuning(home, home / "pre", frozen_dtype=dtype, freeze="head", devices=1)))
         shapes = {n: s for n, s in run.net.shapes().items() if not n.startswith("head/")}
-        kept[dtype] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda p, d=dtype: thin.thin(p, d), shapes)))
-        arguments[dtype] = build.program(run).cost.argument_bytes
+        kept[dtype] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda p, d=dtype: quantize.thin(p, d), shapes)))
+        arguments[dtype] = programs.program(run).cost.argument_bytes
     for dtype, share in BYTES.items():
         assert kept[dtype] <= share * kept["float32"]
         assert arguments["float32"] - arguments[dtype] == pytest.approx(kept["float32"] - kept[dtype], abs=4096)
@@ -123,7 +124,7 @@ def test_training_differs_from_float32_by_little(runs):
         np.testing.assert_allclose(losses[dtype][:4], losses["float32"][:4], rtol=0.02)
 
 
-@pytest.mark.parametrize("dtype", thin.DTYPES)
+@pytest.mark.parametrize("dtype", quantize.DTYPES)
 def test_eval_and_predict_compute_as_the_run_did(runs, dtype, capsys):
     """With the best step's weights, or the last's; on weights as the steps saw them."""
     result = json.loads((runs[dtype] / "result.json").read_text())

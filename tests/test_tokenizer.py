@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 
-from ptft import tokenizer
-from ptft.errors import UserError
+from ptft.core.errors import UserError
+from ptft.inputs import tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "bert_vocab"
 HAN = [

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from ptft import build, checkpoint, mesh, record, train
-from ptft.errors import UserError
+from ptft.core import checkpoint, mesh, record
+from ptft.core.errors import UserError
+from ptft.train import build, dataset, programs, spec, train, weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,7 +97,7 @@ def test_a_killed_process_leaves_a_run_that_goes_on(home, tmp_path):
 def test_a_finished_run_gives_its_result_without_training(home, monkeypatch, capsys):
     before = flow.listing(home / "pre")
     monkeypatch.setattr(build, "build", lambda config: pytest.fail("it builds again"))
-    result = train.run(build.resolve(flow.pretraining(home)), home / "pre")
+    result = train.run(spec.resolve(flow.pretraining(home)), home / "pre")
     assert result == json.loads((home / "pre" / "result.json").read_text())
     assert flow.listing(home / "pre") == before
     assert "finished; its result" in capsys.readouterr().out
@@ -123,7 +124,7 @@ def test_changed_data_stop_a_resume(home, tmp_path, monkeypatch):
         with pytest.raises(SystemExit):
             flow.run(values, tmp_path / "run")
     flow.table(tmp_path / "mine.tsv", 20, seed=9)
-    build._load_data.cache_clear()
+    dataset._load_data.cache_clear()
     before = flow.listing(tmp_path / "run")
     with pytest.raises(UserError, match=r"the data changed since step 3 of .*run: the files that config.data names"):
         flow.run(values, tmp_path / "run")
@@ -162,7 +163,7 @@ def test_the_log_has_each_line_once_and_no_times(home):
 def test_the_result_says_what_the_run_was(home):
     result = json.loads((home / "fine" / "result.json").read_text())
     run = json.loads((home / "fine" / "run.json").read_text())
-    config = build.resolve(json.loads((home / "fine" / "config.json").read_text()))
+    config = spec.resolve(json.loads((home / "fine" / "config.json").read_text()))
     assert result["steps"] == 8 and result["best_step"] in (3, 6, 8)
     assert result["versions"] == record.versions() and result["device"]["count"] == 4
     assert result["flops_per_step"] > 0 and result["seconds"] > 0 and result["seconds_per_step"] > 0
@@ -248,8 +249,8 @@ def test_a_diverged_run_stops_with_advice_and_keeps_what_it_has(home, tmp_path):
 
 
 def test_finetuning_starts_from_the_backbone_to_the_bit(home, capsys):
-    built = build.build(build.resolve(flow.finetuning(home, home / "pre")))
-    params = build.start_params(built, quiet=False)
+    built = build.build(spec.resolve(flow.finetuning(home, home / "pre")))
+    params = weights.start_params(built, quiet=False)
     best = json.loads((home / "pre" / "result.json").read_text())["best_step"]
     stored, _ = checkpoint.load_params(home / "pre", {n: s for n, s in built.net.shapes().items() if n.startswith("backbone/")})
     assert len(stored) > 15
@@ -271,8 +272,8 @@ def test_frozen_parts_end_as_the_pretrained_ones(home):
 
 def test_without_weights_only_tokenizer_and_size_are_taken(home):
     def first(**changes):
-        built = build.build(build.resolve(flow.finetuning(home, home / "pre", **changes)))
-        return built, {n: np.asarray(x) for n, x in build.start_params(built, quiet=True).items()}
+        built = build.build(spec.resolve(flow.finetuning(home, home / "pre", **changes)))
+        return built, {n: np.asarray(x) for n, x in weights.start_params(built, quiet=True).items()}
 
     loaded_run, loaded = first()
     run, fresh = first(init_weights=False)
@@ -289,8 +290,8 @@ def test_without_weights_only_tokenizer_and_size_are_taken(home):
 
 
 def test_a_finetuned_run_can_be_started_from_too(home):
-    built = build.build(build.resolve(flow.finetuning(home, home / "fine")))
-    assert np.isfinite(np.asarray(build.start_params(built, quiet=True)["head/classifier/kernel"])).all()
+    built = build.build(spec.resolve(flow.finetuning(home, home / "fine")))
+    assert np.isfinite(np.asarray(weights.start_params(built, quiet=True)["head/classifier/kernel"])).all()
 
 
 # ------------------------------------------------------------------------------------------------ other ways to run
@@ -320,7 +321,7 @@ def test_accumulation_gives_the_losses_of_the_whole_batch(home, tmp_path):
 def test_bfloat16_trains(home, tmp_path):
     result = flow.run(flow.finetuning(home, home / "pre", train_for="1 step", dtype="bfloat16"), tmp_path / "run")
     assert math.isfinite(result["dev"]["loss"])
-    config = build.resolve(flow.finetuning(home, home / "pre"))
+    config = spec.resolve(flow.finetuning(home, home / "pre"))
     params, _ = checkpoint.load_params(tmp_path / "run", build.build(config).net.shapes(), skip="", new_ok="")
     assert {x.dtype.name for x in params.values()} == {"float32"}
 
@@ -344,7 +345,7 @@ def test_a_second_signal_ends_at_once_but_no_echo(monkeypatch):
 
 
 def test_runs_of_one_shape_share_the_compiled_step(home):
-    one, two = (build.program(build.build(build.resolve(flow.finetuning(home, home / "pre", seed=s)))) for s in (0, 1))
+    one, two = (programs.program(build.build(spec.resolve(flow.finetuning(home, home / "pre", seed=s)))) for s in (0, 1))
     assert one is two
-    assert build.program(build.build(build.resolve(flow.finetuning(home, home / "pre", **{"optim.lr": 0.5})))) is not one
+    assert programs.program(build.build(spec.resolve(flow.finetuning(home, home / "pre", **{"optim.lr": 0.5})))) is not one
     assert jax.tree.leaves(one.cost)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ptft import tree
-from ptft.errors import UserError
+from ptft.core import tree
+from ptft.core.errors import UserError
 
 NAMES = ["backbone/embeddings/word", "backbone/block_0/kernel", "backbone/block_0/bias", "head/bias"]
 

@@ -8,9 +8,9 @@ import sys
 import flow
 import pytest
 
-from ptft import build, train, tune
-from ptft.bench import identity
-from ptft.errors import UserError
+from ptft.bench import identity, tune
+from ptft.core.errors import UserError
+from ptft.train import spec, train
 
 TINY = {"devices": 1, "train_for": "4 steps", "eval_every": "0", "save_every": "2 steps"}
 
@@ -69,7 +69,7 @@ def test_a_search_of_real_runs(home, tmp_path, capsys):
 
 def test_a_cheap_try_freezes_deeper_or_stops_sooner(home):
     def of(freeze):
-        config = tune.cheaper(build.resolve(flow.finetuning(home, home / "pre", **TINY | {"train_for": "30 steps"}, freeze=freeze)))
+        config = tune.cheaper(spec.resolve(flow.finetuning(home, home / "pre", **TINY | {"train_for": "30 steps"}, freeze=freeze)))
         return (config.freeze, config.train_for, config.frozen_dropout)
 
     assert of("full") == ("full&top-1", "30 steps", False)

@@ -5,10 +5,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import config, models, objectives, optim
-from ptft.config import Config
-from ptft.step import Net
-from ptft.tokenizer import Tokenizer
+from ptft import models, objectives
+from ptft.core import config
+from ptft.core.config import Config
+from ptft.inputs.tokenizer import Tokenizer
+from ptft.train import optim
+from ptft.train.step import Net
 
 WORDS = [f"w{i}" for i in range(60)]
 PIECES = [f"##p{i}" for i in range(15)]

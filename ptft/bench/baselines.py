@@ -16,10 +16,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import build, data, pipeline, record
+from ptft import data
 from ptft.bench import features
 from ptft.bench.results import higher_is_better
-from ptft.config import Config, digest
+from ptft.core import record
+from ptft.core.config import Config, digest
+from ptft.train import build, dataset, pipeline
 
 STRENGTHS = {"tfidf": (0.1, 1.0, 10.0, 100.0), "features": (0.001, 0.01, 0.1, 1.0)}  # scikit-learn's C: small is strong
 USUAL = {"tfidf": 1.0, "features": 0.01}  # where there are too few examples to choose by
@@ -41,7 +43,7 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
     Raises:
       Unavailable: scikit-learn is not there.
     """
-    loaded = build.load_data(config)
+    loaded = dataset.load_data(config)
     score = functools.partial(_scores, build.net(config, loaded.tokenizer, loaded.labels).objective)
     rows = records(config)
     index = {split: np.arange(len(its)) for split, its in rows.items()}
@@ -66,7 +68,7 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
 
 def records(config: Config) -> dict[str, Sequence[Mapping[str, Any]]]:
     """What every split holds; of dev, as much as is looked at."""
-    sources = _sources(build.sources_key(config.data))
+    sources = _sources(dataset.sources_key(config.data))
     found = {split: source.records for split, source in sources.items()}
     if dev := found.get("dev"):
         labels = np.asarray([r["label"] for r in dev]) if sources["dev"].labels and "label" in dev[0] else None
@@ -76,7 +78,7 @@ def records(config: Config) -> dict[str, Sequence[Mapping[str, Any]]]:
 
 @functools.lru_cache(maxsize=2)
 def _sources(options: str) -> dict[str, data.Source]:
-    return build.read_sources(Config(json.loads(options)))
+    return dataset.read_sources(Config(json.loads(options)))
 
 
 def _texts(rows: Mapping[str, Sequence[Mapping[str, Any]]], index: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

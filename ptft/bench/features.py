@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import build, tree
-from ptft import config as configs
-from ptft.config import Config
+from ptft.core import config as configs
+from ptft.core import tree
+from ptft.core.config import Config
 from ptft.models.layers import masked_mean
 from ptft.objectives.classify import at_blank
+from ptft.train import build, weights
 
 
 def of(config: Config, index: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -37,7 +38,7 @@ class Encoder:
     def __init__(self, run: build.Run):
         self.run, self.known = run, dict[tuple[str, str], np.ndarray]()  # (split, view) -> f32[N, D]
         self.have = {s: np.zeros(len(rows), bool) for s in ("train", "dev", "test") if (rows := getattr(run.data, s)) is not None}
-        self.backbone = tree.unflatten(build.initial(run.config, run.net))["backbone"]
+        self.backbone = tree.unflatten(weights.initial(run.config, run.net))["backbone"]
         one = run.data.train.batch(np.zeros(1, np.int64))
         self.forward = jax.jit(functools.partial(_forward, run.net, pair=bool(one["second"][0] < one["length"][0])))
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import jax
 
-from ptft import build, checkpoint, data, hub, mesh, train
-from ptft.build import Run
-from ptft.errors import UserError
+from ptft import data
+from ptft.core import checkpoint, mesh
+from ptft.core.errors import UserError
+from ptft.core.tree import Flat
+from ptft.hub import read
 from ptft.objectives import Rows
-from ptft.step import Net
-from ptft.tree import Flat
+from ptft.train import dataset, train, weights
+from ptft.train.build import Run
+from ptft.train.step import Net
 
 ROWS = 512  # of the held-out text, masked in the same places every time
 
@@ -29,7 +32,7 @@ def measure(run: Run, params: Flat) -> dict[str, float] | None:
       run of ptft's with a held-out split that is still there, or has another backbone. What is frozen in fewer bits is so before, too.
     """
     start = run.config.init_from if run.config.init_weights else ""
-    kept = _kept(start) if start and not hub.is_folder(start) else None
+    kept = _kept(start) if start and not read.is_folder(start) else None
     if kept is None:
         return None
     net, head, rows, before = kept
@@ -47,14 +50,14 @@ def measure(run: Run, params: Flat) -> dict[str, float] | None:
 def _kept(start: str) -> tuple[Net, Flat, Rows, float] | None:
     """The pretraining's net, its head, its held-out rows, and their loss."""
     folder = Path(start)
-    config, tokenizer, net = build.run_net(folder)
-    if config.objective.name != "mlm_nsp" or not config.data.dev or build.in_parts(folder):
+    config, tokenizer, net = weights.run_net(folder)
+    if config.objective.name != "mlm_nsp" or not config.data.dev or weights.in_parts(folder):
         return None
     try:
         source = data.load(config.data.dev, config.data, ())
     except UserError:  # a run may outlive its text
         return None
-    rows = build.rows(net.objective, source, tokenizer, config.data.dev)
+    rows = dataset.rows(net.objective, source, tokenizer, config.data.dev)
     params, _ = checkpoint.load_params(folder, net.shapes(), skip="", new_ok="")
     head = {n: x for n, x in params.items() if n.startswith("head/")}
     return net, head, rows, _loss(net, params, rows)

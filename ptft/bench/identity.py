@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ptft import build, data, hub
-from ptft import config as configs
-from ptft.config import Config
-from ptft.errors import UserError
+from ptft import data
+from ptft.core import config as configs
+from ptft.core.config import Config
+from ptft.core.errors import UserError
+from ptft.hub import read
+from ptft.train import dataset
 
 # Keys that decide what a run prints and keeps, not what it computes.
 SILENT = ("log_every", "save_every", "keep", "tensorboard", "strict_cost")
@@ -80,9 +82,9 @@ def _sources(layout: str) -> dict[str, tuple[str, float]]:
 @functools.lru_cache(maxsize=256)
 def _weights(where: str) -> str:
     """Digest of the weights, sizes and tokenizer in a run's folder or in one of Hugging Face's format."""
-    if hub.is_folder(where):
-        folder = hub.locate(where)
-        files = sorted({file for pattern in hub.WANTED for file in folder.glob(pattern)})
+    if read.is_folder(where):
+        folder = read.locate(where)
+        files = sorted({file for pattern in read.WANTED for file in folder.glob(pattern)})
     else:
         folder = Path(where)
         manifests = sorted((folder / "manifests").glob("best-*.json")) or sorted(
@@ -100,6 +102,6 @@ def _weights(where: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _tokenizer(start: str, where: str) -> str:
-    tokenizer = build.load_tokenizer(Config({"init_from": start, "data": {"tokenizer": where}}))
+    tokenizer = dataset.load_tokenizer(Config({"init_from": start, "data": {"tokenizer": where}}))
     assert tokenizer is not None
     return tokenizer.fingerprint

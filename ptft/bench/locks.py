@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ptft.errors import UserError
+from ptft.core.errors import UserError
 
 
 class Locks:

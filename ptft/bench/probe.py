@@ -22,11 +22,13 @@ from typing import Any
 
 import jax
 
-from ptft import auto, build, compiled, mesh, plans, record, train
-from ptft import config as configs
 from ptft.bench import identity, results
-from ptft.config import Config
-from ptft.errors import UserError
+from ptft.core import compiled, mesh, record
+from ptft.core import config as configs
+from ptft.core.config import Config
+from ptft.core.errors import UserError
+from ptft.planning import auto, plans
+from ptft.train import build, train
 
 STEPS = 10
 KEY = {"flops": "flops", "seconds": "seconds_per_step"}

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptft import config as configs
 from ptft.bench import identity
-from ptft.config import Config, Field, Spec
-from ptft.errors import UserError, did_you_mean
-from ptft.freeze import BadStart
+from ptft.core import config as configs
+from ptft.core.config import Config, Field, Spec
+from ptft.core.errors import UserError, did_you_mean
+from ptft.freeze.language import BadStart
 
 SPEC: Spec = {
     "strategies": Field((), doc='what to compare: {"name": "top-2", "freeze": "top-2", "lr": 1e-4, "optim.decay": 0.9}; or "lrs": [...]'),

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptft import config as configs
-from ptft import record
 from ptft.bench import stats
 from ptft.bench.protocol import LABELS, describe
-from ptft.errors import UserError
+from ptft.core import config as configs
+from ptft.core import record
+from ptft.core.errors import UserError
 
 Row = dict[str, Any]  # what a cell's file holds: `runner.attempt`
 

@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft import config as configs
-from ptft import mesh, record, train
 from ptft.bench import locks, probe, protocol, results
 from ptft.bench.baselines import Unavailable
 from ptft.bench.protocol import Cell
 from ptft.bench.results import Row
-from ptft.errors import UserError, did_you_mean
+from ptft.core import config as configs
+from ptft.core import mesh, record
+from ptft.core.errors import UserError, did_you_mean
+from ptft.train import train
 
 Work = Callable[[Cell, Path], dict[str, Any]]
 Attempt = Callable[[Cell], Row]

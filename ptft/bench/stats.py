@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ptft.errors import UserError
+from ptft.core.errors import UserError
 
 # scipy.stats takes a second to import, and only a report calls what needs it.
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ptft import plugins
-from ptft.config import Config, Field, Spec
-from ptft.errors import UserError, listed, shown
+from ptft.core import plugins
+from ptft.core.config import Config, Field, Spec
+from ptft.core.errors import UserError, listed, shown
 
 FORMATS = ("auto", "lines", "paragraphs", "tsv", "csv", "jsonl", "parquet", "wiki", "folder", "conll")
 

@@ -29,13 +29,13 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from ptft import cache
-from ptft.config import Config
+from ptft.core import cache
+from ptft.core.config import Config
+from ptft.core.errors import UserError, did_you_mean
+from ptft.core.record import say
 from ptft.data import Rows, Source, documents, labelled, sentences
 from ptft.data._prose import prose
 from ptft.data.tfds import data_source, quiet
-from ptft.errors import UserError, did_you_mean
-from ptft.record import say
 
 # What is read, and the distribution that it comes from, whose version says what is in it.
 PACKAGES = {

@@ -30,9 +30,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft.config import Config
+from ptft.core.config import Config
+from ptft.core.errors import UserError, did_you_mean, listed, nearest, shown
 from ptft.data import Rows, Source, documents, labelled, sentences, tagged
-from ptft.errors import UserError, did_you_mean, listed, nearest, shown
 
 SUFFIXES = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "lines"}
 SUFFIXES |= dict.fromkeys((".conll", ".conllu", ".iob", ".bio"), "conll")

@@ -18,10 +18,10 @@ from absl import logging
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.core.download import downloader
 
-from ptft.config import Config
+from ptft.core.config import Config
+from ptft.core.errors import UserError, did_you_mean
+from ptft.core.record import say
 from ptft.data import Rows, Source, documents, labelled, sentences
-from ptft.errors import UserError, did_you_mean
-from ptft.record import say
 
 urllib3_log = getLogger("urllib3")
 downloader.MAX_RETRIES = 3  # its ten take minutes to say that there is no network

@@ -16,8 +16,8 @@ from typing import Any
 
 from flax import linen as nn
 
-from ptft import plugins
-from ptft.config import Config, Field, Spec
+from ptft.core import plugins
+from ptft.core.config import Config, Field, Spec
 
 
 def spec(section: Mapping[str, Any]) -> Spec:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from ptft.config import Config, Field
-from ptft.errors import UserError
+from ptft.core.config import Config, Field
+from ptft.core.errors import UserError
 from ptft.models.layers import ACTIVATIONS, NORMAL, FeedForward, LayerNorm, SelfAttention, Style, dense, masked_mean
 
 # layers, hidden size; heads = hidden / 64, feed-forward = 4 * hidden (google-research/bert README)

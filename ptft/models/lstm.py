@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ptft.config import Config, Field
+from ptft.core.config import Config, Field
 from ptft.models.layers import Style, masked_mean
 
 SPEC = {

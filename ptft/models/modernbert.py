@@ -14,8 +14,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from ptft.config import Config, Field
-from ptft.errors import UserError
+from ptft.core.config import Config, Field
+from ptft.core.errors import UserError
 from ptft.models.layers import ACTIVATIONS, NORMAL, LayerNorm, Style, attend, dense, masked_mean
 
 # The defaults are ModernBERT-base; large is layers=28, hidden=1024, heads=16, ffn=2624.

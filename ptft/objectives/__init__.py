@@ -11,12 +11,12 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Key
 
-from ptft import plugins
-from ptft.config import Config, Field, Spec
+from ptft.core import plugins
+from ptft.core.config import Config, Field, Spec
+from ptft.core.record import Sums
 from ptft.data import Source
+from ptft.inputs.tokenizer import Tokenizer
 from ptft.models.layers import Style
-from ptft.record import Sums
-from ptft.tokenizer import Tokenizer
 
 
 @runtime_checkable

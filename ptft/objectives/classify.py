@@ -14,13 +14,13 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
-from ptft.config import Config, Field
+from ptft.core.config import Config, Field
+from ptft.core.errors import UserError
+from ptft.core.record import Sums, divide
 from ptft.data import Source
-from ptft.errors import UserError
+from ptft.inputs.tokenizer import Tokenizer
 from ptft.models.layers import Style, dense
 from ptft.objectives import pair_inputs, plain_text, token_dtype
-from ptft.record import Sums, divide
-from ptft.tokenizer import Tokenizer
 
 SPEC = {
     "seq_len": Field(128, int, lo=3, doc="tokens a row, [CLS] and [SEP] among them"),

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ptft import config as configs
 from ptft.bench import stats
 from ptft.bench.results import Row
-from ptft.report import words
+from ptft.core import config as configs
+from ptft.report import format
 from ptft.report.bench_part import Part, edge, seeds, turned
 from ptft.report.cost_panels import Line
 
@@ -118,7 +118,7 @@ def none_better_than(part: Part, below: Floor) -> list[str]:
     name = (max if part.higher else min)(known, key=lambda n: known[n].mean)
     return [
         f"No strategy is measurably better than {below.line.name} ({below.line.score.mean:.3f}): {name}, the best of them, differs by "
-        f"{words.signed(known[name])}. So none of them has shown its worth here, and how they differ from each other says little."
+        f"{format.signed(known[name])}. So none of them has shown its worth here, and how they differ from each other says little."
     ]
 
 
@@ -128,13 +128,13 @@ def facts(part: Part, line: Line) -> str:
     verdict = line.verdict
     if verdict == "cannot be told apart" and line.gain and line.gain.p is not None and line.gain.p < stats.ALPHA:
         verdict += " once all comparisons are allowed for"  # the interval is that of this one alone
-    gain = f", {words.signed(line.gain)} to {base} ({verdict})" if line.gain and math.isfinite(line.gain.mean) else ""
+    gain = f", {format.signed(line.gain)} to {base} ({verdict})" if line.gain and math.isfinite(line.gain.mean) else ""
     gain = ", the baseline" if line.name == base else gain
-    costs = [f"{words.times(x)} of {whose}" for x, whose in ((line.flops_ratio, f"{base}'s FLOPs"), (line.peak_ratio, "its memory")) if x]
-    share = f"{words.percent(line.share)} of the parameters are trainable" if line.share is not None else ""
+    costs = [f"{format.times(x)} of {whose}" for x, whose in ((line.flops_ratio, f"{base}'s FLOPs"), (line.peak_ratio, "its memory")) if x]
+    share = f"{format.percent(line.share)} of the parameters are trainable" if line.share is not None else ""
     costs = [f"a step takes {' and '.join(costs)}"] if costs and line.name != base else []
     cost = "; ".join(filter(None, [*costs, share]))
-    return f"Test {part.metric} {words.plus_minus(line.score)} over {seeds(line)}{gain}. {cost[:1].upper()}{cost[1:]}" + "." * bool(cost)
+    return f"Test {part.metric} {format.plus_minus(line.score)} over {seeds(line)}{gain}. {cost[:1].upper()}{cost[1:]}" + "." * bool(cost)
 
 
 def why(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]:
@@ -151,16 +151,16 @@ def why(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]:
             *_level(part, best, line, below),
         ]
     if below and below.better and (no_better := [name for name in below.gains if name not in below.better]):
-        say.append(f"Not measurably better than {below.line.name} ({below.line.score.mean:.3f}): {words.listed(no_better, 20)}.")
+        say.append(f"Not measurably better than {below.line.name} ({below.line.score.mean:.3f}): {format.listed(no_better, 20)}.")
     return say + started(part)
 
 
 def _over(part: Part, best: Line) -> str:
     common, even = common_seeds(part)
-    over = f"{words.plus_minus(best.score)} over {seeds(best)}"
+    over = f"{format.plus_minus(best.score)} over {seeds(best)}"
     if not even:
         others = " without a failed run" if any(x.failed for x in part.strategies) else ""
-        over = f"{_mean(part, best):.3f} over the {words.count(len(common), 'seed')} that all{others} have"
+        over = f"{_mean(part, best):.3f} over the {format.count(len(common), 'seed')} that all{others} have"
     return over + (f", at the {end} rate that it tried" if (end := edge(part, best.name)) else "")
 
 
@@ -170,18 +170,18 @@ def _level(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]
     level_names = [name for name, verdict in verdicts.items() if verdict == "cannot be told apart"]
     ahead = [name for name, verdict in verdicts.items() if verdict == "worse"]
     untested = [name for name, verdict in verdicts.items() if verdict not in ("better", "worse", "cannot be told apart")]
-    say = [f"It cannot be told apart from {words.listed(level_names, len(level_names))}."] if level_names else []
+    say = [f"It cannot be told apart from {format.listed(level_names, len(level_names))}."] if level_names else []
     if ahead:
-        say.append(f"Over the seeds that both have, it is measurably worse than {words.listed(ahead)}.")
+        say.append(f"Over the seeds that both have, it is measurably worse than {format.listed(ahead)}.")
     if untested:
-        say.append(f"It was not compared with {words.listed(untested)}: a run failed, or fewer than two seeds are common.")
+        say.append(f"It was not compared with {format.listed(untested)}: a run failed, or fewer than two seeds are common.")
     if not level:
         return say or ["Every other strategy is measurably worse."] * bool(verdicts)
     among = "them" if cheapest([best, *level], part.higher) is line or not below else f"those that are better than {below.line.name}"
     if line is best:
         return [*say, f"None of {among} is cheaper."]
     gain = stats.paired(line.scores, best.scores)
-    less = f": {words.signed(gain)} to {best.name}" if gain else ""
+    less = f": {format.signed(gain)} to {best.name}" if gain else ""
     chance = f". Where {len(part.tested)} pairs are compared, that may be chance" if stats.apart(gain) else ""
     return [*say, f"The cheapest of {among} is {line.name}{less}{chance}."]
 
@@ -200,7 +200,7 @@ def started(part: Part) -> list[str]:
                         None: ", without an interval",
                     }[stats.apart(gain)]
                     say.append(f"Starting from pretrained instead of random weights changes the test {part.metric} of {x.name} by "
-                               f"{words.signed(gain)}{sure}.")  # fmt: skip
+                               f"{format.signed(gain)}{sure}.")  # fmt: skip
     return say
 
 

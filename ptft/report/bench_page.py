@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft.bench import results, shapes, stats
+from ptft.bench import expectations, results, stats
 from ptft.bench.protocol import describe
 from ptft.bench.results import Row
-from ptft.report import advice, bench_part, cost_panels, panels, words
+from ptft.report import advice, bench_part, cost_panels, format, panels
 from ptft.report.bench_part import Part
 
 
@@ -24,10 +24,10 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     shown = [(_section(part, part.title if len(parts) > 1 else ""), _panels(part)) for part in parts]
     shown = [(_overview(parts, [section for section, _ in shown]), []), *shown] if len(parts) > 1 else shown
     shown += _over_sizes(parts)
-    if expected := shapes.table(shapes.findings(rows)) if ok else []:
+    if expected := expectations.table(expectations.findings(rows)) if ok else []:
         shown.append((_expectations(expected), []))
-    places = words.distinct(r.get("device") for r in ok) or words.distinct([bench.get("device")])
-    versions = words.distinct(r.get("versions") for r in ok if r["kind"] == "train") or words.distinct([bench.get("versions")])
+    places = format.distinct(r.get("device") for r in ok) or format.distinct([bench.get("device")])
+    versions = format.distinct(r.get("versions") for r in ok if r["kind"] == "train") or format.distinct([bench.get("versions")])
     if max(len(places), len(versions)) > 1:
         notes.append("The runs come from more than one environment: their times do not compare.")
     notes = _budgets(parts) + notes
@@ -37,13 +37,13 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     about = {
         "kind": "bench",
         "title": "Which parameters are worth training?",
-        "subtitle": f"{words.count(len(names), 'strategy', 'strategies')}, {words.count(len(seeds), 'seed')}, "
-        + words.count(sum(r["kind"] == "train" for r in ok), "finished run")
+        "subtitle": f"{format.count(len(names), 'strategy', 'strategies')}, {format.count(len(seeds), 'seed')}, "
+        + format.count(sum(r["kind"] == "train" for r in ok), "finished run")
         + (f", {len(failed)} failed" if failed else ""),
         "sections": [section for section, _ in shown],
         "notes": [stats.METHOD, *notes] if ok else notes,
         "failed": [{"strategy": _where(r, rows), "seed": r["seed"], "error": r["error"]} for r in failed],
-        "facts": words.facts(versions, places, bench.get("config_hash"), bench.get("command")),
+        "facts": format.facts(versions, places, bench.get("config_hash"), bench.get("command")),
     }
     return about, [its for _, its in shown]
 
@@ -66,7 +66,7 @@ def _budgets(parts: Sequence[Part]) -> list[str]:
         unit = {"flops": "as many FLOPs", "seconds": "as long, by what a step takes alone,"}.get(kind)
         what = f"for {unit} as the steps of {baseline} cost (bench.budget={kind})" if unit else "for as many steps"
         if len(found) > 1:
-            out.append(f"{words.listed(titles)}: every strategy was trained {what}.")
+            out.append(f"{format.listed(titles)}: every strategy was trained {what}.")
         elif unit:
             out.append(f"Every strategy was trained {what}.")
     return out
@@ -114,7 +114,7 @@ def _section(part: Part, folder: str = "") -> dict[str, Any]:
     if share.mixed:
         caption += " Hollow points start from random weights."
     if share.left_out:
-        caption += f" Far below, and not drawn: {words.listed([f'{x.name} ({x.score.mean:.3f})' for x in share.left_out])}."
+        caption += f" Far below, and not drawn: {format.listed([f'{x.name} ({x.score.mean:.3f})' for x in share.left_out])}."
     return {
         "kind": "bench", "task": part.title, "metric": part.metric, "baseline": part.baseline, "advice": found, "lead": lead,
         "strip": bench_part.strip_scale(part.lines), "table": [bench_part.row(line, part) for line in part.lines], "caption": caption,
@@ -175,13 +175,13 @@ def _expectations(expected: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Those on which these data decide anything."""
     table = []
     for row in expected:
-        where = [f"{p['where']}: {shapes.WORDS[p['holds']]} ({p['why']})" for p in row["parts"]]
+        where = [f"{p['where']}: {expectations.WORDS[p['holds']]} ({p['why']})" for p in row["parts"]]
         table.append({"name": row["expected"], "cells": [row["verdict"], "; ".join(where), row["source"]]})
     lead = [
         "The models and data of these tables are larger, so only the direction of an effect is compared. “No worse” holds where the "
-        f"interval leaves room for a loss of at most {shapes.MARGIN:g}."
+        f"interval leaves room for a loss of at most {expectations.MARGIN:g}."
     ]
-    if others := len(shapes.EXPECTATIONS) - len(table):
-        lead.append(f"{words.count(others, 'other')} cannot be judged with these data.")
+    if others := len(expectations.EXPECTATIONS) - len(table):
+        lead.append(f"{format.count(others, 'other')} cannot be judged with these data.")
     return {"kind": "words", "task": "What published tables lead one to expect", "lead": lead, "table": table, "caption": "",
             "columns": ["here", "by what", "source"]}  # fmt: skip

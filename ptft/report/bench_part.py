@@ -11,10 +11,10 @@ import numpy as np
 from markupsafe import Markup
 
 from ptft.bench import results, stats
+from ptft.bench.expectations import MARGIN
 from ptft.bench.protocol import AGAIN
 from ptft.bench.results import Quoted, Row
-from ptft.bench.shapes import MARGIN
-from ptft.report import words
+from ptft.report import format
 from ptft.report.cost_panels import Line
 
 SLACK = 0.1  # by how much a share of time may differ from that of FLOPs before anybody asks why
@@ -151,9 +151,9 @@ def unequal(part: Part) -> list[str]:
     """A warning where means are over other seeds than differences."""
     seeds = {x.name: set(x.scores) for x in part.lines if not x.reference}
     every = set().union(*seeds.values())
-    fewer = [f"{name} has {words.count(len(its), 'seed')} of {len(every)}" for name, its in seeds.items() if its != every]
+    fewer = [f"{name} has {format.count(len(its), 'seed')} of {len(every)}" for name, its in seeds.items() if its != every]
     said = "a mean is over a strategy's own seeds, a difference over those that both have, a rank over those that all have"
-    return [f"Not every strategy has the same seeds: {words.listed(fewer)}; {said}."] if fewer else []
+    return [f"Not every strategy has the same seeds: {format.listed(fewer)}; {said}."] if fewer else []
 
 
 def evaluated(part: Part) -> list[str]:
@@ -172,7 +172,7 @@ def evaluated(part: Part) -> list[str]:
         say += f" Other rows would move an accuracy by up to {error:.3f} (one standard error), which intervals over seeds do not show."
     cut = {split: its.get("truncated", 0) / its["rows"] for split, its in notes.items()}
     if max(cut.values()) > 0.01:
-        say += f" Too long, and cut: {words.listed([f'{words.percent(x)} of {split}' for split, x in cut.items() if x])}."
+        say += f" Too long, and cut: {format.listed([f'{format.percent(x)} of {split}' for split, x in cut.items() if x])}."
     steps = [r["steps"] for r in part.rows if r["kind"] == "train" and r.get("steps")]
     if not steps or "batch" not in config:
         return [say]
@@ -191,10 +191,10 @@ def edge(part: Part, name: str) -> str:
 def edges(part: Part) -> list[str]:
     """A warning where dev chose the first or last of the rates that a strategy tried."""
     ends = {end: [x.name for x in part.strategies if edge(part, x.name) == end] for end in ("highest", "lowest")}
-    found = [f"the {end} that was tried for {words.listed(names, len(names))}" for end, names in ends.items() if names]
+    found = [f"the {end} that was tried for {format.listed(names, len(names))}" for end, names in ends.items() if names]
     say = [f"The rate that dev chose is {', and '.join(found)}: beyond it may be a better one."] if found else []
     if open_ := [x.name for x in part.strategies if x.name in part.waiting]:
-        say.append(f"Not all runs of {words.listed(open_)} are there yet: which rate counts may change.")
+        say.append(f"Not all runs of {format.listed(open_)} are there yet: which rate counts may change.")
     return say
 
 
@@ -214,9 +214,9 @@ def again(part: Part) -> list[str]:
         elif what == "cannot be told apart" and difference and difference.half:
             narrow = abs(difference.mean) + difference.half <= MARGIN
             verdict = "holds" if narrow else "finds nothing, at intervals too wide to find much"
-            out.append(f"The A/A check {verdict}: {name} less itself under another name is {words.signed(difference)}.")
+            out.append(f"The A/A check {verdict}: {name} less itself under another name is {format.signed(difference)}.")
         elif what == "told apart" and difference:
-            out.append(f"The A/A check FAILS: {name} differs from itself by {words.signed(difference)}. Differences of this size between "
+            out.append(f"The A/A check FAILS: {name} differs from itself by {format.signed(difference)}. Differences of this size between "
                        "strategies mean nothing here (once in 20 benchmarks, this is chance).")  # fmt: skip
         else:
             out.append(f"The A/A check of {name} says nothing: {what}.")
@@ -251,9 +251,9 @@ def absent(part: Part) -> list[str]:
 
 def times(part: Part) -> list[str]:
     """A warning of shares of time that the shares of FLOPs contradict."""
-    found = [f"{x.name} {words.times(x.step_ratio)} of {part.baseline}'s time at {words.times(x.flops_ratio)} of its FLOPs"
+    found = [f"{x.name} {format.times(x.step_ratio)} of {part.baseline}'s time at {format.times(x.flops_ratio)} of its FLOPs"
              for x in part.lines if x.noisy]  # fmt: skip
-    return [f"Taken for noise of a busy machine: {words.listed(found)}. Go by FLOPs there, or measure on an idle machine."] if found else []
+    return [f"Taken for noise of a busy machine: {format.listed(found)}. Go by FLOPs there, or measure on an idle machine."] if found else []
 
 
 def frozen(part: Part) -> list[str]:
@@ -278,37 +278,37 @@ def row(line: Line, part: Part) -> dict[str, Any]:
     of = f" of those {line.score.n} that finished" if line.failed else ""
     boot = line.score.boot if not line.failed else None
     gain = line.gain if line.gain and math.isfinite(line.gain.mean) else None
-    score = f"{line.score.mean:.3f}" if line.failed else words.plus_minus(line.score)
+    score = f"{line.score.mean:.3f}" if line.failed else format.plus_minus(line.score)
     return {
         "name": line.name, "again": line.again, "detail": ", ".join(filter(None, [freeze, start, line.chosen])),
         "lr": (line.lr or "–") + (f" ({end} tried)" if (end := edge(part, line.name)) else ""),
         "seeds": seeds(line), "score": score + of, "median": f"{line.score.median:.3f}",
         "boot": f"[{boot[0]:.3f},\N{NO-BREAK SPACE}{boot[1]:.3f}]" if boot else "",
         "rank": "–" if line.rank is None else f"{line.rank:.1f}",
-        "gain": "–" if gain is None else words.sign(gain.mean), "range": words.interval(gain), "verdict": line.verdict,
-        "gain_boot": words.between(*gain.boot) if gain and gain.boot else "",
-        "share": words.percent(line.share), "step": _time(line), "step_ratio": _time_share(line),
-        "time": words.seconds(line.time), "flops": words.times(line.flops_ratio), "peak": words.size(line.peak),
-        "peak_ratio": words.times(line.peak_ratio), "short": SHORT.get(line.verdict, line.verdict),
-        "half": "" if gain is None else words.plus_minus_signed(gain),
-        "checkpoint": words.size(line.checkpoint), "strip": _strip(line, *_strip_limits(part.lines)),
-        "forgetting": "–" if line.forgetting is None else "0" if line.forgetting.mean == 0 else words.sign(line.forgetting.mean),
-        "forgets": words.interval(line.forgetting) if line.forgetting and line.forgetting.mean else "",
+        "gain": "–" if gain is None else format.sign(gain.mean), "range": format.interval(gain), "verdict": line.verdict,
+        "gain_boot": format.between(*gain.boot) if gain and gain.boot else "",
+        "share": format.percent(line.share), "step": _time(line), "step_ratio": _time_share(line),
+        "time": format.seconds(line.time), "flops": format.times(line.flops_ratio), "peak": format.size(line.peak),
+        "peak_ratio": format.times(line.peak_ratio), "short": SHORT.get(line.verdict, line.verdict),
+        "half": "" if gain is None else format.plus_minus_signed(gain),
+        "checkpoint": format.size(line.checkpoint), "strip": _strip(line, *_strip_limits(part.lines)),
+        "forgetting": "–" if line.forgetting is None else "0" if line.forgetting.mean == 0 else format.sign(line.forgetting.mean),
+        "forgets": format.interval(line.forgetting) if line.forgetting and line.forgetting.mean else "",
     }  # fmt: skip
 
 
 def _time(line: Line) -> str:
     """The median of a step, and the quartiles."""
-    between = f" ({' to '.join(map(words.seconds, line.quartiles))})" if line.quartiles else ""
-    return words.seconds(line.step) + between
+    between = f" ({' to '.join(map(format.seconds, line.quartiles))})" if line.quartiles else ""
+    return format.seconds(line.step) + between
 
 
 def _time_share(line: Line) -> str:
-    return words.times(line.step_ratio) + " (noise?)" * line.noisy
+    return format.times(line.step_ratio) + " (noise?)" * line.noisy
 
 
 def seeds(line: Line) -> str:
-    return words.count(line.score.n, "seed") + (f" ({line.failed} failed)" if line.failed else "")
+    return format.count(line.score.n, "seed") + (f" ({line.failed} failed)" if line.failed else "")
 
 
 def pairs(part: Part) -> dict[str, Any] | None:
@@ -321,7 +321,7 @@ def pairs(part: Part) -> dict[str, Any] | None:
         for a, b, factor in ((p.a, p.b, 1), (p.b, p.a, -1)):
             other = turned(p.verdict) if factor < 0 else p.verdict
             known = p.difference is not None and math.isfinite(p.difference.mean)
-            text = words.sign(factor * p.difference.mean) if known and p.difference else "–"
+            text = format.sign(factor * p.difference.mean) if known and p.difference else "–"
             adjusted = "" if p.difference is None or p.difference.adjusted is None else f", p = {p.difference.adjusted:.2g}"
             cells[a, b] = {"text": text, "verdict": other, "title": f"{a} less {b}: {other}{adjusted}"}
     names = list(part.scores)
@@ -330,7 +330,7 @@ def pairs(part: Part) -> dict[str, Any] | None:
     return {
         "names": names,
         "rows": [{"name": a, "cells": [cells.get((a, b)) for b in names]} for a in names],
-        "lead": f"{apart} of {words.count(tested, 'pair')} can be told apart{rest}. {stats.PAIRWISE}",
+        "lead": f"{apart} of {format.count(tested, 'pair')} can be told apart{rest}. {stats.PAIRWISE}",
     }
 
 

@@ -7,7 +7,7 @@ Reads `bench.json` and `cells/*.json` of one or several folders, or `metrics.jso
 from pathlib import Path
 
 from ptft.bench import results
-from ptft.errors import UserError
+from ptft.core.errors import UserError
 
 
 def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[str, Path]:

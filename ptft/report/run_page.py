@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft.errors import UserError
-from ptft.report import ledger_page, words
+from ptft.core.errors import UserError
+from ptft.report import format, ledger_page
 from ptft.report.panels import CurvePanel
 
 
@@ -26,13 +26,13 @@ def page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
     last = {row["split"]: row for row in rows if row["split"] != "train"}
     splits = {name: result.get(name) or last.get(name) or {} for name in ("dev", "test")}
     splits = {name: values for name, values in splits.items() if values}
-    numbers = dict.fromkeys(k for v in splits.values() for k in v if k not in ("step", "split") and words.plain(v[k]))
+    numbers = dict.fromkeys(k for v in splits.values() for k in v if k not in ("step", "split") and format.plain(v[k]))
     lead = []
     if result:
-        steps, pace = words.count(result.get("steps", 0), "step"), words.seconds(result.get("seconds_per_step"))
-        lead.append(f"{steps} in {words.seconds(result.get('seconds'))} with evaluations and checkpoints, {pace} a step.")
+        steps, pace = format.count(result.get("steps", 0), "step"), format.seconds(result.get("seconds_per_step"))
+        lead.append(f"{steps} in {format.seconds(result.get('seconds'))} with evaluations and checkpoints, {pace} a step.")
         if result.get("total"):
-            share = words.percent(result["trainable"] / result["total"])
+            share = format.percent(result["trainable"] / result["total"])
             lead[0] += f" {result['trainable']:,} of {result['total']:,} parameters moved ({share})."
         if result.get("flops_per_step"):
             lead[0] += f" A step costs {result['flops_per_step'] / 1e9:.3g} GFLOP."
@@ -44,13 +44,13 @@ def page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
     section = {
         "kind": "run", "task": "", "lead": lead, "columns": list(splits),
         "caption": "Training curves; where there are many points, the line is their running mean.",
-        "table": [{"name": k, "cells": [f"{v[k]:.4f}" if words.plain(v.get(k)) else "–" for v in splits.values()]} for k in numbers],
+        "table": [{"name": k, "cells": [f"{v[k]:.4f}" if format.plain(v.get(k)) else "–" for v in splits.values()]} for k in numbers],
     }  # fmt: skip
     page: dict[str, Any] = {
         "kind": "run", "title": folder.resolve().name, "subtitle": "one training run", "sections": [section], "notes": [], "failed": [],
-        "facts": words.facts(
-            words.distinct([result.get("versions") or run.get("versions")]),
-            words.distinct([result.get("device") or run.get("device")]),
+        "facts": format.facts(
+            format.distinct([result.get("versions") or run.get("versions")]),
+            format.distinct([result.get("device") or run.get("device")]),
             result.get("config_hash") or run.get("config_hash"), run.get("command"),
         ),
     }  # fmt: skip

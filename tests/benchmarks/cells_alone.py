@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ptft import record
 from ptft.bench import results
+from ptft.core import record
 
 
 def alone(grid: Path, command: str, cell: str) -> tuple[float, dict[str, float]]:

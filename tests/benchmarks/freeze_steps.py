@@ -21,10 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import adapters, build, mesh, plans, tree
-from ptft import config as configs
-from ptft.build import Run
-from ptft.tree import Flat
+from ptft.core import config as configs
+from ptft.core import mesh, tree
+from ptft.core.tree import Flat
+from ptft.freeze import adapters
+from ptft.planning import plans
+from ptft.train import build, programs, spec
+from ptft.train.build import Run
 
 STEPS = 2
 STRATEGIES = (
@@ -42,7 +45,7 @@ def outline(args: argparse.Namespace) -> Run:
         "objective": {"name": "classify", "seq_len": args.seq_len, "dropout": 0.0},
         "data": {"vocab_size": args.vocab},
     }
-    return build.outline(build.resolve(values))
+    return build.outline(spec.resolve(values))
 
 
 def rows(run: Run) -> dict[str, np.ndarray]:
@@ -56,12 +59,12 @@ def rows(run: Run) -> dict[str, np.ndarray]:
 
 def stepper(run: Run, base: Flat) -> Callable[[], None]:
     """Takes a step, and waits for it; what is frozen are the arrays of `base`, what moves starts as copies."""
-    program, everywhere = build.program(run), mesh.replicated(run.mesh)
+    program, everywhere = programs.program(run), mesh.replicated(run.mesh)
     params = base | run.net.init(0, tuple(n for n in run.net.shapes() if n not in base))
     # Squares of the weights stand for those of gradients: places all over a tensor.
     params = jax.device_put(adapters.fill(run.net.added, params, {n: jnp.square(x) for n, x in params.items()}), everywhere)
     inside, frozen = tree.split(params, run.plan.trainable)
-    moving = [build.fresh(run, 0, {n: x.copy() for n, x in inside.items()})]
+    moving = [programs.fresh(run, 0, {n: x.copy() for n, x in inside.items()})]
     batch, seed = mesh.put(rows(run), run.mesh), jax.device_put(np.uint32(0), everywhere)
 
     def step() -> None:

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 import transformers
 
-from ptft import build, checkpoint, mesh, pipeline, train
-from ptft import config as configs
+from ptft.core import checkpoint, mesh
+from ptft.core import config as configs
+from ptft.train import build, pipeline, programs, spec, train, weights
 
 PAGE = Path(__file__).parents[2] / "configs" / "finetune.py"
 
@@ -47,7 +48,7 @@ def config(data: Path, out: Path, minilm: Path, args: argparse.Namespace, seed: 
     values["data"]["test"] = values["data"]["test"] if testing else ""
     values |= {"seed": seed, "train_for": f"{args.steps} steps", "eval_every": 0, "save_every": 0, "best": "last"}
     values["optim"]["lr"] = args.lr
-    return build.resolve(values)
+    return spec.resolve(values)
 
 
 class Classifier(torch.nn.Module):
@@ -128,8 +129,8 @@ def seconds(run: build.Run, minilm: Path, turns: int = 12, steps: int = 10) -> l
     """Seconds a step of both, in turns; the first turn warms up and does not count."""
     model = Classifier(minilm, 0).train()
     tx, schedule = torch_optimizer(model, run)
-    program = build.program(run)
-    moving = build.fresh(run, 0, build.start_params(run, quiet=True))  # nothing is frozen
+    program = programs.program(run)
+    moving = programs.fresh(run, 0, weights.start_params(run, quiet=True))  # nothing is frozen
     seed, source = np.uint32(0), list(zip(range(steps), batches(run), strict=False))
     rows = []
     for _ in range(turns + 1):

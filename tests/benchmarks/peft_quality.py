@@ -25,9 +25,10 @@ import torch
 import transformers
 from minilm_sst2 import PAGE, Classifier, torch_accuracy
 
-from ptft import build, record
-from ptft import config as configs
-from ptft.bench import population, stats
+from ptft.bench import stats, vectorized
+from ptft.core import config as configs
+from ptft.core import record
+from ptft.train import build, spec
 
 RATES = {"full": 1e-4, "head": 1e-2, "top-2": 3e-4, "bitfit": 2e-3, "lora=8": 1e-3}
 
@@ -38,7 +39,7 @@ def config(data: Path, minilm: Path, args: argparse.Namespace, strategy: str, se
     values |= {"seed": seed, "train_for": f"{args.epochs} epochs", "batch": 16, "eval_batch": 64, "frozen_dropout": False}
     values |= {"eval_every": 0, "save_every": 0, "best": "last"}
     values["optim"]["lr"] = RATES[strategy]
-    return build.resolve(values)
+    return spec.resolve(values)
 
 
 def freeze(model: Classifier, strategy: str) -> None:
@@ -72,7 +73,7 @@ def classifier(run: build.Run, minilm: Path) -> Classifier:
 def compare(data: Path, minilm: Path, args: argparse.Namespace, strategy: str) -> dict[str, Any]:
     asked = [config(data, minilm, args, strategy, seed) for seed in range(args.seeds)]
     begun = time.perf_counter()
-    outcomes = {i: o for some in population.train_together(asked) for i, o in some.items()}
+    outcomes = {i: o for some in vectorized.train_together(asked) for i, o in some.items()}
     ours = {seed: outcomes[seed]["test"]["accuracy"] for seed in range(args.seeds)}
     middle = time.perf_counter()
     runs = [build.build(c) for c in asked]

@@ -25,9 +25,9 @@ from typing import Any
 import jax
 from freeze_steps import Taken, outline, rows, stepper, summary, take, turns
 
-from ptft import build
-from ptft import config as configs
-from ptft.build import Run
+from ptft.core import config as configs
+from ptft.train import build, programs
+from ptft.train.build import Run
 
 STRATEGIES = ("full", "head", "top-2", "bitfit", "lora=8")
 MIB = 2**20
@@ -180,7 +180,7 @@ def main() -> None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
         jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
         for s in STRATEGIES:
-            build.program(build.refrozen(run, s))
+            programs.program(build.refrozen(run, s))
         counts, found, memory = measure(args, [f"{f}:{s}" for f in ("ptft", "torch") for s in STRATEGIES])
     table = rows_of(found, counts, memory)
     written = {

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import build, mesh, pipeline, prefix, record, tree
-from ptft import config as configs
-from ptft.bench import population
+from ptft.bench import vectorized
+from ptft.core import config as configs
+from ptft.core import mesh, record, tree
+from ptft.train import build, feature_cache, pipeline, programs, spec, weights
 
 PAGE = Path(__file__).parents[2] / "configs" / "finetune.py"
 SIZES = {"head": (1, 15), "top-1": (1, 4, 15), "top-2": (1, 4), "bitfit": (1, 4), "full": (1, 3)}
@@ -30,14 +31,14 @@ def runs(init: Path, data: Path, freeze: str, members: int) -> list[build.Run]:
     values = configs.load(f"{PAGE}:task=sst2,init={init},root={data},seq_len=32,freeze={freeze}")
     values["data"] |= {"train_size": 256, "dev": "", "test": ""}
     values |= {"train_for": "1000 steps", "frozen_dropout": False, "eval_every": 0, "save_every": 0, "best": "last"}
-    return [build.build(build.resolve({**values, "seed": seed})) for seed in range(members)]
+    return [build.build(spec.resolve({**values, "seed": seed})) for seed in range(members)]
 
 
 def solo(run: build.Run, params: Any) -> Callable[[], None]:
-    here = prefix.shorten(run, 0, 0, params, many=True)
+    here = feature_cache.shorten(run, 0, 0, params, many=True)
     inside, frozen = tree.split(params, run.plan.trainable)
-    state = [build.fresh(here, 0, jax.tree.map(jnp.copy, inside))]
-    program, source = build.program(here), pipeline.train_batches(here.data.train, run.used, 0, run.config.batch, 0, 1000)
+    state = [programs.fresh(here, 0, jax.tree.map(jnp.copy, inside))]
+    program, source = programs.program(here), pipeline.train_batches(here.data.train, run.used, 0, run.config.batch, 0, 1000)
 
     def step() -> None:
         state[0], sums = program.train(state[0], frozen, mesh.put(next(source), run.mesh), np.uint32(0))
@@ -48,9 +49,9 @@ def solo(run: build.Run, params: Any) -> Callable[[], None]:
 
 def together(members: list[build.Run], starts: list[Any]) -> Callable[[], None]:
     first, n = members[0], len(members)
-    here = [prefix.shorten(run, 0, 0, p, many=True) for run, p in zip(members, starts, strict=True)]
+    here = [feature_cache.shorten(run, 0, 0, p, many=True) for run, p in zip(members, starts, strict=True)]
     c, d, moves = first.config, first.durations, first.plan.trainable
-    program = population._program(here[0].net, (), build.still(first, 0), configs.to_json(c.optim.replace(lr=1.0)), d.warmup, d.total)
+    program = vectorized._program(here[0].net, (), programs.still(first, 0), configs.to_json(c.optim.replace(lr=1.0)), d.warmup, d.total)
     frozen = tree.split(starts[0], moves)[1]
     state = [program.init({name: jnp.stack([p[name] for p in starts]) for name in moves})]
     sources: list[Iterator[Any]] = [pipeline.train_batches(h.data.train, h.used, i, c.batch, 0, d.total) for i, h in enumerate(here)]
@@ -60,7 +61,7 @@ def together(members: list[build.Run], starts: list[Any]) -> Callable[[], None]:
     def step() -> None:
         parts = [next(source) for source in sources]
         batch = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
-        state[0], losses = program.train(state[0], frozen, population._put(batch, first.mesh), seeds, lrs, factors)
+        state[0], losses = program.train(state[0], frozen, vectorized._put(batch, first.mesh), seeds, lrs, factors)
         jax.block_until_ready(losses)
 
     return step
@@ -69,7 +70,7 @@ def together(members: list[build.Run], starts: list[Any]) -> Callable[[], None]:
 def measure(init: Path, data: Path, freeze: str, turns: int) -> list[dict[str, Any]]:
     """A row for each number of members; the first step of each compiles and does not count."""
     members = runs(init, data, freeze, max(SIZES[freeze]))
-    starts = [build.start_params(run, quiet=True) for run in members]
+    starts = [weights.start_params(run, quiet=True) for run in members]
     steppers = {n: together(members[:n], starts[:n]) for n in SIZES[freeze]}
     alone, found = solo(members[0], starts[0]), []
     for turn in range(turns + 1):

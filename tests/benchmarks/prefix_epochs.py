@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import build, mesh, pipeline, prefix, record, tree
-from ptft import config as configs
+from ptft.core import config as configs
+from ptft.core import mesh, record, tree
+from ptft.train import build, feature_cache, pipeline, programs, spec, weights
 
 PAGE = Path(__file__).parents[2] / "configs" / "finetune.py"
 STRATEGIES = ("head", "top-1", "top-2")
@@ -27,8 +28,8 @@ STRATEGIES = ("head", "top-1", "top-2")
 def epochs(here: build.Run, params: Any, steps: int) -> Callable[[], float]:
     """A function that trains an epoch more and returns its seconds."""
     inside, frozen = tree.split(params, here.plan.trainable)
-    state = [build.fresh(here, 0, jax.tree.map(jnp.copy, inside))]
-    program, kept = build.program(here), {**frozen, **prefix.resident(here.data.train)}
+    state = [programs.fresh(here, 0, jax.tree.map(jnp.copy, inside))]
+    program, kept = programs.program(here), {**frozen, **feature_cache.resident(here.data.train)}
     source = pipeline.train_batches(here.data.train, here.used, 0, here.config.batch, 0, 10**6)
 
     def epoch() -> float:
@@ -45,11 +46,11 @@ def measure(args: argparse.Namespace, freeze: str) -> dict[str, Any]:
     values = configs.load(f"{PAGE}:task=sst2,init={args.init},root={args.data},seq_len=32,freeze={freeze}")
     values["data"] |= {"train_size": args.examples, "dev": "", "test": ""}
     values |= {"train_for": "3 epochs", "frozen_dropout": False, "eval_every": 0, "save_every": 0, "best": "last"}
-    run = build.build(build.resolve(values))
-    params, steps = build.start_params(run, quiet=True), args.examples // run.config.batch
-    prefix.shorten(run._replace(used=run.used[: run.config.batch]), 0, 0, params, many=True)  # compiles
+    run = build.build(spec.resolve(values))
+    params, steps = weights.start_params(run, quiet=True), args.examples // run.config.batch
+    feature_cache.shorten(run._replace(used=run.used[: run.config.batch]), 0, 0, params, many=True)  # compiles
     begun = time.perf_counter()
-    here = prefix.shorten(run, 0, 0, params)
+    here = feature_cache.shorten(run, 0, 0, params)
     filled = time.perf_counter() - begun
     both = {"cached": epochs(here, params, steps), "anew": epochs(run, params, steps)}
     found = [{name: epoch() for name, epoch in both.items()} for _ in range(args.turns + 1)][1:]

@@ -1,0 +1,310 @@
+"""`ptft tune`: the strategy and the learning rate that are best on dev, searched for by Optuna.
+
+    WORKDIR/tune.db      Optuna's study: TPE (Bergstra et al. 2011) proposes, a median pruner stops
+    WORKDIR/tune.json    the config, every trial, the strategies of none, the best
+    WORKDIR/runs/HASH    the runs of the trial that is on, and that of the best so far
+
+A trial is tried cheaply first, by freezing deeper: `S` runs as `S&top-K`, K being 0.4 of the blocks, at which the ranks of whole runs are
+said to be found again (arXiv 2504.10735), and what is frozen without dropout, so that it is computed once an example (`ptft.prefix`). A
+strategy that so trains nothing less (`head`, `top-1`), or cannot be cut (added parameters, phases, rules, auto), runs for a third of the
+steps instead. Only a trial whose cheap try is no worse than the median of those that were finished goes on to the whole run. Cheap tries of
+strategies that are cut in different ways are compared all the same: it is a guess what to spend the time on, and no result.
+
+Trials do not see the test split; the best is evaluated on it, once, at the end. The same command goes on after a stop: a trial that was
+under way is tried again, from its checkpoint, and N trials are N over all starts.
+"""
+
+import importlib
+import json
+import math
+import shlex
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from ptft import models
+from ptft.bench import cell, identity, locks, protocol, results
+from ptft.core import config as configs
+from ptft.core import mesh, record
+from ptft.core.config import Config, Field, Spec
+from ptft.core.errors import UserError
+from ptft.freeze import language, quantize
+from ptft.planning import auto
+from ptft.train import build, spec, train, weights
+
+SPEC: Spec = {
+    "strategies": Field(
+        ("full", "freeze-embeddings", "top-1", "bitfit", "head"), doc='what to try: a strategy, or {"freeze": a strategy, "lr": factor}'
+    ),
+    "lr": Field((0.1, 10.0), doc="the range of the learning rate, as factors of optim.lr (and of the strategy's own)"),
+}
+SHARE = 0.4  # of the blocks that a cheap try trains, at most
+STARTUP = 4  # trials that are finished before the first is pruned
+STUDY = "tune"
+ALL = "0"  # the one thing there is to lock
+
+
+class Search(NamedTuple):
+    """What is searched, and by what."""
+
+    base: Config  # without a test split
+    space: dict[str, tuple[Any, float]]  # name -> (freeze, factor of the learning rate)
+    low: float
+    high: float
+    metric: str
+
+
+def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[str]) -> dict[str, Any]:
+    """Searches until there are so many trials, and returns what `tune.json` holds.
+
+    Args:
+      values: a finetune config, with or without a section `tune`.
+      page: arguments of the command line that name the config.
+    Raises:
+      UserError: a mistake in the config, another config or other files than the folder's, no optuna, or no trial that did not diverge.
+      SystemExit(75): stopped by SIGTERM or SIGINT.
+    """
+    optuna = _optuna()
+    record.claim(workdir, "tune.json")
+    whole = spec.resolve({k: v for k, v in values.items() if k != "tune"})
+    section = configs.resolve({"tune": values.get("tune", {})}, {"tune": SPEC})
+    search = _search(whole, section.tune)
+    plain, file = {**whole.to_dict(), **section.to_dict()}, workdir / "tune.json"
+    known = results.read_json(file) if file.exists() else {}
+    if known and (changes := configs.difference(known["config"], plain)):
+        raise UserError(
+            f"{workdir} holds a search of another config (there -> asked):\n  " + "\n  ".join(changes) + "\nchoose another --workdir"
+        )
+    if problems := cell.leaks(whole, whole.data.train):
+        raise UserError("; ".join(problems))
+    content = identity.content(whole)
+    if changed := [key for key, is_now in content.items() if known.get("content", content).get(key) != is_now]:
+        raise UserError(
+            f"{workdir} holds a search of other files, though their paths are the same: {', '.join(changed)}; its trials do not compare "
+            "with new ones. Choose another --workdir"
+        )
+    found: dict[str, Any] = {"config": plain, "content": content, "metric": search.metric}
+    found |= {"trials": known.get("trials", []), "best": known.get("best")}
+    with locks.of(workdir) as held, _study(optuna, workdir, search.metric) as study, mesh.preemption() as caught:
+        if not held.take(ALL):
+            raise UserError(f"another process searches in {workdir}; wait for it, or choose another --workdir")
+        record.write_json(file, found)
+        _retry(optuna, study)
+        while len(_done(study)) < trials:
+            if caught:
+                record.say(f"stopped by signal {caught[0]}; the same command goes on from here")
+                raise SystemExit(train.PREEMPTED)
+            _trial(optuna, study, search, workdir, f"trial {len(_done(study)) + 1}/{trials}")
+            found["trials"] = _rows(study)
+            record.write_json(file, found)
+            _clear(study, search, workdir)
+            record.say(f"trial {len(found['trials'])}/{trials} {_news(found['trials'][-1], search.metric)}")
+        found["trials"] = _rows(study)
+        found["untried"] = [name for name in search.space if name not in {r["freeze"] for r in found["trials"]}]
+        found["best"] = _best(study, search, whole, workdir, page, known.get("best"), found["trials"])
+    record.write_json(file, found)
+    return found
+
+
+def _optuna() -> Any:
+    try:
+        optuna = importlib.import_module("optuna")
+    except ImportError:
+        raise UserError("optuna is not installed; run: pip install 'ptft[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _search(config: Config, tune: Config) -> Search:
+    """Raises UserError for whatever would make a trial fail."""
+    if not config.data.dev:
+        raise UserError("trials are judged on dev; expected data.dev='KIND:WHERE'")
+    if jax.process_count() > 1:
+        raise UserError("trials run in one process; start it without a coordinator")
+    if len(tune.lr) != 2 or not all(map(protocol.positive, tune.lr)) or tune.lr[0] >= tune.lr[1]:
+        raise UserError(f"tune.lr: expected [LOW, HIGH], factors of optim.lr above 0, got {tune.lr!r}")
+    entries = [s if isinstance(s, Mapping) else {"freeze": s} for s in tune.strategies]
+    if not entries or any(set(e) - {"freeze", "lr"} or "freeze" not in e or not protocol.positive(e.get("lr", 1.0)) for e in entries):
+        raise UserError(
+            f'tune.strategies: expected strategies, or {{"freeze": a strategy, "lr": a factor above 0}}, got {tune.strategies!r}'
+        )
+    space = {
+        e["freeze"] if isinstance(e["freeze"], str) else json.dumps(e["freeze"]): (e["freeze"], float(e.get("lr", 1.0))) for e in entries
+    }
+    if len(space) < len(entries):
+        raise UserError("tune.strategies: a strategy is there twice; expected each once, with one factor of the learning rate")
+    base = config.replace(**{"data.test": "", "tensorboard": False})
+    nets = [auto.unchosen(base.replace(freeze=f)).net for f, _ in space.values()]
+    metric = config.best if config.best not in ("", "last") else nets[0].objective.best
+    return Search(base, space, float(tune.lr[0]), float(tune.lr[1]), metric)
+
+
+@contextmanager
+def _study(optuna: Any, workdir: Path, metric: str) -> Any:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{workdir.absolute()}/tune.db")
+    direction = "maximize" if results.higher_is_better(metric) else "minimize"
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP)
+    try:
+        yield optuna.create_study(storage=storage, study_name=STUDY, direction=direction, pruner=pruner, load_if_exists=True)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _done(study: Any) -> list[Any]:
+    """Trials that count: finished or pruned, and not those that a stop cut short."""
+    return [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED")]
+
+
+def _retry(optuna: Any, study: Any) -> None:
+    """What a stop cut short has failed; as it does not count, the same values are proposed once more."""
+    for t in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(t.number, state=optuna.trial.TrialState.FAIL)
+
+
+def _trial(optuna: Any, study: Any, search: Search, workdir: Path, label: str) -> None:
+    """Runs one trial, cheaply and, if that is promising, as a whole."""
+    # As if it had never stopped: what is proposed hangs on the seed and on the trials that count.
+    study.sampler = optuna.samplers.TPESampler(seed=search.base.seed + len(_done(study)))
+    trial, begun, pruned = study.ask(), time.perf_counter(), optuna.trial.TrialState.PRUNED
+    name = trial.suggest_categorical("freeze", list(search.space))
+    config = _config(search, name, trial.suggest_float("lr", search.low, search.high, log=True))
+    cheap = cheaper(config)
+    how = {"freeze": cheap.freeze, "train_for": cheap.train_for, "frozen_dropout": cheap.frozen_dropout}
+    trial.set_user_attr("optim.lr", config.optim.lr)
+    less = f"as {cheap.freeze}" if cheap.freeze != config.freeze else f"for {cheap.train_for}" if cheap != config else "whole at once"
+    record.say(f"{label} {name}, lr {config.optim.lr:g}: tried {less}")
+    score, error = _score(cheap, search.metric, workdir)
+    trial.set_user_attr("cheap", {**how, "dev": record.plain(score), "error": error, "seconds": time.perf_counter() - begun})
+    if math.isfinite(score):
+        trial.report(score, 0)
+        if not trial.should_prune():
+            score, error = _score(config, search.metric, workdir)
+            trial.set_user_attr("seconds", time.perf_counter() - begun)
+            if math.isfinite(score):
+                study.tell(trial, score)
+                return
+    # A trial that diverges is pruned and not failed, so that TPE keeps away from its like.
+    trial.set_user_attr("error", error)
+    study.tell(trial, state=pruned)
+
+
+def _config(search: Search, name: str, factor: float) -> Config:
+    strategy, own = search.space[name]
+    return search.base.replace(freeze=strategy, **{"optim.lr": float(f"{search.base.optim.lr * own * factor:.4g}")})
+
+
+def cheaper(config: Config) -> Config:
+    """The same with the lower blocks frozen; for a third of the steps, where that is no less."""
+    strategy = config.freeze
+    if isinstance(strategy, str) and not auto.ask(strategy) and ";" not in strategy:
+        run = build.build(config)
+        depth = language.depth_of(models.groups(config.model.name), run.net.shapes())
+        sets, at, rates = strategy.partition("@")
+        try:
+            cut = build.refrozen(run, f"{sets}&top-{max(1, round(SHARE * depth))}{at}{rates}")
+        except UserError:  # nothing of it lies so high, or it is no set of what the model has
+            cut = run
+        if len(cut.phases) == 1 and set(cut.plan.trainable) < set(run.plan.trainable):
+            return cut.config.replace(frozen_dropout=False)
+    short = config.replace(train_for=f"{math.ceil(auto.unchosen(config).durations.total / 3)} steps")
+    try:
+        auto.unchosen(short)
+    except UserError:  # phases that begin later than that: the whole run is its own cheap try, and is not run twice
+        return config
+    return short
+
+
+def _score(config: Config, metric: str, workdir: Path) -> tuple[float, str]:
+    """(the dev metric, ""), or of a run that diverged (nan, why)."""
+    try:
+        folder = _folder(config, workdir)
+        found = float(train.run(config, folder, quiet=True, chosen=auto.choose(config, folder))["dev"][metric])
+        return found, "" if math.isfinite(found) else f"dev {metric} is {found}"
+    except UserError as e:
+        return math.nan, str(e)
+
+
+def _folder(config: Config, workdir: Path) -> Path:
+    return workdir / "runs" / configs.digest(config)
+
+
+def _clear(study: Any, search: Search, workdir: Path) -> None:
+    """Of all runs, that of the best trial is needed once more."""
+    best = _winner(study)
+    keep = _folder(_config(search, best.params["freeze"], best.params["lr"]), workdir) if best else None
+    for folder in (workdir / "runs").glob("*"):
+        if folder != keep:
+            shutil.rmtree(folder)
+
+
+def _winner(study: Any) -> Any:
+    return study.best_trial if any(t.state.name == "COMPLETE" for t in _done(study)) else None
+
+
+def _best(
+    study: Any, search: Search, whole: Config, workdir: Path, page: Sequence[str], before: Any, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The best trial, its command, and its metrics on test, which are computed once."""
+    if (best := _winner(study)) is None:
+        raise UserError(
+            f"none of {len(_done(study))} trials gave a finite dev {search.metric}; lower optim.lr or tune.lr: see {workdir}/tune.json"
+        )
+    config = _config(search, best.params["freeze"], best.params["lr"])
+    words = [*page, f"--config.freeze={best.params['freeze']}", f"--config.optim.lr={config.optim.lr:g}", "--workdir", f"{workdir}/best"]
+    row = {**next(r for r in rows if r["params"] == best.params), "command": "ptft train " + shlex.join(words)}
+    if before and before["params"] == best.params:
+        return {**row, "test": before["test"]}
+    return {**row, "test": _test(config.replace(**{"data.test": whole.data.test}), _folder(config, workdir)) if whole.data.test else None}
+
+
+def _test(config: Config, folder: Path) -> dict[str, float]:
+    run = auto.built(config, folder)
+    params, loaded = weights.run_params(folder, config, run.net)
+    params = jax.device_put(quantize.computed(params, loaded.meta.get("thin", ()), config.frozen_dtype), mesh.replicated(run.mesh))
+    assert run.data.test is not None
+    return train.evaluate(run.net, params, run.data.test, config.eval_batch or config.batch, run.mesh)
+
+
+def _rows(study: Any) -> list[dict[str, Any]]:
+    """The trials that count, numbered from 1."""
+    return [_row(k, t) for k, t in enumerate(_done(study), 1)]
+
+
+def _row(number: int, t: Any) -> dict[str, Any]:
+    """A trial as JSON. `dev`: of the whole run; None for one that was pruned."""
+    known, error = t.user_attrs, t.user_attrs.get("error", "")
+    return {
+        "trial": number, "freeze": t.params["freeze"], "lr": known["optim.lr"], "params": t.params,
+        "state": "diverged" if error else t.state.name.lower(), "error": error, "dev": t.value if t.state.name == "COMPLETE" else None,
+        "cheap": known["cheap"], "seconds": known.get("seconds", known["cheap"]["seconds"]),
+    }  # fmt: skip
+
+
+def _news(row: Mapping[str, Any], metric: str) -> str:
+    said = f"dev {metric} {row['dev']:.4f}" if row["dev"] is not None else ": ".join(filter(None, [row["state"], row["error"]]))
+    return f"{row['freeze']}, lr {row['lr']:g}: {said} ({row['seconds']:.1f} s)"
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The trials, the best first, and what came of them."""
+    falls = not results.higher_is_better(found["metric"])
+    rows = sorted(found["trials"], key=lambda r: (r["dev"] is None, (r["dev"] or 0) * (1 if falls else -1)))
+    width = max(len(r["freeze"]) for r in rows)
+    lines = [f"{'trial':>5}  {'freeze':<{width}}  {'lr':>9}  {'cheap try':>9}  {'dev ' + found['metric']:>12}  {'seconds':>7}"]
+    for r in rows:
+        cheap, dev = ("" if x is None else f"{x:.4f}" for x in (r["cheap"]["dev"], r["dev"]))
+        lines.append(f"{r['trial']:>5}  {r['freeze']:<{width}}  {r['lr']:>9.3g}  {cheap:>9}  {dev or r['state']:>12}  {r['seconds']:>7.1f}")
+    pruned, diverged = (sum(r["state"] == state for r in rows) for state in ("pruned", "diverged"))
+    lines.append(f"{pruned} of {len(rows)} trials were pruned after their cheap try" + (f", {diverged} diverged" if diverged else ""))
+    if found["untried"]:
+        lines.append(f"tried in no trial: {', '.join(found['untried'])}")
+    best = found["best"]
+    if best["test"]:
+        lines.append("the best on test: " + ", ".join(f"{k} {v:.4f}" for k, v in best["test"].items() if v is not None))
+    return "\n".join([*lines, best["command"]])

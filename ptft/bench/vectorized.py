@@ -1,0 +1,254 @@
+"""Runs that share a frozen prefix train together: one compiled step, vmapped over what moves, one frozen part.
+
+Members differ in seed, learning rate and, where the lowest block that moves is the same, in strategy: what moves in any of them has
+a leading axis of members, and a factor a member says how fast, or that it does not. What lies below is computed once an example
+for all of them (`ptft.prefix`), for training and evaluation. Members do not touch each other: one that diverges fails, the others
+go on. The numbers are those of solo runs up to the rounding of batched products. What a step costs cannot be read off such a run:
+seconds, FLOPs and bytes are measured apart, of a step that computes everything (`ptft.bench.probe`).
+
+A CPU gains little from wide steps: per member, they took 0.8 to 1.4 times as long as one member alone (MiniLM, 3 to 15 members on
+two cores: tests/benchmarks/population_steps.py). There, members take turns in one compiled step.
+"""
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ptft.bench import forgetting
+from ptft.core import config as configs
+from ptft.core import mesh, record, tree
+from ptft.core.config import Config
+from ptft.core.tree import Flat
+from ptft.freeze import ledger
+from ptft.planning import auto
+from ptft.train import build, description, feature_cache, optim, pipeline, programs, step, train, weights
+from ptft.train.build import Run
+from ptft.train.state import Progress
+from ptft.train.step import Moving
+
+Outcome = dict[str, Any] | Exception
+SHARE = 0.5  # of the memory that is free, for one group
+
+
+class Member(NamedTuple):
+    """A run and the weights that it starts on."""
+
+    run: Run
+    params: Flat
+
+
+def wide() -> bool:
+    """Whether a step of many members costs less than as many steps of one."""
+    return jax.default_backend() != "cpu"
+
+
+def kin(config: Config) -> str | None:
+    """Configs of one kin may train together; None: this one trains alone, as where each seed chooses what moves."""
+    if auto.ask(config.freeze):
+        return None
+    plain = config.to_dict()
+    same = {**plain, "seed": 0, "optim": {**plain["optim"], "lr": 0.0}}
+    return _kin(json.dumps(same, sort_keys=True), wide())
+
+
+@functools.lru_cache(maxsize=1024)
+def _kin(text: str, across: bool) -> str | None:
+    c = Config(json.loads(text))
+    run = build.build(c)
+    sparse = any(a.kind == "fish" for a in run.net.added)  # its places are frozen, and another seed's are others
+    if len(run.phases) > 1 or sparse or c.parallel != "jit" or c.accumulate > 1 or c.frozen_dtype != "float32" or c.early_stop:
+        return None
+    moves: Any = [(r.name, r.rate, r.decay) for r in run.plan.rows]  # two strategies that come to the same are of one kin
+    if across and not feature_cache.why_not(run, 0, 0, many=True) and all(r.decay == 1 for r in run.plan.rows):
+        blocks = {part for part in programs.still(run, 0) if part.startswith("block_")}  # nothing above the blocks has dropout
+        moves = feature_cache.entry(run, 0), sorted(blocks) if c.model.dropout else []
+    # LoRA of rank 8 and of rank 16, or of another alpha, have the same names.
+    return hashlib.sha256(repr((configs.to_json({**c.to_dict(), "freeze": ""}), moves, run.net.added)).encode()).hexdigest()
+
+
+def train_together(asked: Sequence[Config]) -> Iterator[dict[int, Outcome]]:
+    """Trains configs of one kin, as many at a time as fit; yields for those of a time, by number, what `train.run` would return, or
+    the exception of a member that diverged.
+
+    Raises:
+      SystemExit(75): stopped by SIGTERM or SIGINT; nothing is kept of those that were in training.
+    """
+    runs = [build.build(config) for config in asked]
+    moves = tuple(dict.fromkeys(name for run in runs for name in run.plan.trainable))
+    starts: dict[int, Flat] = {}
+    groups: dict[str, list[int]] = {}
+    for run in {r.config.seed: r for r in runs}.values():
+        params = weights.start_params(run, quiet=True)
+        inside, frozen = tree.split(params, moves)
+        # What is frozen and was drawn by a seed, such as a pooler that a checkpoint lacks, is not the same for another.
+        seeds = groups.setdefault(ledger.digest_of(frozen), [])
+        starts[run.config.seed] = inside | (tree.split(starts[seeds[0]], moves)[1] if seeds else frozen)  # in memory once
+        seeds.append(run.config.seed)
+    for seeds in groups.values():
+        mine = [i for i, run in enumerate(runs) if run.config.seed in seeds]
+        room = max(1, int(SHARE * _free() / _bytes(runs[mine[0]], moves))) if wide() else 1
+        for at in range(0, len(mine), room):
+            chunk = mine[at : at + room]
+            yield dict(zip(chunk, _train([Member(runs[i], starts[runs[i].config.seed]) for i in chunk], moves), strict=True))
+
+
+def _free() -> int:
+    """Bytes that a device can still hold; of the machine, where the device has none of its own."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else feature_cache.free_memory()
+
+
+def _bytes(run: Run, moves: Sequence[str]) -> int:
+    """What one more member needs: what moves four times over, and activations (twice Korthikanti et al. 2022, arXiv 2205.05198,
+    equation 2, which counts half precision), in every block at which something moves or above it."""
+    shape, c = run.net.backbone.shape if hasattr(run.net.backbone, "shape") else None, run.config
+    moving = 16 * tree.count(tree.split(run.net.shapes(), moves)[0])
+    if shape is None:
+        return 2 * moving
+    tokens, blocks = c.batch * c.objective.seq_len, shape.layers - feature_cache.entry(run, 0) + 1
+    return moving + 2 * tokens * blocks * (34 * shape.hidden + 5 * shape.heads * c.objective.seq_len)
+
+
+def _train(members: Sequence[Member], moves: tuple[str, ...]) -> list[Outcome]:
+    first, n, begun = members[0].run, len(members), time.perf_counter()
+    c, d, chosen_by = first.config, first.durations, build.metric(first)
+    frozen = tree.split(members[0].params, moves)[1]
+    here = {m.run.config.seed: feature_cache.shorten(m.run, 0, 0, m.params, many=True) for m in members}
+    one = here[c.seed]
+    together = _program(one.net, _decays(first), programs.still(first, 0), configs.to_json(c.optim.replace(lr=1.0)), d.warmup, d.total)
+    inside = {name: jnp.stack([m.params[name] for m in members]) for name in moves}
+    moving = jax.device_put(together.init(inside), mesh.replicated(first.mesh))
+    seeds = np.asarray([m.run.config.seed for m in members], np.uint32)
+    lrs = np.asarray([m.run.config.optim.lr for m in members], np.float32)
+    factors = {name: np.asarray([m.run.plan.rates.get(name, 0.0) for m in members], np.float32) for name in moves}
+    batches = {s: pipeline.train_batches(r.data.train, r.used, s, c.batch, 0, d.total) for s, r in here.items()}
+    progress, best = [Progress()] * n, None
+    alive = np.ones(n, bool)
+    with mesh.preemption() as caught:
+        for k in range(1, d.total + 1):
+            parts = {s: next(b) for s, b in batches.items()}
+            batch = {name: np.stack([parts[int(s)][name] for s in seeds]) for name in parts[c.seed]}
+            moving, losses = together.train(moving, frozen, _put(batch, first.mesh), seeds, lrs, factors)
+            if k % d.log == 0 or k == d.total:
+                alive &= np.isfinite(np.asarray(losses))
+            if caught:
+                raise SystemExit(train.PREEMPTED)
+            if first.data.dev is not None and chosen_by != "last" and (k == d.total or (d.evaluate and k % d.evaluate == 0)):
+                scores = evaluate(one, frozen, moving.params, "dev")
+                progress = [train.judge(chosen_by, s[chosen_by], k, p) for s, p in zip(scores, progress, strict=True)]
+                better = np.asarray([p.best_step == k for p in progress])
+                best = _where(better, moving.params, moving.params if best is None else best)
+    last = moving.params if best is None else best
+    splits = {s: evaluate(one, frozen, last, s) for s in ("dev", "test") if getattr(first.data, s) is not None}
+    seconds = (time.perf_counter() - begun) / n
+    out: list[Outcome] = []
+    for i, m in enumerate(members):
+        if not alive[i]:
+            out.append(FloatingPointError("the training loss is not a number: the run diverged; lower optim.lr or optim.clip"))
+            continue
+        mine = {**frozen, **{name: x[i] for name, x in last.items()}}
+        end = {**frozen, **{name: x[i] for name, x in moving.params.items()}}  # of the last step, as a run's ledger
+        proof = ledger.make(m.run.plan, m.params, end, _own(moving.opt, m.run.plan.trainable))
+        if not proof["holds"]:
+            out.append(RuntimeError(f"the freeze did not hold: {ledger.describe(proof)}"))
+            continue
+        header, (trainable, total) = description.header(m.run), m.run.plan.counts()
+        chosen = progress[i].best is not None
+        out.append({
+            "best_step": progress[i].best_step if chosen else d.total, "steps": d.total, "chosen_by": chosen_by if chosen else None,
+            **{split: scores[i] for split, scores in splits.items()},
+            "seconds": seconds, "seconds_per_step": None, "flops_per_step": None, "members": n,
+            "drift": {r["name"]: r["relative"] for r in proof["rows"] if r["verdict"] == "moved"},
+            "forgetting": forgetting.measure(m.run, mine), "trainable": trainable, "total": total, "trainable_share": trainable / total,
+            **{k: header[k] for k in ("config_hash", "versions", "device", "data")},
+        })  # fmt: skip
+    return out
+
+
+def _decays(run: Run) -> tuple[tuple[str, float], ...]:
+    return tuple((name, decay) for name, decay in run.plan.decays.items() if decay != 1)
+
+
+def _own(opt: Any, names: Sequence[str]) -> Any:
+    """An optimizer's state without that of other members' parameters."""
+
+    def pick(x: Any) -> Any:
+        return {n: x[n] for n in names if n in x} if isinstance(x, dict) else x
+
+    return jax.tree.map(pick, opt, is_leaf=lambda x: isinstance(x, dict))
+
+
+def _put(batch: Mapping[str, np.ndarray], grid: Any) -> dict[str, jax.Array]:
+    """Arrays [members, B, …], their rows split over the devices."""
+    sharding = jax.sharding.NamedSharding(grid, jax.sharding.PartitionSpec(None, "data"))
+    return {name: jax.device_put(x, sharding) for name, x in batch.items()}
+
+
+@jax.jit
+def _where(better: jax.Array, new: Flat, old: Flat) -> Flat:
+    return jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+
+
+class Together(NamedTuple):
+    init: Callable[[Flat], Moving]
+    train: Callable[..., Any]
+
+
+def _scaled(tx: optax.GradientTransformation, factors: Mapping[str, jax.Array]) -> optax.GradientTransformation:
+    """`tx` for the parameters whose factor is not 0, its updates times the factor."""
+
+    def update(grads: Flat, state: Any, params: Flat | None = None) -> tuple[Flat, Any]:
+        mine = {n: jnp.where(factors[n] > 0, g, 0) for n, g in grads.items()}  # no clip by a norm sees the others
+        updates, after = tx.update(mine, state, params)
+        return {n: factors[n] * u for n, u in updates.items()}, after
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+@functools.lru_cache(maxsize=16)
+def _program(
+    net: step.Net, decays: tuple[tuple[str, float], ...], still: frozenset[str], optim_json: str, warmup: int, total: int
+) -> Together:
+    values = configs.Config(json.loads(optim_json))
+
+    def tx(names: Iterable[str], lr: Any) -> optax.GradientTransformation:
+        return optim.build(values.replace(lr=lr), dict.fromkeys(names, 1.0), warmup, total, dict(decays))
+
+    def one(
+        moving: Moving, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array, lr: jax.Array, factors: Mapping[str, jax.Array]
+    ) -> tuple[Moving, jax.Array]:
+        own = step.train_step(net, _scaled(tx(factors, lr), factors), still=still)
+        after, sums = own(moving, frozen, batch, seed)
+        # What another member moves stays as it is, to the bit: no sum does that for -0.0 and denormal numbers on every device.
+        after = after._replace(params={n: jnp.where(factors[n] > 0, x, moving.params[n]) for n, x in after.params.items()})
+        return after, jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in net.objective.loss]).sum()
+
+    init = jax.vmap(lambda p: step.init_moving(p, tx(p, 1.0)))
+    return Together(jax.jit(init), jax.jit(jax.vmap(one, in_axes=(0, None, 0, 0, 0, 0)), donate_argnums=0))
+
+
+@functools.lru_cache(maxsize=32)
+def _eval(net: step.Net) -> Callable[..., Any]:
+    one = step.eval_step(net)
+    return jax.jit(jax.vmap(lambda moving, frozen, batch: one({**frozen, **moving}, batch), in_axes=(0, None, None)))
+
+
+def evaluate(run: Run, frozen: Flat, moving: Flat, split: str) -> list[dict[str, float]]:
+    """Metrics of every member on a split of the run; what is frozen is computed once for all."""
+    rows, c = getattr(run.data, split), run.config
+    limit = c.data.dev_size if split == "dev" else 0
+    size = -(-(c.eval_batch or c.batch) // run.mesh.size) * run.mesh.size
+    total: record.Sums | None = None
+    for batch in pipeline.eval_batches(rows, size, limit):
+        total = record.add(total, jax.device_get(_eval(run.net)(moving, frozen, mesh.put(batch, run.mesh))))
+    members = len(next(iter(moving.values())))
+    each = [{name: (s[i], w[i]) for name, (s, w) in (total or {}).items()} for i in range(members)]
+    return [run.net.objective.report(sums) for sums in each]

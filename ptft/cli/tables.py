@@ -1,0 +1,72 @@
+"""Rows -> a csv, tsv or jsonl file, row by row; it appears once it is whole."""
+
+import contextlib
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from ptft.core import record
+from ptft.core.errors import UserError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+BREAKS = re.compile(r"[\t\r\n]+")  # a tsv file has no quoting
+
+Row = Mapping[str, Any]
+
+
+def to_json(row: Row | Sequence[Any]) -> str:
+    """One line; what JSON does not have (a date of a parquet file) as text."""
+    return json.dumps(record.plain(row), ensure_ascii=False, allow_nan=False, default=str)
+
+
+@contextlib.contextmanager
+def writer(path: Path) -> Iterator[Callable[[Row], None]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # A lone half of a surrogate pair, which no file can hold, is written as its number.
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as f:
+            if path.suffix == ".jsonl":
+                yield lambda row: print(to_json(row), file=f)
+            else:
+                yield _table(f, path.suffix == ".tsv")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _table(f: TextIO, tabs: bool) -> Callable[[Row], None]:
+    """Writes the first row's names, then every row; a dict has a column a key, a list is JSON in its cell."""
+    names: list[str] = []
+    out = csv.writer(f, lineterminator="\n")
+
+    def write(cells: list[str]) -> None:
+        if tabs:
+            f.write("\t".join(BREAKS.sub(" ", c) for c in cells) + "\n")
+        else:
+            out.writerow(cells)
+
+    def add(row: Row) -> None:
+        flat = {name: value for key, inner in row.items() for name, value in _flat(key, inner)}
+        if not names:
+            names.extend(flat)
+            write(names)
+        if more := [n for n in flat if n not in names]:
+            raise UserError(f"a row has {more[0]!r}, which the first row lacks: .jsonl can hold such rows")
+        write([_cell(flat.get(n)) for n in names])
+
+    return add
+
+
+def _flat(key: str, value: Any) -> list[tuple[str, Any]]:
+    return [(f"{key}.{k}", v) for k, v in value.items()] if isinstance(value, Mapping) else [(key, value)]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return to_json(value)
+    return "" if value is None or value != value else str(value)

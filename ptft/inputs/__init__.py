@@ -1,0 +1,1 @@
+"""Records -> arrays: text, with its tokenizer."""

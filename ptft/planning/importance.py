@@ -1,0 +1,165 @@
+"""What data say of the parts of a pretrained model: a number a part, the higher the more there is to train.
+
+  rgn          |gradient| / |weights| (Lee et al. 2022, arXiv 2210.11466, Auto-RGN)
+  fisher       the trace of the empirical Fisher information (after Lodha et al. 2023, arXiv 2310.17041)
+  snr          |mean gradient|^2 / its variance over examples (Lee et al. 2022, Auto-SNR; here of a part as a whole)
+  variability  of what a block gives, within classes over between them: tr(S_w S_b^+) / classes (Xie et al. 2022, arXiv 2210.10041), of
+               the mean over tokens. Where the classes lie apart already there is less to learn. All parts of a block share its number,
+               and the pooler has that of the last block
+  depth        a control: the higher the better
+  random       a control: drawn by the seed
+
+All but the controls come from one pass over the first examples in the run's order, at the pretrained weights and without dropout. A new
+head is fitted on them first, under a backbone that does not move: the gradients of a random head are those of noise (the head first, then
+the rest: Kumar et al. 2022, arXiv 2202.10054).
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ptft import models
+from ptft.core import config, mesh, tree
+from ptft.core.errors import UserError
+from ptft.core.tree import Flat
+from ptft.freeze import language
+from ptft.train import optim, pipeline, step, weights
+from ptft.train.build import Run
+
+NAMES = ("rgn", "fisher", "snr", "variability", "depth", "random")
+EXAMPLES = 256
+BATCH = 16  # gradients of everything are needed once: a few rows at a time
+FIT = 50  # steps of the head alone
+FIT_LR = 1e-3  # Adam's: enough to leave noise behind, too little to learn the sample by heart
+
+Batch = dict[str, jax.Array]
+
+
+class Part(NamedTuple):
+    """What moves or not as a whole; its name is a freeze strategy."""
+
+    name: str
+    block: int  # -1: the embeddings; one past the last block: the pooler
+    leaves: tuple[str, ...]
+
+
+def measure(run: Run, parts: Sequence[Part], signal: str) -> list[float]:
+    """The signal of each part.
+
+    Args:
+      run: one in which the head alone moves.
+      parts: from the input up.
+    Raises:
+      UserError: `variability` of examples that have no class, or a number that is not finite.
+    """
+    if signal == "depth":
+        return [float(1 + i) for i in range(len(parts))]
+    if signal == "random":
+        return np.random.default_rng(run.config.seed).random(len(parts)).tolist()
+    batches = sample(run)
+    if signal == "variability" and "label" not in batches[0]:
+        raise UserError(f"signal=variability is of classes, and {run.config.objective.name} has none; expected another, such as rgn")
+    params = weights.start_params(run, quiet=True)
+    found = variability(run, parts, params, batches) if signal == "variability" else of_gradients(run, parts, params, batches, signal)
+    if not np.isfinite(found).all():
+        raise UserError(f"signal={signal} is not a finite number on this model and these data; expected weights that give finite losses")
+    return found
+
+
+def sample(run: Run) -> list[Batch]:
+    """The first examples in the run's order, in batches of which the last is filled up with rows of `valid` 0. Every device computes
+    all of them: so few are not worth parting, and the number of devices shall decide nothing."""
+    numbers = pipeline.order(len(run.used), run.config.seed)
+    chosen = run.used[[numbers[i] for i in range(min(EXAMPLES, len(run.used)))]]
+    batches = []
+    for at in range(0, len(chosen), BATCH):
+        place = np.arange(at, at + BATCH, dtype=np.int32)
+        rows = run.data.train.batch(chosen[np.minimum(place, len(chosen) - 1)])
+        batch = {**rows, "row": place, "valid": (place < len(chosen)).astype(np.float32)}
+        batches.append(jax.device_put(batch, mesh.replicated(run.mesh)))
+    return batches
+
+
+def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
+    """The parameters with a new head fitted to the sample; a head that came with the weights stays."""
+    if run.net.objective.carries_head and run.config.init_from and run.config.init_weights:
+        return params
+    top = language.depth_of(models.groups(run.config.model.name), params)
+    short = run.net._replace(start=top)
+    below = jax.jit(lambda p, batch: run.net.below(p, batch, top))
+    cached = [{**batch, "hidden": below(params, batch)} for batch in batches]
+    head, rest = tree.split(params, [n for n in params if n.startswith("head/")])
+    tx = optim.build(config.resolve({"lr": FIT_LR, "decay": "constant"}, optim.SPEC), dict.fromkeys(head, 1.0), 1, FIT)
+    moving, update = step.init_moving(head, tx), jax.jit(step.train_step(short, tx))
+    for k in range(FIT):
+        moving, _ = update(moving, rest, cached[k % len(cached)], np.uint32(run.config.seed))
+    return {**rest, **moving.params}
+
+
+def of_gradients(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch], signal: str) -> list[float]:
+    net = run.net
+    params = fitted(run, params, batches)
+    head, body = tree.split(params, [n for n in params if n.startswith("head/")])
+
+    def loss(body: Flat, head: Flat, batch: Batch) -> jax.Array:
+        """The mean over a batch, times its rows: a mean over examples does not see how they are cut into batches."""
+        sums = net.sums({**head, **body}, batch, jax.random.key(0))
+        return batch["valid"].sum() * jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in net.objective.loss]).sum()
+
+    gradient, squares = jax.jit(jax.grad(loss)), jax.jit(net.squares)
+    rows = float(sum(np.asarray(jax.device_get(batch["valid"].sum())) for batch in batches))
+    total: Mapping[str, Any] | None = None
+    square: Mapping[str, Any] | None = None
+    for batch in batches:
+        new = gradient(body, head, batch)
+        total = new if total is None else jax.tree.map(jnp.add, total, new)
+        if signal != "rgn":
+            new = squares(params, batch)
+            square = new if square is None else jax.tree.map(jnp.add, square, new)
+    assert total is not None
+    # float64 from here on: sums over millions of small squares
+    lengths = {n: float(np.square(np.asarray(x, np.float64)).sum()) for n, x in jax.device_get(body).items()}
+    means = {n: float(np.square(np.asarray(x, np.float64) / rows).sum()) for n, x in jax.device_get(total).items()}
+    traces = {n: float(np.asarray(x, np.float64).sum() / rows) for n, x in jax.device_get(square or {}).items()}
+    return [_of_part(signal, *(sum(of.get(n, 0.0) for n in p.leaves) for of in (lengths, means, traces))) for p in parts]
+
+
+def _of_part(signal: str, length: float, mean: float, trace: float) -> float:
+    """From squared norms of a part: of its weights, of its mean gradient, and the mean of those of its examples' gradients."""
+    if signal == "fisher":
+        return trace
+    return (mean / max(length, 1e-30)) ** 0.5 if signal == "rgn" else mean / max(trace - mean, 1e-30 + 1e-6 * mean)
+
+
+def variability(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch]) -> list[float]:
+    depth = language.depth_of(models.groups(run.config.model.name), params)
+    label = np.concatenate([jax.device_get(b["label"])[np.asarray(jax.device_get(b["valid"])) > 0] for b in batches])
+    found = []
+    for block in range(depth + 1):
+        vectors = jax.jit(functools.partial(_mean_state, run.net, block))
+        states = [np.asarray(vectors(params, b), np.float64)[np.asarray(jax.device_get(b["valid"])) > 0] for b in batches]
+        found.append(within_over_between(np.concatenate(states), label))
+    return [found[min(p.block + 1, depth)] for p in parts]
+
+
+def _mean_state(net: step.Net, block: int, params: Flat, batch: Batch) -> jax.Array:
+    hidden = net.below(params, batch, block)
+    mask = (jnp.arange(hidden.shape[1])[None] < batch["length"][:, None])[..., None].astype(hidden.dtype)
+    return (hidden * mask).sum(1) / jnp.maximum(mask.sum(1), 1)
+
+
+def within_over_between(x: np.ndarray, label: np.ndarray) -> float:
+    """tr(S_w S_b^+) / C of vectors f64[N, D] of C classes i[N]: 0 where each class is one point."""
+    classes = np.unique(label)
+    centers = np.stack([x[label == c].mean(0) for c in classes])
+    off = centers - centers.mean(0)
+    inside = x - centers[np.searchsorted(classes, label)]
+    # S_b^+ = V diag(C / s^2) V^T from off = U diag(s) V^T, of rank C - 1 at most: no D x D matrix is inverted.
+    _, s, v = np.linalg.svd(off, full_matrices=False)
+    keep = s > 1e-9 * max(s.max(), 1e-30)
+    spread = np.square(inside @ v[keep].T).mean(0)
+    return float((spread * len(classes) / np.square(s[keep])).sum() / len(classes))

@@ -1,0 +1,1 @@
+"""A run: its data, weights, compiled step and state, and the one loop."""

@@ -1,0 +1,159 @@
+"""Config -> a run: data, model, phases, durations, devices."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ptft import models, objectives
+from ptft.core import config as configs
+from ptft.core import mesh
+from ptft.core.config import Config
+from ptft.core.errors import UserError, did_you_mean
+from ptft.freeze import adapters, language
+from ptft.inputs import tokenizer as tokenizers
+from ptft.inputs.tokenizer import Tokenizer
+from ptft.train import dataset, pipeline, step
+from ptft.train.dataset import Data
+from ptft.train.step import Net
+
+
+def net(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Net:
+    """The model and its objective."""
+    dtype = jnp.dtype(config.dtype)
+    if config.objective.seq_len > config.model.get("max_len", math.inf):
+        raise UserError(
+            f"objective.seq_len: {config.objective.seq_len} tokens do not fit a model of {config.model.max_len} positions; "
+            f"expected at most {config.model.max_len} (texts longer than that are cut), or a larger model.max_len"
+        )
+    objective = objectives.build(config.objective, tokenizer, labels)
+    rows = config.model.get("vocab", 0)
+    if 0 < rows < tokenizer.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, the model's word table {rows} rows: not a pair")
+    backbone = models.build(config.model, tokenizer.vocab_size, dtype)
+    return with_added(config, Net(backbone, objective.head(dtype, backbone.style), objective))
+
+
+def with_added(config: Config, net: Net) -> Net:
+    """The net with the added parameters that `config.freeze` names in any phase, and no others."""
+    plain, groups = net._replace(added=()), models.groups(config.model.name)
+    shapes = plain.shapes()
+    named = [s for _, s in language.strategies(config.freeze, language.depth_of(groups, shapes), 1, lambda _: 1, 0) if isinstance(s, str)]
+    return plain._replace(added=adapters.union([adapters.parse(s, groups, shapes) for s in named], config.freeze))
+
+
+def phases(config: Config, net: Net, examples: int, total: int) -> tuple[language.Phase, ...]:
+    """What moves when; one phase where it is always the same."""
+
+    def steps(text: str) -> int:
+        return configs.steps(f"freeze={config.freeze!r}", text, batch=config.batch, examples=examples, total=total)
+
+    found = language.phases(config.freeze, models.groups(config.model.name), net.shapes(), total, steps, config.seed)
+    if any(p.start is None for p in found) and not (config.data.dev and config.best != "last" and steps(config.eval_every)):
+        raise UserError(
+            f"freeze={config.freeze!r}: a plateau is seen on dev; it needs data.dev, an eval_every above 0 "
+            "and a metric that chooses the best (config.best is not 'last')"
+        )
+    return found
+
+
+class Durations(NamedTuple):
+    """All in steps; 0 means never before the end."""
+
+    total: int
+    warmup: int
+    evaluate: int
+    save: int
+    log: int
+
+
+def durations(config: Config, examples: int) -> Durations:
+    """The config's durations in steps of its batch over `examples` training examples."""
+
+    def steps(key: str, total: int | None = None) -> int:
+        return configs.steps(key, config[key], batch=config.batch, examples=examples, total=total)
+
+    total = steps("train_for")
+    if total < 1:
+        raise UserError(f"train_for: {config.train_for!r} is no step at all")
+    warmup, evaluate, save, log = (steps(key, total) for key in ("warmup", "eval_every", "save_every", "log_every"))
+    return Durations(total, min(warmup, total), evaluate, save, max(log, 1))
+
+
+class Run(NamedTuple):
+    """Everything of a run but its numbers."""
+
+    config: Config
+    data: Data
+    used: np.ndarray  # the training rows, i64[n]
+    net: Net
+    phases: tuple[language.Phase, ...]
+    durations: Durations
+    mesh: Any
+
+    @property
+    def plan(self) -> language.Plan:
+        """Everything that moves in some phase."""
+        return language.union(self.phases)
+
+
+def build(config: Config, chosen: str = "") -> Run:
+    """Builds all of a run; every mistake in config or data shows here, before anything is trained.
+
+    Args:
+      chosen: the strategy that moves where `config.freeze` leaves it to the data (`ptft.auto`).
+    """
+    grid = mesh.make(config.devices)
+    mesh.check_batch(config.batch, config.accumulate, grid)
+    loaded = dataset.load_data(config)
+    network = net(config, loaded.tokenizer, loaded.labels)
+    if config.best not in ("", "last", *(known := metrics(network))):
+        why = getattr(network.objective, "lacks", "") or did_you_mean(config.best, [*known, "last"])
+        raise UserError(f"best: {config.best!r} is no metric of this objective; {why}")
+    if config.early_stop and (config.best == "last" or not config.data.dev):
+        raise UserError("early_stop needs data.dev and a metric that chooses the best (config.best is not 'last')")
+    used = pipeline.subset(len(loaded.train), config.data.train_size, config.seed)
+    lengths = durations(config, len(used))
+    moves = phases(config.replace(freeze=chosen) if chosen else config, network, len(used), lengths.total)
+    return Run(config, loaded, used, network, moves, lengths, grid)
+
+
+def outline(config: Config) -> Run:
+    """A run without its data, for what hangs on shapes alone. Where the config leaves tokenizer or labels to the data, of the
+    usual size: `data.vocab_size` entries, two classes, epochs of `data.train_size` examples or else of 1000 steps."""
+    grid = mesh.make(config.devices)
+    mesh.check_batch(config.batch, config.accumulate, grid)
+    labels = tuple(map(str, config.data.labels or config.data.names or ("0", "1")))
+    tokenizer = dataset.load_tokenizer(config)
+    if tokenizer is None:
+        specials = tokenizers.SPECIALS
+        tokenizer = Tokenizer([*specials, *(f"w{i}" for i in range(config.data.vocab_size - len(specials)))], config.data.lowercase)
+    network = net(config, tokenizer, labels)
+    nothing: Any = None
+    data = Data(tokenizer, labels, nothing, None, None, "", {})
+    used = np.zeros(config.data.train_size or 1000 * config.batch, np.int64)
+    run = Run(config, data, used, network, (), durations(config, len(used)), grid)
+    return refrozen(run, config.freeze)
+
+
+def refrozen(run: Run, strategy: Any) -> Run:
+    """The same run under another freeze."""
+    config = run.config.replace(freeze=strategy)
+    network = with_added(config, run.net)
+    return run._replace(config=config, net=network, phases=phases(config, network, len(run.used), run.durations.total))
+
+
+@functools.lru_cache(maxsize=64)
+def metrics(net: Net) -> list[str]:
+    """Names of what an evaluation reports, found without computing any."""
+    sums = jax.eval_shape(step.eval_step(net), net.shapes(), net.example(1))
+    return list(net.objective.report(jax.tree.map(lambda s: np.ones(s.shape, s.dtype), sums)))
+
+
+def metric(run: Run) -> str:
+    """The dev metric that chooses the best step, or "last"."""
+    return run.config.best or run.net.objective.best

@@ -1,0 +1,129 @@
+"""The data of a run: its tokenizer, and every split read, tokenized and cut."""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptft import data, objectives
+from ptft.core.config import Config
+from ptft.core.errors import UserError, listed
+from ptft.core.startup import timed
+from ptft.hub import read
+from ptft.inputs import tokenizer as tokenizers
+from ptft.inputs.tokenizer import Tokenizer
+from ptft.objectives import Objective, Rows
+from ptft.train import spec
+
+
+class Data(NamedTuple):
+    """Tokenized splits; `test` and `dev` may be None."""
+
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    train: Rows
+    dev: Rows | None
+    test: Rows | None
+    fingerprint: str
+    notes: dict[str, dict[str, int]]
+    doubts: tuple[str, ...] = ()
+
+
+def run_tokenizer(workdir: Path) -> Tokenizer:
+    """The tokenizer of a run, if it still is the one that the run was trained with."""
+    tokenizer = tokenizers.load(workdir / "tokenizer")
+    if tokenizer.fingerprint != spec.read_run(workdir, "run.json")["tokenizer"]:
+        raise UserError(
+            f"{workdir}/tokenizer ({tokenizer.vocab_size} entries) is not the one that {workdir} was trained with: "
+            "the checkpoint's word embeddings would mean other words; restore the folder"
+        )
+    return tokenizer
+
+
+def load_tokenizer(config: Config) -> Tokenizer | None:
+    """The tokenizer that the config names, or None: train one."""
+    given = config.data.tokenizer and tokenizers.load(config.data.tokenizer)
+    start = config.init_from
+    own = start and (tokenizers.load(read.locate(start)) if read.is_folder(start) else run_tokenizer(Path(start)))
+    if given and own and given.fingerprint != own.fingerprint:
+        raise UserError(
+            f"data.tokenizer {config.data.tokenizer} ({given.vocab_size} entries) is not the one that {config.init_from} was trained "
+            f"with ({own.vocab_size} entries); leave data.tokenizer out"
+        )
+    return own or given or None
+
+
+def texts(records: Sequence[Mapping[str, Any]]) -> Any:
+    """Every text of a source, to train a tokenizer on."""
+    for r in records:
+        if "words" in r:
+            yield " ".join(r["words"])
+        else:
+            yield from r["sentences"] if "sentences" in r else (r[k] for k in ("text", "text_b") if k in r)
+
+
+def load_data(config: Config) -> Data:
+    """Reads, tokenizes and cuts all splits; runs of one process that read the same data share the result."""
+    if not config.data.train:
+        raise UserError("data.train is empty; expected KIND:WHERE, such as data.train='files:/data/train.tsv'")
+    _ = list(config.data.values()), list(config.objective.values())  # a cached load reads them, too
+    with timed("data"):
+        loaded = _load_data(sources_key(config.data), json.dumps(config.objective.to_dict()), str(config.init_from))
+    names, size = config.data.names, config.data.train_size
+    if names and len(names) != len(loaded.labels):
+        raise UserError(f"data.names: {len(names)} names for {len(loaded.labels)} labels ({listed(loaded.labels)})")
+    if len(set(map(str, names))) < len(names):
+        raise UserError(f"data.names has a name twice: {listed(names)}; expected another for each label")
+    if size > len(loaded.train):
+        raise UserError(f"data.train_size: asked for {size} examples, {config.data.train} has {len(loaded.train)}")
+    return loaded
+
+
+@functools.lru_cache(maxsize=2)
+def _load_data(data_json: str, objective_json: str, init_from: str) -> Data:
+    config = Config({"data": json.loads(data_json), "objective": json.loads(objective_json), "init_from": init_from})
+    sources = read_sources(config.data)
+    labels = sources["train"].labels
+    tokenizer = load_tokenizer(config)
+    if tokenizer is None:
+        tokenizer = tokenizers.train(texts(sources["train"].records), config.data.vocab_size, config.data.lowercase)
+    try:
+        objective = objectives.build(config.objective, tokenizer, labels)
+    except UserError as e:
+        hint = "" if labels else ": it is read as documents; set data.label to the column of the label, or data.format='conll'"
+        raise UserError(f"{e}{hint}") from None
+    cut = {split: rows(objective, source, tokenizer, f"data.{split}") for split, source in sources.items()}
+    for split, found in cut.items():
+        if not len(found):
+            raise UserError(f"data.{split} {config.data[split]} gives no example")
+    notes = {split: {**sources[split].notes, **cut[split].notes, "rows": len(cut[split])} for split in sources}
+    prints = "-".join(s.fingerprint[:12] for s in sources.values())
+    doubts = *sources["train"].doubts, *getattr(cut["train"], "doubts", ())
+    return Data(tokenizer, labels, cut["train"], cut.get("dev"), cut.get("test"), prints, notes, doubts)
+
+
+def sources_key(options: Config) -> str:
+    """All of `config.data` but what draws from its sources, or names their labels."""
+    return json.dumps({k: v for k, v in options.to_dict().items() if k not in ("train_size", "dev_size", "names")})
+
+
+def read_sources(options: Config) -> dict[str, data.Source]:
+    """What `config.data` names, by split: train, and dev and test where they are; train's labels are those of all."""
+    found: dict[str, data.Source] = {}
+    for split in ("train", "dev", "test"):
+        if where := options[split]:
+            found[split] = data.load(where, options, found["train"].labels if found else ())
+    return found
+
+
+def rows(objective: Objective, source: data.Source, tokenizer: Tokenizer, where: str) -> Rows:
+    """The rows of a source; a UserError if its records are not what the objective reads."""
+    try:
+        return objective.rows(source, tokenizer)
+    except KeyError as e:
+        have = ", ".join(source.records[0])
+        raise UserError(
+            f"{where}: the objective reads {e} of every record, these have {have}; "
+            "labelled rows need data.label (eval: --label-column; and a pair data.text_b), documents none, tagged words data.format='conll'"
+        ) from None

@@ -1,0 +1,102 @@
+"""What a run says of itself: at its start, and in its files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptft.core import config as configs
+from ptft.core import record
+from ptft.core.errors import listed, shown
+from ptft.core.tree import Flat
+from ptft.freeze import language, ledger
+from ptft.hub import read
+from ptft.objectives import Rows
+from ptft.train import pipeline, weights
+from ptft.train.build import Run
+
+
+def describe_freeze(run: Run) -> list[str]:
+    """What moves when, rule by rule."""
+    said, known = [], list[language.Plan]()
+    for phase in run.phases:
+        when = (
+            "" if len(run.phases) == 1 else f", from step {phase.start}" if phase.start is not None else f", at a plateau of {phase.waits}"
+        )
+        said.append(f"freeze: {phase.strategy}{when}" + ("" if phase.plan in known else f"\n{language.describe(phase.plan)}"))
+        known.append(phase.plan)
+    return said
+
+
+def describe(run: Run) -> None:
+    """Says what will run: device, data, what moves, for how long."""
+    record.say(f"device: {record.device()}")
+    drawn = {"train": run.config.data.train_size, "dev": run.config.data.dev_size}
+    for split, notes in run.data.notes.items():
+        counts = [f"{n:,} {name.replace('_', ' ')}" for name, n in notes.items() if n or name == "records"]
+        if 0 < drawn.get(split, 0) < notes["rows"]:
+            counts.append(f"{drawn[split]:,} of them drawn")
+        record.say(f"  {split:<5} " + ", ".join(counts))
+    if run.data.labels:
+        record.say(f"  {len(run.data.labels)} labels: {', '.join(map(str, run.config.data.names or run.data.labels))}")
+    record.say("\n".join(describe_freeze(run)))
+    if run.config.frozen_dtype != "float32":
+        record.say(f"frozen matrices are kept in {run.config.frozen_dtype}; the ledger is of their float32, an export has them rounded")
+    record.say(f"{run.durations.total} steps of {run.config.batch} examples")
+    for doubt in doubts(run):
+        record.say(f"WARNING: {doubt}")
+
+
+def doubts(run: Run) -> list[str]:
+    """What a run starts from or learns that is allowed, and seldom meant."""
+    start, found = run.config.init_from if run.config.init_weights else "", list(run.data.doubts)
+    moving = {n for p in run.phases for n in p.plan.trainable}
+    if not start and any(n.startswith("backbone/") and n not in moving for n in run.net.shapes()):
+        found.append("nothing is loaded (init_from, init_weights): what is frozen keeps its random weights")
+    if start and not read.is_folder(start) and (Path(start) / "metrics.jsonl").exists() and not (Path(start) / "result.json").exists():
+        found.append(f"{start} has not finished its training")
+    return found + label_doubts(run)
+
+
+def label_doubts(run: Run) -> list[str]:
+    """Labels that a split hardly has or lacks, and words that are cut off."""
+    train, names, found = run.data.train, run.data.labels, []
+    if (label := getattr(train, "label", None)) is not None:
+        for name, n in zip(names, np.bincount(label, minlength=len(names)), strict=True):
+            if n < 3 and 10 * n * len(names) < len(label):
+                few = f"label {shown(name)} has {n} of {len(label):,} training rows"
+                found.append(f"{few}: a slip? data.labels says which labels there are")
+    lost = run.data.notes["train"].get("truncated_words", 0)
+    if lost > (words := int(np.sum(getattr(train, "tags", np.zeros(0)) >= 0))):
+        beyond = f"{lost:,} of {lost + words:,} training words lie beyond objective.seq_len"
+        found.append(f"{beyond}: is a blank line between the sentences?")
+    for split, size in (("dev", run.config.data.dev_size), ("test", 0)):
+        rows = getattr(run.data, split)
+        if missing := sorted(classes(train) - classes(rows, size)) if rows is not None else []:
+            lacks = f"{split} lacks {len(missing)} of the {len(names)} labels, {listed(names[i] for i in missing)}"
+            found.append(f"{lacks}: its scores say nothing of them; shuffle a sorted table before it is parted")
+    return found
+
+
+def classes(rows: Rows, size: int = 0) -> set[int]:
+    """The labels, or tags, of the rows that are looked at."""
+    if (label := getattr(rows, "label", None)) is not None:
+        return set(label[pipeline.looked_at(len(label), size, label)].tolist())
+    return set(np.unique(getattr(rows, "tags", ())).tolist()) - {-1}  # -1: no word begins here
+
+
+def header(run: Run, base: Flat | None = None) -> dict[str, Any]:
+    """What a run's files say of where its numbers come from; `base`: the weights under a delta."""
+    return {
+        "config": run.config.to_dict(),
+        "config_hash": configs.digest(run.config),
+        "versions": record.versions(),
+        "device": record.device(),
+        "data": {"fingerprint": run.data.fingerprint, "notes": run.data.notes, "train_rows": len(run.used)},
+        "tokenizer": run.data.tokenizer.fingerprint,
+        "labels": list(run.data.labels),
+        "freeze": run.plan.table(),
+        "phases": [{"start": p.start, "waits": p.waits, "strategy": p.strategy} for p in run.phases],
+        "base": base and ledger.digest_of({n: x for n, x in base.items() if n not in set(weights.changing(run))}),
+        "imported": {"by": run.config.init_from} if read.is_imported(run.config.init_from) and run.config.init_weights else None,
+    }

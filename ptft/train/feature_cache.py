@@ -1,0 +1,238 @@
+"""The frozen prefix, computed once: what the blocks give in which nothing moves, kept for every example.
+
+Where the bottom of the backbone is frozen and runs without dropout (`frozen_dropout=False`), its output for an example is
+the same in every epoch. It is computed once, with batches of the training's own shape, and training starts at the first
+block in which something moves: the numbers are those of the run that computes everything anew (the idea: AutoFreeze, Liu et
+al. 2021, arXiv 2102.01386; Embedding Recycling, Saad-Falcon et al. 2022, arXiv 2207.04993). Padding is not kept.
+"""
+
+import functools
+import hashlib
+import re
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ptft import models
+from ptft.core import mesh, record
+from ptft.core.tree import Flat
+from ptft.freeze import language, ledger
+from ptft.objectives import Rows
+from ptft.train import contract, pipeline, programs, step
+from ptft.train.build import Run
+from ptft.train.step import Net
+
+SHARE = 0.25  # of what is free, in a device's memory, the host's or on the disk
+KEPT = 16  # stores a process keeps, one a split and depth: a benchmark comes back to the same examples with every strategy of a depth
+
+
+@dataclass
+class Store:
+    """Hidden states of some rows of a split, one after the other."""
+
+    start: np.ndarray  # i64[n + 1], where the real tokens of a row begin
+    flat: np.ndarray  # f[N, D], in memory or on the disk; what was not computed takes no space
+    have: np.ndarray  # bool[n]
+    place: str  # "memory" or "disk"
+    folder: Any = None  # removed with the store
+
+
+@dataclass
+class Cached:
+    """Rows whose batches also hold the hidden states (`hidden` f[B, T, D]), or say where they begin in `resident` (`at` i32[B])."""
+
+    rows: Rows
+    store: Store
+    resident: Flat = field(default_factory=dict)
+    at: np.ndarray | None = None  # i32[n]
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def label(self) -> np.ndarray | None:
+        return getattr(self.rows, "label", None)
+
+    def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        made = self.rows.batch(index)
+        if self.at is not None:
+            return {**made, "at": self.at[index]}
+        s = self.store
+        hidden = np.zeros((*made["tokens"].shape, s.flat.shape[1]), s.flat.dtype)
+        for row, i in enumerate(index):
+            hidden[row, : s.start[i + 1] - s.start[i]] = s.flat[s.start[i] : s.start[i + 1]]
+        return {**made, "hidden": hidden}
+
+
+def entry(run: Run, phase: int) -> int:
+    """The number of the first block in which something moves; of blocks, where only what lies above them does; 0: the stem moves."""
+    groups = models.groups(run.config.model.name)
+    moving = [n.replace("adapter/", "backbone/", 1) for n in run.phases[phase].plan.trainable]
+    if any(re.fullmatch(groups["stem"], n) for n in moving):
+        return 0
+    depth = language.depth_of(groups, run.net.shapes())
+    return min((i for i in range(depth) if any(re.fullmatch(groups["block"].format(i), n) for n in moving)), default=depth)
+
+
+def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
+    """What keeps a phase that begins at this step from using a cached prefix; "" if nothing does.
+
+    Args:
+      many: several runs use it.
+    """
+    block, c = entry(run, phase), run.config
+    ends = [p.start for p in run.phases[phase + 1 :] if p.start is not None]
+    uses = (min([*ends, run.durations.total]) - begun) * c.batch
+    if c.cache_prefix == "off":
+        return "cache_prefix is off"
+    if block == 0 or not hasattr(run.net.backbone, "shape"):
+        return "nothing below what moves is frozen"
+    if any(a.kind == "prompt" for a in run.net.added):
+        return "a prompt makes rows longer than their texts"
+    if run.net.objective.draws:
+        return f"{c.objective.name} draws other inputs every time"
+    if c.model.dropout and not {"embeddings", *(f"block_{i}" for i in range(block))} <= programs.still(run, phase):
+        return "the frozen blocks have dropout; frozen_dropout=False takes it away"
+    if jax.process_count() > 1:
+        return "there are several processes"
+    if uses < 1.2 * len(run.used) and not many:
+        return "each example is seen about once"
+    return ""
+
+
+def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, many: bool = False) -> Run:
+    """The run as a phase trains it: from the first moving block on, on rows that carry what lies below; or as it is, where that does not
+    pay or is not possible.
+
+    Args:
+      begun: the step at which the phase begins.
+      params: all parameters, as a step computes with them.
+      many: several runs train on it, on different rows at a time: the states stay on the host, and test has some, too.
+    """
+    if why := why_not(run, phase, begun, many):
+        if not quiet and entry(run, phase) and not run.config.frozen_dropout and run.config.cache_prefix != "off":
+            record.say(f"prefix: what is frozen at the bottom is computed anew in every step: {why}")
+        return run
+    block = entry(run, phase)
+    splits = {"train": (run.data.train, run.used)}
+    if run.data.dev is not None:
+        dev = run.data.dev
+        splits["dev"] = (dev, pipeline.looked_at(len(dev), run.config.data.dev_size, getattr(dev, "label", None)))
+    if many and run.data.test is not None:
+        splits["test"] = (run.data.test, np.arange(len(run.data.test)))
+    digest = _digest(run, block, params)
+    stores = {}
+    for split, (rows, used) in splits.items():
+        store = _store(f"{digest} {split}", run, rows, used)
+        if store is None:
+            record.say("prefix: neither memory nor disk has room for the hidden states; they are computed anew in every step")
+            return run
+        _fill(run, rows, used, store, params, block)
+        stores[split] = store
+    # All splits lie in one place: the same model reads them.
+    need = sum(int(np.diff(stores[split].start)[used].sum()) * stores[split].flat[:1].nbytes for split, (_, used) in splits.items())
+    near = not many and need < SHARE * ((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0))
+    cached = {
+        s: (_resident(run, rows, used, stores[s]) if near else Cached(rows, stores[s], notes=rows.notes))
+        for s, (rows, used) in splits.items()
+    }
+    if not quiet:
+        where = "on the device" if near else "in memory" if cached["train"].store.place == "memory" else "on the disk"
+        record.say(f"prefix: what lies below block {block} is computed once an example and kept {where} ({need / 2**20:,.0f} MiB)")
+    net = run.net._replace(start=block, resident=near)
+    shorter = run.data._replace(train=cached["train"], dev=cached.get("dev"), test=cached.get("test", run.data.test))
+    return run._replace(net=net, data=shorter)
+
+
+def resident(rows: Any) -> Flat:
+    """What a step needs besides parameters to read batches of these rows."""
+    return rows.resident if isinstance(rows, Cached) else {}
+
+
+def _digest(run: Run, block: int, params: Flat) -> str:
+    """Everything that decides the hidden states, but the split and the row."""
+    c, below = run.config, programs.below(run, block)
+    mine = {n: x for n, x in params.items() if re.fullmatch(below, n)}
+    leaves = {f"{n} {i}": x for n, tree in mine.items() for i, x in enumerate(jax.tree.leaves(tree))}
+    said = [run.net.added, c.model.to_dict(), c.objective.to_dict(), c.data.to_dict() | {"train_size": 0, "dev_size": 0}]
+    said += [c.dtype, c.batch, run.mesh.size, block]
+    said += [run.data.fingerprint, run.data.tokenizer.fingerprint, ledger.digest_of(leaves)]
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+_stores: OrderedDict[str, Store] = OrderedDict()
+
+
+def _store(key: str, run: Run, rows: Rows, used: np.ndarray) -> Store | None:
+    """The process's store of this key, new if there is none with room for these rows; None if there is no room for it."""
+    shape = run.net.backbone.shape
+    token = shape.hidden * np.dtype(shape.dtype).itemsize
+    if old := _stores.get(key):
+        missing = int(np.diff(old.start)[used[~old.have[used]]].sum()) * token
+        if missing <= SHARE * (free_memory() if old.folder is None else shutil.disk_usage(old.folder.name).free):
+            _stores.move_to_end(key)
+            return old
+        del _stores[key], old
+    lengths = np.concatenate([rows.batch(part)["length"] for part in np.array_split(np.arange(len(rows)), -(-len(rows) // 4096))])
+    start = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    need = int(lengths[used].sum()) * token
+    size = (int(start[-1]), shape.hidden)
+    while len(_stores) >= KEPT:
+        _stores.popitem(last=False)
+    if need <= SHARE * free_memory():
+        made = Store(start, np.empty(size, shape.dtype), np.zeros(len(rows), bool), "memory")
+    else:
+        folder = tempfile.TemporaryDirectory(prefix="ptft-prefix-")
+        if need > SHARE * shutil.disk_usage(folder.name).free:
+            folder.cleanup()
+            return None
+        flat = np.memmap(Path(folder.name) / "hidden", np.dtype(shape.dtype), "w+", shape=size)  # a sparse file
+        made = Store(start, flat, np.zeros(len(rows), bool), "disk", folder)
+    _stores[key] = made
+    return made
+
+
+def free_memory() -> int:
+    """Bytes of the host's memory that can still be had; half of all where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return (contract.memory() or 0) // 2
+
+
+def _fill(run: Run, rows: Rows, used: np.ndarray, store: Store, params: Flat, block: int) -> None:
+    """Computes what the store lacks of these rows, in batches of the training's shape: other shapes may round otherwise."""
+    missing = used[~store.have[used]]
+    for at in range(0, len(missing), run.config.batch):
+        part = missing[at : at + run.config.batch]
+        index = np.concatenate([part, np.repeat(part[-1:], run.config.batch - len(part))])
+        batch = {**rows.batch(index), "row": np.arange(len(index), dtype=np.int32), "valid": np.ones(len(index), np.float32)}
+        hidden = np.asarray(_below(run.net, block)(params, mesh.put(batch, run.mesh)))
+        for row, i in enumerate(part):
+            store.flat[store.start[i] : store.start[i + 1]] = hidden[row, : store.start[i + 1] - store.start[i]]
+        store.have[part] = True
+
+
+@functools.lru_cache(maxsize=16)
+def _below(net: Net, block: int) -> Callable[..., jax.Array]:
+    return jax.jit(lambda params, batch: net.below(params, batch, block))
+
+
+def _resident(run: Run, rows: Rows, used: np.ndarray, store: Store) -> Cached:
+    """The states in an accelerator's own memory; a CPU's is the host's."""
+    size = np.diff(store.start)[used]
+    at = np.zeros(len(rows), np.int32)
+    at[used] = np.concatenate([[0], np.cumsum(size)[:-1]])
+    flat = np.concatenate([store.flat[store.start[i] : store.start[i + 1]] for i in used])
+    placed = jax.device_put(jnp.asarray(flat), mesh.replicated(run.mesh))
+    return Cached(rows, store, {step.RESIDENT: placed}, at, rows.notes)

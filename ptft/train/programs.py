@@ -1,0 +1,121 @@
+"""The compiled training step of each phase: its optimizer, its parts without dropout, its cost."""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from ptft import models
+from ptft.core import mesh, tree
+from ptft.core.config import Config
+from ptft.core.tree import Flat
+from ptft.freeze import quantize
+from ptft.train import cost, optim, step
+from ptft.train.build import Run
+from ptft.train.step import Net
+
+
+class Program(NamedTuple):
+    """Compiled for one shape of run; runs that differ in seed and data alone share it."""
+
+    train: Callable[..., Any]
+    cost: cost.Cost
+
+
+def cohorts(run: Run, phase: int) -> dict[str, int]:
+    """The cohort of everything that moves in a phase, numbered from 0: what moves in the same phases shares one, and its optimizer
+    state begins and ends together. It hangs on the set that moves alone, not on what moved before, so that a set that comes back,
+    as LISA's do, is not compiled again."""
+    names = run.phases[phase].plan.trainable
+    if run.config.optim.at_phase == "reset":
+        return dict.fromkeys(names, 0)
+    moving = [set(p.plan.trainable) for p in run.phases]
+    together = {n: tuple(n in m for m in moving) for n in names}
+    number = {when: i for i, when in enumerate(dict.fromkeys(together.values()))}
+    return {n: number[together[n]] for n in names}
+
+
+def came_from(run: Run, phase: int) -> list[int | None]:
+    """For each cohort of a phase its number in the phase before; None: it begins."""
+    old = cohorts(run, phase - 1) if run.config.optim.at_phase == "carry" else {}
+    return list({c: old.get(n) for n, c in cohorts(run, phase).items()}.values())
+
+
+def still(run: Run, phase: int) -> frozenset[str]:
+    """The parts of the backbone that run without dropout: those in which nothing moves, if the config says so."""
+    rows = [r for r in run.phases[phase].plan.rows if not r.name.startswith("head/")]
+    parts = {r.name.split("/")[1] for r in rows}
+    return frozenset() if run.config.frozen_dropout else frozenset(parts - {r.name.split("/")[1] for r in rows if r.rate})
+
+
+def optimizer(run: Run, phase: int = 0) -> optax.GradientTransformation:
+    """Of what moves in a phase, and of nothing else."""
+    cohort = cohorts(run, phase)
+    factors = tuple((r.name, r.rate, r.decay, cohort[r.name]) for r in run.phases[phase].plan.rows if r.rate)
+    _ = list(run.config.optim.values())  # a cached optimizer read them
+    return _optimizer(json.dumps(run.config.optim.to_dict()), factors, run.durations.warmup, run.durations.total)
+
+
+@functools.lru_cache(maxsize=64)
+def _optimizer(
+    optim_json: str, factors: tuple[tuple[str, float, float, int], ...], warmup: int, total: int
+) -> optax.GradientTransformation:
+    rates, decays, cohorts = {f[0]: f[1] for f in factors}, {f[0]: f[2] for f in factors}, {f[0]: f[3] for f in factors}
+    return optim.build(Config(json.loads(optim_json)), rates, warmup, total, decays, cohorts)
+
+
+def fresh(run: Run, phase: int, params: Flat) -> step.Moving:
+    """What moves in a phase, with new optimizer state."""
+    return jax.device_put(step.init_moving(params, optimizer(run, phase)), mesh.replicated(run.mesh))
+
+
+def below(run: Run, block: int) -> str:
+    """A pattern of all parameters that lie below a block, what is added there among them; of block 0, nothing."""
+    groups = models.groups(run.config.model.name)
+    parts = [groups["stem"], *(groups["block"].format(i) for i in range(block))] if block else []
+    return "|".join(f"(?:{p})" for p in parts).replace("backbone/", "(?:backbone|adapter)/") or "(?!)"
+
+
+def program(run: Run, phase: int = 0) -> Program:
+    """Compiles the training step of a phase, ahead of time where there is a whole-program form (`jit`)."""
+    c, moving = run.config, run.phases[phase].plan.trainable
+    resident = tuple((n, x.shape, x.dtype) for n, x in getattr(run.data.train, "resident", {}).items())
+    kept = c.frozen_dtype, still(run, phase), resident
+    return _program(run.net, optimizer(run, phase), moving, *kept, c.batch, c.accumulate, c.parallel, run.mesh)
+
+
+@functools.lru_cache(maxsize=64)
+def _program(
+    net: Net,
+    tx: optax.GradientTransformation,
+    moving: tuple[str, ...],
+    frozen_dtype: str,
+    still: frozenset[str],
+    resident: tuple[tuple[str, tuple[int, ...], Any], ...],
+    batch: int,
+    accumulate: int,
+    parallel: str,
+    grid: Any,
+) -> Program:
+    compiled = step.compile_train(net, tx, grid, accumulate, parallel, still)
+    if parallel != "jit":
+        return Program(compiled, cost.Cost(None, None, None))
+    everywhere, by_rows = mesh.replicated(grid), mesh.by_rows(grid)
+
+    def shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    trainable, frozen = tree.split(net.shapes(), moving)
+    kept = jax.eval_shape(lambda p: quantize.thin(p, frozen_dtype), frozen)
+    kept |= {n: jax.ShapeDtypeStruct(size, dtype) for n, size, dtype in resident}
+    state = jax.eval_shape(lambda p: step.init_moving(p, tx), trainable)
+    aot = compiled.lower(  # type: ignore[attr-defined]
+        *jax.tree.map(lambda x: shape(x, everywhere), (state, kept)),
+        {k: shape(v, by_rows) for k, v in net.example(batch).items()},
+        jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere),
+    ).compile()
+    return Program(aot, cost.of(aot, accumulate, grid.size))

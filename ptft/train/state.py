@@ -1,0 +1,125 @@
+"""Where a run is: what moves, what is frozen, and how far it has come. How it starts, resumes and enters a phase."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ptft.core import checkpoint, mesh, record, tree
+from ptft.core.errors import UserError
+from ptft.core.tree import Flat
+from ptft.freeze import quantize
+from ptft.train import optim, programs, step, weights
+from ptft.train.build import Run
+
+
+class Progress(NamedTuple):
+    """What a resume must know besides parameters and optimizer state."""
+
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0  # evaluations since the best, or since the phase began
+    seconds: float = 0.0  # in the loop, over all starts: steps, evaluations and saves, without loading and compiling
+    window: Any = None  # {name: [sum, weight]} since the last line of the log, where a signal cut it short
+    begun: Sequence[int] = (0,)  # the steps at which the phases so far began
+    flops: Sequence[float | None] = ()  # of a step in each of them
+
+    @property
+    def phase(self) -> int:
+        return len(self.begun) - 1
+
+    def at_cost(self, flops: float | None) -> "Progress":
+        """With the FLOPs of a step in this phase; phases of no step, which were skipped, cost nothing."""
+        known = self.flops[: self.phase]
+        return self._replace(flops=[*known, *[0.0] * (self.phase - len(known)), flops])
+
+    def mean_flops(self, steps: int) -> float | None:
+        """FLOPs of a step, on average over the phases so far; None: those of some are not known."""
+        lengths = [b - a for a, b in pairwise([*self.begun, steps])]
+        known = [n * f for n, f in zip(lengths, self.flops, strict=True) if f is not None]
+        return sum(known) / max(steps, 1) if len(known) == len(lengths) else None
+
+
+class State(NamedTuple):
+    moving: step.Moving
+    frozen: Flat  # the original weights; on the host where thinner ones are on the devices
+    kept: Flat  # the same as the devices keep them
+    progress: Progress
+
+    @property
+    def params(self) -> Flat:
+        """All parameters, as a step computes with them."""
+        return {**self.kept, **self.moving.params}
+
+
+def stored(run: Run, state: State) -> Flat:
+    """What a checkpoint holds of the parameters: all, or what may differ from the base."""
+    whole = {**state.frozen, **state.moving.params}
+    return {n: whole[n] for n in (weights.changing(run) if run.config.checkpoint == "delta" else whole)}
+
+
+def meta(run: Run, state: State, header: dict[str, Any]) -> dict[str, Any]:
+    """What is saved beside a step's arrays."""
+    thinned = [] if run.config.frozen_dtype == "float32" else list(state.frozen)
+    return {**header, "progress": state.progress._asdict(), "thin": thinned}
+
+
+def place(run: Run, frozen: Flat, before: Flat | None = None) -> tuple[Flat, Flat]:
+    """(the original weights, what the devices keep of them); `before`: what they keep already."""
+    if run.config.frozen_dtype == "float32":
+        return frozen, frozen
+    there = {n: x for n, x in (before or {}).items() if n in frozen}
+    shrink = jax.jit(lambda p: quantize.thin(p, run.config.frozen_dtype), out_shardings=mesh.replicated(run.mesh))
+    return jax.device_get(frozen), {**there, **shrink({n: x for n, x in frozen.items() if n not in there})}
+
+
+def start(run: Run, params: Flat) -> State:
+    """Step 0."""
+    inside, frozen = tree.split(params, run.phases[0].plan.trainable)
+    return State(programs.fresh(run, 0, inside), *place(run, frozen), Progress())
+
+
+def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> State:
+    """A checkpoint's state. Raises UserError if it was made from other data, or on another base."""
+    meta = checkpoint.read_meta(workdir, at)
+    now, then = ((h["data"]["fingerprint"], h["tokenizer"], h["labels"]) for h in (header, meta))
+    if now != then:
+        changed = [what for what, a, b in zip(("the data", "the tokenizer", "the labels"), now, then, strict=True) if a != b]
+        raise UserError(
+            f"{' and '.join(changed)} changed since step {at} of {workdir}: the files that config.data names are not what they were; "
+            "restore them, or train in another --workdir"
+        )
+    progress = Progress(**meta["progress"])
+    everywhere, shapes = mesh.replicated(run.mesh), run.net.shapes()
+    moving = run.phases[progress.phase].plan.trainable
+    empty = jax.eval_shape(lambda p: programs.fresh(run, progress.phase, p), tree.split(shapes, moving)[0])
+    base = {} if meta["base"] is None else weights.on_base(run.config, run.net, meta["base"], workdir, weights.changing(run))
+    want = {n: s for n, s in shapes.items() if n not in base}
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (want, empty.opt))
+    params, opt = checkpoint.restore(workdir, at, *like)
+    inside, frozen = tree.split({**jax.device_put(base, everywhere), **params}, moving)
+    record.say(f"resuming at step {at} of {run.durations.total}")
+    return State(step.Moving(jax.device_put(np.int32(at), everywhere), inside, opt), *place(run, frozen), progress)
+
+
+def due(run: Run, state: State, done: int) -> bool:
+    """Whether the next phase begins now, after `done` steps: its time has come, or its plateau, or the time of one after it."""
+    later = run.phases[state.progress.phase + 1 :]
+    plateau = bool(later) and later[0].start is None and state.progress.waited >= later[0].waits
+    return plateau or any(p.start is not None and p.start <= done for p in later)
+
+
+def enter(run: Run, state: State, done: int) -> State:
+    """The same numbers in the next phase: what stops moving loses its optimizer state, so that the memory is
+    free; what begins has new state; what goes on keeps its own, or not, as `optim.at_phase` says."""
+    phase = state.progress.phase + 1
+    whole = {**state.frozen, **state.moving.params}
+    inside, frozen = tree.split(whole, run.phases[phase].plan.trainable)
+    fresh = programs.fresh(run, phase, inside)
+    opt = optim.carry(state.moving.opt, fresh.opt, programs.came_from(run, phase))
+    moving = jax.device_put(step.Moving(state.moving.step, fresh.params, opt), mesh.replicated(run.mesh))
+    there = State(moving, *place(run, frozen, state.kept), state.progress._replace(begun=[*state.progress.begun, done], waited=0))
+    return enter(run, there, done) if due(run, there, done) else there  # a plateau that was not reached in its time

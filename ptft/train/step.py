@@ -1,0 +1,254 @@
+"""The training step and the evaluation step: pure functions.
+
+Parameters are split into (trainable, frozen) before differentiation: `grad` is taken with respect to the trainable
+ones, and the optimizer, the clip and the norms never see anything else. What is frozen costs no gradient, no
+optimizer state, and no backward pass below the lowest trainable layer.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from ptft.core import tree
+from ptft.core.record import Sums
+from ptft.core.tree import Flat
+from ptft.freeze import adapters, quantize
+from ptft.freeze.adapters import Adapter
+from ptft.objectives import Objective
+
+
+class Moving(NamedTuple):
+    """All that a step changes."""
+
+    step: jax.Array  # i32[]
+    params: Flat  # the trainable parameters
+    opt: Any
+
+
+class Net(NamedTuple):
+    """A model with its objective: everything but numbers. Hashable, so that equal nets share compiled steps."""
+
+    backbone: nn.Module
+    head: nn.Module
+    objective: Objective
+    added: tuple[Adapter, ...] = ()
+    start: int = 0  # the blocks below are not computed: a batch holds what they gave (`hidden`), or where that lies (`at`, `ptft.prefix`)
+    resident: bool = False  # `at`
+
+    def init(self, seed: int | jax.Array, names: tuple[str, ...] | None = None) -> Flat:
+        """Fresh float32 parameters `backbone/…`, `head/…`, `adapter/…`, or those in `names` alone, which are the same as with all."""
+        return _compiled_init(self._replace(start=0, resident=False), names)(seed)
+
+    def create(self, seed: int | jax.Array) -> Flat:
+        """`init`, not compiled."""
+        key = jax.random.key(seed)
+        body, top = jax.random.split(key)
+        inputs = self.objective.prepare(_on_device(self.example(1)), _row_keys(key, jnp.zeros(1, jnp.int32)))
+        backbone = self.backbone.init(body, inputs)["params"]
+        outputs = self.backbone.apply({"params": backbone}, inputs)
+        own = tree.flatten({"backbone": backbone, "head": self.head.init(top, outputs, inputs, False)["params"]})
+        return own | adapters.init(self.added, jax.random.fold_in(key, 2))
+
+    def example(self, batch: int) -> dict[str, np.ndarray]:
+        """Host arrays of the shapes and dtypes of a batch, for tracing without data."""
+        rows = {**self.objective.example(batch), "row": np.zeros(batch, np.int32), "valid": np.ones(batch, np.float32)}
+        if not self.start:
+            return rows
+        shape = (batch, rows["tokens"].shape[1], self.backbone.shape.hidden)
+        return {**rows, **({"at": rows["row"]} if self.resident else {"hidden": np.zeros(shape, self.backbone.shape.dtype)})}
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names and shapes of the parameters, without computing any."""
+        return dict(_shapes(self._replace(start=0, resident=False)))
+
+    def predict(
+        self, params: Flat, inputs: Mapping[str, jax.Array], dropout: jax.Array | None = None, still: frozenset[str] = frozenset()
+    ) -> Any:
+        """Backbone and head on prepared inputs -> the objective's predictions. The parts in `still` have no dropout."""
+        hidden = _gather(params[RESIDENT], inputs["at"], inputs["mask"]) if self.resident else inputs.get("hidden")
+        wide = adapters.insert(self.added, quantize.widen({n: x for n, x in params.items() if n != RESIDENT}))
+        p = tree.unflatten(wide)
+        keys = {} if dropout is None else {"dropout": dropout}
+        with adapters.attach(self.added, wide), nn.intercept_methods(functools.partial(_no_dropout, still)):
+            entry: dict[str, Any] = {"start": self.start, "hidden": hidden} if self.start else {}
+            outputs = self.backbone.apply({"params": p["backbone"]}, inputs, train=bool(keys), rngs=keys, **entry)
+        return self.head.apply({"params": p["head"]}, outputs, inputs, bool(keys), rngs=keys)
+
+    def below(self, params: Flat, batch: Mapping[str, jax.Array], block: int) -> jax.Array:
+        """What the block of this number reads, or what the last one gives where the number is one past it; no dropout: f[B, T, D]."""
+        inputs = self.objective.prepare(batch, _row_keys(jax.random.key(0), batch["row"]))
+        found: list[jax.Array] = []
+
+        def catch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            place = context.module.path if context.method_name == "__call__" else ()
+            if place == (f"block_{block}",):
+                found.append(args[0])
+            out = call(*args, **kwargs)
+            if place == (f"block_{block - 1}",):
+                found.append(out)
+            return out
+
+        wide = adapters.insert(self.added, quantize.widen(params))
+        with adapters.attach(self.added, wide), nn.intercept_methods(catch):
+            self.backbone.apply({"params": tree.unflatten(wide)["backbone"]}, inputs)
+        return found[0]
+
+    def sums(
+        self,
+        params: Flat,
+        batch: Mapping[str, jax.Array],
+        key: jax.Array,
+        dropout: jax.Array | None = None,
+        still: frozenset[str] = frozenset(),
+    ) -> Sums:
+        """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; a `dropout` key means training."""
+        inputs = self.objective.prepare(batch, _row_keys(key, batch["row"]))
+        return self.objective.terms(self.predict(params, inputs, dropout, still), inputs)
+
+    def squares(self, params: Flat, batch: Mapping[str, jax.Array]) -> Flat:
+        """Sums over a batch of the squared gradient of each row's loss, for every parameter of the backbone: the diagonal of the
+        empirical Fisher information, times the number of rows."""
+        body = {n: x for n, x in params.items() if n.startswith("backbone/")}
+
+        def loss(body: Flat, row: Mapping[str, jax.Array]) -> jax.Array:
+            sums = self._replace(added=()).sums({**params, **body}, row, jax.random.key(0))
+            return jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in self.objective.loss]).sum()
+
+        def add(total: Flat, row: Mapping[str, jax.Array]) -> tuple[Flat, None]:
+            return jax.tree.map(lambda t, g: t + jnp.square(g), total, jax.grad(loss)(body, row)), None
+
+        rows = {k: x[:, None] for k, x in batch.items()}  # one at a time: the square of a sum is no sum of squares
+        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, body), rows)[0]
+
+
+RESIDENT = "prefix/hidden"  # f[N, D] among the parameters: hidden states of all real tokens, row by row
+
+
+def _gather(flat: jax.Array, at: jax.Array, mask: jax.Array) -> jax.Array:
+    """Rows that begin at `at` i32[B]; zero where there is padding, which no real token sees."""
+    place = jnp.where(mask, at[:, None] + jnp.arange(mask.shape[1]), 0)
+    return jnp.where(mask[..., None], flat[place], 0)
+
+
+def _no_dropout(still: frozenset[str], call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    """Dropout in these parts of the backbone, or beside them as block_0_dropout, gives back its input."""
+    quiet = still and isinstance(context.module, nn.Dropout) and context.module.path[0].removesuffix("_dropout") in still
+    return args[0] if quiet else call(*args, **kwargs)
+
+
+# Runs of one process that differ in seed alone, such as a benchmark's, compile once.
+@functools.lru_cache(maxsize=64)
+def _compiled_init(net: Net, names: tuple[str, ...] | None) -> Callable[..., Flat]:
+    return jax.jit(lambda seed: {n: x for n, x in net.create(seed).items() if names is None or n in names})
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(net: Net) -> dict[str, jax.ShapeDtypeStruct]:
+    return jax.eval_shape(lambda: net.create(0))
+
+
+def _on_device(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    return {k: jnp.asarray(v) for k, v in batch.items()}
+
+
+def _row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
+    """One key a row, from its place in the global batch: the same masks however the batch is split over devices."""
+    return jax.vmap(lambda r: jax.random.fold_in(jax.random.fold_in(key, 0), r))(row)
+
+
+def train_step(
+    net: Net, tx: optax.GradientTransformation, accumulate: int = 1, axis: str | None = None, still: frozenset[str] = frozenset()
+) -> Callable[..., tuple[Moving, Sums]]:
+    """The pure step `(moving, frozen, batch, seed) -> (moving, sums)`.
+
+    The loss is the sum over the objective's terms of (global sum / global weight), however the batch is split.
+
+    Args:
+      accumulate: the batch is cut into this many parts whose gradients are added before the update.
+      axis: name of the `pmap` axis whose devices hold the parts of a batch; None under `jit`, where arrays are global.
+      still: parts of the backbone, such as "block_0", without dropout.
+    """
+    names = net.objective.loss
+
+    def total(x: Any) -> Any:
+        return jax.lax.psum(x, axis) if axis else x
+
+    def weights(sums: Sums) -> dict[str, jax.Array]:
+        return {n: jnp.maximum(total(sums[n][1]), 1) for n in names}
+
+    def step(moving: Moving, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[Moving, Sums]:
+        key = jax.random.fold_in(jax.random.key(seed), moving.step)
+        dropout = jax.random.fold_in(key, jax.lax.axis_index(axis) + 1 if axis else 1)
+
+        def part_sums(params: Flat, part: Mapping[str, jax.Array], number: jax.Array | int) -> Sums:
+            return net.sums({**frozen, **params}, part, key, jax.random.fold_in(dropout, number), still)
+
+        def part_grad(part: Mapping[str, jax.Array], number: jax.Array | int, weight: Mapping[str, jax.Array] | None) -> tuple[Flat, Sums]:
+            def loss(params: Flat) -> tuple[jax.Array, Sums]:
+                sums = part_sums(params, part, number)
+                per = weights(sums) if weight is None else weight
+                return jnp.stack([sums[n][0] / per[n] for n in names]).sum(), sums
+
+            return jax.grad(loss, has_aux=True)(moving.params)
+
+        if accumulate == 1:
+            grads, sums = part_grad(batch, 0, None)
+        else:
+            # Strided parts, so that each device keeps its own rows.
+            parts = {k: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
+            number = jnp.arange(accumulate)
+            # The weights need no forward pass, and XLA drops the one written here.
+            each = jax.lax.map(lambda part: {n: part_sums(moving.params, part, 0)[n][1] for n in names}, parts)
+            weight = weights({n: (w.sum(), w.sum()) for n, w in each.items()})
+
+            def add(carry: tuple[Flat, Sums], x: tuple[Mapping[str, jax.Array], jax.Array]) -> tuple[tuple[Flat, Sums], None]:
+                return jax.tree.map(jnp.add, carry, part_grad(*x, weight)), None
+
+            first = {k: x[0] for k, x in parts.items()}
+            shapes = jax.eval_shape(lambda part: part_grad(part, 0, weight), first)
+            zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            (grads, sums), _ = jax.lax.scan(add, zero, (parts, number))
+
+        grads, sums = total(grads), total(sums)
+        updates, opt = tx.update(grads, moving.opt, moving.params)
+        sums["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1))
+        params = {n: p + updates[n] for n, p in moving.params.items()}
+        return Moving(moving.step + 1, params, opt), sums
+
+    return step
+
+
+def eval_step(net: Net) -> Callable[..., Sums]:
+    """The pure step `(params, batch) -> sums`, no dropout; masks are the same at every evaluation."""
+    return lambda params, batch: net.sums(params, batch, jax.random.key(0))
+
+
+def compile_train(
+    net: Net, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, parallel: str, still: frozenset[str] = frozenset()
+) -> Callable[..., tuple[Moving, Sums]]:
+    """The train step over the mesh: `jit` on global arrays, or the same step under `jax.pmap`.
+
+    What moves is donated; what is frozen never is, so that runs may share it.
+    """
+    if parallel == "jit":
+        return jax.jit(train_step(net, tx, accumulate, None, still), donate_argnums=0)
+    step = train_step(net, tx, accumulate, "data", still)
+    mapped = jax.pmap(step, "data", in_axes=(None, None, 0, None), out_axes=None, devices=list(mesh.devices.flat))
+    n = mesh.size
+
+    def call(moving: Moving, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[Moving, Sums]:
+        return mapped(moving, frozen, {k: x.reshape(n, len(x) // n, *x.shape[1:]) for k, x in batch.items()}, seed)
+
+    return call
+
+
+def init_moving(params: Flat, tx: optax.GradientTransformation) -> Moving:
+    """Step 0 of the trainable parameters, with optimizer state for them alone."""
+    return Moving(jnp.int32(0), params, jax.jit(tx.init)(params))  # one program, not one for every shape

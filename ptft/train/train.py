@@ -1,0 +1,250 @@
+"""The one loop, for pretraining and finetuning."""
+
+import functools
+import importlib.util
+import math
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ptft.core import checkpoint, mesh, record, startup
+from ptft.core import config as configs
+from ptft.core.config import Config
+from ptft.core.errors import UserError
+from ptft.core.tree import Flat
+from ptft.freeze import language, ledger, quantize
+from ptft.objectives import Rows
+from ptft.train import build, contract, cost, description, feature_cache, pipeline, programs, spec, step, weights
+from ptft.train import state as states
+from ptft.train.build import Run
+from ptft.train.programs import Program
+from ptft.train.state import Progress, State
+
+PREEMPTED = 75  # exit code: stopped from outside, and saved
+
+
+def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") -> dict[str, Any]:
+    """Trains, or resumes from the newest good checkpoint in `workdir`, or returns the result of a finished run.
+
+    Nothing is written before config, data and starting weights are known to fit.
+
+    Args:
+      chosen: the strategy, where `config.freeze` leaves it to the data (`ptft.planning.auto.choose`).
+    Raises:
+      UserError: a mistake in config or data, or a loss that is not finite.
+      SystemExit(75): stopped by SIGTERM or SIGINT, and saved.
+    """
+    if (done := finished(config, workdir)) is not None:
+        if not quiet:
+            record.say(f"{workdir} holds this run, finished; its result (the data were not read again):")
+        return done
+    built = build.build(config, chosen)
+    if not quiet:
+        description.describe(built)
+    at = checkpoint.newest(workdir)
+    fresh = weights.start_params(built, quiet) if at is None else {}  # before compiling: what does not fit shows early
+    header = description.header(built, base=None if config.checkpoint == "full" else fresh or weights.start_params(built, quiet=True, like={}))
+    state = states.start(built, fresh) if at is None else states.resume(built, workdir, at, header)
+    del fresh  # or the devices would hold it beside what is kept thinner
+    here, program, state = enter(built, state, quiet)
+    record.write_json(workdir / "config.json", config.to_dict())
+    record.write_json(workdir / "run.json", {**header, "cost": program.cost._asdict()})
+    if record.is_lead():
+        built.data.tokenizer.save(workdir / "tokenizer")
+
+    total = built.durations.total
+    board = importlib.util.find_spec("tensorboardX") is not None if config.tensorboard is None else config.tensorboard
+    with closing(record.Log(workdir, resume_step=at or 0, tensorboard=board, total_steps=total, quiet=quiet)) as log:
+        state, pace = fit(built, here, program, state, workdir, header, log, quiet)
+        prove(built, state, workdir, quiet)
+        result = final_metrics(built, state, workdir, log)
+    steps, progress = int(state.moving.step), state.progress
+    trainable, total = built.plan.counts()
+    result |= {
+        "seconds": progress.seconds,
+        "seconds_per_step": statistics.median(pace[1:] or pace) if pace else progress.seconds / max(steps, 1),
+        "trainable": trainable,
+        "total": total,
+        "trainable_share": trainable / total,
+        "flops_per_step": progress.mean_flops(steps),
+        **{k: header[k] for k in ("config_hash", "versions", "device", "data")},
+    }
+    record.write_json(workdir / "result.json", result)
+    return result
+
+
+def enter(built: Run, state: State, quiet: bool) -> tuple[Run, Program, State]:
+    """The run as the state's phase trains it, its compiled step, checked against the plan, and its cost in the progress."""
+    phase = state.progress.phase
+    here = feature_cache.shorten(built, phase, state.progress.begun[-1], state.params, quiet)
+    program = programs.program(here, phase)
+    if not quiet:
+        which = "" if len(built.phases) == 1 else f"phase {phase + 1} of {len(built.phases)}, {built.phases[phase].strategy}: "
+        record.say(which + cost.describe(program.cost))
+    contract.check(here, program, phase)
+    return here, program, state._replace(progress=state.progress.at_cost(program.cost.flops))
+
+
+def following(built: Run, state: State, done: int, quiet: bool) -> tuple[Run, Program, State, float]:
+    """`enter` for the phase that is due, and the seconds that it took: compiling is not the steps' time."""
+    jax.block_until_ready(state.moving)
+    begun = time.perf_counter()
+    return *enter(built, states.enter(built, state, done), quiet), time.perf_counter() - begun
+
+
+def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
+    """Writes the freeze ledger of what was done; a freeze that did not hold is an error."""
+    reached = built.phases[: state.progress.phase + 1]
+    before = weights.start_params(built, quiet=True, like={**state.frozen, **state.moving.params})
+    proof = ledger.make(language.union(reached), before, {**state.frozen, **state.moving.params}, state.moving.opt, reached[-1].plan)
+    begun = [*state.progress.begun, *[None] * (len(built.phases) - len(reached))]
+    proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(built.phases, begun, strict=True)]
+    record.write_json(workdir / "freeze_ledger.json", proof)
+    if not quiet or not proof["holds"]:
+        record.say(ledger.describe(proof))
+    if not proof["holds"]:
+        raise RuntimeError(f"the freeze did not hold: see {workdir}/freeze_ledger.json")
+
+
+def fit(
+    built: Run, here: Run, program: Program, state: State, workdir: Path, header: dict[str, Any], log: record.Log, quiet: bool
+) -> tuple[State, list[float]]:
+    """The loop, from the step that `state` is at; also returns the seconds a step between two lines of the log."""
+    c, d = built.config, built.durations
+    chosen_by, at = build.metric(built), int(state.moving.step)
+    seed = jax.device_put(np.uint32(c.seed), mesh.replicated(built.mesh))
+    batches = pipeline.train_batches(here.data.train, built.used, c.seed, c.batch, at, d.total)
+    window: list[record.Sums] = [_sums(state.progress.window)] if state.progress.window else []
+    pace: list[float] = []
+    done = at == d.total or stopped_early(built, state.progress)
+    with mesh.preemption() as caught:
+        clock = time.perf_counter()
+        begun = clock - state.progress.seconds
+        for k in range(at + 1, at + 1 if done else d.total + 1):
+            if states.due(built, state, k - 1):
+                here, program, state, paused = following(built, state, k - 1, quiet)
+                batches = pipeline.train_batches(here.data.train, built.used, c.seed, c.batch, k - 1, d.total)
+                clock, begun = clock + paused, begun + paused
+            kept = {**state.kept, **feature_cache.resident(here.data.train)}
+            moving, sums = program.train(state.moving, kept, mesh.put(next(batches), built.mesh), seed)
+            state = state._replace(moving=moving)
+            if not quiet:
+                startup.stepped(sums)
+            window.append(sums)
+            jax.block_until_ready(window[-3:-2])  # steps run ahead of this loop, but not so far that a signal waits for many
+            stop = mesh.agreed(bool(caught))  # read once: a later signal counts at the next step
+            # The last step is evaluated below, once more or, where no best is chosen, only there.
+            due_eval = here.data.dev is not None and ((k == d.total and chosen_by != "last") or (d.evaluate > 0 and k % d.evaluate == 0))
+            due_save = k == d.total or (d.save > 0 and k % d.save == 0)
+            due_line = due_eval or due_save or k % d.log == 0
+            if not (due_line or stop):
+                continue
+            window = [_total(window)]
+            values = _report(built.net, window[0], k)
+            if due_line:
+                pace.append((time.perf_counter() - clock) / (k - at))
+                log.write(k, "train", values)
+                window = []
+            progress = state.progress
+            if due_eval and here.data.dev is not None:
+                values = evaluate(here.net, state.params, here.data.dev, c.eval_batch or c.batch, built.mesh, c.data.dev_size)
+                log.write(k, "dev", values)
+                if chosen_by != "last":
+                    progress = judge(chosen_by, values[chosen_by], k, progress)
+                    if progress.best_step == k:
+                        checkpoint.save_best(workdir, k, states.stored(built, state), states.meta(built, state, header))
+            done = k == d.total or stopped_early(built, progress)
+            rest = jax.tree.map(lambda x: np.asarray(x).tolist(), window[0]) if window else None
+            state = state._replace(progress=progress._replace(seconds=time.perf_counter() - begun, window=rest))
+            if due_save or done or stop:
+                checkpoint.save(workdir, k, states.stored(built, state), moving.opt, states.meta(built, state, header), keep=c.keep)
+            if stop:
+                record.say(f"stopped by signal {caught[0]} and saved step {k}; the same command goes on from here")
+                raise SystemExit(PREEMPTED)
+            if done:
+                break
+            clock, at = time.perf_counter(), k
+    return state, pace
+
+
+def stopped_early(built: Run, progress: Progress) -> bool:
+    """Whether waiting for a better best has ended the run; before its last phase it never does."""
+    return 0 < built.config.early_stop <= progress.waited and progress.phase + 1 == len(built.phases)
+
+
+def final_metrics(built: Run, state: State, workdir: Path, log: record.Log) -> dict[str, Any]:
+    """Dev and test metrics of the best parameters, or of the last where nothing chose a best."""
+    c, steps, progress, params = built.config, int(state.moving.step), state.progress, state.params
+    best_step = steps
+    if progress.best is not None:
+        changed, loaded = checkpoint.load_params(workdir, None, skip="", new_ok="")
+        whole = quantize.computed({**state.frozen, **state.moving.params, **changed}, loaded.meta["thin"], c.frozen_dtype)
+        params, best_step = jax.device_put(whole, mesh.replicated(built.mesh)), loaded.step
+    logged = c.best != "last" or (built.durations.evaluate > 0 and steps % built.durations.evaluate == 0)
+    result: dict[str, Any] = {"best_step": best_step, "steps": steps, "chosen_by": None if progress.best is None else build.metric(built)}
+    for split, rows, limit in (("dev", built.data.dev, c.data.dev_size), ("test", built.data.test, 0)):
+        if rows is not None:
+            result[split] = evaluate(built.net, params, rows, c.eval_batch or c.batch, built.mesh, limit)
+            if split == "test" or not logged:
+                log.write(best_step, split, result[split])
+    return result
+
+
+def finished(config: Config, workdir: Path) -> dict[str, Any] | None:
+    """The stored result of a finished run, else None. Raises UserError if the folder holds a run of another config."""
+    record.claim(workdir, "run.json")
+    if (workdir / "config.json").exists():
+        changes = configs.difference(spec.read_run(workdir, "config.json"), config.to_dict())
+        if changes:
+            raise UserError(
+                f"{workdir} holds a run of another config; these keys differ (there -> asked):\n  "
+                + "\n  ".join(changes)
+                + "\nchoose another --workdir, or go back to that config"
+            )
+    return spec.read_run(workdir, "result.json") if (workdir / "result.json").exists() else None
+
+
+def judge(metric: str, value: float, k: int, progress: Progress) -> Progress:
+    """Whether step `k` is the best so far; NaN never is. Losses and perplexity fall, everything else rises."""
+    falls = "loss" in metric or "perplexity" in metric
+    better = math.isfinite(value) and (progress.best is None or (value < progress.best if falls else value > progress.best))
+    return progress._replace(best=value, best_step=k, waited=0) if better else progress._replace(waited=progress.waited + 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _eval_step(net: step.Net) -> Callable[..., Any]:
+    return jax.jit(step.eval_step(net))
+
+
+def evaluate(net: step.Net, params: Flat, rows: Rows, batch: int, grid: Any, limit: int = 0) -> dict[str, float]:
+    """Metrics over a split, from global sums; the last batch is padded with rows that do not count."""
+    batch = math.ceil(batch / grid.size) * grid.size
+    params = {**params, **feature_cache.resident(rows)}
+    parts = [_eval_step(net)(params, mesh.put(b, grid)) for b in pipeline.eval_batches(rows, batch, limit)]
+    return net.objective.report(_total(parts))
+
+
+def _total(parts: list[record.Sums]) -> record.Sums:
+    """The sum of many steps' sums, added on the host after all were dispatched."""
+    return functools.reduce(record.add, jax.device_get(parts), None)  # type: ignore[arg-type, return-value]
+
+
+def _sums(plain: dict[str, Any]) -> record.Sums:
+    return {name: (np.asarray(s, np.float32), np.asarray(w, np.float32)) for name, (s, w) in plain.items()}
+
+
+def _report(net: step.Net, sums: record.Sums, k: int) -> dict[str, float]:
+    """The metrics of the training steps since the last line; a loss that is not finite stops the run here."""
+    norm = record.divide({"grad_norm": sums["grad_norm"]})
+    values = net.objective.report({n: s for n, s in sums.items() if n != "grad_norm"}) | norm
+    if not math.isfinite(values["loss"]):
+        raise UserError(
+            f"the training loss is {values['loss']} at step {k}: it diverged; lower optim.lr or optim.clip. Earlier checkpoints stay"
+        )
+    return values

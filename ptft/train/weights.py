@@ -1,0 +1,115 @@
+"""The weights that a run starts on, and those that a run's folder stands for."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ptft.core import checkpoint, mesh, record
+from ptft.core import config as configs
+from ptft.core.config import Config
+from ptft.core.errors import UserError, joined
+from ptft.core.tree import Flat
+from ptft.freeze import adapters, ledger
+from ptft.hub import read
+from ptft.inputs.tokenizer import Tokenizer
+from ptft.train import build, dataset, pipeline, spec
+from ptft.train.build import Run
+from ptft.train.spec import SPEC
+from ptft.train.step import Net
+
+
+def initial(config: Config, net: Net, quiet: bool = True) -> Flat:
+    """The weights of `init_from`, and fresh ones for what it lacks; says what was loaded, new and unused."""
+    start, weights = config.init_from, config.init_weights  # read in any case: without init_from it is a default, not a dead key
+    want, loaded = net.shapes(), Flat()
+    if start and weights:
+        skip, new_ok = "" if net.objective.carries_head else "head/.*", "(head|adapter|backbone/pooler)/.*"
+        if read.is_folder(start):
+            folder = read.open_folder(start)
+            loaded, what = read.load_params(folder, want, skip=skip, new_ok=new_ok)
+            origin = f"{folder.kind}, {folder.dtype} in the file, float32 here"
+        elif in_parts(Path(start)):
+            loaded, what = checkpoint.choose(whole(Path(start)), want, start, skip=skip, new_ok=new_ok)
+            origin = "with what was added to it or kept apart from its base"
+        else:
+            loaded, what = checkpoint.load_params(Path(start), want, skip=skip, new_ok=new_ok)
+            origin = f"step {what.step}"
+        if not quiet:
+            record.say(f"from {start} ({origin}): loaded {len(what.loaded)} tensors")
+            record.say(f"  new: {joined(what.new) or 'none'}")
+            record.say(f"  unused: {joined(what.unused) or 'none'}")
+    fresh = net.init(config.seed, tuple(n for n in want if n not in loaded))
+    return {n: loaded[n] if n in loaded else fresh[n] for n in want}
+
+
+def in_parts(workdir: Path) -> str:
+    """What keeps a run's checkpoint from being the weights of a plain model by itself: "a delta" or "added parameters"; "" if nothing."""
+    if spec.read_run(workdir, "config.json").get("checkpoint") == "delta":
+        return "a delta"
+    added = any(row["name"].startswith("adapter/") for row in spec.read_run(workdir, "run.json").get("freeze", ()))
+    return "added parameters" if added else ""
+
+
+def run_net(workdir: Path) -> tuple[Config, Tokenizer, Net]:
+    """What a run's folder says of its model, without any data."""
+    config = configs.resolve(spec.read_run(workdir, "config.json"), SPEC)
+    tokenizer = dataset.run_tokenizer(workdir)
+    return config, tokenizer, build.net(config, tokenizer, spec.read_run(workdir, "run.json")["labels"])
+
+
+def run_params(workdir: Path, config: Config, net: Net) -> tuple[Flat, checkpoint.Loaded]:
+    """All that the best (or newest) checkpoint of a run stands for; a delta is put on its base."""
+    params, what = checkpoint.load_params(workdir, None, skip="")
+    if config.checkpoint == "delta":
+        params |= on_base(config, net, spec.read_run(workdir, "run.json")["base"], workdir, params)
+    return params, what
+
+
+def whole(workdir: Path) -> Flat:
+    """The weights of a run as those of a plain model: on its base, what was added merged."""
+    config, _, network = run_net(workdir)
+    return adapters.merge(network.added, run_params(workdir, config, network)[0])
+
+
+def changing(run: Run) -> list[str]:
+    """What may differ from the weights that a run started on: all that moves in some phase, and all that is added."""
+    moving = set(run.plan.trainable)
+    return [n for n in run.net.shapes() if n in moving or n.startswith("adapter/")]
+
+
+def on_base(config: Config, net: Net, digest: str, workdir: Path, changed: Any) -> Flat:
+    """The weights that a delta leaves out. Raises UserError if what it started on is not what it was."""
+    rest = {n: x for n, x in initial(config, net).items() if n not in changed}
+    if ledger.digest_of(rest) != digest:
+        what = f"{config.init_from} is" if config.init_from else f"the initial weights of seed {config.seed} are"
+        raise UserError(
+            f"{workdir} holds only what moved, on a base with the digest {digest}; {what} another ({ledger.digest_of(rest)}): "
+            "restore the base that it was trained on"
+        )
+    return rest
+
+
+def start_params(run: Run, quiet: bool, like: Flat | None = None) -> Flat:
+    """All parameters at step 0. `like`: those of a later step, whose places FISH takes instead of finding them again."""
+    params = jax.device_put(initial(run.config, run.net, quiet), mesh.replicated(run.mesh))
+    if like is None:
+        return adapters.fill(run.net.added, params, squares(run, params)) if run.net.added else params
+    return adapters.fill(run.net.added, params | {n: like[n] for n in like if n.endswith("/fish/index")})
+
+
+def squares(run: Run, params: Flat) -> Flat | None:
+    """Squared gradients of the first training examples in the run's order, where FISH chooses by them."""
+    if not (examples := max(a.examples for a in run.net.added)):
+        return None
+    numbers = pipeline.order(len(run.used), run.config.seed)
+    chosen = run.used[[numbers[i] for i in range(min(examples, len(run.used)))]]
+    add, everywhere, total = jax.jit(run.net.squares), mesh.replicated(run.mesh), None
+    for part in np.array_split(chosen, math.ceil(len(chosen) / 64)):
+        rows = {**run.data.train.batch(part), "row": part.astype(np.int32), "valid": np.ones(len(part), np.float32)}
+        found = add(params, jax.device_put(rows, everywhere))
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+    return total
