@@ -39,7 +39,7 @@ def computed(folder: Path, batch: dict[str, np.ndarray], **model: Any) -> dict[s
     fresh = made.init(0)
     params = {n: params.get(n, fresh[n]) for n in fresh}
     inside = {"params": tree.unflatten(params)["backbone"]}
-    batch = {k: jnp.asarray(v) for k, v in batch.items()}
+    batch = {{"next": "nsp_label", "valid": "weight"}.get(k, k): jnp.asarray(v) for k, v in batch.items()}
     out, state = jax.jit(lambda b: made.backbone.apply(inside, b, capture_intermediates=True, mutable=["intermediates"]))(batch)
     blocks = tree.flatten(state["intermediates"])
     found = {f"hidden_{i + 1}": blocks[f"block_{i}/__call__"][0] for i in range(made.backbone.shape.layers)}

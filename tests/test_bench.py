@@ -950,7 +950,7 @@ def test_a_run_its_references_and_its_name_agree_on_the_dev_rows(home, tmp_path)
     seen = baselines.records(config)["dev"]
     assert [r["label"] for r in seen] == [0] * 5 + [1] * 5
     rows = dataset.load_data(config).dev
-    tokens = np.concatenate([b["tokens"][b["valid"] > 0] for b in pipeline.eval_batches(rows, 8, 10)])
+    tokens = np.concatenate([b["tokens"][b["weight"] > 0] for b in pipeline.eval_batches(rows, 8, 10)])
     lines = [int(r["where"].rpartition(":")[2]) - 2 for r in seen]
     np.testing.assert_array_equal(tokens, rows.batch(np.asarray(lines))["tokens"])
     assert identity.content(config)["data.dev"].endswith(" drawn")
@@ -1139,7 +1139,7 @@ def test_frozen_features_are_those_of_the_encoder_and_computed_once(words):
     assert features._encoder.cache_info().misses == 1
     run = build.build(words.replace(freeze="head"))
     params, row = weights.initial(run.config, run.net), np.array([7])
-    batch = {**run.data.train.batch(row), "row": row.astype(np.int32), "valid": np.ones(1, np.float32)}
+    batch = {**run.data.train.batch(row), "example_id": row.astype(np.int32), "weight": np.ones(1, np.float32)}
     hidden = np.asarray(run.net.below(params, jax.device_put(batch), run.net.backbone.shape.layers))[0, : int(batch["length"][0])]
     views = features.of(words.replace(seed=5), {"train": np.array([3, 7])})
     assert views["mean"]["train"][1] == pytest.approx(hidden.mean(0), abs=1e-5)

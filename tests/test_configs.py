@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ptft.bench import cell as work
 from ptft.bench import identity, protocol, runner
 from ptft.core import config as configs
 from ptft.core.errors import UserError

@@ -263,7 +263,7 @@ def test_rows_are_those_of_transformers(case, pair):
     assert [row[:n].tolist() for row, n in zip(batch["tokens"], batch["length"], strict=True)] == expected
     assert all((row[n:] == tokenizer.pad).all() for row, n in zip(batch["tokens"], batch["length"], strict=True))
     second = [len(x) - (len(b) - 1) for x, b in zip(expected, single[1:], strict=False)] if pair else list(map(len, expected))
-    assert batch["second"].tolist() == second
+    assert batch["segment_b"].tolist() == second
     doubled = "roberta" in KINDS[case]
     assert tokenizer.between == (2 if doubled else 1)
     if pair:  # <s> a </s> </s> b </s>

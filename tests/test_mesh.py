@@ -15,7 +15,7 @@ def test_a_mesh_takes_the_first_devices():
 
 def test_batches_are_split_by_rows_and_keep_their_values():
     grid = mesh.make(4)
-    batch = {"tokens": np.arange(24, dtype=np.uint16).reshape(8, 3), "valid": np.ones(8, np.float32)}
+    batch = {"tokens": np.arange(24, dtype=np.uint16).reshape(8, 3), "weight": np.ones(8, np.float32)}
     put = mesh.put(batch, grid)
     for name, x in batch.items():
         np.testing.assert_array_equal(put[name], x)

@@ -64,7 +64,7 @@ def mask_batch(o, n, length, second=None, low=FIRST):
     tokens = np.where((at == second[:, None] - 1) | (at == length[:, None] - 1), tiny.TOKENIZER.sep, tokens)
     tokens = np.where(at == 0, tiny.TOKENIZER.cls, np.where(at < length[:, None], tokens, tiny.TOKENIZER.pad))
     quota = np.array([min(o.predictions, max(1, round(o.mask_prob * int(k)))) for k in length], np.int32)
-    out = {"tokens": tokens.astype(np.uint16), "length": length, "second": second, "quota": quota, "next": np.zeros(n, np.int32)}
+    out = {"tokens": tokens.astype(np.uint16), "length": length, "segment_b": second, "num_masked": quota, "nsp_label": np.zeros(n, np.int32)}
     return {**out, "continues": tiny.TOKENIZER.continues[tokens]} if o.whole_word else out
 
 
@@ -162,7 +162,7 @@ def test_rows_of_every_length_mask_their_quota():
 def test_a_quota_above_what_is_free_masks_all_that_is_free():
     o = build("mlm_nsp", seq_len=8, mask_prob=0.9)
     batch = mask_batch(o, 8, 6, second=4)
-    assert set(batch["quota"]) == {5}
+    assert set(batch["num_masked"]) == {5}
     out = prepare(o, batch)
     assert chosen_positions(out).tolist() == [[False, True, True, False, True, False, False, False]] * 8
 
@@ -199,7 +199,7 @@ def test_whole_words():
     batch = mask_batch(o, 400, np.resize(np.arange(6, 33), 400), low=50)  # words and pieces by halves
     out = prepare(o, batch)
     long, skipped, exact = 0, 0, 0
-    for tokens, length, quota, chosen in zip(batch["tokens"], batch["length"], batch["quota"], chosen_positions(out), strict=True):
+    for tokens, length, quota, chosen in zip(batch["tokens"], batch["length"], batch["num_masked"], chosen_positions(out), strict=True):
         words = words_of(tokens, length)
         taken = [w for w in words if chosen[w].any()]
         assert all(chosen[w].all() for w in taken)
@@ -220,7 +220,7 @@ def test_whole_words_are_drawn_uniformly():
     word, piece = tiny.TOKENIZER.vocab.index("w3"), tiny.TOKENIZER.vocab.index("##p3")
     starts = free & (np.where(at < 14, at - 1, at - 14) % 2 == 0)  # 6 and 7 words of two pieces
     tokens = np.where(free, np.where(starts, word, piece), batch["tokens"]).astype(np.uint16)
-    batch |= {"tokens": tokens, "continues": tiny.TOKENIZER.continues[tokens], "quota": np.full(2000, 2, np.int32)}
+    batch |= {"tokens": tokens, "continues": tiny.TOKENIZER.continues[tokens], "num_masked": np.full(2000, 2, np.int32)}
     counts = chosen_positions(prepare(o, batch)).sum(0)
     assert counts[starts].sum() == 2000 and len(counts[starts]) == 13
     assert stats.chisquare(counts[starts]).pvalue > FIT
@@ -307,7 +307,7 @@ def test_rows_are_those_of_googles_loop():
     """The same generator, the same rows, to the token."""
     _, rows, batch, _ = pairs()
     want = [r for d in range(len(corpus()[1])) for r in google(corpus()[1], d, 29, 0.1, random.Random(f"0 {d}"))]
-    got = [(*segments(*r[:3]), int(r[3])) for r in zip(batch["tokens"], batch["length"], batch["second"], batch["next"], strict=True)]
+    got = [(*segments(*r[:3]), int(r[3])) for r in zip(batch["tokens"], batch["length"], batch["segment_b"], batch["nsp_label"], strict=True)]
     assert len(got) == len(rows) == len(want) and got == want
 
 
@@ -316,10 +316,10 @@ def test_the_share_of_random_pairs_is_googles():
     _, rows, batch, _ = pairs(passes=2)
     rng = random.Random(99)
     other = [r for _ in range(2) for d in range(len(corpus()[1])) for r in google(corpus()[1], d, 29, 0.1, rng)]
-    ours, theirs = int(batch["next"].sum()), sum(r[2] for r in other)
+    ours, theirs = int(batch["nsp_label"].sum()), sum(r[2] for r in other)
     assert rows.notes["random_next"] == ours > 0.5 * len(rows)  # one sentence alone always gets a random one
     assert stats.chi2_contingency([[ours, len(rows) - ours], [theirs, len(other) - theirs]], correction=False).pvalue > FIT
-    a, b = batch["second"] - 2, batch["length"] - batch["second"] - 1
+    a, b = batch["segment_b"] - 2, batch["length"] - batch["segment_b"] - 1
     for mine, its in ((a, [len(r[0]) for r in other]), (b, [len(r[1]) for r in other])):
         table = np.stack([np.bincount(mine, minlength=30), np.bincount(its, minlength=30)])
         assert stats.chi2_contingency(table[:, table.sum(0) > 10]).pvalue > FIT
@@ -330,7 +330,7 @@ def test_layout():
     o, rows, batch, out = pairs()
     t = wide()
     assert (out["tokens"] == batch["tokens"]).all() and out["tokens"].max() > 65_535
-    for tokens, length, second, types, mask in zip(*(out[k] for k in ("tokens", "length", "second", "types", "mask")), strict=True):
+    for tokens, length, second, types, mask in zip(*(out[k] for k in ("tokens", "length", "segment_b", "types", "mask")), strict=True):
         a, b = segments(tokens, length, second)
         assert tokens.tolist() == [t.cls, *a, t.sep, *b, t.sep] + [t.pad] * (32 - length)
         assert a and b and min(a + b) >= FIRST
@@ -346,7 +346,7 @@ def test_label_0_is_what_really_follows_and_label_1_is_from_elsewhere():
     begins = np.cumsum([0] + [len(s) for d in corpus()[1] for s in d])
     _, _, batch, _ = pairs()
     shortened = 0
-    for tokens, length, second, random_next in zip(*(batch[k] for k in ("tokens", "length", "second", "next")), strict=True):
+    for tokens, length, second, random_next in zip(*(batch[k] for k in ("tokens", "length", "segment_b", "nsp_label")), strict=True):
         a, b = (np.array(s) - FIRST for s in segments(tokens, length, second))
         for part in (a, b):
             assert (np.diff(part) == 1).all() and (document[part] == document[part[0]]).all()
@@ -358,7 +358,7 @@ def test_label_0_is_what_really_follows_and_label_1_is_from_elsewhere():
             assert any(begins[np.searchsorted(begins, g)] == g for g in gap)
             assert len(gap) == 1 or length == 32
             shortened += len(gap) > 1
-    assert shortened > 20 and 0 < batch["next"].mean() < 1
+    assert shortened > 20 and 0 < batch["nsp_label"].mean() < 1
 
 
 def test_ten_tries_to_find_another_document():
@@ -389,10 +389,10 @@ def test_a_single_document_has_no_other_to_draw_from():
 def test_the_quota_of_rows_counts_specials(nsp, max_predictions):
     o, _, batch, _ = pairs(nsp=nsp, max_predictions=max_predictions)
     assert o.predictions == (max_predictions or 5)  # 4.8, rounded up
-    assert batch["quota"].tolist() == [min(o.predictions, max(1, round(0.15 * int(n)))) for n in batch["length"]]
-    assert len(set(batch["quota"])) > 2
+    assert batch["num_masked"].tolist() == [min(o.predictions, max(1, round(0.15 * int(n)))) for n in batch["length"]]
+    assert len(set(batch["num_masked"])) > 2
     others = [min(o.predictions, max(1, round(0.15 * (int(n) - 3)))) for n in batch["length"]]
-    assert batch["quota"].tolist() != others
+    assert batch["num_masked"].tolist() != others
 
 
 def test_whole_word_rows_know_their_pieces():
@@ -445,7 +445,7 @@ def test_one_segment():
     assert flat(seen) == list(range(FIRST, FIRST + 70_000))
     starts = {d[0][0] for d in corpus()[1]}
     assert starts <= {s[0] for s in seen}
-    assert (batch["second"] == batch["length"]).all() and not out["types"].any() and not batch["next"].any()
+    assert (batch["segment_b"] == batch["length"]).all() and not out["types"].any() and not batch["nsp_label"].any()
     assert batch["length"].max() == 32 and rows.notes["random_next"] == 0
     assert o.loss == ("mlm_loss",)
 
@@ -525,11 +525,11 @@ def forward(model, task):
     params = tiny.params(net)
     params |= {n: 4 * params[n] for n in params if n.startswith("head/")}  # large enough to tell one GELU from the other
     batch = tiny.batch(net, 6)
-    batch["valid"][[1, 4]] = 0
+    batch["weight"][[1, 4]] = 0
     key = jax.random.key(1)
 
     def run(params, batch):
-        inputs = net.objective.prepare(batch, step._row_keys(key, batch["row"]))
+        inputs = net.objective.prepare(batch, step._row_keys(key, batch["example_id"]))
         return inputs, net.backbone.apply({"params": tree.unflatten(params)["backbone"]}, inputs), net.sums(params, batch, key)
 
     inputs, outputs, sums = jax.device_get(jax.jit(run)(params, batch))
@@ -541,8 +541,8 @@ def test_pretraining_loss_in_numpy(model, table):
     params, batch, inputs, outputs, sums = forward(model, "mlm_nsp")
     p = {k.removeprefix("head/"): np.asarray(x, np.float64) for k, x in params.items()}
     loss, hit, weight = 0.0, 0, 0
-    for row in np.flatnonzero(batch["valid"]):
-        for slot in range(int(batch["quota"][row])):
+    for row in np.flatnonzero(batch["weight"]):
+        for slot in range(int(batch["num_masked"][row])):
             at = inputs["position"][row, slot]
             x = outputs["hidden"][row, at] @ p["transform/kernel"] + p["transform/bias"]
             x = x * 0.5 * (1 + special.erf(x / math.sqrt(2)))
@@ -553,9 +553,9 @@ def test_pretraining_loss_in_numpy(model, table):
     assert weight == sums["mlm_loss"][1] == sums["mlm_accuracy"][1] > 4
     assert sums["mlm_loss"][0] == pytest.approx(loss, rel=1e-6) and sums["mlm_accuracy"][0] == hit
     logits = outputs["pooled"] @ p["nsp/kernel"] + p["nsp/bias"]
-    valid = batch["valid"] > 0
-    assert sums["nsp_loss"] == (pytest.approx(softmax_loss(logits, batch["next"])[valid].sum(), rel=2e-5), 4)
-    assert sums["nsp_accuracy"] == ((logits.argmax(-1) == batch["next"])[valid].sum(), 4)
+    valid = batch["weight"] > 0
+    assert sums["nsp_loss"] == (pytest.approx(softmax_loss(logits, batch["nsp_label"])[valid].sum(), rel=2e-5), 4)
+    assert sums["nsp_accuracy"] == ((logits.argmax(-1) == batch["nsp_label"])[valid].sum(), 4)
 
 
 def test_pretraining_accuracy_counts_the_tokens_found():
@@ -566,8 +566,8 @@ def test_pretraining_accuracy_counts_the_tokens_found():
     batch = {
         "target": np.array([[9, 9], [7, 6], [5, 5]], np.int32),
         "masked": np.array([[1, 1], [1, 0], [1, 1]], np.float32),
-        "next": np.array([0, 1, 0], np.int32),
-        "valid": np.array([1, 1, 0], np.float32),
+        "nsp_label": np.array([0, 1, 0], np.int32),
+        "weight": np.array([1, 1, 0], np.float32),
     }
     got = o.report(jax.device_get(jax.jit(o.terms)({"mlm": logits, "nsp": nsp}, batch)))
     assert got["mlm_accuracy"] == pytest.approx(2 / 3) and got["nsp_accuracy"] == 0.5
@@ -576,7 +576,7 @@ def test_pretraining_accuracy_counts_the_tokens_found():
 def test_classification_loss_in_numpy():
     params, batch, _, outputs, sums = forward("bert", "classify")
     logits = outputs["pooled"] @ params["head/classifier/kernel"] + params["head/classifier/bias"]
-    valid = batch["valid"] > 0
+    valid = batch["weight"] > 0
     assert sums["loss"] == (pytest.approx(softmax_loss(logits, batch["label"])[valid].sum(), rel=2e-5), 4)
     table = np.zeros((3, 3))
     np.add.at(table, (batch["label"][valid], logits.argmax(-1)[valid]), 1)
@@ -602,7 +602,7 @@ def classified(label, said, k):
     sums = None
     for part in (slice(None, 2), slice(2, None)):
         y, x = ([*v[part], 0] for v in (label, said))
-        batch = {"label": np.array(y, np.int32), "valid": np.array([1] * (len(y) - 1) + [0], np.float32)}
+        batch = {"label": np.array(y, np.int32), "weight": np.array([1] * (len(y) - 1) + [0], np.float32)}
         sums = record.add(sums, jax.jit(o.terms)(np.eye(k, dtype=np.float32)[x], batch))
     return o.report(jax.device_get(sums))
 
@@ -639,7 +639,7 @@ def test_what_classes_cost_grows_with_their_number_and_not_with_its_square():
     """Beside the predictions themselves, which the head makes."""
     k, batch = 3000, 8
     o = build("classify", labels=tuple(map(str, range(k))))
-    shapes = jax.ShapeDtypeStruct((batch, k), np.float32), {"label": np.zeros(batch, np.int32), "valid": np.ones(batch, np.float32)}
+    shapes = jax.ShapeDtypeStruct((batch, k), np.float32), {"label": np.zeros(batch, np.int32), "weight": np.ones(batch, np.float32)}
     compiled = jax.jit(o.terms).lower(*shapes).compile()
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 20 * batch * k * 4 < k * k

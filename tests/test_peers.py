@@ -288,7 +288,7 @@ def test_pairs_are_cut_as_theirs(runs):
     one = rows.batch(np.array([0]))
     n = int(one["length"][0])
     assert one["tokens"][0, :n].tolist() == kept.input_ids
-    assert (np.arange(n) >= one["second"][0]).astype(int).tolist() == kept.token_type_ids
+    assert (np.arange(n) >= one["segment_b"][0]).astype(int).tolist() == kept.token_type_ids
 
 
 WORDS = [

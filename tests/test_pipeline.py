@@ -58,9 +58,9 @@ def test_a_batch_depends_on_seed_and_number_alone():
 
 def test_rows_carry_their_place_and_count():
     for batch in train(batch=4, stop=3):
-        np.testing.assert_array_equal(batch["row"], np.arange(4))
-        np.testing.assert_array_equal(batch["valid"], np.ones(4))
-        assert batch["row"].dtype == np.int32 and batch["valid"].dtype == np.float32
+        np.testing.assert_array_equal(batch["example_id"], np.arange(4))
+        np.testing.assert_array_equal(batch["weight"], np.ones(4))
+        assert batch["example_id"].dtype == np.int32 and batch["weight"].dtype == np.float32
 
 
 @settings(max_examples=20, deadline=None)
@@ -124,9 +124,9 @@ def test_what_is_drawn_without_labels_lies_everywhere():
 def test_evaluation_covers_each_row_once(n, batch, limit):
     batches = list(pipeline.eval_batches(Numbers(n), batch, limit))
     assert {len(b["id"]) for b in batches} == {batch}
-    valid = np.concatenate([b["valid"] for b in batches]) > 0
+    valid = np.concatenate([b["weight"] for b in batches]) > 0
     np.testing.assert_array_equal(ids(batches)[valid], pipeline.looked_at(n, limit))
-    np.testing.assert_array_equal(np.concatenate([b["row"] for b in batches]), np.arange(len(valid)))
+    np.testing.assert_array_equal(np.concatenate([b["example_id"] for b in batches]), np.arange(len(valid)))
 
 
 @pytest.mark.parametrize("count", [2, 4])

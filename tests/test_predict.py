@@ -158,7 +158,7 @@ def test_gaps_are_the_mask_token_and_nothing_else_is():
     records = [{"text": "[MASK] w1 [MASK]", "where": ""}, {"text": "w1", "text_b": "w2 " * 20 + "[MASK]", "where": ""}]
     rows = o.ask(records, t)
     batch = rows.batch(np.arange(2))
-    assert batch["gaps"].tolist() == [2, 0] and batch["position"][0].tolist() == [1, 3] and batch["second"].tolist() == [5, 3]
+    assert batch["gaps"].tolist() == [2, 0] and batch["position"][0].tolist() == [1, 3] and batch["segment_b"].tolist() == [5, 3]
     assert batch["length"].tolist() == [5, 16] and rows.notes == {"truncated": 1}
     with pytest.raises(UserError, match=r"here: this run fills gaps: expected \[MASK\] in the text"):
         o.ask([{"text": "w1", "where": "here"}], t)

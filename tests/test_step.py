@@ -17,7 +17,7 @@ def batches(net):
     out = []
     for k in range(STEPS):
         batch = tiny.batch(net, N, seed=k)
-        batch["valid"][[0, 1, 4, 9]] = 0  # falls unevenly on devices and on accumulated parts
+        batch["weight"][[0, 1, 4, 9]] = 0  # falls unevenly on devices and on accumulated parts
         out.append(batch)
     return out
 
@@ -106,14 +106,14 @@ def test_rows_that_are_not_valid_do_not_count():
     for task in ("classify", "mlm_nsp"):
         net, sums = compiled_sums(task, 0.0)
         a = tiny.batch(net, 8, seed=1)
-        a["valid"][5:] = 0
+        a["weight"][5:] = 0
         other = tiny.batch(net, 8, seed=2)
-        b = {k: np.concatenate([a[k][:5], other[k][5:]]) if k not in ("row", "valid") else a[k] for k in a}
+        b = {k: np.concatenate([a[k][:5], other[k][5:]]) if k not in ("example_id", "weight") else a[k] for k in a}
         first, second = net.objective.report(sums(a, 0, False)), net.objective.report(sums(b, 0, False))
         assert first == pytest.approx(second, rel=1e-6)
         everything = tiny.batch(net, 8, seed=1)
-        none = {**a, "valid": np.zeros(8, np.float32)}
-        rest = {**everything, "valid": 1 - a["valid"]}
+        none = {**a, "weight": np.zeros(8, np.float32)}
+        rest = {**everything, "weight": 1 - a["weight"]}
         whole = record.add(sums(a, 0, False), sums(rest, 0, False))
         assert net.objective.report(whole) == pytest.approx(net.objective.report(sums(everything, 0, False)), rel=1e-5)
         assert all(float(s[0].sum()) == 0 for s in sums(none, 0, False).values())

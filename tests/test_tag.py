@@ -189,7 +189,7 @@ def test_the_first_piece_of_a_word_has_its_tag():
     want = [["[CLS]", "w7", "[SEP]"] + ["[PAD]"] * 5, ["[CLS]", "w1", "##p2", "##p3", "w4", "w5", "##p6", "[SEP]"]]
     assert [t.tokens(row.tolist()) for row in batch["tokens"]] == want
     assert batch["tags"].tolist() == [[NONE, 1] + [NONE] * 6, [NONE, 0, NONE, NONE, 4, 2, NONE, NONE]]
-    assert batch["length"].tolist() == batch["second"].tolist() == [3, 8] and not any(rows.notes.values())
+    assert batch["length"].tolist() == batch["segment_b"].tolist() == [3, 8] and not any(rows.notes.values())
     example = o.example(2)
     assert {k: (x.shape, x.dtype) for k, x in batch.items()} == {k: (x.shape, x.dtype) for k, x in example.items()}
 
@@ -270,7 +270,7 @@ def test_entities_are_those_of_plain_python(labels):
         said = np.where(rng.random((n, 20)) < np.where(same, 0.9, 0.5), tags, rng.integers(0, len(labels), (n, 20)))
         on = rng.random((n, 20)) < rng.choice([0.0, 0.4, 1.0], (n, 1))
         valid = rng.random(n) < 0.9
-        batch = {"tags": np.where(on, tags, NONE).astype(np.int32), "valid": valid.astype(np.float32)}
+        batch = {"tags": np.where(on, tags, NONE).astype(np.int32), "weight": valid.astype(np.float32)}
         logits = rng.normal(size=(n, 20, len(labels))).astype(np.float32)
         np.put_along_axis(logits, said[..., None], 9, -1)
         sums = record.add(sums, counted(o, logits, batch))
@@ -298,7 +298,7 @@ def test_entities_by_hand():
         ("O O O O", "O O O O", 0, 0, 0),
     ]
     for tags, said, *want in rows:
-        batch = {"tags": np.array([[IOB.index(t) for t in tags.split()]], np.int32), "valid": np.ones(1, np.float32)}
+        batch = {"tags": np.array([[IOB.index(t) for t in tags.split()]], np.int32), "weight": np.ones(1, np.float32)}
         logits = np.eye(5, dtype=np.float32)[[[IOB.index(t) for t in said.split()]]]
         assert counted(o, logits, batch)["entities"][0].tolist() == want, (tags, said)
     assert o.report({"loss": (0.0, 1.0), "accuracy": (1.0, 1.0), "entities": (np.zeros(3), 1.0)})["f1"] == 0
@@ -355,14 +355,14 @@ def test_loss_is_of_first_pieces_alone():
     o = objective(labels=("x", "y", "z"), seq_len=6)
     logits = rng.normal(size=(3, 6, 3)).astype(np.float32)
     tags = np.array([[NONE, 0, NONE, 2, 1, NONE], [NONE] * 6, [NONE, 2, 2, 2, 2, NONE]], np.int32)
-    batch = {"tags": tags, "valid": np.array([1, 1, 0], np.float32)}
+    batch = {"tags": tags, "weight": np.array([1, 1, 0], np.float32)}
     sums = counted(o, logits, batch)
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     assert sums["loss"] == (pytest.approx(-np.log([shares[0, 1, 0], shares[0, 3, 2], shares[0, 4, 1]]).sum(), rel=1e-5), 3)
     assert set(sums) == {"loss", "accuracy"} and o.best == "accuracy"  # no IOB, no entities
     other = logits + 9 * (tags == NONE)[..., None] * rng.normal(size=3).astype(np.float32)
     grad = jax.jit(jax.grad(lambda x, batch: o.terms(x, batch)["loss"][0]))(other, batch)
-    assert not np.asarray(grad)[(tags == NONE) | (batch["valid"] == 0)[:, None]].any()
+    assert not np.asarray(grad)[(tags == NONE) | (batch["weight"] == 0)[:, None]].any()
     np.testing.assert_allclose(counted(o, other, batch)["loss"], sums["loss"], rtol=1e-6)
 
 
@@ -370,7 +370,7 @@ def predict(net: step.Net, params, batch) -> np.ndarray:
     """Logits of host arrays."""
 
     def logits(params, batch):
-        return net.predict(params, net.objective.prepare(batch, step._row_keys(jax.random.key(0), batch["row"])))
+        return net.predict(params, net.objective.prepare(batch, step._row_keys(jax.random.key(0), batch["example_id"])))
 
     return np.asarray(jax.jit(logits)(params, batch))
 
@@ -385,7 +385,7 @@ def test_a_row_is_the_same_beside_others_and_with_more_padding():
         made = net._replace(objective=o)
         rows = o.rows(found, tiny.TOKENIZER)
         for index in ([0, 1, 2], [0], [1], [2]):
-            batch = {**rows.batch(np.array(index)), "row": np.arange(len(index), dtype=np.int32), "valid": np.ones(len(index), np.float32)}
+            batch = {**rows.batch(np.array(index)), "example_id": np.arange(len(index), dtype=np.int32), "weight": np.ones(len(index), np.float32)}
             predicted = predict(made, params, batch)
             assert predicted.shape == (len(index), seq_len, 3) and predicted.dtype == np.float32
             for i, p, n in zip(index, predicted, batch["length"], strict=True):
@@ -427,7 +427,7 @@ def test_eval_scores_what_plain_python_scores(trained, capsys):
     net = build.net(resolved, tokenizer, dev.labels)
     params, _ = checkpoint.load_params(folder / "run", net.shapes(), skip="")
     batch = net.objective.rows(dev, tokenizer).batch(np.arange(21))
-    said = predict(net, params, {**batch, "row": np.arange(21, dtype=np.int32)}).argmax(-1)
+    said = predict(net, params, {**batch, "example_id": np.arange(21, dtype=np.int32)}).argmax(-1)
     a, b = [], []
     for row, (tags, x) in enumerate(zip(batch["tags"], said, strict=True)):
         for all_of_them, numbers in ((a, tags), (b, x)):

@@ -52,15 +52,15 @@ def batch(net: Net, n: int, seed: int = 0) -> dict[str, np.ndarray]:
     tokens = rng.integers(5, TOKENIZER.vocab_size, (n, o.seq_len))
     tokens = np.where((at == second[:, None] - 1) | (at == length[:, None] - 1), TOKENIZER.sep, tokens)
     tokens = np.where(at == 0, TOKENIZER.cls, np.where(at < length[:, None], tokens, TOKENIZER.pad))
-    out = {"tokens": tokens.astype(example["tokens"].dtype), "length": length, "second": second}
+    out = {"tokens": tokens.astype(example["tokens"].dtype), "length": length, "segment_b": second}
     if "label" in example:
         out["label"] = rng.integers(0, len(LABELS), n).astype(np.int32)
     else:
         quota = np.clip(np.round(length * o.mask_prob), 1, o.predictions).astype(np.int32)
-        out |= {"quota": quota, "next": rng.integers(0, 2, n).astype(np.int32)}
+        out |= {"num_masked": quota, "nsp_label": rng.integers(0, 2, n).astype(np.int32)}
         if o.whole_word:
             out["continues"] = TOKENIZER.continues[tokens]
-    return {**out, "row": np.arange(n, dtype=np.int32), "valid": np.ones(n, np.float32)}
+    return {**out, "example_id": np.arange(n, dtype=np.int32), "weight": np.ones(n, np.float32)}
 
 
 def params(net: Net, seed: int = 0) -> dict[str, np.ndarray]:

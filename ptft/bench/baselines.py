@@ -91,7 +91,7 @@ def _texts(rows: Mapping[str, Sequence[Mapping[str, Any]]], index: Mapping[str, 
 
 def _scores(objective: Any, log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The objective's own metrics."""
-    batch = {"label": jnp.asarray(labels), "valid": jnp.ones(len(labels), jnp.float32)}
+    batch = {"label": jnp.asarray(labels), "weight": jnp.ones(len(labels), jnp.float32)}
     return objective.report(objective.terms(jnp.asarray(log_probabilities, jnp.float32), batch))
 
 

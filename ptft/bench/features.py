@@ -40,7 +40,7 @@ class Encoder:
         self.have = {s: np.zeros(len(rows), bool) for s in ("train", "dev", "test") if (rows := getattr(run.data, s)) is not None}
         self.backbone = tree.unflatten(weights.initial(run.config, run.net))["backbone"]
         one = run.data.train.batch(np.zeros(1, np.int64))
-        self.forward = jax.jit(functools.partial(_forward, run.net, pair=bool(one["second"][0] < one["length"][0])))
+        self.forward = jax.jit(functools.partial(_forward, run.net, pair=bool(one["segment_b"][0] < one["length"][0])))
 
     def encode(self, split: str, index: np.ndarray) -> dict[str, np.ndarray]:
         rows, have = getattr(self.run.data, split), self.have[split]
@@ -60,7 +60,7 @@ def _forward(net: Any, backbone: Any, batch: Mapping[str, jax.Array], pair: bool
     hidden = net.backbone.apply({"params": backbone}, inputs)["hidden"].astype(jnp.float32)
     mean = masked_mean(hidden, inputs["mask"])
     if pair:
-        second = jnp.arange(hidden.shape[1])[None] >= batch["second"][:, None]
+        second = jnp.arange(hidden.shape[1])[None] >= batch["segment_b"][:, None]
         a, b = (masked_mean(hidden, inputs["mask"] & part) for part in (~second, second))
         mean = jnp.concatenate([a, b, jnp.abs(a - b), a * b], 1)
     views = {"mean": mean, "first token": hidden[:, 0]}

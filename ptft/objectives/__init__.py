@@ -91,10 +91,10 @@ def build(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Object
 
 
 def pair_inputs(batch: Mapping[str, Array]) -> dict[str, Array]:
-    """Adds `mask` bool[B, T] and `types` i32[B, T] to `tokens`, from `length` and `second` (where segment B starts)."""
+    """Adds `mask` bool[B, T] and `types` i32[B, T] to `tokens`, from `length` and `segment_b` (where segment B starts)."""
     at = jnp.arange(batch["tokens"].shape[1])[None]
     mask = at < batch["length"][:, None]
-    types = ((at >= batch["second"][:, None]) & mask).astype(jnp.int32)
+    types = ((at >= batch["segment_b"][:, None]) & mask).astype(jnp.int32)
     return {**batch, "tokens": batch["tokens"].astype(jnp.int32), "mask": mask, "types": types}
 
 

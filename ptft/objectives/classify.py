@@ -52,7 +52,7 @@ class TextRows:
         tokens = np.full((len(index), self.seq_len), self.pad, self.tokens.dtype)
         for row, i in enumerate(index):
             tokens[row, : length[row]] = self.tokens[self.start[i] : self.start[i + 1]]
-        return {"tokens": tokens, "length": length, "second": self.second[index], "label": self.label[index]}
+        return {"tokens": tokens, "length": length, "segment_b": self.second[index], "label": self.label[index]}
 
 
 class Head(nn.Module):
@@ -144,7 +144,7 @@ class Classify:
 
     def example(self, batch: int) -> dict[str, np.ndarray]:
         one = np.ones(batch, np.int32)
-        return {"tokens": np.zeros((batch, self.seq_len), token_dtype(self.vocab_size)), "length": one, "second": one, "label": one * 0}
+        return {"tokens": np.zeros((batch, self.seq_len), token_dtype(self.vocab_size)), "length": one, "segment_b": one, "label": one * 0}
 
     def prepare(self, batch: Mapping[str, Array], keys: Key[Array, "B"]) -> dict[str, Array]:
         return pair_inputs(batch)
@@ -153,7 +153,7 @@ class Classify:
         return Head(len(self.labels), self.dropout, dtype, self.mask)
 
     def terms(self, predictions: Float[Array, "B k"], batch: Mapping[str, Array]) -> Sums:
-        valid, label = batch["valid"], batch["label"]
+        valid, label = batch["weight"], batch["label"]
         loss = optax.softmax_cross_entropy_with_integer_labels(predictions, label)
         said = predictions.argmax(-1).astype(label.dtype)
         counted = (label, valid), (said, valid), (label, jnp.where(label == said, valid, 0))

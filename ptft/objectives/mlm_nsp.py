@@ -202,7 +202,7 @@ class PairRows:
                 marks[1:end_a], marks[end_a + 1 : end_b] = goes_on[a0:a1], goes_on[b0:b1]
         # The quota counts the special tokens, as Google's script does.
         quota = np.clip(np.round(length * o.mask_prob), 1, o.predictions).astype(np.int32)
-        out = {"tokens": tokens, "length": length, "second": second, "quota": quota, "next": chosen[:, RANDOM].astype(np.int32)}
+        out = {"tokens": tokens, "length": length, "segment_b": second, "num_masked": quota, "nsp_label": chosen[:, RANDOM].astype(np.int32)}
         return {**out, "continues": inside} if o.whole_word else out
 
 
@@ -317,23 +317,23 @@ class MlmNsp:
     def example(self, batch: int) -> dict[str, np.ndarray]:
         one = np.ones(batch, np.int32)
         tokens: np.ndarray = np.zeros((batch, self.seq_len), token_dtype(self.vocab_size))
-        out = {"tokens": tokens, "length": one, "second": one, "quota": one, "next": one * 0}
+        out = {"tokens": tokens, "length": one, "segment_b": one, "num_masked": one, "nsp_label": one * 0}
         return {**out, "continues": out["tokens"] > 0} if self.whole_word else out
 
     def prepare(self, batch: Mapping[str, Array], keys: Key[Array, "B"]) -> dict[str, Array]:
-        """Chooses `quota` positions a row, and replaces them: 80 % [MASK], 10 % kept, 10 % any id of the vocabulary."""
+        """Chooses `num_masked` positions a row, and replaces them: 80 % [MASK], 10 % kept, 10 % any id of the vocabulary."""
         batch = pair_inputs(batch)
         if "position" in batch:  # gaps that somebody asks for
             return batch
         tokens, p = batch["tokens"], self.predictions
         at = jnp.arange(tokens.shape[1])[None]
-        free = batch["mask"] & (at != 0) & (at != batch["second"][:, None] - 1) & (at != batch["length"][:, None] - 1)
+        free = batch["mask"] & (at != 0) & (at != batch["segment_b"][:, None] - 1) & (at != batch["length"][:, None] - 1)
         which, how, what = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
         u = jax.vmap(lambda key: jax.random.uniform(key, (tokens.shape[1],)))(which)
         if self.whole_word:
-            free = choose_words(u, free, batch["continues"], batch["quota"])
+            free = choose_words(u, free, batch["continues"], batch["num_masked"])
         top, position = jax.lax.top_k(jnp.where(free, u, -1.0), p)
-        weight = (jnp.arange(p)[None] < batch["quota"][:, None]) & (top >= 0)
+        weight = (jnp.arange(p)[None] < batch["num_masked"][:, None]) & (top >= 0)
         target = jnp.take_along_axis(tokens, position, axis=1)
         dice = jax.vmap(lambda key: jax.random.uniform(key, (p,)))(how)
         other = jax.vmap(lambda key: jax.random.randint(key, (p,), 0, self.vocab_size))(what)
@@ -348,14 +348,14 @@ class MlmNsp:
 
     def terms(self, predictions: Mapping[str, Array], batch: Mapping[str, Array]) -> Sums:
         xent = optax.softmax_cross_entropy_with_integer_labels
-        valid = batch["valid"]
+        valid = batch["weight"]
         logits, target, weight = predictions["mlm"], batch["target"], batch["masked"] * valid[:, None]
         n = weight.sum()
         # Comparing with the maximum, which the loss needs anyway, costs half of an argmax over the vocabulary.
         hit = jnp.take_along_axis(logits, target[..., None], -1)[..., 0] >= logits.max(-1)
         out = {"mlm_loss": ((xent(logits, target) * weight).sum(), n), "mlm_accuracy": (jnp.where(hit, weight, 0).sum(), n)}
         if self.nsp:
-            logits, label = predictions["nsp"], batch["next"]
+            logits, label = predictions["nsp"], batch["nsp_label"]
             out["nsp_loss"] = ((xent(logits, label) * valid).sum(), valid.sum())
             out["nsp_accuracy"] = (jnp.where(logits.argmax(-1) == label, valid, 0).sum(), valid.sum())
         return out
@@ -387,7 +387,7 @@ class MlmNsp:
         gaps = (tokens == tokenizer.mask).sum(1)
         width = 1 << int(gaps.max(initial=1) - 1).bit_length()  # few programs
         position = np.argsort(tokens != tokenizer.mask, axis=1, kind="stable")[:, :width].astype(np.int32)
-        arrays = {"tokens": tokens, "length": length, "second": second, "position": position, "gaps": gaps}
+        arrays = {"tokens": tokens, "length": length, "segment_b": second, "position": position, "gaps": gaps}
         return GapRows(arrays, {"truncated": cut})
 
     def outputs(self, predictions: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:

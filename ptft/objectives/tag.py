@@ -60,7 +60,7 @@ class TaggedRows:
         for row, i in enumerate(index):
             tokens[row, : length[row]] = self.tokens[self.start[i] : self.start[i + 1]]
             tags[row, : length[row]] = self.tags[self.start[i] : self.start[i + 1]]
-        return {"tokens": tokens, "length": length, "second": length, "tags": tags}
+        return {"tokens": tokens, "length": length, "segment_b": length, "tags": tags}
 
 
 class Head(nn.Module):
@@ -140,7 +140,7 @@ class Tag:
         return {
             "tokens": np.zeros(shape, token_dtype(self.vocab_size)),
             "length": one,
-            "second": one,
+            "segment_b": one,
             "tags": np.full(shape, NONE, np.int32),
         }
 
@@ -151,7 +151,7 @@ class Tag:
         return Head(len(self.labels), self.dropout, dtype)
 
     def terms(self, predictions: Float[Array, "B T k"], batch: Mapping[str, Array]) -> Sums:
-        on = (batch["tags"] != NONE) & (batch["valid"] > 0)[:, None]
+        on = (batch["tags"] != NONE) & (batch["weight"] > 0)[:, None]
         tags, said = jnp.where(on, batch["tags"], 0), predictions.argmax(-1).astype(jnp.int32)  # NONE would be the last class
         weight = on.astype(jnp.float32)
         loss = optax.softmax_cross_entropy_with_integer_labels(predictions, tags)

@@ -71,7 +71,7 @@ def measure(run: Run, parts: Sequence[Part], signal: str) -> list[float]:
 
 
 def sample(run: Run) -> list[Batch]:
-    """The first examples in the run's order, in batches of which the last is filled up with rows of `valid` 0. Every device computes
+    """The first examples in the run's order, in batches of which the last is filled up with rows of `weight` 0. Every device computes
     all of them: so few are not worth parting, and the number of devices shall decide nothing."""
     numbers = pipeline.order(len(run.used), run.config.seed)
     chosen = run.used[[numbers[i] for i in range(min(EXAMPLES, len(run.used)))]]
@@ -79,7 +79,7 @@ def sample(run: Run) -> list[Batch]:
     for at in range(0, len(chosen), BATCH):
         place = np.arange(at, at + BATCH, dtype=np.int32)
         rows = run.data.train.batch(chosen[np.minimum(place, len(chosen) - 1)])
-        batch = {**rows, "row": place, "valid": (place < len(chosen)).astype(np.float32)}
+        batch = {**rows, "example_id": place, "weight": (place < len(chosen)).astype(np.float32)}
         batches.append(jax.device_put(batch, mesh.replicated(run.mesh)))
     return batches
 
@@ -108,10 +108,10 @@ def of_gradients(run: Run, parts: Sequence[Part], params: Flat, batches: Sequenc
     def loss(body: Flat, head: Flat, batch: Batch) -> jax.Array:
         """The mean over a batch, times its rows: a mean over examples does not see how they are cut into batches."""
         sums = net.sums({**head, **body}, batch, jax.random.key(0))
-        return batch["valid"].sum() * jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in net.objective.loss]).sum()
+        return batch["weight"].sum() * jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in net.objective.loss]).sum()
 
     gradient, squares = jax.jit(jax.grad(loss)), jax.jit(net.squares)
-    rows = float(sum(np.asarray(jax.device_get(batch["valid"].sum())) for batch in batches))
+    rows = float(sum(np.asarray(jax.device_get(batch["weight"].sum())) for batch in batches))
     total: Mapping[str, Any] | None = None
     square: Mapping[str, Any] | None = None
     for batch in batches:
@@ -137,11 +137,11 @@ def _of_part(signal: str, length: float, mean: float, trace: float) -> float:
 
 def variability(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch]) -> list[float]:
     depth = language.depth_of(models.groups(run.config.model.name), params)
-    label = np.concatenate([jax.device_get(b["label"])[np.asarray(jax.device_get(b["valid"])) > 0] for b in batches])
+    label = np.concatenate([jax.device_get(b["label"])[np.asarray(jax.device_get(b["weight"])) > 0] for b in batches])
     found = []
     for block in range(depth + 1):
         vectors = jax.jit(functools.partial(_mean_state, run.net, block))
-        states = [np.asarray(vectors(params, b), np.float64)[np.asarray(jax.device_get(b["valid"])) > 0] for b in batches]
+        states = [np.asarray(vectors(params, b), np.float64)[np.asarray(jax.device_get(b["weight"])) > 0] for b in batches]
         found.append(within_over_between(np.concatenate(states), label))
     return [found[min(p.block + 1, depth)] for p in parts]
 

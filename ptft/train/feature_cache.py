@@ -47,7 +47,7 @@ class Store:
 
 @dataclass
 class Cached:
-    """Rows whose batches also hold the hidden states (`hidden` f[B, T, D]), or say where they begin in `resident` (`at` i32[B])."""
+    """Rows whose batches also hold the hidden states (`hidden` f[B, T, D]), or say where they begin in `resident` (`cache_offset` i32[B])."""
 
     rows: Rows
     store: Store
@@ -65,7 +65,7 @@ class Cached:
     def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
         made = self.rows.batch(index)
         if self.at is not None:
-            return {**made, "at": self.at[index]}
+            return {**made, "cache_offset": self.at[index]}
         s = self.store
         hidden = np.zeros((*made["tokens"].shape, s.flat.shape[1]), s.flat.dtype)
         for row, i in enumerate(index):
@@ -216,7 +216,7 @@ def _fill(run: Run, rows: Rows, used: np.ndarray, store: Store, params: Flat, bl
     for at in range(0, len(missing), run.config.batch):
         part = missing[at : at + run.config.batch]
         index = np.concatenate([part, np.repeat(part[-1:], run.config.batch - len(part))])
-        batch = {**rows.batch(index), "row": np.arange(len(index), dtype=np.int32), "valid": np.ones(len(index), np.float32)}
+        batch = {**rows.batch(index), "example_id": np.arange(len(index), dtype=np.int32), "weight": np.ones(len(index), np.float32)}
         hidden = np.asarray(_below(run.net, block)(params, mesh.put(batch, run.mesh)))
         for row, i in enumerate(part):
             store.flat[store.start[i] : store.start[i + 1]] = hidden[row, : store.start[i + 1] - store.start[i]]

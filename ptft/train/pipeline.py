@@ -54,8 +54,8 @@ def mine(batch: int) -> slice:
 def train_batches(rows: Rows, index: np.ndarray, seed: int, batch: int, start: int, stop: int) -> Iterator[Batch]:
     """Batches `start` … `stop - 1` of the rows in `index`, this process's part, made ahead by a thread.
 
-    Besides the rows' own arrays a batch holds `row` i32[B], the place in the global batch, which keys random choices,
-    and `valid` f32[B] of ones.
+    Besides the rows' own arrays a batch holds `example_id` i32[B], the place in the global batch, which keys random choices,
+    and `weight` f32[B] of ones.
     """
     import grain.python as grain
 
@@ -64,16 +64,16 @@ def train_batches(rows: Rows, index: np.ndarray, seed: int, batch: int, start: i
 
     def cut(k: int) -> Batch:
         chosen = index[np.asarray([numbers[int(k) * batch + int(i)] for i in place])]
-        return {**rows.batch(chosen), "row": place, "valid": np.ones(len(place), np.float32)}
+        return {**rows.batch(chosen), "example_id": place, "weight": np.ones(len(place), np.float32)}
 
     dataset = grain.MapDataset.range(start, stop).map(cut)
     yield from dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
 
 
 def eval_batches(rows: Rows, batch: int, limit: int = 0) -> Iterator[Batch]:
-    """Every row once (or `limit` of them, `looked_at`), in order; the last batch is filled up with rows of `valid` 0."""
+    """Every row once (or `limit` of them, `looked_at`), in order; the last batch is filled up with rows of `weight` 0."""
     index = looked_at(len(rows), limit, getattr(rows, "label", None))
     for at in range(0, len(index), batch):
         row = np.arange(at, at + batch)[mine(batch)]
         filled = index[np.minimum(row, len(index) - 1)]
-        yield {**rows.batch(filled), "row": row.astype(np.int32), "valid": (row < len(index)).astype(np.float32)}
+        yield {**rows.batch(filled), "example_id": row.astype(np.int32), "weight": (row < len(index)).astype(np.float32)}

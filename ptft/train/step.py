@@ -39,8 +39,8 @@ class Net(NamedTuple):
     head: nn.Module
     objective: Objective
     added: tuple[Adapter, ...] = ()
-    start: int = 0  # the blocks below are not computed: a batch holds what they gave (`hidden`), or where that lies (`at`, `ptft.prefix`)
-    resident: bool = False  # `at`
+    start: int = 0  # the blocks below are not computed: a batch holds what they gave (`hidden`), or where that lies (`cache_offset`, `ptft.prefix`)
+    resident: bool = False  # `cache_offset`
 
     def init(self, seed: int | jax.Array, names: tuple[str, ...] | None = None) -> Flat:
         """Fresh float32 parameters `backbone/…`, `head/…`, `adapter/…`, or those in `names` alone, which are the same as with all."""
@@ -58,11 +58,11 @@ class Net(NamedTuple):
 
     def example(self, batch: int) -> dict[str, np.ndarray]:
         """Host arrays of the shapes and dtypes of a batch, for tracing without data."""
-        rows = {**self.objective.example(batch), "row": np.zeros(batch, np.int32), "valid": np.ones(batch, np.float32)}
+        rows = {**self.objective.example(batch), "example_id": np.zeros(batch, np.int32), "weight": np.ones(batch, np.float32)}
         if not self.start:
             return rows
         shape = (batch, rows["tokens"].shape[1], self.backbone.shape.hidden)
-        return {**rows, **({"at": rows["row"]} if self.resident else {"hidden": np.zeros(shape, self.backbone.shape.dtype)})}
+        return {**rows, **({"cache_offset": rows["example_id"]} if self.resident else {"hidden": np.zeros(shape, self.backbone.shape.dtype)})}
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Names and shapes of the parameters, without computing any."""
@@ -72,7 +72,7 @@ class Net(NamedTuple):
         self, params: Flat, inputs: Mapping[str, jax.Array], dropout: jax.Array | None = None, still: frozenset[str] = frozenset()
     ) -> Any:
         """Backbone and head on prepared inputs -> the objective's predictions. The parts in `still` have no dropout."""
-        hidden = _gather(params[RESIDENT], inputs["at"], inputs["mask"]) if self.resident else inputs.get("hidden")
+        hidden = _gather(params[RESIDENT], inputs["cache_offset"], inputs["mask"]) if self.resident else inputs.get("hidden")
         wide = adapters.insert(self.added, quantize.widen({n: x for n, x in params.items() if n != RESIDENT}))
         p = tree.unflatten(wide)
         keys = {} if dropout is None else {"dropout": dropout}
@@ -83,7 +83,7 @@ class Net(NamedTuple):
 
     def below(self, params: Flat, batch: Mapping[str, jax.Array], block: int) -> jax.Array:
         """What the block of this number reads, or what the last one gives where the number is one past it; no dropout: f[B, T, D]."""
-        inputs = self.objective.prepare(batch, _row_keys(jax.random.key(0), batch["row"]))
+        inputs = self.objective.prepare(batch, _row_keys(jax.random.key(0), batch["example_id"]))
         found: list[jax.Array] = []
 
         def catch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -109,7 +109,7 @@ class Net(NamedTuple):
         still: frozenset[str] = frozenset(),
     ) -> Sums:
         """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; a `dropout` key means training."""
-        inputs = self.objective.prepare(batch, _row_keys(key, batch["row"]))
+        inputs = self.objective.prepare(batch, _row_keys(key, batch["example_id"]))
         return self.objective.terms(self.predict(params, inputs, dropout, still), inputs)
 
     def squares(self, params: Flat, batch: Mapping[str, jax.Array]) -> Flat:

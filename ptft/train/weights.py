@@ -109,7 +109,7 @@ def squares(run: Run, params: Flat) -> Flat | None:
     chosen = run.used[[numbers[i] for i in range(min(examples, len(run.used)))]]
     add, everywhere, total = jax.jit(run.net.squares), mesh.replicated(run.mesh), None
     for part in np.array_split(chosen, math.ceil(len(chosen) / 64)):
-        rows = {**run.data.train.batch(part), "row": part.astype(np.int32), "valid": np.ones(len(part), np.float32)}
+        rows = {**run.data.train.batch(part), "example_id": part.astype(np.int32), "weight": np.ones(len(part), np.float32)}
         found = add(params, jax.device_put(rows, everywhere))
         total = found if total is None else jax.tree.map(jnp.add, total, found)
     return total

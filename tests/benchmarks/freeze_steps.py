@@ -54,7 +54,7 @@ def rows(run: Run) -> dict[str, np.ndarray]:
     b, t = example["tokens"].shape
     tokens = rng.integers(5, run.data.tokenizer.vocab_size, (b, t)).astype(example["tokens"].dtype)
     whole = np.full(b, t, np.int32)
-    return {**example, "tokens": tokens, "length": whole, "second": whole, "label": rng.integers(0, 2, b).astype(np.int32)}
+    return {**example, "tokens": tokens, "length": whole, "segment_b": whole, "label": rng.integers(0, 2, b).astype(np.int32)}
 
 
 def stepper(run: Run, base: Flat) -> Callable[[], None]:

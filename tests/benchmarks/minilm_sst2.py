@@ -86,7 +86,7 @@ def torch_optimizer(model: Any, run: build.Run) -> tuple[Any, Any]:
 def words(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     at = np.arange(batch["tokens"].shape[1])
     mask = at < batch["length"][:, None]
-    arrays = {"input_ids": batch["tokens"], "attention_mask": mask, "token_type_ids": (at >= batch["second"][:, None]) & mask}
+    arrays = {"input_ids": batch["tokens"], "attention_mask": mask, "token_type_ids": (at >= batch["segment_b"][:, None]) & mask}
     return {k: torch.as_tensor(np.asarray(v, np.int64)) for k, v in arrays.items()}
 
 
@@ -120,8 +120,8 @@ def torch_accuracy(model: Any, run: build.Run, test: Any, batch: int, quiet: int
     with torch.no_grad():
         for rows in pipeline.eval_batches(test, batch):
             said = model(words(rows)).argmax(-1).numpy()
-            hits += float(((said == rows["label"]) * rows["valid"]).sum())
-            total += float(rows["valid"].sum())
+            hits += float(((said == rows["label"]) * rows["weight"]).sum())
+            total += float(rows["weight"].sum())
     return hits / total
 
 
