@@ -27,7 +27,7 @@ def net(folder: Path, **model: Any) -> tuple[Net, read.Folder]:
 
 def loss(net: Net, params: dict[str, Any], batch: dict[str, Any]) -> tuple[jax.Array, Any]:
     predictions = net.predict(params, batch)
-    sums = net.objective.terms(predictions, batch)
+    sums = net.objective.sums(predictions, batch)
     return jnp.stack([sums[n][0] / sums[n][1] for n in net.objective.loss]).sum(), predictions
 
 

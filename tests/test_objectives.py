@@ -569,7 +569,7 @@ def test_pretraining_accuracy_counts_the_tokens_found():
         "nsp_label": np.array([0, 1, 0], np.int32),
         "weight": np.array([1, 1, 0], np.float32),
     }
-    got = o.report(jax.device_get(jax.jit(o.terms)({"mlm": logits, "nsp": nsp}, batch)))
+    got = o.metrics(jax.device_get(jax.jit(o.sums)({"mlm": logits, "nsp": nsp}, batch)))
     assert got["mlm_accuracy"] == pytest.approx(2 / 3) and got["nsp_accuracy"] == 0.5
 
 
@@ -589,11 +589,11 @@ def test_classification_loss_in_numpy():
 def test_pretraining_report():
     sums = {"mlm_loss": (6.0, 4.0), "mlm_accuracy": (1.0, 4.0), "nsp_loss": (3.0, 2.0), "nsp_accuracy": (1.0, 2.0)}
     want = {"mlm_loss": 1.5, "mlm_accuracy": 0.25, "nsp_loss": 1.5, "nsp_accuracy": 0.5, "loss": 3.0, "perplexity": math.exp(1.5)}
-    assert build("mlm_nsp").report(sums) == pytest.approx(want)
+    assert build("mlm_nsp").metrics(sums) == pytest.approx(want)
     alone = {k: s for k, s in sums.items() if k.startswith("mlm")}
     want = {"mlm_loss": 1.5, "mlm_accuracy": 0.25, "loss": 1.5, "perplexity": math.exp(1.5)}
-    assert build("mlm_nsp", nsp=False).report(alone) == pytest.approx(want)
-    assert math.isnan(build("mlm_nsp", nsp=False).report({"mlm_loss": (0.0, 0.0), "mlm_accuracy": (0.0, 0.0)})["perplexity"])
+    assert build("mlm_nsp", nsp=False).metrics(alone) == pytest.approx(want)
+    assert math.isnan(build("mlm_nsp", nsp=False).metrics({"mlm_loss": (0.0, 0.0), "mlm_accuracy": (0.0, 0.0)})["perplexity"])
 
 
 def classified(label, said, k):
@@ -603,8 +603,8 @@ def classified(label, said, k):
     for part in (slice(None, 2), slice(2, None)):
         y, x = ([*v[part], 0] for v in (label, said))
         batch = {"label": np.array(y, np.int32), "weight": np.array([1] * (len(y) - 1) + [0], np.float32)}
-        sums = record.add(sums, jax.jit(o.terms)(np.eye(k, dtype=np.float32)[x], batch))
-    return o.report(jax.device_get(sums))
+        sums = record.add(sums, jax.jit(o.sums)(np.eye(k, dtype=np.float32)[x], batch))
+    return o.metrics(jax.device_get(sums))
 
 
 def test_binary_metrics():
@@ -640,7 +640,7 @@ def test_what_classes_cost_grows_with_their_number_and_not_with_its_square():
     k, batch = 3000, 8
     o = build("classify", labels=tuple(map(str, range(k))))
     shapes = jax.ShapeDtypeStruct((batch, k), np.float32), {"label": np.zeros(batch, np.int32), "weight": np.ones(batch, np.float32)}
-    compiled = jax.jit(o.terms).lower(*shapes).compile()
+    compiled = jax.jit(o.sums).lower(*shapes).compile()
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 20 * batch * k * 4 < k * k
     label = np.random.default_rng(0).integers(0, k, 200)
@@ -653,8 +653,8 @@ def test_sums_that_an_older_version_left_in_a_checkpoint_count():
     o = build("classify", labels=("a", "b", "c"))
     table = np.array([[3, 1, 0], [0, 2, 2], [1, 0, 4]], np.float32)
     counts = np.stack([table.sum(1), table.sum(0), np.diag(table)])
-    both = o.report({"loss": (6.0, 26.0), "counts": (counts, 2.0), "confusion": (table, 1.0)})
-    assert both == o.report({"loss": (6.0, 26.0), "counts": (2 * counts, 3.0)}) and both["accuracy"] == 9 / 13
+    both = o.metrics({"loss": (6.0, 26.0), "counts": (counts, 2.0), "confusion": (table, 1.0)})
+    assert both == o.metrics({"loss": (6.0, 26.0), "counts": (2 * counts, 3.0)}) and both["accuracy"] == 9 / 13
 
 
 def test_metrics_at_the_edge():

@@ -37,7 +37,7 @@ def trained(task, devices=1, parallel="jit", accumulate=1, seed=7):
     for batch in batches(net):
         moving, sums = run(moving, frozen, mesh.put(batch, grid), jnp.uint32(seed))
         norm = record.divide({"grad_norm": sums.pop("grad_norm")})
-        losses.append(net.objective.report(sums) | norm)
+        losses.append(net.objective.metrics(sums) | norm)
     return losses, jax.device_get(moving.params)
 
 
@@ -109,13 +109,13 @@ def test_rows_that_are_not_valid_do_not_count():
         a["weight"][5:] = 0
         other = tiny.batch(net, 8, seed=2)
         b = {k: np.concatenate([a[k][:5], other[k][5:]]) if k not in ("example_id", "weight") else a[k] for k in a}
-        first, second = net.objective.report(sums(a, 0, False)), net.objective.report(sums(b, 0, False))
+        first, second = net.objective.metrics(sums(a, 0, False)), net.objective.metrics(sums(b, 0, False))
         assert first == pytest.approx(second, rel=1e-6)
         everything = tiny.batch(net, 8, seed=1)
         none = {**a, "weight": np.zeros(8, np.float32)}
         rest = {**everything, "weight": 1 - a["weight"]}
         whole = record.add(sums(a, 0, False), sums(rest, 0, False))
-        assert net.objective.report(whole) == pytest.approx(net.objective.report(sums(everything, 0, False)), rel=1e-5)
+        assert net.objective.metrics(whole) == pytest.approx(net.objective.metrics(sums(everything, 0, False)), rel=1e-5)
         assert all(float(s[0].sum()) == 0 for s in sums(none, 0, False).values())
 
 
@@ -138,7 +138,7 @@ def test_evaluation_draws_the_same_masks_every_time_and_no_dropout():
     assert jax.device_get(first) == jax.device_get(evaluate(params, batch))
     # Rows are masked by their place in the data set, not in the batch.
     turned = {k: x[::-1].copy() for k, x in batch.items()}
-    assert net.objective.report(evaluate(params, turned)) == pytest.approx(net.objective.report(first), rel=1e-5)
+    assert net.objective.metrics(evaluate(params, turned)) == pytest.approx(net.objective.metrics(first), rel=1e-5)
 
 
 def test_row_keys_differ_by_row_and_by_key():

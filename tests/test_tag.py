@@ -254,7 +254,7 @@ def spans(tags: list[str]) -> set[tuple[int, int, str]]:
 
 
 def counted(o, logits, batch) -> record.Sums:
-    return jax.device_get(jax.jit(o.terms)(logits, batch))
+    return jax.device_get(jax.jit(o.sums)(logits, batch))
 
 
 @pytest.mark.parametrize("labels", [IOB, ("O", "I-X", "B-X"), ("B-A", "B-B", "B-C", "I-A", "I-B", "I-D", "O", "B-A-B")])
@@ -281,7 +281,7 @@ def test_entities_are_those_of_plain_python(labels):
         words += (on & valid[:, None]).sum()
     assert sums["entities"][0].tolist() == [hit, said_total, true_total] and 100 < hit < min(said_total, true_total)
     want = {"precision": hit / said_total, "recall": hit / true_total, "f1": 2 * hit / (said_total + true_total), "accuracy": right / words}
-    got = o.report(sums)
+    got = o.metrics(sums)
     assert {k: got[k] for k in want} == pytest.approx(want) and o.best == "f1"
 
 
@@ -301,7 +301,7 @@ def test_entities_by_hand():
         batch = {"tags": np.array([[IOB.index(t) for t in tags.split()]], np.int32), "weight": np.ones(1, np.float32)}
         logits = np.eye(5, dtype=np.float32)[[[IOB.index(t) for t in said.split()]]]
         assert counted(o, logits, batch)["entities"][0].tolist() == want, (tags, said)
-    assert o.report({"loss": (0.0, 1.0), "accuracy": (1.0, 1.0), "entities": (np.zeros(3), 1.0)})["f1"] == 0
+    assert o.metrics({"loss": (0.0, 1.0), "accuracy": (1.0, 1.0), "entities": (np.zeros(3), 1.0)})["f1"] == 0
 
 
 # Whole entities as (first word, last word), with the kind where there are several; seqeval says the same of each, M read as I, L as
@@ -347,7 +347,7 @@ def test_entities_of_every_scheme(case):
 def test_other_tags_have_accuracy_alone(labels, odd):
     o = objective(labels=labels)
     assert o.best == "accuracy" and o.lacks.endswith(odd)
-    assert "f1" not in o.report({"loss": (1.0, 1.0), "accuracy": (1.0, 1.0)})
+    assert "f1" not in o.metrics({"loss": (1.0, 1.0), "accuracy": (1.0, 1.0)})
 
 
 def test_loss_is_of_first_pieces_alone():
@@ -361,7 +361,7 @@ def test_loss_is_of_first_pieces_alone():
     assert sums["loss"] == (pytest.approx(-np.log([shares[0, 1, 0], shares[0, 3, 2], shares[0, 4, 1]]).sum(), rel=1e-5), 3)
     assert set(sums) == {"loss", "accuracy"} and o.best == "accuracy"  # no IOB, no entities
     other = logits + 9 * (tags == NONE)[..., None] * rng.normal(size=3).astype(np.float32)
-    grad = jax.jit(jax.grad(lambda x, batch: o.terms(x, batch)["loss"][0]))(other, batch)
+    grad = jax.jit(jax.grad(lambda x, batch: o.sums(x, batch)["loss"][0]))(other, batch)
     assert not np.asarray(grad)[(tags == NONE) | (batch["weight"] == 0)[:, None]].any()
     np.testing.assert_allclose(counted(o, other, batch)["loss"], sums["loss"], rtol=1e-6)
 

@@ -92,7 +92,7 @@ def _texts(rows: Mapping[str, Sequence[Mapping[str, Any]]], index: Mapping[str, 
 def _scores(objective: Any, log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The objective's own metrics."""
     batch = {"label": jnp.asarray(labels), "weight": jnp.ones(len(labels), jnp.float32)}
-    return objective.report(objective.terms(jnp.asarray(log_probabilities, jnp.float32), batch))
+    return objective.metrics(objective.sums(jnp.asarray(log_probabilities, jnp.float32), batch))
 
 
 def _majority(labels: Mapping[str, np.ndarray], k: int) -> dict[str, np.ndarray]:

@@ -251,4 +251,4 @@ def evaluate(run: Run, frozen: Flat, moving: Flat, split: str) -> list[dict[str,
         total = record.add(total, jax.device_get(_eval(run.net)(moving, frozen, mesh.put(batch, run.mesh))))
     members = len(next(iter(moving.values())))
     each = [{name: (s[i], w[i]) for name, (s, w) in (total or {}).items()} for i in range(members)]
-    return [run.net.objective.report(sums) for sums in each]
+    return [run.net.objective.metrics(sums) for sums in each]

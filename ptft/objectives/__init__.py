@@ -34,12 +34,12 @@ class Rows(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """Host half (`rows`), device half (`prepare`, `head`, `terms`), what is reported, and what `ptft predict` asks and prints."""
+    """Host half (`rows`), device half (`prepare`, `head`, `sums`), what is reported, and what `ptft predict` asks and prints."""
 
     loss: tuple[str, ...]  # the terms whose means add up to the loss
     best: str  # the metric that chooses the best checkpoint: higher is better unless it is a loss
-    carries_head: bool  # whether a run from weights with this objective's head goes on with it, or makes a new one
-    draws: bool  # whether `prepare` makes random choices, so that a row is not the same twice
+    reuse_head: bool  # whether a run from weights with this objective's head goes on with it, or makes a new one
+    stochastic: bool  # whether `prepare` makes random choices, so that a row is not the same twice
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> Rows: ...
 
@@ -55,11 +55,11 @@ class Objective(Protocol):
         """The head over a backbone of this style."""
         ...
 
-    def terms(self, predictions: Any, batch: Mapping[str, Array]) -> Sums:
+    def sums(self, predictions: Any, batch: Mapping[str, Array]) -> Sums:
         """`{name: (sum, weight)}` over the batch."""
         ...
 
-    def report(self, sums: Sums) -> dict[str, float]:
+    def metrics(self, sums: Sums) -> dict[str, float]:
         """Sums over a whole data set -> metrics."""
         ...
 

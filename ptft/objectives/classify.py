@@ -84,8 +84,8 @@ class Classify:
     mask: int | None  # the id that stands for the blank; None: there is none
     loss: tuple[str, ...] = ("loss",)
     best: str = "accuracy"
-    carries_head: bool = False
-    draws: bool = False
+    reuse_head: bool = False
+    stochastic: bool = False
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> TextRows:
         """Tokenizes every record; texts longer than the row are cut and counted, empty ones kept as [CLS] [SEP]."""
@@ -152,7 +152,7 @@ class Classify:
     def head(self, dtype: Any, style: Style) -> nn.Module:
         return Head(len(self.labels), self.dropout, dtype, self.mask)
 
-    def terms(self, predictions: Float[Array, "B k"], batch: Mapping[str, Array]) -> Sums:
+    def sums(self, predictions: Float[Array, "B k"], batch: Mapping[str, Array]) -> Sums:
         valid, label = batch["weight"], batch["label"]
         loss = optax.softmax_cross_entropy_with_integer_labels(predictions, label)
         said = predictions.argmax(-1).astype(label.dtype)
@@ -161,7 +161,7 @@ class Classify:
         counts = jnp.stack([jnp.zeros(len(self.labels)).at[of].add(weight) for of, weight in counted])
         return {"loss": ((loss * valid).sum(), valid.sum()), "counts": (counts, jnp.float32(1))}
 
-    def report(self, sums: Sums) -> dict[str, float]:
+    def metrics(self, sums: Sums) -> dict[str, float]:
         """Loss, accuracy, macro-F1 (over the classes that occur) and Matthews correlation (multi-class, Gorodkin 2004)."""
         true, said, hits = np.asarray(sums["counts"][0], np.float64)
         if "confusion" in sums:  # left over in the checkpoint of an older version

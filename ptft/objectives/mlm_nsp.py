@@ -282,8 +282,8 @@ class MlmNsp:
     mask_id: int
 
     best: str = "mlm_loss"
-    carries_head: bool = True
-    draws: bool = True
+    reuse_head: bool = True
+    stochastic: bool = True
 
     @property
     def loss(self) -> tuple[str, ...]:
@@ -346,7 +346,7 @@ class MlmNsp:
     def head(self, dtype: Any, style: Style) -> nn.Module:
         return Head(self.nsp, dtype, style)
 
-    def terms(self, predictions: Mapping[str, Array], batch: Mapping[str, Array]) -> Sums:
+    def sums(self, predictions: Mapping[str, Array], batch: Mapping[str, Array]) -> Sums:
         xent = optax.softmax_cross_entropy_with_integer_labels
         valid = batch["weight"]
         logits, target, weight = predictions["mlm"], batch["target"], batch["masked"] * valid[:, None]
@@ -360,7 +360,7 @@ class MlmNsp:
             out["nsp_accuracy"] = (jnp.where(logits.argmax(-1) == label, valid, 0).sum(), valid.sum())
         return out
 
-    def report(self, sums: Sums) -> dict[str, float]:
+    def metrics(self, sums: Sums) -> dict[str, float]:
         """Losses, accuracies and the perplexity of masked tokens, each from global sums."""
         means = {k: float(v) for k, v in divide(sums).items()}
         return {**means, "loss": sum(means[k] for k in self.loss), "perplexity": float(np.exp(means["mlm_loss"]))}

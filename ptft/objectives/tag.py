@@ -81,8 +81,8 @@ class Tag:
     dropout: float
     vocab_size: int
     loss: tuple[str, ...] = ("loss",)
-    carries_head: bool = False
-    draws: bool = False
+    reuse_head: bool = False
+    stochastic: bool = False
 
     @property
     def places(self) -> list[tuple[str, str]]:
@@ -150,7 +150,7 @@ class Tag:
     def head(self, dtype: Any, style: Style) -> nn.Module:
         return Head(len(self.labels), self.dropout, dtype)
 
-    def terms(self, predictions: Float[Array, "B T k"], batch: Mapping[str, Array]) -> Sums:
+    def sums(self, predictions: Float[Array, "B T k"], batch: Mapping[str, Array]) -> Sums:
         on = (batch["tags"] != NONE) & (batch["weight"] > 0)[:, None]
         tags, said = jnp.where(on, batch["tags"], 0), predictions.argmax(-1).astype(jnp.int32)  # NONE would be the last class
         weight = on.astype(jnp.float32)
@@ -181,7 +181,7 @@ class Tag:
         begin = jax.lax.cummax(jnp.where(starts, jnp.arange(tags.shape[1]), -1), axis=1)
         return kind, begin, (kind >= 0) & (_shift(starts, -1, True) | (_shift(kind, -1, -1) < 0))
 
-    def report(self, sums: Sums) -> dict[str, float]:
+    def metrics(self, sums: Sums) -> dict[str, float]:
         """Loss and accuracy of words; micro-averaged F1, precision and recall of entities, 0 where there is none to divide by."""
         out = {k: float(v) for k, v in divide({k: sums[k] for k in ("loss", "accuracy")}).items()}
         if self.places:

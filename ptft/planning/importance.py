@@ -86,7 +86,7 @@ def sample(run: Run) -> list[Batch]:
 
 def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
     """The parameters with a new head fitted to the sample; a head that came with the weights stays."""
-    if run.net.objective.carries_head and run.config.init_from and run.config.init_weights:
+    if run.net.objective.reuse_head and run.config.init_from and run.config.init_weights:
         return params
     top = language.depth_of(models.groups(run.config.model.name), params)
     short = run.net._replace(start=top)

@@ -151,7 +151,7 @@ def refrozen(run: Run, strategy: Any) -> Run:
 def metrics(net: Net) -> list[str]:
     """Names of what an evaluation reports, found without computing any."""
     sums = jax.eval_shape(step.eval_step(net), net.shapes(), net.example(1))
-    return list(net.objective.report(jax.tree.map(lambda s: np.ones(s.shape, s.dtype), sums)))
+    return list(net.objective.metrics(jax.tree.map(lambda s: np.ones(s.shape, s.dtype), sums)))
 
 
 def metric(run: Run) -> str:

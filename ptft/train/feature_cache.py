@@ -98,7 +98,7 @@ def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
         return "nothing below what moves is frozen"
     if any(a.kind == "prompt" for a in run.net.added):
         return "a prompt makes rows longer than their texts"
-    if run.net.objective.draws:
+    if run.net.objective.stochastic:
         return f"{c.objective.name} draws other inputs every time"
     if c.model.dropout and not {"embeddings", *(f"block_{i}" for i in range(block))} <= programs.still(run, phase):
         return "the frozen blocks have dropout; frozen_dropout=False takes it away"

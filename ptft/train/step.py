@@ -110,7 +110,7 @@ class Net(NamedTuple):
     ) -> Sums:
         """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; a `dropout` key means training."""
         inputs = self.objective.prepare(batch, _row_keys(key, batch["example_id"]))
-        return self.objective.terms(self.predict(params, inputs, dropout, still), inputs)
+        return self.objective.sums(self.predict(params, inputs, dropout, still), inputs)
 
     def squares(self, params: Flat, batch: Mapping[str, jax.Array]) -> Flat:
         """Sums over a batch of the squared gradient of each row's loss, for every parameter of the backbone: the diagonal of the

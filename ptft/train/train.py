@@ -227,7 +227,7 @@ def evaluate(net: step.Net, params: Flat, rows: Rows, batch: int, grid: Any, lim
     batch = math.ceil(batch / grid.size) * grid.size
     params = {**params, **feature_cache.resident(rows)}
     parts = [_eval_step(net)(params, mesh.put(b, grid)) for b in pipeline.eval_batches(rows, batch, limit)]
-    return net.objective.report(_total(parts))
+    return net.objective.metrics(_total(parts))
 
 
 def _total(parts: list[record.Sums]) -> record.Sums:
@@ -242,7 +242,7 @@ def _sums(plain: dict[str, Any]) -> record.Sums:
 def _report(net: step.Net, sums: record.Sums, k: int) -> dict[str, float]:
     """The metrics of the training steps since the last line; a loss that is not finite stops the run here."""
     norm = record.divide({"grad_norm": sums["grad_norm"]})
-    values = net.objective.report({n: s for n, s in sums.items() if n != "grad_norm"}) | norm
+    values = net.objective.metrics({n: s for n, s in sums.items() if n != "grad_norm"}) | norm
     if not math.isfinite(values["loss"]):
         raise UserError(
             f"the training loss is {values['loss']} at step {k}: it diverged; lower optim.lr or optim.clip. Earlier checkpoints stay"

@@ -27,7 +27,7 @@ def initial(config: Config, net: Net, quiet: bool = True) -> Flat:
     start, weights = config.init_from, config.init_weights  # read in any case: without init_from it is a default, not a dead key
     want, loaded = net.shapes(), Flat()
     if start and weights:
-        skip, new_ok = "" if net.objective.carries_head else "head/.*", "(head|adapter|backbone/pooler)/.*"
+        skip, new_ok = "" if net.objective.reuse_head else "head/.*", "(head|adapter|backbone/pooler)/.*"
         if read.is_folder(start):
             folder = read.open_folder(start)
             loaded, what = read.load_params(folder, want, skip=skip, new_ok=new_ok)
