@@ -42,10 +42,10 @@ def computed(folder: Path, batch: dict[str, np.ndarray], **model: Any) -> dict[s
     batch = {{"next": "nsp_label", "valid": "weight"}.get(k, k): jnp.asarray(v) for k, v in batch.items()}
     out, state = jax.jit(lambda b: made.backbone.apply(inside, b, capture_intermediates=True, mutable=["intermediates"]))(batch)
     blocks = tree.flatten(state["intermediates"])
-    found = {f"hidden_{i + 1}": blocks[f"block_{i}/__call__"][0] for i in range(made.backbone.shape.layers)}
+    found = {f"hidden_{i + 1}": blocks[f"block_{i}/__call__"][0] for i in range(made.backbone.dims.layers)}
     found |= {"hidden_0": blocks["embeddings/__call__"][0], "hidden": out["hidden"], "pooled": out["pooled"]}
     if opened.kind == "modernbert":  # transformers shows the last block's output after the final norm
-        found[f"hidden_{made.backbone.shape.layers}"] = out["hidden"]
+        found[f"hidden_{made.backbone.dims.layers}"] = out["hidden"]
     found = {k: np.asarray(v) for k, v in found.items()}
     if "label" not in batch:
         return found

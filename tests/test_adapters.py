@@ -297,9 +297,9 @@ def test_a_prompt_is_that_many_tokens_more(name):
     params, batch = moved(net), inputs()
     body = tree.unflatten(params)["backbone"]
     embedded = (
-        Embeddings(net.backbone.shape).apply({"params": body["embeddings"]}, batch["tokens"], batch["types"], False)
+        Embeddings(net.backbone.dims).apply({"params": body["embeddings"]}, batch["tokens"], batch["types"], False)
         if name != "modernbert"
-        else models.modernbert.Embeddings(net.backbone.shape).apply({"params": body["embeddings"]}, batch["tokens"], False)
+        else models.modernbert.Embeddings(net.backbone.dims).apply({"params": body["embeddings"]}, batch["tokens"], False)
     )
     more = jnp.broadcast_to(params["adapter/embeddings/prompt/vectors"], (4, 5, 64))
     wide = {**batch, "mask": jnp.concatenate([batch["mask"][:, :1], jnp.ones((4, 5), bool), batch["mask"][:, 1:]], 1)}

@@ -50,7 +50,7 @@ def test_a_store_that_is_there_takes_no_more_than_its_share(home, monkeypatch):
     feature_cache._stores.clear()
     run = build.build(spec.resolve(values(home, "top-1")))
     rows, half = run.data.train, np.arange(len(run.data.train) // 2)
-    bytes_of = int(rows.batch(half)["length"].sum()) * run.net.backbone.shape.hidden * 4
+    bytes_of = int(rows.batch(half)["length"].sum()) * run.net.backbone.dims.hidden * 4
     room = [bytes_of / feature_cache.SHARE]
     monkeypatch.setattr(feature_cache, "free_memory", lambda: room[0])
     store = feature_cache._store("key", run, rows, half)

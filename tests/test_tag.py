@@ -469,7 +469,7 @@ def test_the_names_of_every_family(kind, tmp_path):
     tokenizer = tokenizers.load(opened.path)
     net = build.net(resolved, tokenizer, IOB)
     params = tiny.params(net)
-    left = read.write(tmp_path, resolved, net.backbone.shape, params, tokenizer, IOB, "float32", {})
+    left = read.write(tmp_path, resolved, net.backbone.dims, params, tokenizer, IOB, "float32", {})
     assert left == ["backbone/pooler/bias", "backbone/pooler/kernel"]
     folder = read.open_folder(tmp_path)
     again, what = read.load_params(folder, net.shapes(), skip="nothing")
@@ -484,7 +484,7 @@ def test_modernberts_tagger_has_more_layers(tmp_path):
     with pytest.raises(
         UserError, match=r"ModernBertForTokenClassification has layers before its classifier that a run of 'tag' lacks; .*: bert, "
     ):
-        read.write(tmp_path / "out", resolved, net.backbone.shape, tiny.params(net), tiny.TOKENIZER, IOB, "float32", {})
+        read.write(tmp_path / "out", resolved, net.backbone.dims, tiny.params(net), tiny.TOKENIZER, IOB, "float32", {})
     assert not (tmp_path / "out").exists()
     for file in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / "modernbert_classify" / file, tmp_path)

@@ -43,8 +43,8 @@ def runs(home):
 
 
 def test_matrices_shrink_and_nothing_else_does():
-    assert quantize.thin(PARAMS, "float32") is PARAMS
-    half, eighth = quantize.thin(PARAMS, "bfloat16"), quantize.thin(PARAMS, "int8")
+    assert quantize.quantize(PARAMS, "float32") is PARAMS
+    half, eighth = quantize.quantize(PARAMS, "bfloat16"), quantize.quantize(PARAMS, "int8")
     for name, x in PARAMS.items():
         if x.ndim < 2:
             assert half[name] is x and eighth[name] is x
@@ -56,7 +56,7 @@ def test_matrices_shrink_and_nothing_else_does():
 
 
 def test_eight_bits_err_by_at_most_half_a_level_of_the_channel():
-    wide = quantize.widen(quantize.thin(PARAMS, "int8"))
+    wide = quantize.dequantize(quantize.quantize(PARAMS, "int8"))
     for name, axis in ((KERNEL, 0), (TABLE, 1)):
         x = PARAMS[name]
         largest = np.abs(x).max(axis, keepdims=True)
@@ -64,14 +64,14 @@ def test_eight_bits_err_by_at_most_half_a_level_of_the_channel():
         assert wide[name].dtype == jnp.float32 and (error <= largest / 127 * 0.5001).all() and error.max() > 0
         # The largest of each channel comes back, whatever its sign.
         np.testing.assert_allclose(np.abs(wide[name]).max(axis), largest.squeeze(axis), rtol=1e-6)
-    near = np.asarray(quantize.widen(quantize.thin(PARAMS, "bfloat16"))[KERNEL])
+    near = np.asarray(quantize.dequantize(quantize.quantize(PARAMS, "bfloat16"))[KERNEL])
     np.testing.assert_allclose(near, PARAMS[KERNEL], rtol=2**-8)
 
 
 def test_zeros_stay_zeros():
     x = PARAMS[KERNEL].copy()
     x[:, 3], x[2, 5] = 0, 0
-    wide = np.asarray(quantize.widen(quantize.thin({KERNEL: x}, "int8"))[KERNEL])
+    wide = np.asarray(quantize.dequantize(quantize.quantize({KERNEL: x}, "int8"))[KERNEL])
     assert (wide[:, 3] == 0).all() and wide[2, 5] == 0 and np.isfinite(wide).all()
 
 
@@ -79,7 +79,7 @@ def test_zeros_stay_zeros():
 def test_compiled_or_not_it_is_the_same_to_the_bit(dtype):
     """A run makes weights thin inside a program, an evaluation of its checkpoint outside of one."""
     many = {f"{i}/kernel": RNG.standard_normal((64, 512)).astype(np.float32) for i in range(4)} | PARAMS
-    inside, outside = jax.jit(lambda p: quantize.thin(p, dtype))(many), quantize.thin(many, dtype)
+    inside, outside = jax.jit(lambda p: quantize.quantize(p, dtype))(many), quantize.quantize(many, dtype)
     for a, b in zip(jax.tree.leaves(inside), jax.tree.leaves(outside), strict=True):
         np.testing.assert_array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8))
 
@@ -88,7 +88,7 @@ def test_computed_takes_the_named_ones_and_leaves_the_others():
     found = quantize.computed(PARAMS, [KERNEL], "int8")
     assert found.keys() == PARAMS.keys() and found[TABLE] is PARAMS[TABLE]
     assert not np.array_equal(found[KERNEL], PARAMS[KERNEL])
-    np.testing.assert_array_equal(found[KERNEL], quantize.widen(quantize.thin({KERNEL: PARAMS[KERNEL]}, "int8"))[KERNEL])
+    np.testing.assert_array_equal(found[KERNEL], quantize.dequantize(quantize.quantize({KERNEL: PARAMS[KERNEL]}, "int8"))[KERNEL])
 
 
 def test_bytes_of_the_frozen_part_fall(home):
@@ -97,7 +97,7 @@ def test_bytes_of_the_frozen_part_fall(home):
     for dtype in quantize.DTYPES:
         run = build.build(spec.resolve(flow.finetuning(home, home / "pre", frozen_dtype=dtype, freeze="head", devices=1)))
         shapes = {n: s for n, s in run.net.shapes().items() if not n.startswith("head/")}
-        kept[dtype] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda p, d=dtype: quantize.thin(p, d), shapes)))
+        kept[dtype] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda p, d=dtype: quantize.quantize(p, d), shapes)))
         arguments[dtype] = programs.program(run).cost.argument_bytes
     for dtype, share in BYTES.items():
         assert kept[dtype] <= share * kept["float32"]

@@ -109,12 +109,12 @@ def _free() -> int:
 def _bytes(run: Run, moves: Sequence[str]) -> int:
     """What one more member needs: what moves four times over, and activations (twice Korthikanti et al. 2022, arXiv 2205.05198,
     equation 2, which counts half precision), in every block at which something moves or above it."""
-    shape, c = run.net.backbone.shape if hasattr(run.net.backbone, "shape") else None, run.config
+    dims, c = run.net.backbone.dims if hasattr(run.net.backbone, "dims") else None, run.config
     moving = 16 * tree.count(tree.split(run.net.shapes(), moves)[0])
-    if shape is None:
+    if dims is None:
         return 2 * moving
-    tokens, blocks = c.batch * c.objective.seq_len, shape.layers - feature_cache.entry(run, 0) + 1
-    return moving + 2 * tokens * blocks * (34 * shape.hidden + 5 * shape.heads * c.objective.seq_len)
+    tokens, blocks = c.batch * c.objective.seq_len, dims.layers - feature_cache.entry(run, 0) + 1
+    return moving + 2 * tokens * blocks * (34 * dims.hidden + 5 * dims.heads * c.objective.seq_len)
 
 
 def _train(members: Sequence[Member], moves: tuple[str, ...]) -> list[Outcome]:

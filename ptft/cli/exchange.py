@@ -77,7 +77,7 @@ def export_run(workdir: Path, to: Path, merge: bool = False) -> None:
     # As the run computes with them: what was evaluated is what goes out.
     params = adapters.merge(net.added, quantize.computed(stored, what.meta.get("thin", ()), config.frozen_dtype))
     dtype = (run.get("imported") or {}).get("dtype", "float32")  # untouched weights go out as they came in
-    shape = getattr(net.backbone, "shape", None)
+    shape = getattr(net.backbone, "dims", None)
     dtype = dtype if dtype in read.FLOATS.values() else "float32"
     part = to.absolute().with_name(f".{to.absolute().name}.part")  # the folder appears once it is whole
     shutil.rmtree(part, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""What is frozen may be kept thinner on the devices: in bfloat16, or as 8-bit integers with a scale for each output channel.
+"""What is frozen may be quantized on the devices: bfloat16, or 8-bit integers with a scale for each output channel.
 
-Matrices alone are made thinner; biases, norms and other vectors are few and stay float32. A step widens each matrix where
+Matrices alone are quantized; biases, norms and other vectors are few and stay float32. A step dequantizes each matrix where
 it is used. What a checkpoint holds are the original weights.
 """
 
@@ -22,12 +22,12 @@ class Int8(NamedTuple):
     scale: jax.Array  # f32[1, D]; of a table of embeddings f32[V, 1]
 
 
-def thin(params: Flat, dtype: str) -> Flat:
+def quantize(params: Flat, dtype: str) -> Flat:
     """Frozen parameters as they are kept during training; float32: the same."""
-    return params if dtype == "float32" else {n: _thin(n, x, dtype) for n, x in params.items()}
+    return params if dtype == "float32" else {n: _quantize(n, x, dtype) for n, x in params.items()}
 
 
-def _thin(name: str, x: Any, dtype: str) -> Any:
+def _quantize(name: str, x: Any, dtype: str) -> Any:
     if x.ndim < 2 or x.dtype != jnp.float32:
         return x
     if dtype == "bfloat16":
@@ -39,17 +39,17 @@ def _thin(name: str, x: Any, dtype: str) -> Any:
     return Int8(jnp.round(x / scale).astype(jnp.int8), scale)
 
 
-def widen(params: Flat) -> Flat:
+def dequantize(params: Flat) -> Flat:
     """The same parameters in float32."""
-    return {n: _widen(x) for n, x in params.items()}
+    return {n: _dequantize(x) for n, x in params.items()}
 
 
-def _widen(x: Any) -> Any:
+def _dequantize(x: Any) -> Any:
     if isinstance(x, Int8):
         return x.values.astype(jnp.float32) * x.scale
     return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
 
 
 def computed(params: Flat, names: Sequence[str], dtype: str) -> Flat:
-    """Original weights as a step computes with them that keeps `names` thin."""
-    return params | widen(thin({n: params[n] for n in names}, dtype))
+    """Original weights as a step computes with them that keeps `names` quantized."""
+    return params | dequantize(quantize({n: params[n] for n in names}, dtype))

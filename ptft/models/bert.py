@@ -54,7 +54,7 @@ GROUPS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class Dims:
     """Everything of an encoder but its numbers; the words are those of `SPEC`."""
 
     family: str
@@ -78,10 +78,10 @@ class Shape:
 class Embeddings(nn.Module):
     """Token + position + type embeddings, then LayerNorm, dropout and, where they are narrow, the projection."""
 
-    shape: Shape
+    dims: Dims
 
     def setup(self) -> None:
-        s = self.shape
+        s = self.dims
         width = s.embedding or s.hidden
         self.word = nn.Embed(s.vocab, width, embedding_init=NORMAL, dtype=s.dtype)
         self.position = nn.Embed(s.max_len + s.offset, width, embedding_init=NORMAL, dtype=s.dtype)
@@ -93,7 +93,7 @@ class Embeddings(nn.Module):
             self.project = dense(s.hidden, s.dtype)
 
     def __call__(self, tokens: Int[Array, "B T"], types: Int[Array, "B T"], train: bool) -> Float[Array, "B T D"]:
-        s = self.shape
+        s = self.dims
         if tokens.shape[1] > s.max_len:
             raise UserError(f"sequences of {tokens.shape[1]} tokens do not fit {s.max_len} positions; lower objective.seq_len")
         x = self.word(tokens) + self.position(jnp.arange(s.offset, s.offset + tokens.shape[1]))
@@ -107,11 +107,11 @@ class Embeddings(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward, each followed by dropout, the residual sum and LayerNorm."""
 
-    shape: Shape
+    dims: Dims
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], train: bool) -> Float[Array, "B T D"]:
-        s = self.shape
+        s = self.dims
         drop = nn.Dropout(s.dropout, deterministic=not train)
         attended = SelfAttention(s.heads, s.dropout, s.dtype, name="attention")(x, mask, train)
         x = LayerNorm(s.epsilon, name="attention_norm")(x + drop(attended))
@@ -121,19 +121,19 @@ class Block(nn.Module):
 class Bert(nn.Module):
     """The backbone; see `ptft.models` for what it takes and returns."""
 
-    shape: Shape
+    dims: Dims
 
     @property
     def style(self) -> Style:
         # The MLM heads of RoBERTa, XLM-R and ELECTRA have a GELU, whatever their blocks have.
-        blocks = self.shape.family in ("bert", "distilbert")
-        return Style(self.shape.activation if blocks else "gelu", self.shape.epsilon)
+        blocks = self.dims.family in ("bert", "distilbert")
+        return Style(self.dims.activation if blocks else "gelu", self.dims.epsilon)
 
     @nn.compact
     def __call__(
         self, batch: Mapping[str, Array], train: bool = False, start: int = 0, hidden: Float[Array, "B T D"] | None = None
     ) -> dict[str, Array]:
-        s = self.shape
+        s = self.dims
         embeddings = Embeddings(s, name="embeddings")
         x = embeddings(batch["tokens"], batch["types"], train) if hidden is None else hidden
         for i in range(start, s.layers):
@@ -154,10 +154,10 @@ def build(config: Config, vocab_size: int, dtype: Any) -> Bert:
     if not heads or hidden % heads or (not config.heads and hidden % 64):
         width = f"{heads} heads" if config.heads else "heads that are 64 wide"
         raise UserError(f"model.hidden: {hidden} is not divisible into {width}; expected a multiple, or another model.heads")
-    shape = Shape(
+    dims = Dims(
         config.family,
         layers, hidden, heads, config.ffn or 4 * hidden, config.embedding, config.vocab or vocab_size,
         config.max_len, config.offset, config.types, config.activation, config.epsilon, config.pooling, config.pooler,
         config.dropout, dtype,
     )  # fmt: skip
-    return Bert(shape)
+    return Bert(dims)

@@ -49,7 +49,7 @@ Turns = tuple[Float[np.ndarray, "T 1 half"], Float[np.ndarray, "T 1 half"]]
 
 
 @dataclass(frozen=True)
-class Shape:
+class Dims:
     """Everything of an encoder but its numbers; the words are those of `SPEC`."""
 
     layers: int
@@ -96,28 +96,28 @@ def rotate(x: Float[Array, "B T H W"], turns: Turns) -> Float[Array, "B T H W"]:
 class Embeddings(nn.Module):
     """Token embeddings, then LayerNorm and dropout; positions enter in the attention."""
 
-    shape: Shape
+    dims: Dims
 
     def setup(self) -> None:
-        s = self.shape
+        s = self.dims
         self.word = nn.Embed(s.vocab, s.hidden, embedding_init=NORMAL, dtype=s.dtype)
         self.norm = s.norm()
         self.drop = nn.Dropout(s.dropout)
 
     def __call__(self, tokens: Int[Array, "B T"], train: bool) -> Float[Array, "B T D"]:
-        if tokens.shape[1] > self.shape.max_len:
-            raise UserError(f"sequences of {tokens.shape[1]} tokens do not fit {self.shape.max_len} positions; lower objective.seq_len")
+        if tokens.shape[1] > self.dims.max_len:
+            raise UserError(f"sequences of {tokens.shape[1]} tokens do not fit {self.dims.max_len} positions; lower objective.seq_len")
         return self.drop(self.norm(self.word(tokens)), deterministic=not train)
 
 
 class Attention(nn.Module):
     """Multi-head attention with rotary positions to the tokens that are `seen`."""
 
-    shape: Shape
+    dims: Dims
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], seen: Bool[Array, "B #T T"], turns: Turns, train: bool) -> Float[Array, "B T D"]:
-        s = self.shape
+        s = self.dims
         drop = nn.Dropout(s.dropout, deterministic=not train)
         q, k, v = (s.dense(s.hidden, n)(x).reshape(*x.shape[:2], s.heads, -1) for n in ("query", "key", "value"))
         return drop(s.dense(s.hidden, "out", deep=True)(attend(rotate(q, turns), rotate(k, turns), v, seen, drop)))
@@ -126,11 +126,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """A gated linear unit (Shazeer 2020): the activation of one projection times another, projected back."""
 
-    shape: Shape
+    dims: Dims
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], train: bool) -> Float[Array, "B T D"]:
-        s = self.shape
+        s = self.dims
         x = ACTIVATIONS[s.activation](s.dense(s.ffn, "up")(x)) * s.dense(s.ffn, "gate")(x)
         return s.dense(s.hidden, "down", deep=True)(nn.Dropout(s.dropout, deterministic=not train)(x))
 
@@ -138,12 +138,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """LayerNorm before attention and before feed-forward; the first block's input has just been through one."""
 
-    shape: Shape
+    dims: Dims
     first: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], seen: Bool[Array, "B #T T"], turns: Turns, train: bool) -> Float[Array, "B T D"]:
-        s = self.shape
+        s = self.dims
         x = x + Attention(s, name="attention")(x if self.first else s.norm("attention_norm")(x), seen, turns, train)
         return x + FeedForward(s, name="ffn")(s.norm("ffn_norm")(x), train)
 
@@ -151,28 +151,28 @@ class Block(nn.Module):
 class Pooler(nn.Module):
     """Dense, activation, LayerNorm: what stands before the published classifiers."""
 
-    shape: Shape
+    dims: Dims
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-        s = self.shape
+        s = self.dims
         return s.norm("norm")(ACTIVATIONS[s.activation](s.dense(s.hidden, "dense", deep=True)(x)))
 
 
 class ModernBert(nn.Module):
     """The backbone; see `ptft.models` for what it takes and returns."""
 
-    shape: Shape
+    dims: Dims
 
     @property
     def style(self) -> Style:
-        return Style(self.shape.activation, self.shape.epsilon, bias=False)
+        return Style(self.dims.activation, self.dims.epsilon, bias=False)
 
     @nn.compact
     def __call__(
         self, batch: Mapping[str, Array], train: bool = False, start: int = 0, hidden: Float[Array, "B T D"] | None = None
     ) -> dict[str, Array]:
-        s, mask = self.shape, batch["mask"]
+        s, mask = self.dims, batch["mask"]
         embeddings = Embeddings(s, name="embeddings")
         x = embeddings(batch["tokens"], train) if hidden is None else hidden
         everything, at = mask[:, None, :], jnp.arange(x.shape[1])
@@ -192,8 +192,8 @@ def build(config: Config, vocab_size: int, dtype: Any) -> ModernBert:
         raise UserError(f"model.hidden: {hidden} is not divisible into {heads} heads; expected a multiple, or another model.heads")
     if hidden // heads % 2:
         raise UserError(f"model.heads: {heads} heads are {hidden // heads} wide; rotary positions turn pairs, so expected an even width")
-    shape = Shape(
+    dims = Dims(
         config.layers, hidden, heads, config.ffn, config.vocab or vocab_size, config.max_len, config.window, config.global_every,
         config.global_theta, config.local_theta, config.activation, config.epsilon, config.pooling, config.dropout, dtype,
     )  # fmt: skip
-    return ModernBert(shape)
+    return ModernBert(dims)

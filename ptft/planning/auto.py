@@ -112,7 +112,7 @@ def decide(config: Config) -> dict[str, Any]:
     if wanted.unit == "seconds" and jax.process_count() > 1:
         raise UserError(f"freeze={config.freeze!r}: processes that time steps would choose apart; expected another unit, such as flops")
     run = build.build(config.replace(freeze="head", parallel="jit"))  # under pmap a step has no whole-program form
-    if not hasattr(run.net.backbone, "shape"):
+    if not hasattr(run.net.backbone, "dims"):
         raise UserError(f"freeze={config.freeze!r}: auto chooses among the blocks of a Transformer encoder; {config.model.name!r} is none")
     shapes = run.net.shapes()
     parts = split(models.groups(config.model.name), shapes)

@@ -104,7 +104,7 @@ def _phase(run: Run, phase: int) -> dict[str, Any]:
     shapes, moving = run.net.shapes(), here.plan.trainable
     inside, frozen = tree.split(shapes, moving)
     state = jax.eval_shape(lambda p: programs.fresh(run, phase, p), inside)
-    kept = jax.eval_shape(lambda p: quantize.thin(p, run.config.frozen_dtype), frozen)
+    kept = jax.eval_shape(lambda p: quantize.quantize(p, run.config.frozen_dtype), frozen)
     stored = {n: shapes[n] for n in weights.changing(run)} if run.config.checkpoint == "delta" else shapes
     trainable, total = here.plan.counts()
     formula = contract.products(run, phase)
@@ -145,7 +145,7 @@ def _turn(run: Run, phase: int, program: Program, params: Flat, steps: int) -> l
     everywhere = mesh.replicated(run.mesh)
     inside, frozen = tree.split(params, run.phases[phase].plan.trainable)
     state = programs.fresh(run, phase, jax.tree.map(jnp.copy, inside))  # a step takes the place of what it moves
-    kept = jax.device_put(_thinned(frozen, run.config.frozen_dtype), everywhere)
+    kept = jax.device_put(_quantized(frozen, run.config.frozen_dtype), everywhere)
     batch, seed = mesh.put(run.net.example(run.config.batch), run.mesh), jax.device_put(np.uint32(0), everywhere)
     taken = []
     for _ in range(steps + 1):
@@ -156,7 +156,7 @@ def _turn(run: Run, phase: int, program: Program, params: Flat, steps: int) -> l
     return taken[1:]
 
 
-_thinned = jax.jit(quantize.thin, static_argnums=1)
+_quantized = jax.jit(quantize.quantize, static_argnums=1)
 
 
 def text(found: Sequence[dict[str, Any]]) -> str:

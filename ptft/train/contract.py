@@ -74,13 +74,13 @@ def _of_flops(run: Run, program: Program, phase: int) -> str | None:
 
 def allowance(run: Run, formula: cost.Products, phase: int = 0) -> float:
     """FLOPs that a step may cost whose products are these. What is not a product comes on top: some 250 FLOPs a token and norm's
-    channel for norms, softmax, activations and dropout, some twenty of the optimizer a parameter, two to widen one that is kept
-    thin. What a step does once counts as often as it has parts, as `cost.of` cannot part it from the loop."""
+    channel for norms, softmax, activations and dropout, some twenty of the optimizer a parameter, two to dequantize one that is
+    quantized. What a step does once counts as often as it has parts, as `cost.of` cannot part it from the loop."""
     plan = run.phases[phase].plan
     channels = sum(s.shape[0] for n, s in run.net.shapes().items() if n.endswith("/scale"))
     tokens = run.config.batch * run.config.objective.seq_len
-    thinned = 2 * plan.counts()[1] * (run.config.frozen_dtype != "float32")
-    return 1.15 * formula.total + 250 * tokens * channels + run.config.accumulate * (20 * plan.counts()[0] + thinned)
+    dequantized = 2 * plan.counts()[1] * (run.config.frozen_dtype != "float32")
+    return 1.15 * formula.total + 250 * tokens * channels + run.config.accumulate * (20 * plan.counts()[0] + dequantized)
 
 
 def check(run: Run, program: Program, phase: int = 0) -> None:

@@ -94,7 +94,7 @@ def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
     uses = (min([*ends, run.durations.total]) - begun) * c.batch
     if c.cache_prefix == "off":
         return "cache_prefix is off"
-    if block == 0 or not hasattr(run.net.backbone, "shape"):
+    if block == 0 or not hasattr(run.net.backbone, "dims"):
         return "nothing below what moves is frozen"
     if any(a.kind == "prompt" for a in run.net.added):
         return "a prompt makes rows longer than their texts"
@@ -174,8 +174,8 @@ _stores: OrderedDict[str, Store] = OrderedDict()
 
 def _store(key: str, run: Run, rows: Rows, used: np.ndarray) -> Store | None:
     """The process's store of this key, new if there is none with room for these rows; None if there is no room for it."""
-    shape = run.net.backbone.shape
-    token = shape.hidden * np.dtype(shape.dtype).itemsize
+    dims = run.net.backbone.dims
+    token = dims.hidden * np.dtype(dims.dtype).itemsize
     if old := _stores.get(key):
         missing = int(np.diff(old.start)[used[~old.have[used]]].sum()) * token
         if missing <= SHARE * (free_memory() if old.folder is None else shutil.disk_usage(old.folder.name).free):
@@ -185,17 +185,17 @@ def _store(key: str, run: Run, rows: Rows, used: np.ndarray) -> Store | None:
     lengths = np.concatenate([rows.batch(part)["length"] for part in np.array_split(np.arange(len(rows)), -(-len(rows) // 4096))])
     start = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     need = int(lengths[used].sum()) * token
-    size = (int(start[-1]), shape.hidden)
+    size = (int(start[-1]), dims.hidden)
     while len(_stores) >= KEPT:
         _stores.popitem(last=False)
     if need <= SHARE * free_memory():
-        made = Store(start, np.empty(size, shape.dtype), np.zeros(len(rows), bool), "memory")
+        made = Store(start, np.empty(size, dims.dtype), np.zeros(len(rows), bool), "memory")
     else:
         folder = tempfile.TemporaryDirectory(prefix="ptft-prefix-")
         if need > SHARE * shutil.disk_usage(folder.name).free:
             folder.cleanup()
             return None
-        flat = np.memmap(Path(folder.name) / "hidden", np.dtype(shape.dtype), "w+", shape=size)  # a sparse file
+        flat = np.memmap(Path(folder.name) / "hidden", np.dtype(dims.dtype), "w+", shape=size)  # a sparse file
         made = Store(start, flat, np.zeros(len(rows), bool), "disk", folder)
     _stores[key] = made
     return made

@@ -110,7 +110,7 @@ def _program(
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     trainable, frozen = tree.split(net.shapes(), moving)
-    kept = jax.eval_shape(lambda p: quantize.thin(p, frozen_dtype), frozen)
+    kept = jax.eval_shape(lambda p: quantize.quantize(p, frozen_dtype), frozen)
     kept |= {n: jax.ShapeDtypeStruct(size, dtype) for n, size, dtype in resident}
     state = jax.eval_shape(lambda p: step.init_moving(p, tx), trainable)
     aot = compiled.lower(  # type: ignore[attr-defined]

@@ -45,7 +45,7 @@ class Progress(NamedTuple):
 
 class State(NamedTuple):
     moving: step.Moving
-    frozen: Flat  # the original weights; on the host where thinner ones are on the devices
+    frozen: Flat  # the original weights; on the host where quantized ones are on the devices
     kept: Flat  # the same as the devices keep them
     progress: Progress
 
@@ -63,8 +63,8 @@ def stored(run: Run, state: State) -> Flat:
 
 def meta(run: Run, state: State, header: dict[str, Any]) -> dict[str, Any]:
     """What is saved beside a step's arrays."""
-    thinned = [] if run.config.frozen_dtype == "float32" else list(state.frozen)
-    return {**header, "progress": state.progress._asdict(), "thin": thinned}
+    quantized = [] if run.config.frozen_dtype == "float32" else list(state.frozen)
+    return {**header, "progress": state.progress._asdict(), "thin": quantized}
 
 
 def place(run: Run, frozen: Flat, before: Flat | None = None) -> tuple[Flat, Flat]:
@@ -72,7 +72,7 @@ def place(run: Run, frozen: Flat, before: Flat | None = None) -> tuple[Flat, Fla
     if run.config.frozen_dtype == "float32":
         return frozen, frozen
     there = {n: x for n, x in (before or {}).items() if n in frozen}
-    shrink = jax.jit(lambda p: quantize.thin(p, run.config.frozen_dtype), out_shardings=mesh.replicated(run.mesh))
+    shrink = jax.jit(lambda p: quantize.quantize(p, run.config.frozen_dtype), out_shardings=mesh.replicated(run.mesh))
     return jax.device_get(frozen), {**there, **shrink({n: x for n, x in frozen.items() if n not in there})}
 
 

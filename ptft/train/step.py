@@ -61,8 +61,8 @@ class Net(NamedTuple):
         rows = {**self.objective.example(batch), "example_id": np.zeros(batch, np.int32), "weight": np.ones(batch, np.float32)}
         if not self.start:
             return rows
-        shape = (batch, rows["tokens"].shape[1], self.backbone.shape.hidden)
-        return {**rows, **({"cache_offset": rows["example_id"]} if self.resident else {"hidden": np.zeros(shape, self.backbone.shape.dtype)})}
+        shape = (batch, rows["tokens"].shape[1], self.backbone.dims.hidden)
+        return {**rows, **({"cache_offset": rows["example_id"]} if self.resident else {"hidden": np.zeros(shape, self.backbone.dims.dtype)})}
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Names and shapes of the parameters, without computing any."""
@@ -73,7 +73,7 @@ class Net(NamedTuple):
     ) -> Any:
         """Backbone and head on prepared inputs -> the objective's predictions. The parts in `still` have no dropout."""
         hidden = _gather(params[RESIDENT], inputs["cache_offset"], inputs["mask"]) if self.resident else inputs.get("hidden")
-        wide = adapters.insert(self.added, quantize.widen({n: x for n, x in params.items() if n != RESIDENT}))
+        wide = adapters.insert(self.added, quantize.dequantize({n: x for n, x in params.items() if n != RESIDENT}))
         p = tree.unflatten(wide)
         keys = {} if dropout is None else {"dropout": dropout}
         with adapters.attach(self.added, wide), nn.intercept_methods(functools.partial(_no_dropout, still)):
@@ -95,7 +95,7 @@ class Net(NamedTuple):
                 found.append(out)
             return out
 
-        wide = adapters.insert(self.added, quantize.widen(params))
+        wide = adapters.insert(self.added, quantize.dequantize(params))
         with adapters.attach(self.added, wide), nn.intercept_methods(catch):
             self.backbone.apply({"params": tree.unflatten(wide)["backbone"]}, inputs)
         return found[0]

@@ -51,7 +51,7 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
     fresh = weights.start_params(built, quiet) if at is None else {}  # before compiling: what does not fit shows early
     header = description.header(built, base=None if config.checkpoint == "full" else fresh or weights.start_params(built, quiet=True, like={}))
     state = states.start(built, fresh) if at is None else states.resume(built, workdir, at, header)
-    del fresh  # or the devices would hold it beside what is kept thinner
+    del fresh  # or the devices would hold it beside what is kept quantized
     here, program, state = enter(built, state, quiet)
     record.write_json(workdir / "config.json", config.to_dict())
     record.write_json(workdir / "run.json", {**header, "cost": program.cost._asdict()})

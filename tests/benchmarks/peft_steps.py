@@ -45,7 +45,7 @@ def torch_model(run: Run, strategy: str) -> Any:
     import torch
     import transformers
 
-    s = run.net.backbone.shape  # type: ignore[attr-defined]
+    s = run.net.backbone.dims  # type: ignore[attr-defined]
     config = transformers.BertConfig(
         vocab_size=s.vocab, hidden_size=s.hidden, num_hidden_layers=s.layers, num_attention_heads=s.heads, intermediate_size=s.ffn,
         max_position_embeddings=s.max_len, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=2,
