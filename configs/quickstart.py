@@ -36,6 +36,7 @@ def pretrain() -> ConfigDict:
     c.model.heads = 2
     c.model.ffn = 128
     c.model.max_len = 64
+    c.model.pooling = "mean"  # for a classifier on these weights: no objective here trains a pooler or reads [CLS]
     c.model.window = 8  # the second block sees four tokens to each side, the first one all
     c.model.global_theta = 1000.0
     c.model.local_theta = 1000.0

@@ -221,6 +221,16 @@ def test_a_start_that_may_not_be_meant_is_pointed_out(home, tmp_path, capsys):
     shutil.copytree(home / "pre", tmp_path / "stopped")
     (tmp_path / "stopped" / "result.json").unlink()
     assert said(init_from=f"{tmp_path}/stopped") == [f"{tmp_path}/stopped has not finished its training"]
+    shutil.copytree(home / "pre", tmp_path / "frozen")
+    run = json.loads((tmp_path / "frozen" / "run.json").read_text())
+    rows = [{**r, "rate": r["rate"] * ("/pooler/" not in r["name"])} for r in run["freeze"]]
+    (tmp_path / "frozen" / "run.json").write_text(json.dumps({**run, "freeze": rows}))
+    stays = f"the head reads backbone/pooler, which {tmp_path}/frozen never trained and this run freezes: it stays random; "
+    assert said(init_from=f"{tmp_path}/frozen", freeze="head") == [f"{stays}train it, too, such as freeze='head+pooler'"]
+    assert said(init_from=f"{tmp_path}/frozen", freeze="head+pooler") == []
+    (tmp_path / "zh.tsv").write_text("sentence\tlabel\n" + "我非常喜欢这本书\tpos\n不好\tneg\n" * 8)
+    foreign = said(**{"data.train": f"files:{tmp_path}/zh.tsv", "data.dev": "", "data.test": ""})
+    assert [line.partition(" to the tokenizer")[0] for line in foreign] == ["100% of the training tokens are unknown"]
     train = flow.table(tmp_path / "slip.tsv", 60, 1)
     lines = train.read_text().splitlines()
     train.write_text("\n".join([*lines, lines[-1].rpartition("\t")[0] + "\tmaybe"]) + "\n")

@@ -80,6 +80,8 @@ def test_a_trainable_leaf_that_rested_is_named():
     proof = ledger.make(plan, before, {**before, "head/classifier/bias": before["head/classifier/bias"] + 1}, opt)
     assert proof["holds"] and proof["not_moved"] == ["backbone/pooler/bias"]
     assert "did not move: backbone/pooler/bias" in ledger.describe(proof)
+    unread = ledger.describe(proof, unread=("backbone/pooler/",))
+    assert "WARNING" not in unread and "the objective does not read it: backbone/pooler/bias" in unread
 
 
 def test_optimizer_state_for_a_frozen_leaf_or_none_for_a_moving_one():

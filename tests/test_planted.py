@@ -213,7 +213,7 @@ class Stacked(bert.Bert):
 
     @nn.compact
     def __call__(self, batch, train=False, start=0, hidden=None):
-        s = self.shape
+        s = self.dims
         embeddings = bert.Embeddings(s, name="embeddings")
         x = embeddings(batch["tokens"], batch["types"], train)
         layers = nn.scan(
@@ -233,7 +233,7 @@ class Stacked(bert.Bert):
 )
 def test_5_stacked_layers(home, tmp_path, monkeypatch, freeze, message):
     build_bert = bert.build
-    monkeypatch.setattr(bert, "build", lambda *args: Stacked(build_bert(*args).shape))
+    monkeypatch.setattr(bert, "build", lambda *args: Stacked(build_bert(*args).dims))
     with pytest.raises(UserError, match=message):
         flow.run(config(home, freeze, **{"model.layers": 2}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from ptft import models
 from ptft.core import checkpoint, mesh, tree
 from ptft.core.errors import UserError
 from ptft.freeze import language, ledger, quantize
-from ptft.train import build, cost, programs, spec, state, step, train, weights
+from ptft.train import build, cost, evaluate, programs, spec, state, step, train, weights
 
 EXPLICIT = "head; 3 steps: top-1@decay=0.5; 6 steps: bitfit"
 CALM = {"model.dropout": 0.0, "objective.dropout": 0.0}
@@ -180,7 +180,7 @@ def test_a_time_does_not_wait_for_a_plateau_before_it():
 
 def test_a_best_step_before_the_last_phase_gives_the_final_numbers(home, tmp_path, monkeypatch, capsys):
     """Kept thin, the best step's frozen matrices count as they did then, not as those of the last phase."""
-    monkeypatch.setattr(train, "judge", lambda m, v, k, p: p._replace(best=v, best_step=k, waited=0) if k == 3 else p)
+    monkeypatch.setattr(evaluate, "judge", lambda m, v, k, p: p._replace(best=v, best_step=k, waited=0) if k == 3 else p)
     values = flow.finetuning(home, home / "pre", freeze="head; 4 steps: full", frozen_dtype="int8", **{"optim.lr": 0.05})
     result = flow.run(values, tmp_path / "run")
     assert result["best_step"] == 3 and read(tmp_path / "run", "freeze_ledger.json")["phases"][1]["began"] == 4
@@ -193,7 +193,7 @@ def test_a_best_step_before_the_last_phase_gives_the_final_numbers(home, tmp_pat
 
 
 def test_early_stop_waits_for_the_last_phase(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "judge", lambda m, v, k, p: p._replace(best=0.0, best_step=1, waited=p.waited + 1))
+    monkeypatch.setattr(evaluate, "judge", lambda m, v, k, p: p._replace(best=0.0, best_step=1, waited=p.waited + 1))
     values = flow.finetuning(home, home / "pre", freeze="head; 4 steps: top-1", early_stop=2, eval_every="1 step")
     assert flow.run(values, tmp_path / "run")["steps"] == 6  # two evaluations in the last phase, whatever was before it
 

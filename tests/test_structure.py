@@ -22,7 +22,7 @@ WINGS = {
     "freeze": ["language", "adapters", "quantize", "ledger"],
     "train": [
         "pipeline", "optim", "step", "cost", "spec", "dataset", "build", "programs", "weights", "description", "contract", "state",
-        "feature_cache", "train",
+        "feature_cache", "evaluate", "train",
     ],
     "planning": ["importance", "plans", "auto"],
     "bench": [

@@ -15,7 +15,7 @@ import pytest
 
 from ptft.core import checkpoint, mesh, record
 from ptft.core.errors import UserError
-from ptft.train import build, dataset, programs, spec, train, weights
+from ptft.train import build, dataset, evaluate, programs, spec, train, weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -187,7 +187,7 @@ def test_the_result_is_that_of_the_best_step(home):
 def scripted(monkeypatch, scores):
     """The dev accuracies of a run, in order."""
     left = iter(scores)
-    monkeypatch.setattr(train, "evaluate", lambda *args: {"loss": 1.0, "accuracy": next(left), "macro_f1": 0.0, "matthews": 0.0})
+    monkeypatch.setattr(evaluate, "evaluate", lambda *args: {"loss": 1.0, "accuracy": next(left), "macro_f1": 0.0, "matthews": 0.0})
 
 
 def test_early_stopping_counts_evaluations_without_a_better_one(home, tmp_path, monkeypatch):
@@ -235,7 +235,7 @@ def test_the_last_step_may_be_asked_for(every, steps, home, tmp_path, monkeypatc
 def test_which_metric_rises(metric, values, best):
     progress = train.Progress()
     for k, value in enumerate(values, 1):
-        progress = train.judge(metric, value, k, progress)
+        progress = evaluate.judge(metric, value, k, progress)
     assert progress.best_step == best and progress.waited == 3 - best
 
 

@@ -165,6 +165,7 @@ def check(cells: Sequence[Cell], metric: str) -> None:
         if metric not in known:
             problems[f"bench.metric: runs report no {metric!r}; {did_you_mean(metric, known)}"] = None
     if problems:
-        raise UserError("the benchmark has cells that cannot run:\n  " + "\n  ".join(problems))
+        say = "\nmend them, or take their strategies out of bench.strategies in a copy of the page"
+        raise UserError("the benchmark has cells that cannot run:\n  " + "\n  ".join(problems) + say)
     for doubt, names in doubts.items():
         record.say(f"WARNING: {', '.join(dict.fromkeys(names))}: {doubt}")

@@ -15,7 +15,7 @@ from ptft.core.errors import UserError
 from ptft.core.tree import Flat
 from ptft.hub import read
 from ptft.objectives import Rows
-from ptft.train import dataset, train, weights
+from ptft.train import dataset, evaluate, weights
 from ptft.train.build import Run
 from ptft.train.step import Net
 
@@ -66,4 +66,4 @@ def _kept(start: str) -> tuple[Net, Flat, Rows, float] | None:
 def _loss(net: Net, params: Flat, rows: Rows) -> float:
     grid = mesh.make()
     params = jax.device_put(params, mesh.replicated(grid))
-    return train.evaluate(net, params, rows, 64, grid, ROWS)["mlm_loss"]
+    return evaluate.evaluate(net, params, rows, 64, grid, ROWS)["mlm_loss"]

@@ -35,7 +35,7 @@ from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError
 from ptft.freeze import language, quantize
 from ptft.planning import auto
-from ptft.train import build, spec, train, weights
+from ptft.train import build, evaluate, spec, train, weights
 
 SPEC: Spec = {
     "strategies": Field(
@@ -268,7 +268,7 @@ def _test(config: Config, folder: Path) -> dict[str, float]:
     params, loaded = weights.run_params(folder, config, run.net)
     params = jax.device_put(quantize.computed(params, loaded.meta.get("thin", ()), config.frozen_dtype), mesh.replicated(run.mesh))
     assert run.data.test is not None
-    return train.evaluate(run.net, params, run.data.test, config.eval_batch or config.batch, run.mesh)
+    return evaluate.evaluate(run.net, params, run.data.test, config.eval_batch or config.batch, run.mesh)
 
 
 def _rows(study: Any) -> list[dict[str, Any]]:

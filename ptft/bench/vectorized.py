@@ -29,7 +29,7 @@ from ptft.core.config import Config
 from ptft.core.tree import Flat
 from ptft.freeze import ledger
 from ptft.planning import auto
-from ptft.train import build, description, feature_cache, optim, pipeline, programs, step, train, weights
+from ptft.train import build, description, evaluate, feature_cache, optim, pipeline, programs, step, train, weights
 from ptft.train.build import Run
 from ptft.train.state import Progress
 from ptft.train.step import Moving
@@ -142,12 +142,12 @@ def _train(members: Sequence[Member], moves: tuple[str, ...]) -> list[Outcome]:
             if caught:
                 raise SystemExit(train.PREEMPTED)
             if first.data.dev is not None and chosen_by != "last" and (k == d.total or (d.evaluate and k % d.evaluate == 0)):
-                scores = evaluate(one, frozen, moving.params, "dev")
-                progress = [train.judge(chosen_by, s[chosen_by], k, p) for s, p in zip(scores, progress, strict=True)]
+                scores = evaluate_members(one, frozen, moving.params, "dev")
+                progress = [evaluate.judge(chosen_by, s[chosen_by], k, p) for s, p in zip(scores, progress, strict=True)]
                 better = np.asarray([p.best_step == k for p in progress])
                 best = _where(better, moving.params, moving.params if best is None else best)
     last = moving.params if best is None else best
-    splits = {s: evaluate(one, frozen, last, s) for s in ("dev", "test") if getattr(first.data, s) is not None}
+    splits = {s: evaluate_members(one, frozen, last, s) for s in ("dev", "test") if getattr(first.data, s) is not None}
     seconds = (time.perf_counter() - begun) / n
     out: list[Outcome] = []
     for i, m in enumerate(members):
@@ -241,7 +241,7 @@ def _eval(net: step.Net) -> Callable[..., Any]:
     return jax.jit(jax.vmap(lambda moving, frozen, batch: one({**frozen, **moving}, batch), in_axes=(0, None, None)))
 
 
-def evaluate(run: Run, frozen: Flat, moving: Flat, split: str) -> list[dict[str, float]]:
+def evaluate_members(run: Run, frozen: Flat, moving: Flat, split: str) -> list[dict[str, float]]:
     """Metrics of every member on a split of the run; what is frozen is computed once for all."""
     rows, c = getattr(run.data, split), run.config
     limit = c.data.dev_size if split == "dev" else 0

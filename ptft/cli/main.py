@@ -250,7 +250,7 @@ def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     from ptft import data
     from ptft.cli import predict, texts
     from ptft.core import mesh
-    from ptft.train import dataset, train
+    from ptft.train import dataset, evaluate
 
     with contextlib.redirect_stdout(sys.stderr):  # whatever else is said, standard output is one JSON object
         config, tokenizer, net, params, labels = predict.load_run(args.workdir)
@@ -262,7 +262,7 @@ def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         limit = config.data.dev_size if args.split == "dev" and not args.data else 0  # as in training
         grid = mesh.make()
         params = jax.device_put(params, mesh.replicated(grid))
-        metrics = train.evaluate(net, params, rows, config.eval_batch or config.batch, grid, limit)
+        metrics = evaluate.evaluate(net, params, rows, config.eval_batch or config.batch, grid, limit)
     print(json.dumps({"data": where, "rows": min(len(rows), limit or len(rows)), **metrics}, ensure_ascii=False))
 
 

@@ -39,10 +39,9 @@ def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[st
     if (run.get("imported") or {}).get("head") is False:
         raise UserError(f"{workdir} is an encoder without a head; finetune it first, with init={workdir}")
     # An imported checkpoint may lack the pooler, where its head does not read it.
-    reads = config.objective.name == "classify" or config.objective.get("nsp", False)
     stored, loaded = weights.run_params(workdir, config, net)
     computed = quantize.computed(stored, loaded.meta.get("thin", ()), config.frozen_dtype)
-    new_ok = "" if reads else "backbone/pooler/.*"
+    new_ok = "" if net.objective.reads_pooled else "backbone/pooler/.*"
     params, what = checkpoint.choose(computed, net.shapes(), f"{workdir}", skip="", new_ok=new_ok)
     params |= net.init(0, tuple(what.new)) if what.new else {}
     return config, tokenizer, net, params, run["labels"]

@@ -73,15 +73,21 @@ def _row(name: str, rule: str, rate: float, before: Any, after: Any) -> dict[str
     }  # fmt: skip
 
 
-def describe(ledger: Mapping[str, Any]) -> str:
-    """One line, and a line for each thing that is wrong or odd."""
-    rows = ledger["rows"]
+def describe(ledger: Mapping[str, Any], unread: tuple[str, ...] = ()) -> str:
+    """One line, and a line for each thing that is wrong or odd.
+
+    Args:
+      unread: how the names of parameters begin that the objective does not read.
+    """
+    rows, optimizer = ledger["rows"], ledger["optimizer"]
     moved, frozen = (sum(r["verdict"] == v for r in rows) for v in ("moved", "frozen, the same"))
-    lines = [f"freeze ledger: {moved} tensors moved, {frozen} frozen and the same to the bit"]
-    lines += [f"  WARNING: trainable, but did not move: {', '.join(ledger['not_moved'])}"] * bool(ledger["not_moved"])
-    lines += [f"  ERROR: frozen, but moved: {', '.join(ledger['frozen_moved'])}"] * bool(ledger["frozen_moved"])
-    never = [str(p["strategy"]) for p in ledger.get("phases", ()) if p["began"] is None]
-    lines += [f"  WARNING: phases that never began: {', '.join(never)}"] * bool(never)
-    for what, names in ledger["optimizer"].items():
-        lines += [f"  ERROR: optimizer state that is {what}: {', '.join(names)}"] * bool(names)
-    return "\n".join(lines)
+    not_moved = {n: n.startswith(unread) for n in ledger["not_moved"]}
+    odd = {
+        "did not move, as the objective does not read it": [n for n, expected in not_moved.items() if expected],
+        "WARNING: trainable, but did not move": [n for n, expected in not_moved.items() if not expected],
+        "ERROR: frozen, but moved": ledger["frozen_moved"],
+        "WARNING: phases that never began": [p["strategy"] for p in ledger.get("phases", ()) if p["began"] is None],
+        **{f"ERROR: optimizer state that is {what}": names for what, names in optimizer.items()},
+    }
+    said = [f"  {what}: {', '.join(map(str, names))}" for what, names in odd.items() if names]
+    return "\n".join([f"freeze ledger: {moved} tensors moved, {frozen} frozen and the same to the bit", *said])

@@ -39,6 +39,7 @@ class Objective(Protocol):
     loss: tuple[str, ...]  # the terms whose means add up to the loss
     best: str  # the metric that chooses the best checkpoint: higher is better unless it is a loss
     reuse_head: bool  # whether a run from weights with this objective's head goes on with it, or makes a new one
+    reads_pooled: bool  # whether the head reads the backbone's `pooled`
     stochastic: bool  # whether `prepare` makes random choices, so that a row is not the same twice
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> Rows: ...

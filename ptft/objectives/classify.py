@@ -87,6 +87,10 @@ class Classify:
     reuse_head: bool = False
     stochastic: bool = False
 
+    @property
+    def reads_pooled(self) -> bool:
+        return self.mask is None
+
     def rows(self, source: Source, tokenizer: Tokenizer) -> TextRows:
         """Tokenizes every record; texts longer than the row are cut and counted, empty ones kept as [CLS] [SEP]."""
         records = source.records

@@ -286,6 +286,10 @@ class MlmNsp:
     stochastic: bool = True
 
     @property
+    def reads_pooled(self) -> bool:
+        return self.nsp
+
+    @property
     def loss(self) -> tuple[str, ...]:
         return ("mlm_loss", "nsp_loss") if self.nsp else ("mlm_loss",)
 

@@ -82,6 +82,7 @@ class Tag:
     vocab_size: int
     loss: tuple[str, ...] = ("loss",)
     reuse_head: bool = False
+    reads_pooled: bool = False
     stochastic: bool = False
 
     @property

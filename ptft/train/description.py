@@ -12,8 +12,10 @@ from ptft.core.tree import Flat
 from ptft.freeze import language, ledger
 from ptft.hub import read
 from ptft.objectives import Rows
-from ptft.train import pipeline, weights
+from ptft.train import pipeline, spec, weights
 from ptft.train.build import Run
+
+UNKNOWN = 0.1  # a larger share of unknown tokens is a mistake
 
 
 def describe_freeze(run: Run) -> list[str]:
@@ -55,7 +57,32 @@ def doubts(run: Run) -> list[str]:
         found.append("nothing is loaded (init_from, init_weights): what is frozen keeps its random weights")
     if start and not read.is_folder(start) and (Path(start) / "metrics.jsonl").exists() and not (Path(start) / "result.json").exists():
         found.append(f"{start} has not finished its training")
-    return found + label_doubts(run)
+    return found + pooler_doubts(run, start, moving) + unknown_doubts(run) + label_doubts(run)
+
+
+def pooler_doubts(run: Run, start: str, trainable: set[str]) -> list[str]:
+    """A head that reads a pooler which no run has trained reads a random mixture of the features."""
+    own = {n for n in run.net.shapes() if n.startswith("backbone/pooler/")}
+    if not start or read.is_folder(start) or own & trainable or not own or not run.net.objective.reads_pooled:
+        return []
+    frozen = {r["name"] for r in spec.read_run(Path(start), "run.json").get("freeze", ()) if not r["rate"]}
+    if not own <= frozen or spec.read_run(Path(start), "config.json").get("init_from"):
+        return []
+    return [
+        f"the head reads backbone/pooler, which {start} never trained and this run freezes: it stays random; "
+        "train it, too, such as freeze='head+pooler'"
+    ]
+
+
+def unknown_doubts(run: Run) -> list[str]:
+    """Texts in a script that the tokenizer does not have."""
+    tokenizer, tokens = run.data.tokenizer, getattr(run.data.train, "tokens", np.zeros(0))
+    words = int(np.isin(tokens, [tokenizer.cls, tokenizer.sep, tokenizer.mask], invert=True).sum())
+    unknown = int(np.sum(tokens == tokenizer.unk))
+    if unknown <= UNKNOWN * words:
+        return []
+    share = f"{unknown / words:.0%} of the training tokens are unknown to the tokenizer"
+    return [f"{share}, and look alike to the model; take weights whose vocabulary has these characters (init_from)"]
 
 
 def label_doubts(run: Run) -> list[str]:

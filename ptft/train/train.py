@@ -1,11 +1,8 @@
 """The one loop, for pretraining and finetuning."""
 
-import functools
 import importlib.util
-import math
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,10 +14,8 @@ from ptft.core import checkpoint, mesh, record, startup
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError
-from ptft.core.tree import Flat
 from ptft.freeze import language, ledger, quantize
-from ptft.objectives import Rows
-from ptft.train import build, contract, cost, description, feature_cache, pipeline, programs, spec, step, weights
+from ptft.train import build, contract, cost, description, evaluate, feature_cache, pipeline, programs, spec, weights
 from ptft.train import state as states
 from ptft.train.build import Run
 from ptft.train.programs import Program
@@ -107,7 +102,8 @@ def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
     proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(built.phases, begun, strict=True)]
     record.write_json(workdir / "freeze_ledger.json", proof)
     if not quiet or not proof["holds"]:
-        record.say(ledger.describe(proof))
+        unread = () if built.net.objective.reads_pooled else ("backbone/pooler/",)
+        record.say(ledger.describe(proof, unread))
     if not proof["holds"]:
         raise RuntimeError(f"the freeze did not hold: see {workdir}/freeze_ledger.json")
 
@@ -120,7 +116,7 @@ def fit(
     chosen_by, at = build.metric(built), int(state.moving.step)
     seed = jax.device_put(np.uint32(c.seed), mesh.replicated(built.mesh))
     batches = pipeline.train_batches(here.data.train, built.used, c.seed, c.batch, at, d.total)
-    window: list[record.Sums] = [_sums(state.progress.window)] if state.progress.window else []
+    window: list[record.Sums] = [evaluate._sums(state.progress.window)] if state.progress.window else []
     pace: list[float] = []
     done = at == d.total or stopped_early(built, state.progress)
     with mesh.preemption() as caught:
@@ -145,18 +141,18 @@ def fit(
             due_line = due_eval or due_save or k % d.log == 0
             if not (due_line or stop):
                 continue
-            window = [_total(window)]
-            values = _report(built.net, window[0], k)
+            window = [evaluate._total(window)]
+            values = evaluate._report(built.net, window[0], k)
             if due_line:
                 pace.append((time.perf_counter() - clock) / (k - at))
                 log.write(k, "train", values)
                 window = []
             progress = state.progress
             if due_eval and here.data.dev is not None:
-                values = evaluate(here.net, state.params, here.data.dev, c.eval_batch or c.batch, built.mesh, c.data.dev_size)
+                values = evaluate.evaluate(here.net, state.params, here.data.dev, c.eval_batch or c.batch, built.mesh, c.data.dev_size)
                 log.write(k, "dev", values)
                 if chosen_by != "last":
-                    progress = judge(chosen_by, values[chosen_by], k, progress)
+                    progress = evaluate.judge(chosen_by, values[chosen_by], k, progress)
                     if progress.best_step == k:
                         checkpoint.save_best(workdir, k, states.stored(built, state), states.meta(built, state, header))
             done = k == d.total or stopped_early(built, progress)
@@ -190,7 +186,7 @@ def final_metrics(built: Run, state: State, workdir: Path, log: record.Log) -> d
     result: dict[str, Any] = {"best_step": best_step, "steps": steps, "chosen_by": None if progress.best is None else build.metric(built)}
     for split, rows, limit in (("dev", built.data.dev, c.data.dev_size), ("test", built.data.test, 0)):
         if rows is not None:
-            result[split] = evaluate(built.net, params, rows, c.eval_batch or c.batch, built.mesh, limit)
+            result[split] = evaluate.evaluate(built.net, params, rows, c.eval_batch or c.batch, built.mesh, limit)
             if split == "test" or not logged:
                 log.write(best_step, split, result[split])
     return result
@@ -208,43 +204,3 @@ def finished(config: Config, workdir: Path) -> dict[str, Any] | None:
                 + "\nchoose another --workdir, or go back to that config"
             )
     return spec.read_run(workdir, "result.json") if (workdir / "result.json").exists() else None
-
-
-def judge(metric: str, value: float, k: int, progress: Progress) -> Progress:
-    """Whether step `k` is the best so far; NaN never is. Losses and perplexity fall, everything else rises."""
-    falls = "loss" in metric or "perplexity" in metric
-    better = math.isfinite(value) and (progress.best is None or (value < progress.best if falls else value > progress.best))
-    return progress._replace(best=value, best_step=k, waited=0) if better else progress._replace(waited=progress.waited + 1)
-
-
-@functools.lru_cache(maxsize=64)
-def _eval_step(net: step.Net) -> Callable[..., Any]:
-    return jax.jit(step.eval_step(net))
-
-
-def evaluate(net: step.Net, params: Flat, rows: Rows, batch: int, grid: Any, limit: int = 0) -> dict[str, float]:
-    """Metrics over a split, from global sums; the last batch is padded with rows that do not count."""
-    batch = math.ceil(batch / grid.size) * grid.size
-    params = {**params, **feature_cache.resident(rows)}
-    parts = [_eval_step(net)(params, mesh.put(b, grid)) for b in pipeline.eval_batches(rows, batch, limit)]
-    return net.objective.metrics(_total(parts))
-
-
-def _total(parts: list[record.Sums]) -> record.Sums:
-    """The sum of many steps' sums, added on the host after all were dispatched."""
-    return functools.reduce(record.add, jax.device_get(parts), None)  # type: ignore[arg-type, return-value]
-
-
-def _sums(plain: dict[str, Any]) -> record.Sums:
-    return {name: (np.asarray(s, np.float32), np.asarray(w, np.float32)) for name, (s, w) in plain.items()}
-
-
-def _report(net: step.Net, sums: record.Sums, k: int) -> dict[str, float]:
-    """The metrics of the training steps since the last line; a loss that is not finite stops the run here."""
-    norm = record.divide({"grad_norm": sums["grad_norm"]})
-    values = net.objective.metrics({n: s for n, s in sums.items() if n != "grad_norm"}) | norm
-    if not math.isfinite(values["loss"]):
-        raise UserError(
-            f"the training loss is {values['loss']} at step {k}: it diverged; lower optim.lr or optim.clip. Earlier checkpoints stay"
-        )
-    return values

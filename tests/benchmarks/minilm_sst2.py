@@ -28,7 +28,7 @@ import transformers
 
 from ptft.core import checkpoint, mesh
 from ptft.core import config as configs
-from ptft.train import build, pipeline, programs, spec, train, weights
+from ptft.train import build, evaluate, pipeline, programs, spec, train, weights
 
 PAGE = Path(__file__).parents[2] / "configs" / "finetune.py"
 
@@ -105,7 +105,7 @@ def batches(run: build.Run) -> Iterator[dict[str, np.ndarray]]:
 def ptft_accuracy(run: build.Run, whole: build.Run, folder: Path) -> float:
     train.run(run.config, folder)
     params, _ = checkpoint.load_params(folder, None, skip="")
-    return train.evaluate(whole.net, params, whole.data.test, run.config.batch, run.mesh)["accuracy"]
+    return evaluate.evaluate(whole.net, params, whole.data.test, run.config.batch, run.mesh)["accuracy"]
 
 
 def torch_accuracy(model: Any, run: build.Run, test: Any, batch: int, quiet: int = 0) -> float:
