@@ -249,8 +249,8 @@ def test_a_cell_of_a_benchmark_records_what_its_seed_chose(home, tmp_path):
     page["bench"] = {"strategies": [{"name": "auto", "freeze": FREEZE}], "seeds": [0], "repeat": False, "random_init": False}
     cell = next(c for c in protocol.cells(page, spec.resolve) if c.kind == "train")
     work.check([cell], "accuracy")
-    assert vectorized.kin(cell.config) is None
-    found = work.do(cell, tmp_path / "cell", "accuracy")
+    assert vectorized.group_key(cell.config) is None
+    found = work.run_cell(cell, tmp_path / "cell", "accuracy")
     assert found["chosen"] == json.loads((tmp_path / "cell" / "auto.json").read_text())["strategy"]
     assert 0 < found["trainable_share"] <= 0.4 and found["bytes"]["optimizer"] < 8.1 * found["trainable"] + 100
 

@@ -96,7 +96,7 @@ def bench(workdir, do, values=None, cells=None):
     cells = protocol.cells(values, resolve) if cells is None else cells
     workdir.mkdir(exist_ok=True)
     (workdir / "bench.json").write_text(json.dumps(runner.describe(values, protocol.cells(values, resolve), "ptft bench")))
-    return runner.run(cells, workdir, lambda cell: runner.here(cell, workdir, do, "accuracy", "ptft bench --config page.py"))
+    return runner.run(cells, workdir, lambda cell: runner.run_in_process(cell, workdir, do, "accuracy", "ptft bench --config page.py"))
 
 
 # ---------------------------------------------------------------- protocol
@@ -524,7 +524,7 @@ def test_a_cell_that_was_cut_short_under_another_path_begins_anew(tmp_path):
         folder.mkdir(exist_ok=True)
         (folder / "mark").touch()
         (folder / "config.json").write_text(json.dumps(other.to_dict()))
-        runner.here(cell, tmp_path, do, "accuracy", "")
+        runner.run_in_process(cell, tmp_path, do, "accuracy", "")
     assert seen == [True, False]
 
 
@@ -582,7 +582,7 @@ def test_shards_of_machines_that_measure_other_seconds_are_one_benchmark(tmp_pat
         folders[-1].mkdir()
         (folders[-1] / "bench.json").write_text(json.dumps(runner.describe(values, cells, "ptft bench")))
         for cell in runner.pick(cells, (i, 2)):
-            runner.here(cell, folders[-1], Train(), "accuracy", "", "seconds")
+            runner.run_in_process(cell, folders[-1], Train(), "accuracy", "", "seconds")
     found = results.merge(folders)
     assert sorted((r["strategy"], r["seed"]) for r in found.rows) == [(name, seed) for name in ("full", "head") for seed in range(5)]
     assert {r["train_for"] for r in found.rows if r["strategy"] == "head"} == {"20 steps"} and not found.notes
@@ -607,7 +607,7 @@ def test_each_folder_has_its_own_metric_and_what_does_not_go_together_is_refused
         (tmp_path / name).mkdir()
         (tmp_path / name / "bench.json").write_text(json.dumps(runner.describe(values, cells, "ptft bench")))
         for cell in cells:
-            runner.here(
+            runner.run_in_process(
                 cell,
                 tmp_path / name,
                 lambda cell, folder: result() | {"test": {"accuracy": 0.8, "loss": 0.3}},
@@ -696,7 +696,7 @@ row = {"cell": cell, "strategy": "s", "seed": 0, "status": "ok", "metric": "accu
 
 def test_an_isolated_cell_is_what_its_process_wrote(tmp_path):
     def isolated(how):
-        return runner.apart(grid()[0], tmp_path, [sys.executable, "-c", CHILD, how], "accuracy", "ptft bench")
+        return runner.run_in_subprocess(grid()[0], tmp_path, [sys.executable, "-c", CHILD, how], "accuracy", "ptft bench")
 
     killed = isolated("killed")
     assert (killed["status"], killed["error"]) == ("failed", "its process was ended by signal 9")
@@ -905,7 +905,7 @@ def test_a_cell_whose_cost_cannot_be_measured_says_so_before_it_trains(home, tmp
     monkeypatch.setattr(probe, "measure", broken)
     monkeypatch.setattr(work.train, "run", lambda *a, **k: pytest.fail("it trained"))
     with pytest.raises(UserError, match="could not be measured"):
-        work.do(grid_of(home), tmp_path / "cells" / "x", "accuracy")
+        work.run_cell(grid_of(home), tmp_path / "cells" / "x", "accuracy")
 
 
 def test_a_seed_gives_every_strategy_the_same_start(home):

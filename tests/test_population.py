@@ -34,7 +34,7 @@ def config(home, freeze, seed=0, lr=1e-3, **changes):
 def test_members_are_the_solo_runs(home, tmp_path, monkeypatch, freeze, wide):
     monkeypatch.setattr(vectorized, "wide", lambda: wide)
     asked = [config(home, freeze, seed, lr) for seed in (0, 3) for lr in (1e-3, 3e-3)]
-    assert len({vectorized.kin(c) for c in asked}) == 1 and vectorized.kin(asked[0])
+    assert len({vectorized.group_key(c) for c in asked}) == 1 and vectorized.group_key(asked[0])
     found = together(asked)
     for i, c in enumerate(asked):
         alone = train.run(c, tmp_path / str(i), quiet=True)
@@ -57,7 +57,7 @@ def test_members_are_the_solo_runs(home, tmp_path, monkeypatch, freeze, wide):
 @pytest.mark.parametrize("other", ["lora=8", "lora=4,alpha=64", "lora=4,rs"])
 def test_what_computes_otherwise_is_no_kin(home, other):
     """Equal names of what moves are not enough."""
-    assert vectorized.kin(config(home, "lora=4")) != vectorized.kin(config(home, other))
+    assert vectorized.group_key(config(home, "lora=4")) != vectorized.group_key(config(home, other))
 
 
 def test_a_member_that_diverges_touches_no_other(home, monkeypatch):
@@ -77,7 +77,7 @@ def test_strategies_of_one_depth_train_side_by_side(home, tmp_path, monkeypatch)
     monkeypatch.setattr(vectorized, "wide", lambda: True)
     asked = [config(home, freeze, 0, lr, **{"model.dropout": 0.0}) for freeze, lr in SIDE_BY_SIDE.items()]
     asked.append(config(home, "top-1", 3, 1e-3, **{"model.dropout": 0.0}))
-    kins = [vectorized.kin(c) for c in asked]
+    kins = [vectorized.group_key(c) for c in asked]
     assert kins[0] and set(kins) == {kins[0]}
     for i, (c, found) in enumerate(zip(asked, together(asked), strict=True)):
         alone = train.run(c, tmp_path / str(i), quiet=True)
@@ -91,17 +91,17 @@ def test_strategies_of_one_depth_train_side_by_side(home, tmp_path, monkeypatch)
 @pytest.mark.parametrize("other", ["full", "head", "lora=4", "top-2"])
 def test_another_depth_is_another_kin(home, monkeypatch, other):
     monkeypatch.setattr(vectorized, "wide", lambda: True)
-    assert vectorized.kin(config(home, "top-1")) != vectorized.kin(config(home, other))
+    assert vectorized.group_key(config(home, "top-1")) != vectorized.group_key(config(home, other))
 
 
 def test_on_a_cpu_each_strategy_is_a_kin(home):
     assert not vectorized.wide()
-    assert vectorized.kin(config(home, "top-1")) != vectorized.kin(config(home, "top-1&bitfit"))
+    assert vectorized.group_key(config(home, "top-1")) != vectorized.group_key(config(home, "top-1&bitfit"))
 
 
 def test_other_settings_are_another_kin(home):
     for change in ({"devices": 2}, {"cache_prefix": "off"}, {"log_every": "3 steps"}):
-        assert vectorized.kin(config(home, "top-1")) != vectorized.kin(config(home, "top-1", **change))
+        assert vectorized.group_key(config(home, "top-1")) != vectorized.group_key(config(home, "top-1", **change))
 
 
 def test_a_strategy_that_breaks_its_promise_fails_alone(home, tmp_path, monkeypatch):
@@ -111,7 +111,7 @@ def test_a_strategy_that_breaks_its_promise_fails_alone(home, tmp_path, monkeypa
     monkeypatch.setattr(work.probe, "measure", lambda config, workdir: {**cost, "problem": bad[config.freeze]})
     asked = [config(home, freeze, strict_cost=True, **{"model.dropout": 0.0}) for freeze in bad]
     cells = [Cell(c.freeze, 0, c, c.freeze, "t", "", 0, 1e-3) for c in asked]
-    found = {i: outcome for some in work.together(cells, tmp_path) for i, outcome in some.items()}
+    found = {i: outcome for some in work.run_group(cells, tmp_path) for i, outcome in some.items()}
     assert isinstance(found[1], UserError) and found[0]["test"]["loss"] > 0 and found[0]["seconds_per_step"] == 1.0
 
 

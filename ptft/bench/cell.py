@@ -16,7 +16,7 @@ from ptft.train import build, contract, description, feature_cache, spec, train,
 from ptft.train.build import Run
 
 
-def do(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
+def run_cell(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
     """Trains a cell in a folder, where a stopped run goes on, and returns its result: that of `train.run`, bytes, drift, and with
     freeze=auto(…) what that has chosen.
 
@@ -43,13 +43,13 @@ def forgotten(config: Config, folder: Path) -> dict[str, float] | None:
     return forgetting.measure(run, quantize.computed(stored, loaded.meta.get("thin", ()), config.frozen_dtype))
 
 
-def kin(cell: Cell) -> str | None:
-    """Cells of one kin may train together (`population`)."""
-    return vectorized.kin(cell.config) if cell.kind == "train" else None
+def group_key(cell: Cell) -> str | None:
+    """Cells of one group may train together (`population`)."""
+    return vectorized.group_key(cell.config) if cell.kind == "train" else None
 
 
-def together(cells: Sequence[Cell], workdir: Path) -> Iterator[dict[int, vectorized.Outcome]]:
-    """Trains cells of one `vectorized.kin` together. What a step costs is measured apart, once a strategy."""
+def run_group(cells: Sequence[Cell], workdir: Path) -> Iterator[dict[int, vectorized.Outcome]]:
+    """Trains cells of one `vectorized.group_key` together. What a step costs is measured apart, once a strategy."""
     alone: dict[int, dict[str, Any]] = {}
     for i, cell in enumerate(cells):
         try:

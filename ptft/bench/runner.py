@@ -65,7 +65,7 @@ def run(
     workdir: Path,
     attempt: Attempt,
     together: Together | None = None,
-    kin: Callable[[Cell], str | None] = lambda cell: None,
+    group_key: Callable[[Cell], str | None] = lambda cell: None,
     expected: Mapping[str, float] = EXPECTED,
     locked: bool = True,
 ) -> list[Row]:
@@ -75,7 +75,7 @@ def run(
 
     Args:
       attempt: runs one cell.
-      together: runs cells of one `kin` side by side, and yields the rows of some of them at a time, by number.
+      together: runs cells of one `group_key` side by side, and yields the rows of some of them at a time, by number.
       expected: seconds of cells whose like has not finished yet, by hash.
       locked: a cell that another process has taken is left to it; False where the attempts see to that.
     Raises:
@@ -100,7 +100,7 @@ def run(
             record.say(f"{name}: {news(row)} ({what})" + (f", {left} left" if left else ""))
             advance(left and f"{left} left")
 
-        waiting = groups(todo, kin if together else lambda cell: None)
+        waiting = groups(todo, group_key if together else lambda cell: None)
         for group, elsewhere in _taken(waiting, workdir, held, caught) if locked else ((g, []) for g in waiting):
             for cell, row in elsewhere:
                 keep(cell, row, "another process")
@@ -153,11 +153,11 @@ def left_of(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
     return sorted((c for c in cells if c.cell not in done), key=lambda c: c.kind == "train")
 
 
-def groups(cells: Sequence[Cell], kin: Callable[[Cell], str | None]) -> list[list[Cell]]:
-    """Cells of one kin side by side, in the order of the first of each; what has no kin is alone."""
+def groups(cells: Sequence[Cell], group_key: Callable[[Cell], str | None]) -> list[list[Cell]]:
+    """Cells of one group side by side, in the order of the first of each; one without a key is alone."""
     found: dict[str, list[Cell]] = {}
     for cell in cells:
-        found.setdefault(kin(cell) or cell.cell, []).append(cell)
+        found.setdefault(group_key(cell) or cell.cell, []).append(cell)
     return list(found.values())
 
 
@@ -167,7 +167,7 @@ def news(row: Row) -> str:
     return f"test {row['metric']} {results.score(row, 'test', row['metric']):.3f}" + (f", {row['chosen']}" if row.get("chosen") else "")
 
 
-def here(cell: Cell, workdir: Path, do: Work, metric: str, command: str, budget: str = "steps", alone: bool = False) -> Row:
+def run_in_process(cell: Cell, workdir: Path, do: Work, metric: str, command: str, budget: str = "steps", alone: bool = False) -> Row:
     """Runs a cell in this process, writes its row, and clears its folder away once it is done.
 
     Args:
@@ -191,7 +191,7 @@ def here(cell: Cell, workdir: Path, do: Work, metric: str, command: str, budget:
     return row
 
 
-def beside(
+def run_group(
     cells: Sequence[Cell],
     workdir: Path,
     do: Callable[[Sequence[Cell]], Iterator[Mapping[int, dict[str, Any] | Exception]]],
@@ -199,7 +199,7 @@ def beside(
     command: str,
     budget: str = "steps",
 ) -> Iterator[dict[int, Row]]:
-    """Runs cells of one kin in this process and writes their rows; those that are done at once took equal parts of the time."""
+    """Runs cells of one group in this process and writes their rows; those that are done at once took equal parts of the time."""
     missing = set(range(len(cells)))
 
     def keep(found: Mapping[int, dict[str, Any] | Exception], seconds: float) -> dict[int, Row]:
@@ -252,7 +252,7 @@ def _start_over(folder: Path, config: Mapping[str, Any]) -> None:
         shutil.rmtree(folder)
 
 
-def apart(cell: Cell, workdir: Path, argv: Sequence[str], metric: str, command: str, budget: str = "steps") -> Row:
+def run_in_subprocess(cell: Cell, workdir: Path, argv: Sequence[str], metric: str, command: str, budget: str = "steps") -> Row:
     """Runs a cell in a process of its own and returns the row that it wrote.
 
     Args:
@@ -292,14 +292,14 @@ def predict(todo: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, fl
     """Seconds that cells will take: as the median of what is finished of their like, else as expected, else as of anything that is
     finished; None where nothing is known."""
 
-    def kin(labels: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    def nearest(labels: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         near = tuple(labels[k] for k in ("kind", "task", "model", "size", "strategy"))
         return [near, near[:-1], near[:1]]
 
     times: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         if row["status"] == "ok" and row.get("wall_seconds") is not None:
-            for key in kin(row):
+            for key in nearest(row):
                 times.setdefault(key, []).append(row["wall_seconds"])
     medians = {key: statistics.median(found) for key, found in times.items()}
     everything = times.get(("train",), []) or list(expected.values())
@@ -307,7 +307,7 @@ def predict(todo: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, fl
         return None
 
     def one(cell: Cell) -> float:
-        own, *others = kin(cell.labels)
+        own, *others = nearest(cell.labels)
         if own in medians or cell.cell in expected:
             return medians.get(own, expected.get(cell.cell, 0.0))
         return next((medians[key] for key in others if key in medians), statistics.median(everything) if cell.kind == "train" else 0.0)

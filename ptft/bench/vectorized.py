@@ -50,23 +50,23 @@ def wide() -> bool:
     return jax.default_backend() != "cpu"
 
 
-def kin(config: Config) -> str | None:
-    """Configs of one kin may train together; None: this one trains alone, as where each seed chooses what moves."""
+def group_key(config: Config) -> str | None:
+    """Configs of one group may train together; None: this one trains alone, as where each seed chooses what moves."""
     if auto.ask(config.freeze):
         return None
     plain = config.to_dict()
     same = {**plain, "seed": 0, "optim": {**plain["optim"], "lr": 0.0}}
-    return _kin(json.dumps(same, sort_keys=True), wide())
+    return _group_key(json.dumps(same, sort_keys=True), wide())
 
 
 @functools.lru_cache(maxsize=1024)
-def _kin(text: str, across: bool) -> str | None:
+def _group_key(text: str, across: bool) -> str | None:
     c = Config(json.loads(text))
     run = build.build(c)
     sparse = any(a.kind == "fish" for a in run.net.added)  # its places are frozen, and another seed's are others
     if len(run.phases) > 1 or sparse or c.parallel != "jit" or c.accumulate > 1 or c.frozen_dtype != "float32" or c.early_stop:
         return None
-    moves: Any = [(r.name, r.rate, r.decay) for r in run.plan.rows]  # two strategies that come to the same are of one kin
+    moves: Any = [(r.name, r.rate, r.decay) for r in run.plan.rows]  # two strategies that come to the same are of one group
     if across and not feature_cache.why_not(run, 0, 0, many=True) and all(r.decay == 1 for r in run.plan.rows):
         blocks = {part for part in programs.still(run, 0) if part.startswith("block_")}  # nothing above the blocks has dropout
         moves = feature_cache.entry(run, 0), sorted(blocks) if c.model.dropout else []
@@ -75,7 +75,7 @@ def _kin(text: str, across: bool) -> str | None:
 
 
 def train_together(asked: Sequence[Config]) -> Iterator[dict[int, Outcome]]:
-    """Trains configs of one kin, as many at a time as fit; yields for those of a time, by number, what `train.run` would return, or
+    """Trains configs of one group, as many at a time as fit; yields for those of a time, by number, what `train.run` would return, or
     the exception of a member that diverged.
 
     Raises:

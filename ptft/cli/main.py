@@ -173,12 +173,12 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
             raise SystemExit(train.PREEMPTED)
     mine = runner.pick(cells, shard(args.shard), args.only)
     cell.check(mine, bench.metric)
-    kin = (lambda cell: None) if args.isolated or args.only else cell.kin
+    group_key = (lambda cell: None) if args.isolated or args.only else cell.group_key
     there, ours = results.read(workdir), {c.cell for c in cells}
     have = [row for row in there if row["cell"] in ours]
     if others := len(there) - len(have):
         record.say(f"{others} cells in {workdir} are of another config, or of other data or weights: they do not count here")
-    waiting = runner.groups(runner.left_of(mine, have), kin)
+    waiting = runner.groups(runner.left_of(mine, have), group_key)
     if args.check:
         record.say(runner.schedule(waiting, mine, have))
         return
@@ -192,17 +192,17 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         record.say(runner.schedule(waiting, mine, have, expected))
     if args.isolated:
         argv = [sys.executable, "-m", "ptft", *words]
-        apart = functools.partial(runner.apart, workdir=workdir, argv=argv, metric=bench.metric, command=command, budget=bench.budget)
-        rows = runner.run(mine, workdir, apart, expected=expected, locked=False)  # each process takes its cell
+        isolated = functools.partial(runner.run_in_subprocess, workdir=workdir, argv=argv, metric=bench.metric, command=command, budget=bench.budget)
+        rows = runner.run(mine, workdir, isolated, expected=expected, locked=False)  # each process takes its cell
     else:
-        do, alone = functools.partial(cell.do, metric=bench.metric), bool(args.only)
-        share = functools.partial(cell.together, workdir=workdir)
+        do, alone = functools.partial(cell.run_cell, metric=bench.metric), bool(args.only)
+        share = functools.partial(cell.run_group, workdir=workdir)
         rows = runner.run(
             mine,
             workdir,
-            lambda cell: runner.here(cell, workdir, do, bench.metric, command, bench.budget, alone),
-            lambda group: runner.beside(group, workdir, share, bench.metric, command, bench.budget),
-            kin,
+            lambda cell: runner.run_in_process(cell, workdir, do, bench.metric, command, bench.budget, alone),
+            lambda group: runner.run_group(group, workdir, share, bench.metric, command, bench.budget),
+            group_key,
             expected,
         )
     if not args.only:
