@@ -432,7 +432,7 @@ def products(net, strategy):
     plan = language.plan(strategy, models.groups("bert"), net.shapes())
     tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
     inside, outside = tree.split(net.shapes(), plan.trainable)
-    state = jax.eval_shape(lambda p: step.init_moving(p, tx), inside)
+    state = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
     assert names_in(state.opt) == set(plan.trainable)
     traced = jax.jit(step.train_step(net, tx)).trace(state, outside, tiny.batch(net, 32), np.uint32(0))
     found, todo = set(), [traced.jaxpr.jaxpr]

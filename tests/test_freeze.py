@@ -45,7 +45,7 @@ def compile_step(net, plan, batch, tx):
     shapes = net.shapes()
     moving, frozen = tree.split(shapes, plan.trainable)
     jitted = step.compile_train(net, tx, mesh.make(1), 1, "jit")
-    return jitted.lower(jax.eval_shape(lambda p: step.init_moving(p, tx), moving), frozen, batch, np.uint32(0)).compile(FAST)
+    return jitted.lower(jax.eval_shape(lambda p: step.init_train_state(p, tx), moving), frozen, batch, np.uint32(0)).compile(FAST)
 
 
 def names_in(state):
@@ -91,7 +91,7 @@ def test_what_is_frozen_stays_bit_identical_and_costs_nothing(model, task, strat
     # Both would move frozen weights, were they handed to the optimizer: decay without any gradient, and a clip that is in force.
     tx = optim.build(tiny.optimizer(lr=0.01, weight_decay=0.1, clip=0.01), plan.rates, 1, 5)
     inside, outside = tree.split(start, plan.trainable)
-    moving = step.init_moving({n: jnp.array(x) for n, x in inside.items()}, tx)
+    moving = step.init_train_state({n: jnp.array(x) for n, x in inside.items()}, tx)
     frozen = {n: jnp.array(x) for n, x in outside.items()}
 
     # No bytes for what is frozen: two moments of what moves, and counters.
@@ -148,10 +148,10 @@ def test_the_flops_test_catches_a_clip_over_all_gradients():
         norm = optax.tree.norm(grads)
         grads = {n: grads[n] / jnp.maximum(1.0, norm) for n in moving.params}
         updates, opt = tx.update(grads, moving.opt, moving.params)
-        return step.Moving(moving.step + 1, {n: p + updates[n] for n, p in moving.params.items()}, opt)
+        return step.TrainState(moving.step + 1, {n: p + updates[n] for n, p in moving.params.items()}, opt)
 
     inside, outside = tree.split(net.shapes(), plan.trainable)
-    state = jax.eval_shape(lambda p: step.init_moving(p, tx), inside)
+    state = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
     wasted = jax.jit(mistaken).lower(state, outside, tiny.batch(net, 32), np.uint32(0)).compile(FAST).cost_analysis()["flops"]
     share = {s: flops(s) / flops("full") for s in ("head", "top-1", "bitfit")} | {"head": wasted / flops("full")}
     assert share["head"] > 0.9  # nothing saved, and nothing warns

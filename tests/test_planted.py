@@ -153,7 +153,7 @@ def everything(scale=lambda grads: 1.0, norm=lambda grads, mine: mine, stopped=F
             mine = {n: grads[n] * scale(grads) for n in moving.params}
             updates, opt = tx.update(mine, moving.opt, moving.params)
             sums["grad_norm"] = (optax.tree.norm(norm(grads, mine)), jnp.float32(1))
-            return step.Moving(moving.step + 1, {n: p + updates[n] for n, p in moving.params.items()}, opt), sums
+            return step.TrainState(moving.step + 1, {n: p + updates[n] for n, p in moving.params.items()}, opt), sums
 
         return mistaken
 
@@ -202,7 +202,7 @@ def test_4_and_6_the_optimizer_sees_what_moves(home):
     run = build.outline(spec.resolve(config(home)))
     inside, outside = tree.split(run.net.shapes(), run.plan.trainable)
     tx = optim.build(run.config.optim, run.plan.rates, 1, 5)
-    moving = jax.eval_shape(lambda p: step.init_moving(p, tx), inside)
+    moving = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
     after, _ = jax.eval_shape(step.train_step(run.net, tx), moving, outside, run.net.example(8), np.uint32(0))
     for state in (moving, after):
         assert set(state.params) == ledgers.optimizer_names(state.opt, stand_ins=True) == MOVES
@@ -305,14 +305,14 @@ def test_8_a_smaller_state_is_not_resumed_from(home, tmp_path, monkeypatch):
 
 def test_9_a_frozen_dict_is_as_good_as_a_dict(home, tmp_path, monkeypatch):
     """There are no masks, and a tree of another kind becomes a plain dict where it is loaded and where it is split."""
-    load, init, seen = checkpoint.load_params, step.init_moving, []
+    load, init, seen = checkpoint.load_params, step.init_train_state, []
 
     def frozen_dict(*args, **kwargs):
         params, what = load(*args, **kwargs)
         return freeze(params), what
 
     monkeypatch.setattr(checkpoint, "load_params", frozen_dict)
-    monkeypatch.setattr(step, "init_moving", lambda params, tx: seen.append(params) or init(params, tx))
+    monkeypatch.setattr(step, "init_train_state", lambda params, tx: seen.append(params) or init(params, tx))
     flow.run(config(home, init_from=str(home / "honest"), strict_cost=True), tmp_path / "run")
     assert ledger(tmp_path / "run")["holds"] and {type(p) for p in seen} == {dict}
     assert {type(p) for p in tree.split(freeze({"head/a": 1, "backbone/b": 2}), ["head/a"])} == {dict}

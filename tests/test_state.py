@@ -172,7 +172,7 @@ def test_a_time_does_not_wait_for_a_plateau_before_it():
 
     def at(phase, waited, done):
         progress = state.Progress(begun=[0] * (phase + 1), waited=waited)
-        return state.due(run, state.State(step.Moving(np.int32(done), {}, ()), {}, {}, progress), done)
+        return state.due(run, state.RunState(step.TrainState(np.int32(done), {}, ()), {}, {}, progress), done)
 
     assert not at(0, 8, 3) and at(0, 9, 1) and at(0, 0, 4)
     assert not at(1, 9, 3) and at(1, 0, 4) and not at(2, 99, 7)

@@ -31,7 +31,7 @@ def trained(task, devices=1, parallel="jit", accumulate=1, seed=7):
     tx = optim.build(tiny.optimizer(lr=3e-3, clip=1.0), dict.fromkeys(chosen, 1.0), 1, STEPS)
     grid = mesh.make(devices)
     inside, outside = tree.split(start, chosen)
-    moving, frozen = jax.device_put((step.init_moving(inside, tx), outside), mesh.replicated(grid))
+    moving, frozen = jax.device_put((step.init_train_state(inside, tx), outside), mesh.replicated(grid))
     run = step.compile_train(net, tx, grid, accumulate, parallel)
     losses = []
     for batch in batches(net):
@@ -80,7 +80,7 @@ def test_training_lowers_the_loss():
     net = tiny.net("bert", "classify", dropout=0.0)
     params = {n: jnp.array(x) for n, x in tiny.params(net).items()}
     tx = optim.build(tiny.optimizer(lr=1e-3), dict.fromkeys(params, 1.0), 1, 100)
-    moving = step.init_moving(params, tx)
+    moving = step.init_train_state(params, tx)
     run = step.compile_train(net, tx, mesh.make(1), 1, "jit")
     batch, losses = tiny.batch(net, N), []
     for _ in range(30):
@@ -150,7 +150,7 @@ def test_what_moves_is_donated_and_what_is_frozen_is_not():
     net = tiny.net("lstm", dropout=0.0)
     inside, outside = tree.split({n: jnp.array(x) for n, x in tiny.params(net).items()}, ["head/classifier/kernel", "head/classifier/bias"])
     tx = optim.build(tiny.optimizer(), dict.fromkeys(inside, 1.0), 1, 2)
-    moving = step.init_moving(inside, tx)
+    moving = step.init_train_state(inside, tx)
     step.compile_train(net, tx, mesh.make(1), 1, "jit")(moving, outside, tiny.batch(net, 4), jnp.uint32(0))
     assert all(x.is_deleted() for x in inside.values())
     assert not any(x.is_deleted() for x in outside.values())

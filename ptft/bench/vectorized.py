@@ -32,7 +32,7 @@ from ptft.planning import auto
 from ptft.train import build, description, evaluate, feature_cache, optim, pipeline, programs, step, train, weights
 from ptft.train.build import Run
 from ptft.train.state import Progress
-from ptft.train.step import Moving
+from ptft.train.step import TrainState
 
 Outcome = dict[str, Any] | Exception
 SHARE = 0.5  # of the memory that is free, for one group
@@ -198,7 +198,7 @@ def _where(better: jax.Array, new: Flat, old: Flat) -> Flat:
 
 
 class Together(NamedTuple):
-    init: Callable[[Flat], Moving]
+    init: Callable[[Flat], TrainState]
     train: Callable[..., Any]
 
 
@@ -223,15 +223,15 @@ def _program(
         return optim.build(values.replace(lr=lr), dict.fromkeys(names, 1.0), warmup, total, dict(decays))
 
     def one(
-        moving: Moving, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array, lr: jax.Array, factors: Mapping[str, jax.Array]
-    ) -> tuple[Moving, jax.Array]:
+        moving: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array, lr: jax.Array, factors: Mapping[str, jax.Array]
+    ) -> tuple[TrainState, jax.Array]:
         own = step.train_step(net, _scaled(tx(factors, lr), factors), still=still)
         after, sums = own(moving, frozen, batch, seed)
         # What another member moves stays as it is, to the bit: no sum does that for -0.0 and denormal numbers on every device.
         after = after._replace(params={n: jnp.where(factors[n] > 0, x, moving.params[n]) for n, x in after.params.items()})
         return after, jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in net.objective.loss]).sum()
 
-    init = jax.vmap(lambda p: step.init_moving(p, tx(p, 1.0)))
+    init = jax.vmap(lambda p: step.init_train_state(p, tx(p, 1.0)))
     return Together(jax.jit(init), jax.jit(jax.vmap(one, in_axes=(0, None, 0, 0, 0, 0)), donate_argnums=0))
 
 

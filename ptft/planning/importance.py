@@ -94,7 +94,7 @@ def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
     cached = [{**batch, "hidden": below(params, batch)} for batch in batches]
     head, rest = tree.split(params, [n for n in params if n.startswith("head/")])
     tx = optim.build(config.resolve({"lr": FIT_LR, "decay": "constant"}, optim.SPEC), dict.fromkeys(head, 1.0), 1, FIT)
-    moving, update = step.init_moving(head, tx), jax.jit(step.train_step(short, tx))
+    moving, update = step.init_train_state(head, tx), jax.jit(step.train_step(short, tx))
     for k in range(FIT):
         moving, _ = update(moving, rest, cached[k % len(cached)], np.uint32(run.config.seed))
     return {**rest, **moving.params}

@@ -68,9 +68,9 @@ def _optimizer(
     return optim.build(Config(json.loads(optim_json)), rates, warmup, total, decays, cohorts)
 
 
-def fresh(run: Run, phase: int, params: Flat) -> step.Moving:
+def fresh(run: Run, phase: int, params: Flat) -> step.TrainState:
     """What moves in a phase, with new optimizer state."""
-    return jax.device_put(step.init_moving(params, optimizer(run, phase)), mesh.replicated(run.mesh))
+    return jax.device_put(step.init_train_state(params, optimizer(run, phase)), mesh.replicated(run.mesh))
 
 
 def below(run: Run, block: int) -> str:
@@ -112,7 +112,7 @@ def _program(
     trainable, frozen = tree.split(net.shapes(), moving)
     kept = jax.eval_shape(lambda p: quantize.quantize(p, frozen_dtype), frozen)
     kept |= {n: jax.ShapeDtypeStruct(size, dtype) for n, size, dtype in resident}
-    state = jax.eval_shape(lambda p: step.init_moving(p, tx), trainable)
+    state = jax.eval_shape(lambda p: step.init_train_state(p, tx), trainable)
     aot = compiled.lower(  # type: ignore[attr-defined]
         *jax.tree.map(lambda x: shape(x, everywhere), (state, kept)),
         {k: shape(v, by_rows) for k, v in net.example(batch).items()},

@@ -43,8 +43,8 @@ class Progress(NamedTuple):
         return sum(known) / max(steps, 1) if len(known) == len(lengths) else None
 
 
-class State(NamedTuple):
-    moving: step.Moving
+class RunState(NamedTuple):
+    moving: step.TrainState
     frozen: Flat  # the original weights; on the host where quantized ones are on the devices
     kept: Flat  # the same as the devices keep them
     progress: Progress
@@ -55,13 +55,13 @@ class State(NamedTuple):
         return {**self.kept, **self.moving.params}
 
 
-def stored(run: Run, state: State) -> Flat:
+def stored(run: Run, state: RunState) -> Flat:
     """What a checkpoint holds of the parameters: all, or what may differ from the base."""
     whole = {**state.frozen, **state.moving.params}
     return {n: whole[n] for n in (weights.changing(run) if run.config.checkpoint == "delta" else whole)}
 
 
-def meta(run: Run, state: State, header: dict[str, Any]) -> dict[str, Any]:
+def meta(run: Run, state: RunState, header: dict[str, Any]) -> dict[str, Any]:
     """What is saved beside a step's arrays."""
     quantized = [] if run.config.frozen_dtype == "float32" else list(state.frozen)
     return {**header, "progress": state.progress._asdict(), "thin": quantized}
@@ -76,13 +76,13 @@ def place(run: Run, frozen: Flat, before: Flat | None = None) -> tuple[Flat, Fla
     return jax.device_get(frozen), {**there, **shrink({n: x for n, x in frozen.items() if n not in there})}
 
 
-def start(run: Run, params: Flat) -> State:
+def start(run: Run, params: Flat) -> RunState:
     """Step 0."""
     inside, frozen = tree.split(params, run.phases[0].plan.trainable)
-    return State(programs.fresh(run, 0, inside), *place(run, frozen), Progress())
+    return RunState(programs.fresh(run, 0, inside), *place(run, frozen), Progress())
 
 
-def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> State:
+def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> RunState:
     """A checkpoint's state. Raises UserError if it was made from other data, or on another base."""
     meta = checkpoint.read_meta(workdir, at)
     now, then = ((h["data"]["fingerprint"], h["tokenizer"], h["labels"]) for h in (header, meta))
@@ -102,17 +102,17 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> State:
     params, opt = checkpoint.restore(workdir, at, *like)
     inside, frozen = tree.split({**jax.device_put(base, everywhere), **params}, moving)
     record.say(f"resuming at step {at} of {run.durations.total}")
-    return State(step.Moving(jax.device_put(np.int32(at), everywhere), inside, opt), *place(run, frozen), progress)
+    return RunState(step.TrainState(jax.device_put(np.int32(at), everywhere), inside, opt), *place(run, frozen), progress)
 
 
-def due(run: Run, state: State, done: int) -> bool:
+def due(run: Run, state: RunState, done: int) -> bool:
     """Whether the next phase begins now, after `done` steps: its time has come, or its plateau, or the time of one after it."""
     later = run.phases[state.progress.phase + 1 :]
     plateau = bool(later) and later[0].start is None and state.progress.waited >= later[0].waits
     return plateau or any(p.start is not None and p.start <= done for p in later)
 
 
-def enter(run: Run, state: State, done: int) -> State:
+def enter(run: Run, state: RunState, done: int) -> RunState:
     """The same numbers in the next phase: what stops moving loses its optimizer state, so that the memory is
     free; what begins has new state; what goes on keeps its own, or not, as `optim.at_phase` says."""
     phase = state.progress.phase + 1
@@ -120,6 +120,6 @@ def enter(run: Run, state: State, done: int) -> State:
     inside, frozen = tree.split(whole, run.phases[phase].plan.trainable)
     fresh = programs.fresh(run, phase, inside)
     opt = optim.carry(state.moving.opt, fresh.opt, programs.came_from(run, phase))
-    moving = jax.device_put(step.Moving(state.moving.step, fresh.params, opt), mesh.replicated(run.mesh))
-    there = State(moving, *place(run, frozen, state.kept), state.progress._replace(begun=[*state.progress.begun, done], waited=0))
+    moving = jax.device_put(step.TrainState(state.moving.step, fresh.params, opt), mesh.replicated(run.mesh))
+    there = RunState(moving, *place(run, frozen, state.kept), state.progress._replace(begun=[*state.progress.begun, done], waited=0))
     return enter(run, there, done) if due(run, there, done) else there  # a plateau that was not reached in its time

@@ -24,7 +24,7 @@ from ptft.freeze.adapters import Adapter
 from ptft.objectives import Objective
 
 
-class Moving(NamedTuple):
+class TrainState(NamedTuple):
     """All that a step changes."""
 
     step: jax.Array  # i32[]
@@ -165,7 +165,7 @@ def _row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
 
 def train_step(
     net: Net, tx: optax.GradientTransformation, accumulate: int = 1, axis: str | None = None, still: frozenset[str] = frozenset()
-) -> Callable[..., tuple[Moving, Sums]]:
+) -> Callable[..., tuple[TrainState, Sums]]:
     """The pure step `(moving, frozen, batch, seed) -> (moving, sums)`.
 
     The loss is the sum over the objective's terms of (global sum / global weight), however the batch is split.
@@ -183,7 +183,7 @@ def train_step(
     def weights(sums: Sums) -> dict[str, jax.Array]:
         return {n: jnp.maximum(total(sums[n][1]), 1) for n in names}
 
-    def step(moving: Moving, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[Moving, Sums]:
+    def step(moving: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(jax.random.key(seed), moving.step)
         dropout = jax.random.fold_in(key, jax.lax.axis_index(axis) + 1 if axis else 1)
 
@@ -220,7 +220,7 @@ def train_step(
         updates, opt = tx.update(grads, moving.opt, moving.params)
         sums["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1))
         params = {n: p + updates[n] for n, p in moving.params.items()}
-        return Moving(moving.step + 1, params, opt), sums
+        return TrainState(moving.step + 1, params, opt), sums
 
     return step
 
@@ -232,7 +232,7 @@ def eval_step(net: Net) -> Callable[..., Sums]:
 
 def compile_train(
     net: Net, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, parallel: str, still: frozenset[str] = frozenset()
-) -> Callable[..., tuple[Moving, Sums]]:
+) -> Callable[..., tuple[TrainState, Sums]]:
     """The train step over the mesh: `jit` on global arrays, or the same step under `jax.pmap`.
 
     What moves is donated; what is frozen never is, so that runs may share it.
@@ -243,12 +243,12 @@ def compile_train(
     mapped = jax.pmap(step, "data", in_axes=(None, None, 0, None), out_axes=None, devices=list(mesh.devices.flat))
     n = mesh.size
 
-    def call(moving: Moving, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[Moving, Sums]:
+    def call(moving: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[TrainState, Sums]:
         return mapped(moving, frozen, {k: x.reshape(n, len(x) // n, *x.shape[1:]) for k, x in batch.items()}, seed)
 
     return call
 
 
-def init_moving(params: Flat, tx: optax.GradientTransformation) -> Moving:
+def init_train_state(params: Flat, tx: optax.GradientTransformation) -> TrainState:
     """Step 0 of the trainable parameters, with optimizer state for them alone."""
-    return Moving(jnp.int32(0), params, jax.jit(tx.init)(params))  # one program, not one for every shape
+    return TrainState(jnp.int32(0), params, jax.jit(tx.init)(params))  # one program, not one for every shape

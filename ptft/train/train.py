@@ -19,7 +19,7 @@ from ptft.train import build, contract, cost, description, evaluate, feature_cac
 from ptft.train import state as states
 from ptft.train.build import Run
 from ptft.train.programs import Program
-from ptft.train.state import Progress, State
+from ptft.train.state import Progress, RunState
 
 PREEMPTED = 75  # exit code: stopped from outside, and saved
 
@@ -74,7 +74,7 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
     return result
 
 
-def enter(built: Run, state: State, quiet: bool) -> tuple[Run, Program, State]:
+def enter(built: Run, state: RunState, quiet: bool) -> tuple[Run, Program, RunState]:
     """The run as the state's phase trains it, its compiled step, checked against the plan, and its cost in the progress."""
     phase = state.progress.phase
     here = feature_cache.shorten(built, phase, state.progress.begun[-1], state.params, quiet)
@@ -86,14 +86,14 @@ def enter(built: Run, state: State, quiet: bool) -> tuple[Run, Program, State]:
     return here, program, state._replace(progress=state.progress.at_cost(program.cost.flops))
 
 
-def following(built: Run, state: State, done: int, quiet: bool) -> tuple[Run, Program, State, float]:
+def following(built: Run, state: RunState, done: int, quiet: bool) -> tuple[Run, Program, RunState, float]:
     """`enter` for the phase that is due, and the seconds that it took: compiling is not the steps' time."""
     jax.block_until_ready(state.moving)
     begun = time.perf_counter()
     return *enter(built, states.enter(built, state, done), quiet), time.perf_counter() - begun
 
 
-def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
+def prove(built: Run, state: RunState, workdir: Path, quiet: bool) -> None:
     """Writes the freeze ledger of what was done; a freeze that did not hold is an error."""
     reached = built.phases[: state.progress.phase + 1]
     before = weights.start_params(built, quiet=True, like={**state.frozen, **state.moving.params})
@@ -109,8 +109,8 @@ def prove(built: Run, state: State, workdir: Path, quiet: bool) -> None:
 
 
 def fit(
-    built: Run, here: Run, program: Program, state: State, workdir: Path, header: dict[str, Any], log: record.Log, quiet: bool
-) -> tuple[State, list[float]]:
+    built: Run, here: Run, program: Program, state: RunState, workdir: Path, header: dict[str, Any], log: record.Log, quiet: bool
+) -> tuple[RunState, list[float]]:
     """The loop, from the step that `state` is at; also returns the seconds a step between two lines of the log."""
     c, d = built.config, built.durations
     chosen_by, at = build.metric(built), int(state.moving.step)
@@ -174,7 +174,7 @@ def stopped_early(built: Run, progress: Progress) -> bool:
     return 0 < built.config.early_stop <= progress.waited and progress.phase + 1 == len(built.phases)
 
 
-def final_metrics(built: Run, state: State, workdir: Path, log: record.Log) -> dict[str, Any]:
+def final_metrics(built: Run, state: RunState, workdir: Path, log: record.Log) -> dict[str, Any]:
     """Dev and test metrics of the best parameters, or of the last where nothing chose a best."""
     c, steps, progress, params = built.config, int(state.moving.step), state.progress, state.params
     best_step = steps
