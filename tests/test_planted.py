@@ -142,7 +142,7 @@ def test_2_set_to_zero_before_adamw(home, tmp_path, monkeypatch, capsys):
 def everything(scale=lambda grads: 1.0, norm=lambda grads, mine: mine, stopped=False):
     """A step that differentiates all parameters and hands those that move to the optimizer."""
 
-    def made(net, tx, accumulate=1, axis=None, still=frozenset()):
+    def made(net, tx, accumulate=1, axis=None, no_dropout=frozenset()):
         def mistaken(moving, frozen, batch, seed):
             def loss(p):
                 p = {n: jax.lax.stop_gradient(x) if stopped and n in frozen else x for n, x in p.items()}

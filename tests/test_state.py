@@ -50,7 +50,7 @@ def whole(home):
             mine = steps[case] = {}
 
             def noted(run, here, done):
-                mine[done] = {n: ledger.digest(x) for n, x in {**here.frozen, **here.moving.params}.items()}
+                mine[done] = {n: ledger.digest(x) for n, x in {**here.frozen, **here.train_state.params}.items()}
                 return due(run, here, done)
 
             with pytest.MonkeyPatch.context() as m:
@@ -171,7 +171,7 @@ def test_a_time_does_not_wait_for_a_plateau_before_it():
     run = outline("head; plateau=9: top-1; 4 steps: full", data={"vocab_size": 100, "dev": "files:dev.tsv"})
 
     def at(phase, waited, done):
-        progress = state.Progress(begun=[0] * (phase + 1), waited=waited)
+        progress = state.Progress(phase_starts=[0] * (phase + 1), evals_since_best=waited)
         return state.due(run, state.RunState(step.TrainState(np.int32(done), {}, ()), {}, {}, progress), done)
 
     assert not at(0, 8, 3) and at(0, 9, 1) and at(0, 0, 4)
@@ -180,7 +180,7 @@ def test_a_time_does_not_wait_for_a_plateau_before_it():
 
 def test_a_best_step_before_the_last_phase_gives_the_final_numbers(home, tmp_path, monkeypatch, capsys):
     """Kept thin, the best step's frozen matrices count as they did then, not as those of the last phase."""
-    monkeypatch.setattr(evaluate, "judge", lambda m, v, k, p: p._replace(best=v, best_step=k, waited=0) if k == 3 else p)
+    monkeypatch.setattr(evaluate, "judge", lambda m, v, k, p: p._replace(best=v, best_step=k, evals_since_best=0) if k == 3 else p)
     values = flow.finetuning(home, home / "pre", freeze="head; 4 steps: full", frozen_dtype="int8", **{"optim.lr": 0.05})
     result = flow.run(values, tmp_path / "run")
     assert result["best_step"] == 3 and read(tmp_path / "run", "freeze_ledger.json")["phases"][1]["began"] == 4
@@ -193,7 +193,7 @@ def test_a_best_step_before_the_last_phase_gives_the_final_numbers(home, tmp_pat
 
 
 def test_early_stop_waits_for_the_last_phase(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "judge", lambda m, v, k, p: p._replace(best=0.0, best_step=1, waited=p.waited + 1))
+    monkeypatch.setattr(evaluate, "judge", lambda m, v, k, p: p._replace(best=0.0, best_step=1, evals_since_best=p.evals_since_best + 1))
     values = flow.finetuning(home, home / "pre", freeze="head; 4 steps: top-1", early_stop=2, eval_every="1 step")
     assert flow.run(values, tmp_path / "run")["steps"] == 6  # two evaluations in the last phase, whatever was before it
 
@@ -236,20 +236,20 @@ def by_name(opt, field):
 def test_what_goes_on_keeps_its_state_what_begins_has_new_what_stops_loses_it(home, at_phase):
     run = built(home, "top-1; 4 steps: pooler+bitfit", **{"optim.at_phase": at_phase, "devices": 1})
     here = state.start(run, weights.start_params(run, quiet=True))
-    opt = jax.tree.map(lambda x: jnp.full(x.shape, 7, x.dtype), here.moving.opt)
-    here = here._replace(moving=here.moving._replace(opt=opt, step=jnp.int32(4)))
+    opt = jax.tree.map(lambda x: jnp.full(x.shape, 7, x.dtype), here.train_state.opt)
+    here = here._replace(train_state=here.train_state._replace(opt=opt, step=jnp.int32(4)))
     after = enter(run, here, 1, 4)
-    moments, counts = by_name(after.moving.opt, "mu"), by_name(after.moving.opt, "count")
-    assert set(moments) == set(run.phases[1].plan.trainable) == set(after.moving.params)
+    moments, counts = by_name(after.train_state.opt, "mu"), by_name(after.train_state.opt, "count")
+    assert set(moments) == set(run.phases[1].plan.trainable) == set(after.train_state.params)
     old = set(run.phases[0].plan.trainable) if at_phase == "carry" else set()
     for name, x in moments.items():
         assert (x == (7 if name in old else 0)).all(), name
     assert sorted(int(x) for x in counts.values()) == ([0, 7] if at_phase == "carry" else [0])
-    schedule = [int(x) for x in jax.tree.leaves(after.moving.opt[2:])]
-    assert schedule == [7] and int(after.moving.step) == 4  # the schedule goes on in any case
-    assert after.progress.begun == [0, 4]
-    everything = {**here.frozen, **here.moving.params}
-    assert all(np.array_equal(x, everything[n]) for n, x in {**after.frozen, **after.moving.params}.items())
+    schedule = [int(x) for x in jax.tree.leaves(after.train_state.opt[2:])]
+    assert schedule == [7] and int(after.train_state.step) == 4  # the schedule goes on in any case
+    assert after.progress.phase_starts == [0, 4]
+    everything = {**here.frozen, **here.train_state.params}
+    assert all(np.array_equal(x, everything[n]) for n, x in {**after.frozen, **after.train_state.params}.items())
 
 
 def test_what_moves_together_shares_a_cohort_however_it_came_about():
@@ -311,7 +311,7 @@ def test_memory_falls_when_layers_are_frozen_again(home, dtype):
     head = held()
     saved = 2 * backbone  # both moments
     if dtype == "int8":
-        saved += backbone - sum(x.nbytes for x in jax.tree.leaves(here.kept))
+        saved += backbone - sum(x.nbytes for x in jax.tree.leaves(here.frozen_on_device))
         assert saved > 2.6 * backbone
     assert full - head == pytest.approx(saved, abs=64)
     arguments = [programs.program(run, phase).cost.argument_bytes for phase in (0, 1)]
@@ -344,7 +344,7 @@ def test_what_stays_frozen_is_not_made_thin_again(home, monkeypatch):
     run = built(home, "head; 4 steps: top-1", frozen_dtype="int8")
     here = state.start(run, weights.start_params(run, quiet=True))
     after = enter(run, here, 1, 4)
-    assert after.kept and all(after.kept[n] is here.kept[n] for n in after.kept)
+    assert after.frozen_on_device and all(after.frozen_on_device[n] is here.frozen_on_device[n] for n in after.frozen_on_device)
 
 
 # ------------------------------------------------------------------------------------------------ no dropout where nothing moves
@@ -354,13 +354,13 @@ def test_parts_that_rest_have_no_dropout_in_each_phase_anew():
     parts = {"embeddings", "block_0", "block_1", "pooler"}
     strategy = "head; 2 steps: top-1; 4 steps: embeddings+layers=1; 6 steps: lora=2,blocks=0"
     run = outline(strategy, frozen_dropout=False)
-    assert [set(programs.still(run, i)) for i in range(4)] == [
+    assert [set(programs.no_dropout(run, i)) for i in range(4)] == [
         parts,
         parts - {"block_1", "pooler"},
         {"block_0", "pooler"},
         parts - {"block_0"},
     ]
-    assert all(programs.still(outline(strategy), i) == frozenset() for i in range(4))
+    assert all(programs.no_dropout(outline(strategy), i) == frozenset() for i in range(4))
 
 
 def test_dropout_changes_nothing_where_it_is_still():

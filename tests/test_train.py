@@ -236,7 +236,7 @@ def test_which_metric_rises(metric, values, best):
     progress = train.Progress()
     for k, value in enumerate(values, 1):
         progress = evaluate.judge(metric, value, k, progress)
-    assert progress.best_step == best and progress.waited == 3 - best
+    assert progress.best_step == best and progress.evals_since_best == 3 - best
 
 
 def test_a_diverged_run_stops_with_advice_and_keeps_what_it_has(home, tmp_path):

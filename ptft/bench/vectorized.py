@@ -68,7 +68,7 @@ def _group_key(text: str, across: bool) -> str | None:
         return None
     moves: Any = [(r.name, r.rate, r.decay) for r in run.plan.rows]  # two strategies that come to the same are of one group
     if across and not feature_cache.why_not(run, 0, 0, many=True) and all(r.decay == 1 for r in run.plan.rows):
-        blocks = {part for part in programs.still(run, 0) if part.startswith("block_")}  # nothing above the blocks has dropout
+        blocks = {part for part in programs.no_dropout(run, 0) if part.startswith("block_")}  # nothing above the blocks has dropout
         moves = feature_cache.entry(run, 0), sorted(blocks) if c.model.dropout else []
     # LoRA of rank 8 and of rank 16, or of another alpha, have the same names.
     return hashlib.sha256(repr((configs.to_json({**c.to_dict(), "freeze": ""}), moves, run.net.added)).encode()).hexdigest()
@@ -123,7 +123,7 @@ def _train(members: Sequence[Member], moves: tuple[str, ...]) -> list[Outcome]:
     frozen = tree.split(members[0].params, moves)[1]
     here = {m.run.config.seed: feature_cache.shorten(m.run, 0, 0, m.params, many=True) for m in members}
     one = here[c.seed]
-    together = _program(one.net, _decays(first), programs.still(first, 0), configs.to_json(c.optim.replace(lr=1.0)), d.warmup, d.total)
+    together = _program(one.net, _decays(first), programs.no_dropout(first, 0), configs.to_json(c.optim.replace(lr=1.0)), d.warmup, d.total)
     inside = {name: jnp.stack([m.params[name] for m in members]) for name in moves}
     moving = jax.device_put(together.init(inside), mesh.replicated(first.mesh))
     seeds = np.asarray([m.run.config.seed for m in members], np.uint32)
@@ -215,7 +215,7 @@ def _scaled(tx: optax.GradientTransformation, factors: Mapping[str, jax.Array]) 
 
 @functools.lru_cache(maxsize=16)
 def _program(
-    net: step.Net, decays: tuple[tuple[str, float], ...], still: frozenset[str], optim_json: str, warmup: int, total: int
+    net: step.Net, decays: tuple[tuple[str, float], ...], no_dropout: frozenset[str], optim_json: str, warmup: int, total: int
 ) -> Together:
     values = configs.Config(json.loads(optim_json))
 
@@ -225,7 +225,7 @@ def _program(
     def one(
         moving: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array, lr: jax.Array, factors: Mapping[str, jax.Array]
     ) -> tuple[TrainState, jax.Array]:
-        own = step.train_step(net, _scaled(tx(factors, lr), factors), still=still)
+        own = step.train_step(net, _scaled(tx(factors, lr), factors), no_dropout=no_dropout)
         after, sums = own(moving, frozen, batch, seed)
         # What another member moves stays as it is, to the bit: no sum does that for -0.0 and denormal numbers on every device.
         after = after._replace(params={n: jnp.where(factors[n] > 0, x, moving.params[n]) for n, x in after.params.items()})

@@ -100,7 +100,7 @@ def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
         return "a prompt makes rows longer than their texts"
     if run.net.objective.stochastic:
         return f"{c.objective.name} draws other inputs every time"
-    if c.model.dropout and not {"embeddings", *(f"block_{i}" for i in range(block))} <= programs.still(run, phase):
+    if c.model.dropout and not {"embeddings", *(f"block_{i}" for i in range(block))} <= programs.no_dropout(run, phase):
         return "the frozen blocks have dropout; frozen_dropout=False takes it away"
     if jax.process_count() > 1:
         return "there are several processes"

@@ -45,7 +45,7 @@ def came_from(run: Run, phase: int) -> list[int | None]:
     return list({c: old.get(n) for n, c in cohorts(run, phase).items()}.values())
 
 
-def still(run: Run, phase: int) -> frozenset[str]:
+def no_dropout(run: Run, phase: int) -> frozenset[str]:
     """The parts of the backbone that run without dropout: those in which nothing moves, if the config says so."""
     rows = [r for r in run.phases[phase].plan.rows if not r.name.startswith("head/")]
     parts = {r.name.split("/")[1] for r in rows}
@@ -84,7 +84,7 @@ def program(run: Run, phase: int = 0) -> Program:
     """Compiles the training step of a phase, ahead of time where there is a whole-program form (`jit`)."""
     c, moving = run.config, run.phases[phase].plan.trainable
     resident = tuple((n, x.shape, x.dtype) for n, x in getattr(run.data.train, "resident", {}).items())
-    kept = c.frozen_dtype, still(run, phase), resident
+    kept = c.frozen_dtype, no_dropout(run, phase), resident
     return _program(run.net, optimizer(run, phase), moving, *kept, c.batch, c.accumulate, c.parallel, run.mesh)
 
 
@@ -94,14 +94,14 @@ def _program(
     tx: optax.GradientTransformation,
     moving: tuple[str, ...],
     frozen_dtype: str,
-    still: frozenset[str],
+    no_dropout: frozenset[str],
     resident: tuple[tuple[str, tuple[int, ...], Any], ...],
     batch: int,
     accumulate: int,
     parallel: str,
     grid: Any,
 ) -> Program:
-    compiled = step.compile_train(net, tx, grid, accumulate, parallel, still)
+    compiled = step.compile_train(net, tx, grid, accumulate, parallel, no_dropout)
     if parallel != "jit":
         return Program(compiled, cost.Cost(None, None, None))
     everywhere, by_rows = mesh.replicated(grid), mesh.by_rows(grid)

@@ -21,15 +21,15 @@ class Progress(NamedTuple):
 
     best: float | None = None
     best_step: int = 0
-    waited: int = 0  # evaluations since the best, or since the phase began
+    evals_since_best: int = 0  # evaluations since the best, or since the phase began
     seconds: float = 0.0  # in the loop, over all starts: steps, evaluations and saves, without loading and compiling
     window: Any = None  # {name: [sum, weight]} since the last line of the log, where a signal cut it short
-    begun: Sequence[int] = (0,)  # the steps at which the phases so far began
+    phase_starts: Sequence[int] = (0,)  # the steps at which the phases so far began
     flops: Sequence[float | None] = ()  # of a step in each of them
 
     @property
     def phase(self) -> int:
-        return len(self.begun) - 1
+        return len(self.phase_starts) - 1
 
     def at_cost(self, flops: float | None) -> "Progress":
         """With the FLOPs of a step in this phase; phases of no step, which were skipped, cost nothing."""
@@ -38,26 +38,26 @@ class Progress(NamedTuple):
 
     def mean_flops(self, steps: int) -> float | None:
         """FLOPs of a step, on average over the phases so far; None: those of some are not known."""
-        lengths = [b - a for a, b in pairwise([*self.begun, steps])]
+        lengths = [b - a for a, b in pairwise([*self.phase_starts, steps])]
         known = [n * f for n, f in zip(lengths, self.flops, strict=True) if f is not None]
         return sum(known) / max(steps, 1) if len(known) == len(lengths) else None
 
 
 class RunState(NamedTuple):
-    moving: step.TrainState
+    train_state: step.TrainState
     frozen: Flat  # the original weights; on the host where quantized ones are on the devices
-    kept: Flat  # the same as the devices keep them
+    frozen_on_device: Flat  # the same as the devices keep them
     progress: Progress
 
     @property
     def params(self) -> Flat:
         """All parameters, as a step computes with them."""
-        return {**self.kept, **self.moving.params}
+        return {**self.frozen_on_device, **self.train_state.params}
 
 
 def stored(run: Run, state: RunState) -> Flat:
     """What a checkpoint holds of the parameters: all, or what may differ from the base."""
-    whole = {**state.frozen, **state.moving.params}
+    whole = {**state.frozen, **state.train_state.params}
     return {n: whole[n] for n in (weights.changing(run) if run.config.checkpoint == "delta" else whole)}
 
 
@@ -108,7 +108,7 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> RunState
 def due(run: Run, state: RunState, done: int) -> bool:
     """Whether the next phase begins now, after `done` steps: its time has come, or its plateau, or the time of one after it."""
     later = run.phases[state.progress.phase + 1 :]
-    plateau = bool(later) and later[0].start is None and state.progress.waited >= later[0].waits
+    plateau = bool(later) and later[0].start is None and state.progress.evals_since_best >= later[0].waits
     return plateau or any(p.start is not None and p.start <= done for p in later)
 
 
@@ -116,10 +116,10 @@ def enter(run: Run, state: RunState, done: int) -> RunState:
     """The same numbers in the next phase: what stops moving loses its optimizer state, so that the memory is
     free; what begins has new state; what goes on keeps its own, or not, as `optim.at_phase` says."""
     phase = state.progress.phase + 1
-    whole = {**state.frozen, **state.moving.params}
+    whole = {**state.frozen, **state.train_state.params}
     inside, frozen = tree.split(whole, run.phases[phase].plan.trainable)
     fresh = programs.fresh(run, phase, inside)
-    opt = optim.carry(state.moving.opt, fresh.opt, programs.came_from(run, phase))
-    moving = jax.device_put(step.TrainState(state.moving.step, fresh.params, opt), mesh.replicated(run.mesh))
-    there = RunState(moving, *place(run, frozen, state.kept), state.progress._replace(begun=[*state.progress.begun, done], waited=0))
+    opt = optim.carry(state.train_state.opt, fresh.opt, programs.came_from(run, phase))
+    moving = jax.device_put(step.TrainState(state.train_state.step, fresh.params, opt), mesh.replicated(run.mesh))
+    there = RunState(moving, *place(run, frozen, state.frozen_on_device), state.progress._replace(phase_starts=[*state.progress.phase_starts, done], evals_since_best=0))
     return enter(run, there, done) if due(run, there, done) else there  # a plateau that was not reached in its time

@@ -69,14 +69,14 @@ class Net(NamedTuple):
         return dict(_shapes(self._replace(start=0, resident=False)))
 
     def predict(
-        self, params: Flat, inputs: Mapping[str, jax.Array], dropout: jax.Array | None = None, still: frozenset[str] = frozenset()
+        self, params: Flat, inputs: Mapping[str, jax.Array], dropout: jax.Array | None = None, no_dropout: frozenset[str] = frozenset()
     ) -> Any:
-        """Backbone and head on prepared inputs -> the objective's predictions. The parts in `still` have no dropout."""
+        """Backbone and head on prepared inputs -> the objective's predictions. The parts in `no_dropout` have none."""
         hidden = _gather(params[RESIDENT], inputs["cache_offset"], inputs["mask"]) if self.resident else inputs.get("hidden")
         wide = adapters.insert(self.added, quantize.dequantize({n: x for n, x in params.items() if n != RESIDENT}))
         p = tree.unflatten(wide)
         keys = {} if dropout is None else {"dropout": dropout}
-        with adapters.attach(self.added, wide), nn.intercept_methods(functools.partial(_no_dropout, still)):
+        with adapters.attach(self.added, wide), nn.intercept_methods(functools.partial(_skip_dropout, no_dropout)):
             entry: dict[str, Any] = {"start": self.start, "hidden": hidden} if self.start else {}
             outputs = self.backbone.apply({"params": p["backbone"]}, inputs, train=bool(keys), rngs=keys, **entry)
         return self.head.apply({"params": p["head"]}, outputs, inputs, bool(keys), rngs=keys)
@@ -106,11 +106,11 @@ class Net(NamedTuple):
         batch: Mapping[str, jax.Array],
         key: jax.Array,
         dropout: jax.Array | None = None,
-        still: frozenset[str] = frozenset(),
+        no_dropout: frozenset[str] = frozenset(),
     ) -> Sums:
         """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; a `dropout` key means training."""
         inputs = self.objective.prepare(batch, _row_keys(key, batch["example_id"]))
-        return self.objective.sums(self.predict(params, inputs, dropout, still), inputs)
+        return self.objective.sums(self.predict(params, inputs, dropout, no_dropout), inputs)
 
     def squares(self, params: Flat, batch: Mapping[str, jax.Array]) -> Flat:
         """Sums over a batch of the squared gradient of each row's loss, for every parameter of the backbone: the diagonal of the
@@ -137,10 +137,10 @@ def _gather(flat: jax.Array, at: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask[..., None], flat[place], 0)
 
 
-def _no_dropout(still: frozenset[str], call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+def _skip_dropout(parts: frozenset[str], call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     """Dropout in these parts of the backbone, or beside them as block_0_dropout, gives back its input."""
-    quiet = still and isinstance(context.module, nn.Dropout) and context.module.path[0].removesuffix("_dropout") in still
-    return args[0] if quiet else call(*args, **kwargs)
+    skipped = isinstance(context.module, nn.Dropout) and context.module.path[0].removesuffix("_dropout") in parts
+    return args[0] if skipped else call(*args, **kwargs)
 
 
 # Runs of one process that differ in seed alone, such as a benchmark's, compile once.
@@ -164,16 +164,16 @@ def _row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
 
 
 def train_step(
-    net: Net, tx: optax.GradientTransformation, accumulate: int = 1, axis: str | None = None, still: frozenset[str] = frozenset()
+    net: Net, tx: optax.GradientTransformation, accumulate: int = 1, axis: str | None = None, no_dropout: frozenset[str] = frozenset()
 ) -> Callable[..., tuple[TrainState, Sums]]:
-    """The pure step `(moving, frozen, batch, seed) -> (moving, sums)`.
+    """The pure step `(state, frozen, batch, seed) -> (state, sums)`.
 
     The loss is the sum over the objective's terms of (global sum / global weight), however the batch is split.
 
     Args:
       accumulate: the batch is cut into this many parts whose gradients are added before the update.
       axis: name of the `pmap` axis whose devices hold the parts of a batch; None under `jit`, where arrays are global.
-      still: parts of the backbone, such as "block_0", without dropout.
+      no_dropout: parts of the backbone, such as "block_0", without dropout.
     """
     names = net.objective.loss
 
@@ -183,12 +183,12 @@ def train_step(
     def weights(sums: Sums) -> dict[str, jax.Array]:
         return {n: jnp.maximum(total(sums[n][1]), 1) for n in names}
 
-    def step(moving: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[TrainState, Sums]:
-        key = jax.random.fold_in(jax.random.key(seed), moving.step)
+    def step(state: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         dropout = jax.random.fold_in(key, jax.lax.axis_index(axis) + 1 if axis else 1)
 
         def part_sums(params: Flat, part: Mapping[str, jax.Array], number: jax.Array | int) -> Sums:
-            return net.sums({**frozen, **params}, part, key, jax.random.fold_in(dropout, number), still)
+            return net.sums({**frozen, **params}, part, key, jax.random.fold_in(dropout, number), no_dropout)
 
         def part_grad(part: Mapping[str, jax.Array], number: jax.Array | int, weight: Mapping[str, jax.Array] | None) -> tuple[Flat, Sums]:
             def loss(params: Flat) -> tuple[jax.Array, Sums]:
@@ -196,7 +196,7 @@ def train_step(
                 per = weights(sums) if weight is None else weight
                 return jnp.stack([sums[n][0] / per[n] for n in names]).sum(), sums
 
-            return jax.grad(loss, has_aux=True)(moving.params)
+            return jax.grad(loss, has_aux=True)(state.params)
 
         if accumulate == 1:
             grads, sums = part_grad(batch, 0, None)
@@ -205,7 +205,7 @@ def train_step(
             parts = {k: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
             number = jnp.arange(accumulate)
             # The weights need no forward pass, and XLA drops the one written here.
-            each = jax.lax.map(lambda part: {n: part_sums(moving.params, part, 0)[n][1] for n in names}, parts)
+            each = jax.lax.map(lambda part: {n: part_sums(state.params, part, 0)[n][1] for n in names}, parts)
             weight = weights({n: (w.sum(), w.sum()) for n, w in each.items()})
 
             def add(carry: tuple[Flat, Sums], x: tuple[Mapping[str, jax.Array], jax.Array]) -> tuple[tuple[Flat, Sums], None]:
@@ -217,10 +217,10 @@ def train_step(
             (grads, sums), _ = jax.lax.scan(add, zero, (parts, number))
 
         grads, sums = total(grads), total(sums)
-        updates, opt = tx.update(grads, moving.opt, moving.params)
+        updates, opt = tx.update(grads, state.opt, state.params)
         sums["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1))
-        params = {n: p + updates[n] for n, p in moving.params.items()}
-        return TrainState(moving.step + 1, params, opt), sums
+        params = {n: p + updates[n] for n, p in state.params.items()}
+        return TrainState(state.step + 1, params, opt), sums
 
     return step
 
@@ -231,20 +231,20 @@ def eval_step(net: Net) -> Callable[..., Sums]:
 
 
 def compile_train(
-    net: Net, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, parallel: str, still: frozenset[str] = frozenset()
+    net: Net, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, parallel: str, no_dropout: frozenset[str] = frozenset()
 ) -> Callable[..., tuple[TrainState, Sums]]:
     """The train step over the mesh: `jit` on global arrays, or the same step under `jax.pmap`.
 
-    What moves is donated; what is frozen never is, so that runs may share it.
+    The trainable state is donated; what is frozen never is, so that runs may share it.
     """
     if parallel == "jit":
-        return jax.jit(train_step(net, tx, accumulate, None, still), donate_argnums=0)
-    step = train_step(net, tx, accumulate, "data", still)
+        return jax.jit(train_step(net, tx, accumulate, None, no_dropout), donate_argnums=0)
+    step = train_step(net, tx, accumulate, "data", no_dropout)
     mapped = jax.pmap(step, "data", in_axes=(None, None, 0, None), out_axes=None, devices=list(mesh.devices.flat))
     n = mesh.size
 
-    def call(moving: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[TrainState, Sums]:
-        return mapped(moving, frozen, {k: x.reshape(n, len(x) // n, *x.shape[1:]) for k, x in batch.items()}, seed)
+    def call(state: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[TrainState, Sums]:
+        return mapped(state, frozen, {k: x.reshape(n, len(x) // n, *x.shape[1:]) for k, x in batch.items()}, seed)
 
     return call
 

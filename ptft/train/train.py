@@ -59,7 +59,7 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
         state, pace = fit(built, here, program, state, workdir, header, log, quiet)
         prove(built, state, workdir, quiet)
         result = final_metrics(built, state, workdir, log)
-    steps, progress = int(state.moving.step), state.progress
+    steps, progress = int(state.train_state.step), state.progress
     trainable, total = built.plan.counts()
     result |= {
         "seconds": progress.seconds,
@@ -77,7 +77,7 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
 def enter(built: Run, state: RunState, quiet: bool) -> tuple[Run, Program, RunState]:
     """The run as the state's phase trains it, its compiled step, checked against the plan, and its cost in the progress."""
     phase = state.progress.phase
-    here = feature_cache.shorten(built, phase, state.progress.begun[-1], state.params, quiet)
+    here = feature_cache.shorten(built, phase, state.progress.phase_starts[-1], state.params, quiet)
     program = programs.program(here, phase)
     if not quiet:
         which = "" if len(built.phases) == 1 else f"phase {phase + 1} of {len(built.phases)}, {built.phases[phase].strategy}: "
@@ -88,7 +88,7 @@ def enter(built: Run, state: RunState, quiet: bool) -> tuple[Run, Program, RunSt
 
 def following(built: Run, state: RunState, done: int, quiet: bool) -> tuple[Run, Program, RunState, float]:
     """`enter` for the phase that is due, and the seconds that it took: compiling is not the steps' time."""
-    jax.block_until_ready(state.moving)
+    jax.block_until_ready(state.train_state)
     begun = time.perf_counter()
     return *enter(built, states.enter(built, state, done), quiet), time.perf_counter() - begun
 
@@ -96,9 +96,9 @@ def following(built: Run, state: RunState, done: int, quiet: bool) -> tuple[Run,
 def prove(built: Run, state: RunState, workdir: Path, quiet: bool) -> None:
     """Writes the freeze ledger of what was done; a freeze that did not hold is an error."""
     reached = built.phases[: state.progress.phase + 1]
-    before = weights.start_params(built, quiet=True, like={**state.frozen, **state.moving.params})
-    proof = ledger.make(language.union(reached), before, {**state.frozen, **state.moving.params}, state.moving.opt, reached[-1].plan)
-    begun = [*state.progress.begun, *[None] * (len(built.phases) - len(reached))]
+    before = weights.start_params(built, quiet=True, like={**state.frozen, **state.train_state.params})
+    proof = ledger.make(language.union(reached), before, {**state.frozen, **state.train_state.params}, state.train_state.opt, reached[-1].plan)
+    begun = [*state.progress.phase_starts, *[None] * (len(built.phases) - len(reached))]
     proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(built.phases, begun, strict=True)]
     record.write_json(workdir / "freeze_ledger.json", proof)
     if not quiet or not proof["holds"]:
@@ -113,7 +113,7 @@ def fit(
 ) -> tuple[RunState, list[float]]:
     """The loop, from the step that `state` is at; also returns the seconds a step between two lines of the log."""
     c, d = built.config, built.durations
-    chosen_by, at = build.metric(built), int(state.moving.step)
+    chosen_by, at = build.metric(built), int(state.train_state.step)
     seed = jax.device_put(np.uint32(c.seed), mesh.replicated(built.mesh))
     batches = pipeline.train_batches(here.data.train, built.used, c.seed, c.batch, at, d.total)
     window: list[record.Sums] = [evaluate._sums(state.progress.window)] if state.progress.window else []
@@ -127,9 +127,9 @@ def fit(
                 here, program, state, paused = following(built, state, k - 1, quiet)
                 batches = pipeline.train_batches(here.data.train, built.used, c.seed, c.batch, k - 1, d.total)
                 clock, begun = clock + paused, begun + paused
-            kept = {**state.kept, **feature_cache.resident(here.data.train)}
-            moving, sums = program.train(state.moving, kept, mesh.put(next(batches), built.mesh), seed)
-            state = state._replace(moving=moving)
+            kept = {**state.frozen_on_device, **feature_cache.resident(here.data.train)}
+            moving, sums = program.train(state.train_state, kept, mesh.put(next(batches), built.mesh), seed)
+            state = state._replace(train_state=moving)
             if not quiet:
                 startup.stepped(sums)
             window.append(sums)
@@ -171,16 +171,16 @@ def fit(
 
 def stopped_early(built: Run, progress: Progress) -> bool:
     """Whether waiting for a better best has ended the run; before its last phase it never does."""
-    return 0 < built.config.early_stop <= progress.waited and progress.phase + 1 == len(built.phases)
+    return 0 < built.config.early_stop <= progress.evals_since_best and progress.phase + 1 == len(built.phases)
 
 
 def final_metrics(built: Run, state: RunState, workdir: Path, log: record.Log) -> dict[str, Any]:
     """Dev and test metrics of the best parameters, or of the last where nothing chose a best."""
-    c, steps, progress, params = built.config, int(state.moving.step), state.progress, state.params
+    c, steps, progress, params = built.config, int(state.train_state.step), state.progress, state.params
     best_step = steps
     if progress.best is not None:
         changed, loaded = checkpoint.load_params(workdir, None, skip="", new_ok="")
-        whole = quantize.computed({**state.frozen, **state.moving.params, **changed}, loaded.meta["thin"], c.frozen_dtype)
+        whole = quantize.computed({**state.frozen, **state.train_state.params, **changed}, loaded.meta["thin"], c.frozen_dtype)
         params, best_step = jax.device_put(whole, mesh.replicated(built.mesh)), loaded.step
     logged = c.best != "last" or (built.durations.evaluate > 0 and steps % built.durations.evaluate == 0)
     result: dict[str, Any] = {"best_step": best_step, "steps": steps, "chosen_by": None if progress.best is None else build.metric(built)}
