@@ -100,7 +100,7 @@ def test_where_the_formula_is_too_low_the_measured_cost_counts():
     strategy = auto.named(parts, chosen)
     worth = {t["strategy"]: t["value"] for t in tried}
     less = {"strategy": "worth less", "value": worth[strategy] / 2, "cost": 0.9, "fits": False}
-    known = {"signal": "rgn", "examples": 8, "budget": 0.7, "unit": "flops", "strategy": strategy, "cost": 0.6, "parts": []}
+    known = {"score": "rgn", "examples": 8, "budget": 0.7, "unit": "flops", "strategy": strategy, "cost": 0.6, "parts": []}
     said = auto.describe({**known, "tried": [*tried, less]})
     more = [t["strategy"] for t in tried if not t["fits"] and worth[t["strategy"]] > worth[strategy]]
     assert said.count("worth more, but measured to cost too much") == len(more) > 0 and "worth less" not in said
@@ -126,8 +126,8 @@ def test_depth_is_the_largest_that_fits_whatever_the_estimates_say(blocks, sign)
     assert chosen == largest and len(tried) <= 4
 
 
-@pytest.mark.parametrize("signal", ["rgn", "fisher"])
-def test_the_part_with_far_larger_gradients_is_chosen(home, monkeypatch, signal):
+@pytest.mark.parametrize("score", ["rgn", "fisher"])
+def test_the_part_with_far_larger_gradients_is_chosen(home, monkeypatch, score):
     """Planted: the loss is what it was, its gradient by block 1's feed-forward matrices ten thousand times as long."""
     sums = step.Net.sums
 
@@ -135,32 +135,32 @@ def test_the_part_with_far_larger_gradients_is_chosen(home, monkeypatch, signal)
         planted = {n: x * 1e4 - jax.lax.stop_gradient(x * (1e4 - 1)) for n, x in params.items() if n.startswith("backbone/block_1/ffn/")}
         return sums(net, {**params, **planted}, *rest)
 
-    freeze = f"auto(budget=0.3 params, signal={signal})"
+    freeze = f"auto(budget=0.3 params, score={score})"
     assert "ffn=1" not in [p["part"] for p in auto.decide(config(home, freeze))["parts"] if p["moves"]]
     monkeypatch.setattr(step.Net, "sums", steep)
     known = auto.decide(config(home, freeze))
-    assert max(known["parts"], key=lambda p: p["signal"])["part"] == "ffn=1"
+    assert max(known["parts"], key=lambda p: p["score"])["part"] == "ffn=1"
     assert "ffn=1" in [p["part"] for p in known["parts"] if p["moves"]]
 
 
 def test_the_number_of_devices_decides_nothing(home):
-    found = [auto.decide(config(home, "auto(budget=0.4 params, signal=fisher)", devices=n)) for n in (1, 2)]
+    found = [auto.decide(config(home, "auto(budget=0.4 params, score=fisher)", devices=n)) for n in (1, 2)]
     assert found[0]["strategy"] == found[1]["strategy"]
-    assert [p["signal"] for p in found[0]["parts"]] == pytest.approx([p["signal"] for p in found[1]["parts"]], rel=1e-3)
+    assert [p["score"] for p in found[0]["parts"]] == pytest.approx([p["score"] for p in found[1]["parts"]], rel=1e-3)
 
 
-@pytest.mark.parametrize("signal", ["fisher", "snr", "variability"])
-def test_every_signal_gives_a_number_a_part(home, signal):
-    known = auto.decide(config(home, f"auto(budget=0.4 params, signal={signal})"))
-    values = [p["signal"] for p in known["parts"]]
+@pytest.mark.parametrize("score", ["fisher", "snr", "variability"])
+def test_every_signal_gives_a_number_a_part(home, score):
+    known = auto.decide(config(home, f"auto(budget=0.4 params, score={score})"))
+    values = [p["score"] for p in known["parts"]]
     assert len(values) == 11 and all(np.isfinite(v) and v > 0 for v in values) and len(set(values)) > 3
     assert known["examples"] == 20
 
 
 def test_the_controls_need_no_data_and_keep_the_budget(home):
-    run = auto.unchosen(config(home, "auto(budget=0.6 params, signal=depth)"))
+    run = auto.unchosen(config(home, "auto(budget=0.6 params, score=depth)"))
     parts = auto.split(models.groups("bert"), run.net.shapes())
-    assert auto.decide(run.config.replace(freeze="auto(budget=0.6 params, signal=depth)"))["strategy"] == "layers=2+pooler"
+    assert auto.decide(run.config.replace(freeze="auto(budget=0.6 params, score=depth)"))["strategy"] == "layers=2+pooler"
     draws = [importance.measure(run._replace(config=run.config.replace(seed=s)), parts, "random") for s in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
@@ -222,7 +222,7 @@ def test_a_start_that_trained_nothing_binds_nobody(home, tmp_path):
     """auto.json of another config, without a run beside it, is one that a killed start left."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "auto.json").write_text('{"config_hash": "another", "strategy": "full"}')
-    assert auto.built(config(home, "auto(budget=0.4 params, signal=depth)"), tmp_path / "run").phases[0].strategy != "full"
+    assert auto.built(config(home, "auto(budget=0.4 params, score=depth)"), tmp_path / "run").phases[0].strategy != "full"
 
 
 def test_what_reads_a_run_needs_no_data(home, tmp_path, capsys):
@@ -236,7 +236,7 @@ def test_what_reads_a_run_needs_no_data(home, tmp_path, capsys):
 
 def test_the_plan_says_what_was_chosen_or_why_it_cannot(home, tmp_path, capsys):
     page = flow.page(tmp_path / "page.py", flow.finetuning(home, home / "pre", **SMALL))
-    assert flow.ptft("plan", "--config", page, "--freeze", "auto(budget=0.4 params, signal=depth)", "--freeze", "head", "--probe", 0) == 0
+    assert flow.ptft("plan", "--config", page, "--freeze", "auto(budget=0.4 params, score=depth)", "--freeze", "head", "--probe", 0) == 0
     said = capsys.readouterr().out
     assert "at most 0.4 of the params of training everything -> layers=2+pooler" in said.splitlines()[0]
     assert [line.split()[0] for line in said.splitlines()[-2:]] == ["layers=2+pooler", "head"]
@@ -263,9 +263,9 @@ MISTAKES = {
     "bitfit+auto(budget=0.5 flops)": "stands alone",
     "head; 50%: auto(budget=0.5 flops)": "stands alone",
     "auto(budget=0.5 flop)": "'flop' is no unit, expected one of flops, seconds, bytes, params; did you mean 'flops'",
-    "auto(budget=0.5 flops, signal=rng)": "'rng' is no signal.*did you mean 'rgn'",
+    "auto(budget=0.5 flops, score=rng)": "'rng' is no score.*did you mean 'rgn'",
     "auto(budget=1.5 flops)": "expected above 0 and up to 1, got 1.5",
-    "auto(budget=0.01 flops, signal=depth)": "less than training the head alone; expected at least 0\\.\\d",
+    "auto(budget=0.01 flops, score=depth)": "less than training the head alone; expected at least 0\\.\\d",
 }
 
 

@@ -321,3 +321,9 @@ def test_an_argument_may_hold_a_strategy_with_options():
     assert given.to_dict() == {"task": "sst2", "init": "there", "freeze": "lora=8,attention,ffn,alpha=16,dora"}
     with pytest.raises(UserError, match="no 'taks'"):
         config.parse_arg("task=sst2,taks=x", task="", freeze="full")
+
+
+def test_old_names_are_read_in_old_files():
+    stored = {"cache_prefix": "off", "bench": {"strategies": [{"freeze": "auto(budget=0.5 flops, signal=snr)"}]}, "text": "begun"}
+    new = {"cache_features": "off", "bench": {"strategies": [{"freeze": "auto(budget=0.5 flops, score=snr)"}]}, "text": "begun"}
+    assert config.renamed(stored) == new == config.renamed(new)

@@ -100,7 +100,7 @@ def test_on_a_cpu_each_strategy_is_a_kin(home):
 
 
 def test_other_settings_are_another_kin(home):
-    for change in ({"devices": 2}, {"cache_prefix": "off"}, {"log_every": "3 steps"}):
+    for change in ({"devices": 2}, {"cache_features": "off"}, {"log_every": "3 steps"}):
         assert vectorized.group_key(config(home, "top-1")) != vectorized.group_key(config(home, "top-1", **change))
 
 

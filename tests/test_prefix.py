@@ -1,4 +1,4 @@
-"""A cached prefix changes nothing but the time: the same numbers to the bit, and a miss wherever anything that decides them changed."""
+"""The feature cache changes nothing but the time: the same numbers to the bit, and a miss wherever anything that decides them changed."""
 
 import os
 
@@ -30,9 +30,9 @@ def values(home, freeze, **changes):
 @pytest.mark.parametrize("freeze", ["head", "top-1", "top-2", "layers=1+bitfit&top-2", "pooler"])
 def test_the_run_is_the_same_to_the_bit(home, tmp_path, freeze, capsys):
     a = train.run(spec.resolve(values(home, freeze)), tmp_path / "cached")
-    assert "prefix: what lies below block" in capsys.readouterr().out
-    b = train.run(spec.resolve(values(home, freeze, cache_prefix="off")), tmp_path / "plain")
-    assert "prefix:" not in capsys.readouterr().out
+    assert "feature cache: what lies below block" in capsys.readouterr().out
+    b = train.run(spec.resolve(values(home, freeze, cache_features="off")), tmp_path / "plain")
+    assert "feature cache:" not in capsys.readouterr().out
     assert flow.state(tmp_path / "cached", STEPS) == flow.state(tmp_path / "plain", STEPS)
     assert flow.lines(tmp_path / "cached") == flow.lines(tmp_path / "plain")
     assert a["test"] == b["test"] and a["dev"] == b["dev"]

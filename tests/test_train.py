@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ptft.core import checkpoint, mesh, record
+from ptft.core import config as configs
 from ptft.core.errors import UserError
 from ptft.train import build, dataset, evaluate, programs, spec, train, weights
 
@@ -114,6 +115,28 @@ def test_devices_and_parallelism_may_change_on_resume(home, tmp_path, monkeypatc
     )
     assert result["steps"] == 8 and result["device"]["count"] == 4
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["8"]
+
+
+def test_a_run_of_the_old_names_goes_on(home, tmp_path, monkeypatch):
+    """Keys that were renamed: a folder that was written before is read, resumed and finished as if it were of today."""
+    values = flow.finetuning(home, home / "pre")
+    with monkeypatch.context() as m:
+        flow.at_batch(m, 5, flow.sigterm)
+        with pytest.raises(SystemExit):
+            flow.run(values, tmp_path / "run")
+    file, old = tmp_path / "run" / "config.json", {new: old for old, new in configs.RENAMED.items()}
+
+    def aged(stored):
+        return {old.get(k, k): v for k, v in stored.items()}
+
+    file.write_text(json.dumps(aged(json.loads(file.read_text()))))
+    assert "cache_prefix" in file.read_text()
+    read_meta = checkpoint.read_meta
+    monkeypatch.setattr(checkpoint, "read_meta", lambda *a: (m := read_meta(*a)) | {"progress": aged(m["progress"])})
+    result = flow.run(values, tmp_path / "run")
+    assert result["steps"] == 8 and result["test"] == json.loads((home / "fine" / "result.json").read_text())["test"]
+    with pytest.raises(UserError, match="unknown key cache_prefix; it is called cache_features now"):
+        spec.resolve({**values, "cache_prefix": "off"})
 
 
 def test_changed_data_stop_a_resume(home, tmp_path, monkeypatch):

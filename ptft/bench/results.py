@@ -52,7 +52,7 @@ def finished(folder: Path, cell: str) -> Row | None:
 
 def read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = configs.renamed(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as e:
         raise UserError(f"{file}: not JSON ({e}); remove the file: the same command makes it again") from None
     if not isinstance(value, dict):

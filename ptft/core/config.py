@@ -24,7 +24,14 @@ from ptft.core.errors import UserError, did_you_mean, shown
 from ptft.core.record import say
 
 # Keys that may change between two starts in the same workdir: they decide where and how often, not what is computed.
-FREE = ("log_every", "save_every", "keep", "tensorboard", "devices", "parallel", "strict_cost", "cache_prefix")
+FREE = ("log_every", "save_every", "keep", "tensorboard", "devices", "parallel", "strict_cost", "cache_features")
+# Old name -> today's, of keys in the files of runs.
+RENAMED = {
+    "cache_prefix": "cache_features",  # config
+    "signal": "score",  # auto.json
+    "waited": "evals_since_best",  # progress in a checkpoint
+    "begun": "phase_starts",
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,18 @@ class Config(Mapping[str, Any]):
     def unread(self) -> list[str]:
         """Dotted names of the keys that nobody has read yet."""
         return [k for k in leaves(self.to_dict()) if k not in self._read]
+
+
+def renamed(stored: Any) -> Any:
+    """What a run's file holds, under today's names."""
+    if isinstance(stored, list):
+        return [renamed(value) for value in stored]
+    if not isinstance(stored, dict):
+        return stored
+    found = {RENAMED.get(key, key): renamed(value) for key, value in stored.items()}
+    if str(found.get("freeze", "")).startswith("auto("):
+        found["freeze"] = found["freeze"].replace("signal=", "score=")
+    return found
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -250,6 +269,7 @@ def resolve(values: Mapping[str, Any], spec: Spec) -> Config:
         key = name.rpartition(".")[2]
         elsewhere = [k for k in known if k.rpartition(".")[2] == key and k != name]  # "lr" is optim.lr
         hint = did_you_mean(name, elsewhere) if elsewhere else did_you_mean(key, beside)
+        hint = f"it is called {RENAMED[key]} now" if key in RENAMED else hint
         problems.append(f"unknown key {name}; {hint}")
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"

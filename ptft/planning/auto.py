@@ -1,13 +1,13 @@
 """`freeze=auto(budget=0.5 flops)`: the data choose what moves, within a share of what training everything costs.
 
   auto(budget=SHARE UNIT)               ranks by rgn
-  auto(budget=SHARE UNIT, signal=NAME)  by another of `ptft.signals`; depth and random are controls of the same budget
+  auto(budget=SHARE UNIT, score=NAME)  by another of `ptft.planning.importance`; depth and random are controls of the same budget
 
 UNIT is what the budget is a share of: the `flops` of the compiled step; the `seconds` of a step, timed; `bytes`, the most that a device
 holds during a step; the `params` that move.
 
 Parts are chosen: the embeddings, of each block attention, feed-forward and norms, and the pooler. The head always moves. The value of a
-choice is the sum of its parts' signals. Its cost is no such sum: a part costs its own, and the lowest also the gradients that pass
+choice is the sum of its parts' scores. Its cost is no such sum: a part costs its own, and the lowest also the gradients that pass
 through all above it. With the lowest part given the rest is a knapsack, solved exactly, at costs of the formula that are scaled to the
 measured ones of `head` and `full`. The most valuable choice is then measured, and others after it at costs that are corrected by what it
 cost, until none that is more valuable seems to fit, or TRIES were measured. `depth` takes whole blocks from the top, as many as are
@@ -48,18 +48,18 @@ GRID = 10**6  # costs are whole numbers of this part of the full cost, so that e
 class Ask(NamedTuple):
     budget: float  # of what training everything costs
     unit: str
-    signal: str
+    score: str
 
 
 def ask(strategy: Any) -> Ask | None:
     """What `auto(…)` asks for; None: another strategy. Raises UserError where it cannot be meant."""
     if not isinstance(strategy, str) or not strategy.strip().startswith("auto"):
         return None
-    found = re.fullmatch(rf"auto\(budget={language.FACTOR}([a-z]+)(?:,signal=([a-z]+))?\)", "".join(strategy.split()))
+    found = re.fullmatch(rf"auto\(budget={language.FACTOR}([a-z]+)(?:,score=([a-z]+))?\)", "".join(strategy.split()))
     if not found:
-        raise UserError(f"freeze={strategy!r}: expected auto(budget=0.5 flops) or auto(budget=0.5 flops, signal=rgn), alone")
+        raise UserError(f"freeze={strategy!r}: expected auto(budget=0.5 flops) or auto(budget=0.5 flops, score=rgn), alone")
     one = Ask(float(found[1]), found[2], found[3] or "rgn")
-    for what, word, known in (("unit", one.unit, UNITS), ("signal", one.signal, importance.NAMES)):
+    for what, word, known in (("unit", one.unit, UNITS), ("score", one.score, importance.NAMES)):
         if word not in known:
             raise UserError(f"freeze={strategy!r}: {word!r} is no {what}, expected one of {', '.join(known)}; {did_you_mean(word, known)}")
     if not 0 < one.budget <= 1:
@@ -116,12 +116,12 @@ def decide(config: Config) -> dict[str, Any]:
         raise UserError(f"freeze={config.freeze!r}: auto chooses among the blocks of a Transformer encoder; {config.model.name!r} is none")
     shapes = run.net.shapes()
     parts = split(models.groups(config.model.name), shapes)
-    value = importance.measure(run, parts, wanted.signal)
+    value = importance.measure(run, parts, wanted.score)
     price = functools.cache(lambda strategy: cost(run, strategy, wanted.unit))
     own, reach = estimates(run, parts, wanted.unit, price)
     chosen, tried = solve(parts, value, own, reach, wanted, price)
     rows = [
-        {"part": p.name, "signal": v, "parameters": tree.count({n: shapes[n] for n in p.leaves}), "own": a / GRID, "reach": b / GRID,
+        {"part": p.name, "score": v, "parameters": tree.count({n: shapes[n] for n in p.leaves}), "own": a / GRID, "reach": b / GRID,
          "moves": i in chosen} for i, (p, v, a, b) in enumerate(zip(parts, value, own, reach, strict=True))
     ]  # fmt: skip
     strategy = named(parts, chosen)
@@ -218,7 +218,7 @@ def solve(
         least = math.ceil(1000 * head / full) / 1000
         raise UserError(f"a budget of {wanted.budget:g} {wanted.unit} is less than training the head alone; expected at least {least:g}")
     low, most = GRID * head / full, GRID * wanted.budget + len(parts)  # so much is rounding
-    ordered, off = choices(parts, value, own, reach, wanted.signal == "depth"), 0.0
+    ordered, off = choices(parts, value, own, reach, wanted.score == "depth"), 0.0
     tried, best = list[dict[str, Any]](), list[int]()
 
     def measured(choice: tuple[float, int, list[int]]) -> float:
@@ -228,7 +228,7 @@ def solve(
         tried.append({"strategy": strategy, "value": choice[0], "cost": share, "estimate": (low + choice[1]) / GRID, "fits": fits})
         return share
 
-    if wanted.signal == "depth":  # each costs more than the one before
+    if wanted.score == "depth":  # each costs more than the one before
         ordered.reverse()
         return ordered[bisect.bisect_right(ordered, wanted.budget, key=measured) - 1][2], tried
     while len(tried) < TRIES or not best:
@@ -279,13 +279,13 @@ def describe(known: Mapping[str, Any]) -> str:
     """Why, as a short table: the parts from the output down."""
     moving = [p for p in known["parts"] if p["moves"]]
     lines = [
-        f"auto: {known['signal']}" + ("" if known["signal"] in ("depth", "random") else f" of {known['examples']} examples")
+        f"auto: {known['score']}" + ("" if known["score"] in ("depth", "random") else f" of {known['examples']} examples")
         + f", at most {known['budget']:g} of the {known['unit']} of training everything -> {known['strategy']} ({known['cost']:.3g})",
-        f"  {'part':<14} {'signal':>10} {'parameters':>12} {'own cost':>9} {'to reach':>9}",
+        f"  {'part':<14} {'score':>10} {'parameters':>12} {'own cost':>9} {'to reach':>9}",
     ]  # fmt: skip
     for p in reversed(known["parts"]):
         said = "moves" if p in moving else ""
-        lines.append(f"  {p['part']:<14} {p['signal']:>10.3g} {p['parameters']:>12,} {p['own']:>9.3f} {p['reach']:>9.3f}  {said}".rstrip())
+        lines.append(f"  {p['part']:<14} {p['score']:>10.3g} {p['parameters']:>12,} {p['own']:>9.3f} {p['reach']:>9.3f}  {said}".rstrip())
     if known.get("head"):
         lines.append(f"  {'head':<14} {'':>10} {'':>12} {known['head']:>9.3f} {0:>9.3f}  moves")
     lines.append(

@@ -47,8 +47,8 @@ class Part(NamedTuple):
     leaves: tuple[str, ...]
 
 
-def measure(run: Run, parts: Sequence[Part], signal: str) -> list[float]:
-    """The signal of each part.
+def measure(run: Run, parts: Sequence[Part], score: str) -> list[float]:
+    """The score of each part.
 
     Args:
       run: one in which the head alone moves.
@@ -56,17 +56,17 @@ def measure(run: Run, parts: Sequence[Part], signal: str) -> list[float]:
     Raises:
       UserError: `variability` of examples that have no class, or a number that is not finite.
     """
-    if signal == "depth":
+    if score == "depth":
         return [float(1 + i) for i in range(len(parts))]
-    if signal == "random":
+    if score == "random":
         return np.random.default_rng(run.config.seed).random(len(parts)).tolist()
     batches = sample(run)
-    if signal == "variability" and "label" not in batches[0]:
-        raise UserError(f"signal=variability is of classes, and {run.config.objective.name} has none; expected another, such as rgn")
+    if score == "variability" and "label" not in batches[0]:
+        raise UserError(f"score=variability is of classes, and {run.config.objective.name} has none; expected another, such as rgn")
     params = weights.start_params(run, quiet=True)
-    found = variability(run, parts, params, batches) if signal == "variability" else of_gradients(run, parts, params, batches, signal)
+    found = variability(run, parts, params, batches) if score == "variability" else of_gradients(run, parts, params, batches, score)
     if not np.isfinite(found).all():
-        raise UserError(f"signal={signal} is not a finite number on this model and these data; expected weights that give finite losses")
+        raise UserError(f"score={score} is not a finite number on this model and these data; expected weights that give finite losses")
     return found
 
 
@@ -100,7 +100,7 @@ def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
     return {**rest, **moving.params}
 
 
-def of_gradients(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch], signal: str) -> list[float]:
+def of_gradients(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch], score: str) -> list[float]:
     net = run.net
     params = fitted(run, params, batches)
     head, body = tree.split(params, [n for n in params if n.startswith("head/")])
@@ -117,7 +117,7 @@ def of_gradients(run: Run, parts: Sequence[Part], params: Flat, batches: Sequenc
     for batch in batches:
         new = gradient(body, head, batch)
         total = new if total is None else jax.tree.map(jnp.add, total, new)
-        if signal != "rgn":
+        if score != "rgn":
             new = squares(params, batch)
             square = new if square is None else jax.tree.map(jnp.add, square, new)
     assert total is not None
@@ -125,14 +125,14 @@ def of_gradients(run: Run, parts: Sequence[Part], params: Flat, batches: Sequenc
     lengths = {n: float(np.square(np.asarray(x, np.float64)).sum()) for n, x in jax.device_get(body).items()}
     means = {n: float(np.square(np.asarray(x, np.float64) / rows).sum()) for n, x in jax.device_get(total).items()}
     traces = {n: float(np.asarray(x, np.float64).sum() / rows) for n, x in jax.device_get(square or {}).items()}
-    return [_of_part(signal, *(sum(of.get(n, 0.0) for n in p.leaves) for of in (lengths, means, traces))) for p in parts]
+    return [_of_part(score, *(sum(of.get(n, 0.0) for n in p.leaves) for of in (lengths, means, traces))) for p in parts]
 
 
-def _of_part(signal: str, length: float, mean: float, trace: float) -> float:
+def _of_part(score: str, length: float, mean: float, trace: float) -> float:
     """From squared norms of a part: of its weights, of its mean gradient, and the mean of those of its examples' gradients."""
-    if signal == "fisher":
+    if score == "fisher":
         return trace
-    return (mean / max(length, 1e-30)) ** 0.5 if signal == "rgn" else mean / max(trace - mean, 1e-30 + 1e-6 * mean)
+    return (mean / max(length, 1e-30)) ** 0.5 if score == "rgn" else mean / max(trace - mean, 1e-30 + 1e-6 * mean)
 
 
 def variability(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch]) -> list[float]:

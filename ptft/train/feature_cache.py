@@ -1,4 +1,4 @@
-"""The frozen prefix, computed once: what the blocks give in which nothing moves, kept for every example.
+"""The feature cache: what the frozen blocks at the bottom return, computed once and kept for every example.
 
 Where the bottom of the backbone is frozen and runs without dropout (`frozen_dropout=False`), its output for an example is
 the same in every epoch. It is computed once, with batches of the training's own shape, and training starts at the first
@@ -84,7 +84,7 @@ def entry(run: Run, phase: int) -> int:
 
 
 def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
-    """What keeps a phase that begins at this step from using a cached prefix; "" if nothing does.
+    """What keeps a phase that begins at this step from using the feature cache; "" if nothing does.
 
     Args:
       many: several runs use it.
@@ -92,8 +92,8 @@ def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
     block, c = entry(run, phase), run.config
     ends = [p.start for p in run.phases[phase + 1 :] if p.start is not None]
     uses = (min([*ends, run.durations.total]) - begun) * c.batch
-    if c.cache_prefix == "off":
-        return "cache_prefix is off"
+    if c.cache_features == "off":
+        return "cache_features is off"
     if block == 0 or not hasattr(run.net.backbone, "dims"):
         return "nothing below what moves is frozen"
     if any(a.kind == "prompt" for a in run.net.added):
@@ -119,8 +119,8 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
       many: several runs train on it, on different rows at a time: the states stay on the host, and test has some, too.
     """
     if why := why_not(run, phase, begun, many):
-        if not quiet and entry(run, phase) and not run.config.frozen_dropout and run.config.cache_prefix != "off":
-            record.say(f"prefix: what is frozen at the bottom is computed anew in every step: {why}")
+        if not quiet and entry(run, phase) and not run.config.frozen_dropout and run.config.cache_features != "off":
+            record.say(f"feature cache: off, the frozen blocks at the bottom are computed in every step: {why}")
         return run
     block = entry(run, phase)
     splits = {"train": (run.data.train, run.used)}
@@ -134,7 +134,7 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
     for split, (rows, used) in splits.items():
         store = _store(f"{digest} {split}", run, rows, used)
         if store is None:
-            record.say("prefix: neither memory nor disk has room for the hidden states; they are computed anew in every step")
+            record.say("feature cache: off, neither memory nor disk has room for the hidden states")
             return run
         _fill(run, rows, used, store, params, block)
         stores[split] = store
@@ -147,7 +147,7 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
     }
     if not quiet:
         where = "on the device" if near else "in memory" if cached["train"].store.place == "memory" else "on the disk"
-        record.say(f"prefix: what lies below block {block} is computed once an example and kept {where} ({need / 2**20:,.0f} MiB)")
+        record.say(f"feature cache: what lies below block {block} is computed once an example and kept {where} ({need / 2**20:,.0f} MiB)")
     net = run.net._replace(start=block, resident=near)
     shorter = run.data._replace(train=cached["train"], dev=cached.get("dev"), test=cached.get("test", run.data.test))
     return run._replace(net=net, data=shorter)
@@ -191,7 +191,7 @@ def _store(key: str, run: Run, rows: Rows, used: np.ndarray) -> Store | None:
     if need <= SHARE * free_memory():
         made = Store(start, np.empty(size, dims.dtype), np.zeros(len(rows), bool), "memory")
     else:
-        folder = tempfile.TemporaryDirectory(prefix="ptft-prefix-")
+        folder = tempfile.TemporaryDirectory(prefix="ptft-features-")
         if need > SHARE * shutil.disk_usage(folder.name).free:
             folder.cleanup()
             return None

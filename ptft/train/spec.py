@@ -32,7 +32,7 @@ SPEC: Spec = {
     "freeze": Field("full", (str, tuple), doc="a strategy's name, a list of (pattern, action), or a list of (start, such a list)"),
     "frozen_dropout": Field(True, bool, doc="False: parts of the backbone in which nothing moves run as in evaluation"),
     "frozen_dtype": Field("float32", str, choices=quantize.DTYPES, doc="how the matrices that are frozen are kept on the devices"),
-    "cache_prefix": Field(
+    "cache_features": Field(
         "auto", str, choices=("auto", "off"), doc="compute what lies below all that moves once an example, where it pays"
     ),
     "strict_cost": Field(False, bool, doc="a compiled step that costs more than its freeze should is an error, not a warning"),
@@ -80,6 +80,6 @@ def read_run(workdir: Path, name: str) -> Any:
         what, near = (f"has no {name}", name) if workdir.is_dir() else ("does not exist", workdir.name)
         raise UserError(f"{workdir} is not the folder of a run: it {what}; {did_you_mean(near, beside)}")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return configs.renamed(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as e:
         raise UserError(f"{file} is damaged ({e}); restore it, or train in another folder") from None

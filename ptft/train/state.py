@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ptft.core import checkpoint, mesh, record, tree
+from ptft.core import config as configs
 from ptft.core.errors import UserError
 from ptft.core.tree import Flat
 from ptft.freeze import quantize
@@ -92,7 +93,7 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> RunState
             f"{' and '.join(changed)} changed since step {at} of {workdir}: the files that config.data names are not what they were; "
             "restore them, or train in another --workdir"
         )
-    progress = Progress(**meta["progress"])
+    progress = Progress(**configs.renamed(meta["progress"]))
     everywhere, shapes = mesh.replicated(run.mesh), run.net.shapes()
     moving = run.phases[progress.phase].plan.trainable
     empty = jax.eval_shape(lambda p: programs.fresh(run, progress.phase, p), tree.split(shapes, moving)[0])
