@@ -393,6 +393,22 @@ def test_predict_stops_at_a_bad_row_and_leaves_no_table(home, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "to", "expected"),
+    [
+        ("good\n", "in.csv", r"--to .*in.csv is --file itself, which would be overwritten"),
+        ("good\n", "link/in.csv", r"--to .*link/in.csv is --file itself"),
+        ("", "out.csv", r"in.csv has no rows, and --to .*out.csv would have no columns"),
+    ],
+)
+def test_predict_writes_no_table_over_its_input_and_none_that_is_empty(home, tmp_path, capsys, rows, to, expected):
+    (tmp_path / "in.csv").write_text(f"sentence\n{rows}")
+    (tmp_path / "link").symlink_to(tmp_path)
+    said = mistake(capsys, "predict", "--workdir", home / "fine", "--file", tmp_path / "in.csv", "--to", tmp_path / to)
+    assert re.search(expected, said), said
+    assert (tmp_path / "in.csv").read_text() == f"sentence\n{rows}" and not (tmp_path / "out.csv").exists()
+
+
 def test_predict_fills_gaps(predict, home, capsys):
     pair, alone = map(
         json.loads, predict("--text", "alpha [MASK]\tbeta [MASK] good", "--text", "[MASK]", "--json", run="pre").out.splitlines()

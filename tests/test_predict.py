@@ -164,10 +164,34 @@ def test_gaps_are_the_mask_token_and_nothing_else_is():
         o.ask([{"text": "w1", "where": "here"}], t)
 
 
-def test_an_answer_does_not_take_the_place_of_a_column():
+def test_an_answer_does_not_take_the_place_of_a_column(tmp_path):
     assert predict.beside({"label": "1"}, {"label": "yes"}, "") == {"label": "1", "predicted_label": "yes"}
     with pytest.raises(UserError, match="x:3: there is a column 'predicted_label' already"):
         predict.beside({"predicted_label": "1"}, {"label": "yes"}, "x:3")
+    row = predict.beside({"predicted_probabilities.neg": "1"}, {"probabilities": {"neg": 0.5}}, "x:3")
+    for suffix in ("csv", "tsv"):  # their columns are flat
+        with (
+            pytest.raises(UserError, match=r"there is a column 'predicted_probabilities.neg' already; .*jsonl can hold both"),
+            tables.writer(tmp_path / f"x.{suffix}") as write,
+        ):
+            write(row)
+    with tables.writer(tmp_path / "x.jsonl") as write:
+        write(row)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_a_column_that_is_there_twice_is_not_written(tmp_path):
+    (tmp_path / "x.csv").write_text("text,id,id\na,1,2\n")
+    ((own, one),) = read(tmp_path / "x.csv")
+    with pytest.raises(UserError, match="x.csv:2: there is a column 'id' twice; rename one"):
+        predict.beside(own, {"label": "yes"}, one["where"])
+
+
+def test_what_cannot_be_written_is_said_of_the_table(tmp_path):
+    (tmp_path / "x.csv").mkdir()
+    message = rf"^--to {tmp_path}/x.csv cannot be written: Is a directory"
+    with pytest.raises(UserError, match=message), tables.writer(tmp_path / "x.csv") as write:
+        write({"a": 1})
 
 
 ROWS = [{"text": 'a "b", c', "n": 1, "p": {"x": 0.5, "y": math.nan}, "l": ["é"]}, {"text": "d\te\nf", "p": {"x": 1.0, "y": 0.0}, "l": []}]

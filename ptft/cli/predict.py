@@ -22,6 +22,7 @@ from ptft.core import checkpoint
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
 from ptft.core.tree import Flat
+from ptft.data import files
 from ptft.freeze import quantize
 from ptft.objectives import Rows
 from ptft.train import build, spec, weights
@@ -108,6 +109,8 @@ def run(
                 else:
                     print(net.objective.line(one, answer))
             progress(len(chunk))
+        if to and not progress.done:
+            raise UserError(f"{file or 'standard input'} has no rows, and --to {to} would have no columns: nothing is written")
     for note, what in NOTES.items():
         if n := notes[note]:
             aside(what.format(n=n, seq_len=config.objective.seq_len))
@@ -146,6 +149,8 @@ def check(
         raise UserError(f"--to {to}: expected a name that ends in {', '.join(tables.SUFFIXES)}")
     if to and as_json:
         raise UserError("--json is for standard output, --to for a file; expected one of them")
+    if to and file and to.resolve() == file.resolve():
+        raise UserError(f"--to {to} is --file itself, which would be overwritten; expected another name")
 
 
 def read(text: Sequence[str] | None, file: Path | None, data: Config, *how: Any) -> Iterator[texts.Item]:
@@ -170,6 +175,8 @@ def ask(net: Net, records: Sequence[texts.Record], tokenizer: build.Tokenizer, w
 
 def beside(own: dict[str, Any], answer: dict[str, Any], where: str) -> dict[str, Any]:
     """The input's columns and the answer's: a label that was there is not what was predicted."""
+    if unknown := [k for k, v in own.items() if v is files.TWICE]:
+        raise UserError(f"{where}: there is a column {unknown[0]!r} twice; rename one, or leave it out")
     found = {f"predicted_{k}": v for k, v in answer.items()}
     if twice := [k for k in found if k in own]:
         raise UserError(f"{where}: there is a column {twice[0]!r} already; rename it, or leave it out")

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -35,6 +36,10 @@ def writer(path: Path) -> Iterator[Callable[[Row], None]]:
             else:
                 yield _table(f, path.suffix == ".tsv")
         os.replace(part, path)
+    except OSError as e:
+        if e.filename != str(part):  # another file's
+            raise
+        raise UserError(f"--to {path} cannot be written: {e.strerror}") from e
     finally:
         part.unlink(missing_ok=True)
 
@@ -51,7 +56,11 @@ def _table(f: TextIO, tabs: bool) -> Callable[[Row], None]:
             out.writerow(cells)
 
     def add(row: Row) -> None:
-        flat = {name: value for key, inner in row.items() for name, value in _flat(key, inner)}
+        cells = [cell for key, inner in row.items() for cell in _flat(key, inner)]
+        flat = dict(cells)
+        if len(flat) < len(cells):
+            twice = next(name for name, n in Counter(name for name, _ in cells).items() if n > 1)
+            raise UserError(f"there is a column {twice!r} already; rename it, or leave it out (.jsonl can hold both)")
         if not names:
             names.extend(flat)
             write(names)
