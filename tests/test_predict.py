@@ -67,10 +67,13 @@ def test_a_name_without_meaning_is_read_as_the_runs_files_were(tmp_path):
 def test_columns_of_a_command():
     own = options(text="t", text_b="u", label="y")
     assert texts.columns(own, []) == own
-    assert [texts.columns(own, ["a"], "z")[k] for k in ("text", "text_b", "label", "header")] == ["a", "u", "z", True]
+    assert [texts.columns(own, ["a", "b"], "z")[k] for k in ("text", "text_b", "label", "header")] == ["a", "b", "z", True]
+    assert texts.columns(own, [], "z")["text"] == "t" and texts.columns(options(), ["a"])["text"] == "a"
+    with pytest.raises(UserError, match="this run classifies pairs: expected two columns, got --text-column a; give it twice"):
+        texts.columns(own, ["a"])
     assert [texts.columns(own, ["0", "2"])[k] for k in ("text", "text_b", "header")] == ["0", "2", False]
     with pytest.raises(UserError, match=r"columns 0, label: expected names, or numbers from 0 .* not both"):
-        texts.columns(own, ["0"], "label")
+        texts.columns(options(), ["0"], "label")
     with pytest.raises(UserError, match="--text-column a b c: expected one column, or two"):
         texts.columns(own, ["a", "b", "c"])
 
@@ -81,9 +84,22 @@ def test_numbers_are_columns_of_a_table_without_a_header(tmp_path):
     assert said(items) == ["a", "b"] and items[0][0] == {"0": "1", "1": "a"}
 
 
+def test_names_are_columns_of_a_table_with_a_header_whatever_the_run_was_trained_on(tmp_path):
+    (tmp_path / "x.csv").write_text("n,note\n1,a\n")
+    own = options(header=False, text="1", label="0")
+    assert not texts.columns(own, [])["header"]
+    items = list(texts.read_file(tmp_path / "x.csv", texts.columns(own, ["note"]), True, ""))
+    assert said(items) == ["a"] and items[0][0] == {"n": "1", "note": "a"}
+
+
+def test_what_parts_the_columns_is_found_without_a_label(tmp_path):
+    (tmp_path / "x.csv").write_text("text;n\na, b;1\n")
+    assert read(tmp_path / "x.csv", label="label")[0][0] == {"text": "a, b", "n": "1"}
+
+
 MISTAKES = {
-    "no such column": ("x.csv", "texts,n\na,1\n", {}, r"x.csv has no column 'text', which --text-column names; did you mean 'texts'\?"),
-    "another column": ("x.csv", "texts,n\na,1\n", {"text": "text_a"}, r"no column 'text_a', .* did you mean 'texts'"),
+    "no such column": ("x.csv", "texts,n\na,1\n", {}, r"x.csv has no column 'text'; name one with --text-column; did you mean 'texts'\?"),
+    "another column": ("x.csv", "texts,n\na,1\n", {"text": "text_a"}, r"no column 'text_a'; .* did you mean 'texts'"),
     "nothing": ("x.jsonl", '{"text": "a"}\n{"text": null}\n', {}, r"x.jsonl:2: expected text in 'text', got 'None'"),
     "a number": ("x.jsonl", '{"text": 3}\n', {}, r"x.jsonl:1: expected text in 'text', got '3'"),
     "too few cells": ("x.tsv", "a\ttext\n1\tb\n1\n", {"on_bad_row": "skip"}, r"x.tsv:3: expected 2 columns, got 1$"),

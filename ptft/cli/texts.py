@@ -17,15 +17,17 @@ Item = tuple[dict[str, Any], Record]  # the input's own columns, and what of the
 
 
 def columns(data: Config, text: Sequence[str], label: str = "") -> Config:
-    """A run's `config.data` with the columns that a command names; numbers are of a table without a header."""
+    """A run's `config.data` with the columns that a command names: those of a header, or numbers where there is none."""
     if len(text) > 2:
         raise UserError(f"--text-column {' '.join(text)}: expected one column, or two for the texts of a pair")
+    if data.text_b and len(text) == 1:
+        raise UserError(f"this run classifies pairs: expected two columns, got --text-column {text[0]}; give it twice")
     given = dict(zip(("text", "text_b"), text, strict=False)) | ({"label": label} if label else {})
     numbers = [v.isdecimal() for v in given.values()]
     if any(numbers) and not all(numbers):
         what = "expected names, or numbers from 0 (of a table without a header), not both"
         raise UserError(f"columns {', '.join(given.values())}: {what}")
-    return data.replace(**given, **({"header": False} if any(numbers) else {}))
+    return data.replace(**given, **({"header": not any(numbers)} if given else {}))
 
 
 def read_lines(lines: Iterable[bytes], where: str) -> Iterator[tuple[str, str]]:
@@ -56,6 +58,7 @@ class _Stop(Rows):
 
 def of_table(path: Path, how: str, data: Config) -> Iterator[Item]:
     bad, names = _Stop("stop"), dict[str, str]()
+    data = data.replace(label="")  # new texts have none, and what parts the columns is told by those that are asked for
     for where, row in files._rows(path, how, data, bad):
         if not names:
             names = {"text": data.text or next((n for n in ("text", "sentence") if n in row), "text")}
@@ -63,7 +66,7 @@ def of_table(path: Path, how: str, data: Config) -> Iterator[Item]:
             for name in names.values():
                 if name not in row:
                     near = did_you_mean(name, row)
-                    raise UserError(f"{path} has no column {name!r}, which --text-column names; {near}")
+                    raise UserError(f"{path} has no column {name!r}; name one with --text-column; {near}")
         texts = {key: row.get(name) for key, name in names.items()}
         for key, value in texts.items():
             if not isinstance(value, str):
