@@ -200,6 +200,15 @@ def test_a_broken_row_stops_with_its_line_or_is_counted(tmp_path, name, content,
     assert (len(source.records), source.notes["skipped_rows"]) == (1, 1)
 
 
+def test_json_beyond_what_python_reads_is_a_broken_row(tmp_path):
+    for line, why in (("[" * 100_000, "maximum recursion depth"), ('{"n": ' + "1" * 5000 + "}", "Exceeds the limit")):
+        path = write(tmp_path, "x.jsonl", '{"text": "a", "label": 1}\n' + line)
+        with pytest.raises(UserError, match=f"x.jsonl:2: expected one JSON object a line: {why}") as e:
+            load(path, label="label")
+        assert len(str(e.value)) < 1000
+        assert load(path, label="label", on_bad_row="skip").notes["skipped_rows"] == 1
+
+
 MISTAKES = [
     ("sst2/tran.tsv", {"label": "label"}, "no file matches .*did you mean 'train.tsv'"),
     ("nowhere/train.tsv", {}, "no file matches .*sst2/"),

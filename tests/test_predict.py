@@ -103,6 +103,8 @@ MISTAKES = {
     "nothing": ("x.jsonl", '{"text": "a"}\n{"text": null}\n', {}, r"x.jsonl:2: expected text in 'text', got 'None'"),
     "a number": ("x.jsonl", '{"text": 3}\n', {}, r"x.jsonl:1: expected text in 'text', got '3'"),
     "too few cells": ("x.tsv", "a\ttext\n1\tb\n1\n", {"on_bad_row": "skip"}, r"x.tsv:3: expected 2 columns, got 1$"),
+    "no gzip": ("x.txt.gz", "a\n", {}, r"x.txt.gz cannot be read: Not a gzipped file"),
+    "half of a gzip": ("x.txt.gz", gzip.compress(b"a\nb\n")[:-9], {}, r"x.txt.gz cannot be read: Compressed file ended"),
     "other bytes": ("x", b"a\n\xff\n", {}, r"x:2: expected UTF-8, got other bytes"),
 }
 

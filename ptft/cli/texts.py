@@ -1,6 +1,5 @@
 """New texts to predict on: from the command line, line by line, from tables, or as words."""
 
-import gzip
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -113,5 +112,5 @@ def read_file(path: Path, data: Config, named: bool, pairs: str, tags: Sequence[
     elif how == "conll":
         yield from of_words(path, data)
     else:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+        with files._opened(path) as lines:
             yield from of_texts(read_lines(lines, str(path)), pairs)

@@ -14,6 +14,7 @@ of a csv file may also be parted by `;`, tabs or `|`. Of folders, what is hidden
 file, `data.text` and `data.label` may give the numbers of other columns; lines of comments (`#`) and a header are left out and counted.
 """
 
+import contextlib
 import csv
 import functools
 import glob
@@ -28,10 +29,10 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ptft.core.config import Config
-from ptft.core.errors import UserError, did_you_mean, listed, nearest, shown
+from ptft.core.errors import UserError, did_you_mean, listed, nearest, short, shown
 from ptft.data import Rows, Source, documents, labelled, sentences, tagged
 
 SUFFIXES = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "lines"}
@@ -150,12 +151,19 @@ def _below(top: Path) -> Iterator[Path]:
     return (f for _, files in _walk(top) for f in map(_real, files) if f.is_file())
 
 
-def _start(path: Path) -> bytes:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file's bytes, those of a .gz file unpacked; what is wrong with them is the user's matter, at any place."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as f:
-            return f.read(200).removeprefix(b"\xef\xbb\xbf").lstrip()
+            yield f
     except (OSError, EOFError, zlib.error) as e:
         raise UserError(f"{path} cannot be read: {e}") from e
+
+
+def _start(path: Path) -> bytes:
+    with _opened(path) as f:
+        return f.read(200).removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
 def _format(path: Path, asked: str) -> str:
@@ -171,11 +179,8 @@ def _format(path: Path, asked: str) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as e:
-        raise UserError(f"{path} cannot be read: {e}") from e
+    with _opened(path) as f:
+        return f.read()
 
 
 def _text(path: Path) -> str:
@@ -349,8 +354,9 @@ def _json_rows(path: Path, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in _lines(path, rows):
         try:
             row = decode(line)
-        except json.JSONDecodeError as e:
-            rows.bad(f"{path}:{number}", f"expected one JSON object a line: {e.msg} at character {e.pos + 1}")
+        except (ValueError, RecursionError) as e:  # a number of 5,000 digits, or 100,000 lists in each other
+            why = f"{e.msg} at character {e.pos + 1}" if isinstance(e, json.JSONDecodeError) else short(e)
+            rows.bad(f"{path}:{number}", f"expected one JSON object a line: {why}")
             continue
         if isinstance(row, dict):
             yield number, row
