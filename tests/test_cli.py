@@ -177,6 +177,8 @@ def test_a_misspelt_flag(home, capsys):
     )
     assert "unknown argument '--config.seed=1'" in mistake(capsys, "eval", "--workdir", home / "fine", "--config.seed=1")
     assert "--config.KEY=VALUE" in mistake(capsys, "train", "--config", home / "fine.py", "--confg.seed=1")
+    said = mistake(capsys, "eval", "--workdir", home / "fine", "--label_column", "x")
+    assert "unknown argument '--label_column'; did you mean '--label-column'" in said
 
 
 def test_an_unknown_verb_or_a_missing_argument_is_code_2(capsys):
@@ -446,6 +448,9 @@ def test_eval_on_other_data(home, capsys):
     assert "the run has no data.test; give another --split, or a source with --data" in mistake(capsys, "eval", "--workdir", home / "pre")
     said = mistake(capsys, "eval", "--workdir", home / "fine", "--data", f"files:{home}/docs.txt")
     assert "is plain text and has no column 'label'" in said
+    (home / "broken.tsv").write_text("sentence\tlabel\na\t1\nb\n")
+    said = mistake(capsys, "eval", "--workdir", home / "fine", "--data", f"files:{home}/broken.tsv")
+    assert said.endswith("broken.tsv:3: expected 2 columns, got 1"), "eval has no data.on_bad_row"
     flow.table(home / "other.tsv", header="words\tlabel")
     assert flow.ptft("eval", "--workdir", home / "fine", "--data", f"files:{home}/other.tsv", "--text-column", "words") == 0
 

@@ -200,6 +200,24 @@ def test_a_broken_row_stops_with_its_line_or_is_counted(tmp_path, name, content,
     assert (len(source.records), source.notes["skipped_rows"]) == (1, 1)
 
 
+@pytest.mark.parametrize("skip", ["stop", "skip"])
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("x.tsv", b"text\tlabel\xff\na\t1\n", "1: expected UTF-8"),
+        ("x.csv", b"text,label\xff\na,1\n", "1: expected UTF-8"),
+        ("x.csv", b'\ntext,"label"x\ntext,label\na,1\n', "2: expected a row of comma-separated values"),
+    ],
+)
+def test_a_broken_header_is_never_left_out(tmp_path, name, content, why, skip):
+    with pytest.raises(UserError, match=rf"x...v:{why}") as e:
+        load(write(tmp_path, name, content), label="label", on_bad_row=skip)
+    assert "on_bad_row" not in str(e.value)
+    if why.startswith("1"):
+        rows = load(tmp_path / name, label="1", text="0", header=False, on_bad_row="skip")
+        assert len(rows.records) == rows.notes["skipped_rows"] == 1
+
+
 def test_json_beyond_what_python_reads_is_a_broken_row(tmp_path):
     for line, why in (("[" * 100_000, "maximum recursion depth"), ('{"n": ' + "1" * 5000 + "}", "Exceeds the limit")):
         path = write(tmp_path, "x.jsonl", '{"text": "a", "label": 1}\n' + line)

@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides = [r.removeprefix("--config.") for r in rest if r.startswith("--config.")]
         unknown = [r for r in rest if not r.startswith("--config.") or not hasattr(args, "config")]
         if unknown:
-            flags = [f"--{k}" for k in vars(args) if k not in ("verb", "folder", "checkpoint")]
-            known = flags + ["--config.KEY=VALUE"] * hasattr(args, "config")
+            names = [k.replace("_", "-") for k in vars(args) if k not in ("verb", "folder", "checkpoint")]
+            known = [f"--{name}" for name in names] + ["--config.KEY=VALUE"] * hasattr(args, "config")
             raise UserError(f"unknown argument {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
         from ptft.core import compiled, mesh, record
 
@@ -257,7 +257,11 @@ def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         where = args.data or config.data[args.split]
         if not where:
             raise UserError(f"the run has no data.{args.split}; give another --split, or a source with --data KIND:WHERE")
-        source = data.load(where, texts.columns(config.data, args.text_column, args.label_column), labels)
+        options = texts.columns(config.data, args.text_column, args.label_column)
+        try:
+            source = data.load(where, options, labels)
+        except UserError as e:  # without what only a page can say
+            raise UserError(str(e).removesuffix(data.SKIP)) from e
         rows = dataset.rows(net.objective, source, tokenizer, where)
         limit = config.data.dev_size if args.split == "dev" and not args.data else 0  # as in training
         grid = mesh.make()

@@ -51,7 +51,7 @@ def of_texts(texts: Iterable[tuple[str, str]], pairs: str) -> Iterator[Item]:
 class _Stop(Rows):
     """A row left out would be an answer that is missing."""
 
-    def bad(self, where: str, why: str, lines: int = 1) -> None:
+    def bad(self, where: str, why: str, must_stop: bool = False) -> None:
         raise UserError(f"{where}: {why}")
 
 

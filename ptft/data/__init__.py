@@ -29,6 +29,8 @@ SPEC: Spec = {
     "on_bad_row": Field("stop", choices=("stop", "skip"), doc="a broken row stops, or is left out and counted"),
 }
 
+SKIP = " (data.on_bad_row='skip' leaves such rows out and counts them)"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -71,12 +73,12 @@ class Rows:
         self.skip = on_bad_row == "skip"
         self.notes: Counter[str] = Counter(records=0)
 
-    def bad(self, where: str, why: str, lines: int = 1) -> None:
-        """Stops with a message, or counts a skipped row. What takes several lines may hold good rows: it always stops."""
-        if lines > 1:
+    def bad(self, where: str, why: str, must_stop: bool = False) -> None:
+        """Stops with a message, or counts a skipped row. `must_stop`: more than the row would be lost."""
+        if must_stop:
             raise UserError(f"{where}: {why}")
         if not self.skip:
-            raise UserError(f"{where}: {why} (data.on_bad_row='skip' leaves such rows out and counts them)")
+            raise UserError(f"{where}: {why}{SKIP}")
         self.notes["skipped_rows"] += 1
 
 

@@ -187,8 +187,8 @@ def _text(path: Path) -> str:
     return _bytes(path).decode("utf-8-sig", errors="surrogateescape")
 
 
-def _lines(path: Path, rows: Rows) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end); only \\n ends a line."""
+def _lines(path: Path, rows: Rows, header: bool = False) -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end); only \\n ends a line. A broken header is never left out: the next line would be it."""
     text = _text(path)
     dirty = UNDECODED.search(text) is not None
     lines = text.split("\n")
@@ -196,7 +196,7 @@ def _lines(path: Path, rows: Rows) -> Iterator[tuple[int, str]]:
         lines.pop()
     for number, line in enumerate(lines, 1):
         if dirty and UNDECODED.search(line):
-            rows.bad(f"{path}:{number}", DIRTY)
+            rows.bad(f"{path}:{number}", DIRTY, header and number == 1)
         else:
             yield number, line.removesuffix("\r")
 
@@ -406,7 +406,7 @@ def _rows(path: Path, how: str, options: Config, rows: Rows) -> Iterator[tuple[s
         yield from _parquet(path, options)
     else:
         names, twice = list[str](), dict[str, Any]()
-        for number, values in _tsv(path, rows) if how == "tsv" else _csv(path, rows, options):
+        for number, values in _tsv(path, rows, options) if how == "tsv" else _csv(path, rows, options):
             header = not names and options.header
             names = names or (values if header else [str(i) for i in range(len(values))])
             if header:
@@ -414,20 +414,20 @@ def _rows(path: Path, how: str, options: Config, rows: Rows) -> Iterator[tuple[s
             elif len(values) != len(names):
                 why = f"expected {len(names)} columns, got {len(values)}"
                 lines = 1 + sum(v.count("\n") for v in values)
-                rows.bad(f"{path}:{number}", why if lines == 1 else f"{why} over {lines} lines: {UNBALANCED}", lines)
+                rows.bad(f"{path}:{number}", why if lines == 1 else f"{why} over {lines} lines: {UNBALANCED}", lines > 1)
             else:
                 row = dict[str, Any](zip(names, values, strict=True))
                 yield f"{path}:{number}", row | twice if twice else row
 
 
-def _tsv(path: Path, rows: Rows) -> Iterator[tuple[int, list[str]]]:
-    for number, line in _lines(path, rows):
+def _tsv(path: Path, rows: Rows, options: Config) -> Iterator[tuple[int, list[str]]]:
+    for number, line in _lines(path, rows, options.header):
         yield number, line.split("\t")
 
 
 def _csv(path: Path, rows: Rows, options: Config) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(2**31 - 1)  # a field may be a whole document
-    text = _text(path)
+    text, header = _text(path), options.header
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text, options))
     while True:
         number = reader.line_num + 1
@@ -438,12 +438,13 @@ def _csv(path: Path, rows: Rows, options: Config) -> Iterator[tuple[int, list[st
         except csv.Error as e:
             lines = reader.line_num - number + 1
             got = f"got {lines} lines: {e}; {UNBALANCED}" if lines > 1 else f"{e}; is a quote unbalanced?"
-            rows.bad(f"{path}:{number}", f"expected a row of comma-separated values: {got}", lines)
+            rows.bad(f"{path}:{number}", f"expected a row of comma-separated values: {got}", lines > 1 or header)
             continue
         if any(UNDECODED.search(v) for v in values):
-            rows.bad(f"{path}:{number}", DIRTY)
+            rows.bad(f"{path}:{number}", DIRTY, header)
         elif values:
             yield number, values
+            header = False
 
 
 def _separator(text: str, options: Config) -> str:
