@@ -13,6 +13,7 @@ import pytest
 from ptft.cli.main import VERBS, main
 from ptft.core import cache, compiled, startup
 from ptft.core.compiled import LIMIT, Folder, chosen
+from ptft.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PLAIN = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k and "PERSISTENT_CACHE" not in k}
@@ -124,10 +125,14 @@ def test_what_the_environment_says_of_the_cache_holds(monkeypatch, env, path, li
 
 def test_a_user_without_a_home_is_one_warning(monkeypatch, capsys):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.setattr(cache, "folder", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory.")))
+    for name in ("HOME", "PTFT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 3)  # a number that no user has
+    said = "~/.cache/ptft: this user has no home folder; PTFT_CACHE=DIR names another folder for the cache"
+    with pytest.raises(UserError, match=re.escape(said)):
+        cache.folder()
     assert chosen() is None
-    said = "WARNING: compiled programs are not kept: Could not determine home directory. PTFT_CACHE=DIR names a folder for them\n"
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == f"WARNING: compiled programs are not kept: {said}\n"
 
 
 LOADED = """

@@ -186,6 +186,34 @@ def test_prepared_once_the_same_again_and_anew_for_another_environment(tiny, mon
     assert load("blanks@train").fingerprint == first.fingerprint
 
 
+def damage(folder, how):
+    for file in [p for p in folder.rglob("*") if p.is_file()]:
+        if how == "cut" and "array_record" in file.name:
+            file.write_bytes(file.read_bytes()[:-10])
+        elif how == "deleted" or (how == "of an older ptft" and file.name == corpus.FILES):
+            file.unlink()
+        elif how == "a broken list" and file.name == corpus.FILES:
+            file.write_text("[")
+
+
+@pytest.mark.parametrize("how", ["cut", "deleted", "of an older ptft", "a broken list"])
+def test_a_damaged_folder_is_prepared_anew(tiny, capsys, how):
+    first, folder = load("blanks@train"), corpus.prepare()
+    damage(folder, how)
+    capsys.readouterr()
+    assert load("blanks@train").fingerprint == first.fingerprint
+    assert f"{folder} is not as this ptft prepares it" in capsys.readouterr().out
+    assert corpus.prepare() == folder and not capsys.readouterr().out and list(tiny.iterdir()) == [folder]
+
+
+def test_a_damaged_folder_that_cannot_be_replaced_is_said(tiny, monkeypatch):
+    folder = corpus.prepare()
+    (folder / corpus.FILES).unlink()
+    monkeypatch.setattr(corpus.shutil, "rmtree", lambda path, ignore_errors: None)
+    with pytest.raises(UserError, match="is damaged and cannot be replaced: delete it"):
+        corpus.prepare()
+
+
 def test_two_processes_may_prepare_at_once(tiny, monkeypatch):
     harvest = corpus.harvest
 

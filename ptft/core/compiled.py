@@ -16,6 +16,7 @@ import jax
 from jax import monitoring
 
 from ptft.core import cache, record
+from ptft.core.errors import UserError
 
 LIMIT = 2**30  # bytes, of ptft's own folder
 DIR, SIZE, SECONDS = "jax_compilation_cache_dir", "jax_compilation_cache_max_size", "jax_persistent_cache_min_compile_time_secs"
@@ -46,8 +47,8 @@ def chosen() -> "Folder | None":
         return Folder(Path(named), None)
     try:
         return Folder(cache.folder() / "compiled", int(size or LIMIT))
-    except RuntimeError as e:  # a user without a home
-        record.note(f"WARNING: compiled programs are not kept: {e} PTFT_CACHE=DIR names a folder for them")
+    except UserError as e:  # a user without a home
+        record.note(f"WARNING: compiled programs are not kept: {e}")
         return None
 
 

@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import os
 import platform
 import re
@@ -48,6 +49,7 @@ DEV_SHARE = 0.03  # of all paragraphs: documents@dev
 BLANKS = ("the", "of", "to", "is")
 BLANK = "___"
 WORDS = (8, 20)  # of a sentence with a blank: whole, and seldom cut at 40 tokens
+FILES = "files.json"  # in the prepared folder, written last: its files and their sizes
 MOST = {"train": 1000, "dev": 250, "test": 250}  # sentences a missing word
 
 
@@ -231,12 +233,27 @@ def _versions() -> list[str]:
     return [platform.python_version(), sysconfig.get_path("stdlib"), *(f"{n}={importlib.metadata.version(n)}" for n in names)]
 
 
+def _sizes(folder: Path) -> dict[str, int]:
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+
+
+def _whole(folder: Path) -> bool:
+    """Whether all files are there as they were prepared: who cleans a cache may leave the folders alone."""
+    try:
+        return json.loads((folder / FILES).read_bytes()).items() <= _sizes(folder).items()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def prepare() -> Path:
-    """The folder of the data set of this environment; harvested and written first if it is not there (some seconds)."""
+    """The folder of this environment's data set; harvested and written first (some seconds) if need be."""
     code = b"".join(Path(str(inspect.getsourcefile(o))).read_bytes() for o in (Module, prose, sentences))
     folder = cache.folder() / f"corpus-{hashlib.sha256(repr(_versions()).encode() + code).hexdigest()[:16]}"
-    if folder.is_dir():
+    if _whole(folder):
         return folder
+    if folder.exists():
+        why = "files are missing or cut, or an older ptft wrote it"
+        say(f"corpus: {folder} is not as this ptft prepares it ({why}): it is made anew")
     folder.parent.mkdir(parents=True, exist_ok=True)
     say(f"corpus: preparing it from this environment's documentation, once, in {folder} (some seconds)")
     temporary = Path(tempfile.mkdtemp(prefix="corpus-", suffix=".tmp", dir=folder.parent))
@@ -245,10 +262,16 @@ def prepare() -> Path:
         with quiet():
             for config in ("documents", "blanks"):
                 PythonDocs(modules=modules, config=config, data_dir=temporary).download_and_prepare()
+        (temporary / FILES).write_text(json.dumps(_sizes(temporary)))
+        if not _whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # another process was faster: its folder is the same
             os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    if not _whole(folder):
+        what = "delete it, or PTFT_CACHE=DIR names another folder"
+        raise UserError(f"{folder} is damaged and cannot be replaced: {what}")
     return folder
 
 
