@@ -4,6 +4,8 @@ import gzip
 import itertools
 import json
 import math
+import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -69,7 +71,7 @@ def test_columns_of_a_command():
     assert texts.columns(own, []) == own
     assert [texts.columns(own, ["a", "b"], "z")[k] for k in ("text", "text_b", "label", "header")] == ["a", "b", "z", True]
     assert texts.columns(own, [], "z")["text"] == "t" and texts.columns(options(), ["a"])["text"] == "a"
-    with pytest.raises(UserError, match="this run classifies pairs: expected two columns, got --text-column a; give it twice"):
+    with pytest.raises(UserError, match="this run classifies pairs: expected two columns, --text-column given twice, got 'a' alone"):
         texts.columns(own, ["a"])
     assert [texts.columns(own, ["0", "2"])[k] for k in ("text", "text_b", "header")] == ["0", "2", False]
     with pytest.raises(UserError, match=r"columns 0, label: expected names, or numbers from 0 .* not both"):
@@ -136,6 +138,17 @@ def test_what_makes_a_pair():
         of("always", "a")
 
 
+@pytest.mark.parametrize("tags", [(), ("O",)])
+def test_a_pipe_is_read_once(tags):
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"a\nb O\n")
+    os.close(write_end)
+    path = Path(f"/dev/fd/{read_end}")
+    predict.check(None, path, (), None, False)
+    assert said(texts.read_file(path, options(), False, "", tags)) == ["a", "b O"]
+    os.close(read_end)
+
+
 def test_lines_are_read_when_they_are_asked_for():
     endless = texts.of_texts(texts.read_lines((b"%d\n" % i for i in itertools.count()), "pipe"), "")
     assert said(itertools.islice(endless, 3)) == ["0", "1", "2"]
@@ -146,6 +159,10 @@ def test_words_with_and_without_tags(tmp_path):
     (tmp_path / "y.conll").write_text("Ann\nsleeps\n\n\nx")
     for name in ("x.conll", "y.conll"):
         assert [one["words"] for _, one in read(tmp_path / name)] == [["Ann", "sleeps"], ["x"]]
+    (tmp_path / "z.conll").write_text("-DOCSTART- -X- O\n# sent_id = 1\nAnn\n#\n-DOCSTART-\nx\n\n# the end\n")
+    assert [one["words"] for _, one in read(tmp_path / "z.conll")] == [["Ann", "#"], ["x"]]
+    (tmp_path / "z.conll").write_text("# id = 1\n#rain O\nx O\n")  # of tagged words, too
+    assert [one["words"] for _, one in read(tmp_path / "z.conll")] == [["#rain", "x"]]
     (tmp_path / "x.conll").rename(tmp_path / "x.txt")  # as CoNLL's own files are called
     for tags, n in ((("B-PER", "O"), 2), (("B-LOC",), 4)):
         assert (
@@ -189,7 +206,7 @@ def test_an_answer_does_not_take_the_place_of_a_column(tmp_path):
     row = predict.beside({"predicted_probabilities.neg": "1"}, {"probabilities": {"neg": 0.5}}, "x:3")
     for suffix in ("csv", "tsv"):  # their columns are flat
         with (
-            pytest.raises(UserError, match=r"there is a column 'predicted_probabilities.neg' already; .*jsonl can hold both"),
+            pytest.raises(UserError, match=r"there is a column 'predicted_probabilities.neg' already; .*jsonl, which holds both"),
             tables.writer(tmp_path / f"x.{suffix}") as write,
         ):
             write(row)
@@ -201,7 +218,7 @@ def test_an_answer_does_not_take_the_place_of_a_column(tmp_path):
 def test_a_column_that_is_there_twice_is_not_written(tmp_path):
     (tmp_path / "x.csv").write_text("text,id,id\na,1,2\n")
     ((own, one),) = read(tmp_path / "x.csv")
-    with pytest.raises(UserError, match="x.csv:2: there is a column 'id' twice; rename one"):
+    with pytest.raises(UserError, match=r"x.csv:2: there is a column 'id' twice; rename one"):
         predict.beside(own, {"label": "yes"}, one["where"])
 
 

@@ -110,7 +110,7 @@ def run(
                     print(net.objective.line(one, answer))
             progress(len(chunk))
         if to and not progress.done:
-            raise UserError(f"{file or 'standard input'} has no rows, and --to {to} would have no columns: nothing is written")
+            raise UserError(f"{file or 'standard input'} has no rows; --to {to}, without a column, is not written")
     for note, what in NOTES.items():
         if n := notes[note]:
             aside(what.format(n=n, seq_len=config.objective.seq_len))
@@ -140,7 +140,7 @@ def check(
     """What is wrong with the command itself, before anything is loaded."""
     if text is not None and file:
         raise UserError("--text and --file were both given; expected one of them, or texts on standard input")
-    if file and not file.is_file():
+    if file and (file.is_dir() or not file.exists()):
         beside = [p.name for p in file.parent.glob("*") if p.is_file()]
         raise UserError(f"--file {file} is no file; {did_you_mean(file.name, beside)}")
     if text_column and not file:

@@ -16,11 +16,12 @@ Item = tuple[dict[str, Any], Record]  # the input's own columns, and what of the
 
 
 def columns(data: Config, text: Sequence[str], label: str = "") -> Config:
-    """A run's `config.data` with the columns that a command names: those of a header, or numbers where there is none."""
+    """A run's `config.data` with the columns that a command names; numbers are of a table without a header."""
     if len(text) > 2:
         raise UserError(f"--text-column {' '.join(text)}: expected one column, or two for the texts of a pair")
     if data.text_b and len(text) == 1:
-        raise UserError(f"this run classifies pairs: expected two columns, got --text-column {text[0]}; give it twice")
+        what = "expected two columns, --text-column given twice"
+        raise UserError(f"this run classifies pairs: {what}, got {text[0]!r} alone")
     given = dict(zip(("text", "text_b"), text, strict=False)) | ({"label": label} if label else {})
     numbers = [v.isdecimal() for v in given.values()]
     if any(numbers) and not all(numbers):
@@ -57,7 +58,7 @@ class _Stop(Rows):
 
 def of_table(path: Path, how: str, data: Config) -> Iterator[Item]:
     bad, names = _Stop("stop"), dict[str, str]()
-    data = data.replace(label="")  # new texts have none, and what parts the columns is told by those that are asked for
+    data = data.replace(label="")  # new texts have none to tell by what parts the columns
     for where, row in files._rows(path, how, data, bad):
         if not names:
             names = {"text": data.text or next((n for n in ("text", "sentence") if n in row), "text")}
@@ -74,12 +75,14 @@ def of_table(path: Path, how: str, data: Config) -> Iterator[Item]:
 
 
 def of_words(path: Path, data: Config) -> Iterator[Item]:
-    """A word a line, a blank line between sentences; a tag behind a word does not count."""
+    """A word a line, a blank line between sentences; comments are left out, and a tag behind a word, too."""
     bad = _Stop("stop")
-    if any(len(line.split()) > 1 for _, line in files._lines(path, bad)):
+    lines = [(n, "" if line.startswith("-DOCSTART-") else line) for n, line in files._lines(path, bad)]
+    lines = [(n, line) for n, line in lines if line[:1] != "#" or len(line.split()) == 1]  # "#" is a word
+    if {len(line.split()) for _, line in lines} - {0} != {1}:
         found: Iterable[tuple[str, list[str], Any]] = files._conll(path, bad, int(data.text or 0), int(data.label or -1))
     else:
-        groups = itertools.groupby(files._lines(path, bad), key=lambda line: bool(line[1].strip()))
+        groups = itertools.groupby(lines, key=lambda line: bool(line[1].strip()))
         sentences = [list(lines) for words, lines in groups if words]
         found = ((f"{path}:{lines[0][0]}", [word.strip() for _, word in lines], ()) for lines in sentences)
     for where, words, _ in found:
@@ -104,7 +107,8 @@ def read_file(path: Path, data: Config, named: bool, pairs: str, tags: Sequence[
     suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
     how = files.SUFFIXES.get(suffix, "lines")
     if how == "lines":
-        how = data.format if data.format in TABLES else "conll" if tags and is_tagged(path, tags) else how
+        tagged = tags and path.is_file() and is_tagged(path, tags)  # a pipe is read only once
+        how = data.format if data.format in TABLES else "conll" if tagged else how
     if how in TABLES:
         yield from of_table(path, how, data)
     elif named:

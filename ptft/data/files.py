@@ -29,7 +29,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean, listed, nearest, short, shown
@@ -152,8 +152,8 @@ def _below(top: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """A file's bytes, those of a .gz file unpacked; what is wrong with them is the user's matter, at any place."""
+def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
+    """A file's bytes, those of a .gz file unpacked."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as f:
             yield f
@@ -188,7 +188,7 @@ def _text(path: Path) -> str:
 
 
 def _lines(path: Path, rows: Rows, header: bool = False) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end); only \\n ends a line. A broken header is never left out: the next line would be it."""
+    """(number from 1, line without its end); only \\n ends a line. A broken header always stops."""
     text = _text(path)
     dirty = UNDECODED.search(text) is not None
     lines = text.split("\n")
@@ -413,8 +413,9 @@ def _rows(path: Path, how: str, options: Config, rows: Rows) -> Iterator[tuple[s
                 twice = {name: TWICE for name, n in Counter(names).items() if n > 1}
             elif len(values) != len(names):
                 why = f"expected {len(names)} columns, got {len(values)}"
-                lines = 1 + sum(v.count("\n") for v in values)
-                rows.bad(f"{path}:{number}", why if lines == 1 else f"{why} over {lines} lines: {UNBALANCED}", lines > 1)
+                if (lines := 1 + sum(v.count("\n") for v in values)) > 1:
+                    why += f" over {lines} lines: {UNBALANCED}"
+                rows.bad(f"{path}:{number}", why, lines > 1)
             else:
                 row = dict[str, Any](zip(names, values, strict=True))
                 yield f"{path}:{number}", row | twice if twice else row
@@ -438,7 +439,8 @@ def _csv(path: Path, rows: Rows, options: Config) -> Iterator[tuple[int, list[st
         except csv.Error as e:
             lines = reader.line_num - number + 1
             got = f"got {lines} lines: {e}; {UNBALANCED}" if lines > 1 else f"{e}; is a quote unbalanced?"
-            rows.bad(f"{path}:{number}", f"expected a row of comma-separated values: {got}", lines > 1 or header)
+            why = f"expected a row of comma-separated values: {got}"
+            rows.bad(f"{path}:{number}", why, lines > 1 or header)
             continue
         if any(UNDECODED.search(v) for v in values):
             rows.bad(f"{path}:{number}", DIRTY, header)
