@@ -400,7 +400,7 @@ def test_predict_stops_at_a_bad_row_and_leaves_no_table(home, tmp_path, capsys):
     [
         ("good\n", "in.csv", r"--to .*in.csv is --file itself, which would be overwritten"),
         ("good\n", "link/in.csv", r"--to .*link/in.csv is --file itself"),
-        ("", "out.csv", r"in.csv has no rows; --to .*out.csv, without a column, is not written"),
+        ("", "out.csv", r"in.csv has no rows; --to .*out.csv is not written"),
     ],
 )
 def test_predict_writes_no_table_over_its_input_and_none_that_is_empty(home, tmp_path, capsys, rows, to, expected):

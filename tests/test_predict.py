@@ -206,7 +206,7 @@ def test_an_answer_does_not_take_the_place_of_a_column(tmp_path):
     row = predict.beside({"predicted_probabilities.neg": "1"}, {"probabilities": {"neg": 0.5}}, "x:3")
     for suffix in ("csv", "tsv"):  # their columns are flat
         with (
-            pytest.raises(UserError, match=r"there is a column 'predicted_probabilities.neg' already; .*jsonl, which holds both"),
+            pytest.raises(UserError, match=r"there is a column 'predicted_probabilities.neg' already; .*write .jsonl"),
             tables.writer(tmp_path / f"x.{suffix}") as write,
         ):
             write(row)

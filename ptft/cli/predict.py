@@ -110,7 +110,7 @@ def run(
                     print(net.objective.line(one, answer))
             progress(len(chunk))
         if to and not progress.done:
-            raise UserError(f"{file or 'standard input'} has no rows; --to {to}, without a column, is not written")
+            raise UserError(f"{file or 'standard input'} has no rows; --to {to} is not written")
     for note, what in NOTES.items():
         if n := notes[note]:
             aside(what.format(n=n, seq_len=config.objective.seq_len))

@@ -60,7 +60,7 @@ def _table(f: TextIO, tabs: bool) -> Callable[[Row], None]:
         flat = dict(cells)
         if len(flat) < len(cells):
             twice = next(name for name, n in Counter(name for name, _ in cells).items() if n > 1)
-            raise UserError(f"there is a column {twice!r} already; rename it, or write .jsonl, which holds both")
+            raise UserError(f"there is a column {twice!r} already; rename it, leave it out, or write .jsonl")
         if not names:
             names.extend(flat)
             write(names)
