@@ -95,8 +95,10 @@ def test_names_are_columns_of_a_table_with_a_header_whatever_the_run_was_trained
 
 
 def test_what_parts_the_columns_is_found_without_a_label(tmp_path):
-    (tmp_path / "x.csv").write_text("text;n\na, b;1\n")
-    assert read(tmp_path / "x.csv", label="label")[0][0] == {"text": "a, b", "n": "1"}
+    (tmp_path / "x.csv").write_text("text;n, m\na, b;1\n")
+    assert read(tmp_path / "x.csv", label="label")[0][0] == {"text": "a, b", "n, m": "1"}
+    (tmp_path / "x.csv").write_text("a;1\nb, c;0\n")
+    assert said(read(tmp_path / "x.csv", header=False, text="0", label="1")) == ["a", "b, c"]
 
 
 MISTAKES = {

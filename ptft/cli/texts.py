@@ -58,7 +58,8 @@ class _Stop(Rows):
 
 def of_table(path: Path, how: str, data: Config) -> Iterator[Item]:
     bad, names = _Stop("stop"), dict[str, str]()
-    data = data.replace(label="")  # new texts have none to tell by what parts the columns
+    if data.header:  # new texts have no label to tell by what parts the columns; without names, two columns do
+        data = data.replace(label="")
     for where, row in files._rows(path, how, data, bad):
         if not names:
             names = {"text": data.text or next((n for n in ("text", "sentence") if n in row), "text")}
