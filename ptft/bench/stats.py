@@ -165,6 +165,13 @@ def verdict(difference: Difference | None, higher_is_better: bool = True) -> str
     return "better" if (difference.mean > 0) == higher_is_better else "worse"
 
 
+def behind(difference: Difference, higher_is_better: bool = True) -> bool:
+    """Whether its own interval lies wholly on the worse side, whatever a correction leaves of that."""
+    if difference.lo is None or difference.hi is None:
+        return False
+    return difference.hi < -ROUNDING if higher_is_better else difference.lo > ROUNDING
+
+
 def holm(pvalues: Sequence[float | None]) -> list[float | None]:
     """Adjusted p-values: where those below a level count as found, the chance of even one false finding is at most that level.
 

@@ -46,10 +46,10 @@ def of(part: Part, folder: str = "") -> dict[str, Any] | None:
 
 
 def choose(part: Part, best: Line, below: Floor | None) -> Line:
-    """The cheapest strategy that is not measurably worse than the best mean, after the correction for all pairs.
+    """The cheapest strategy that is level with the best mean.
 
-    Where some of these are measurably better than the best reference, it is the cheapest of those. What was not compared with the best
-    mean (one seed, a failed run) is not chosen."""
+    Where some of these are measurably better than the best reference, it is the cheapest of those. What was not
+    compared with the best mean (one seed, a failed run) is not chosen."""
     level = [best, *level_with(part, best)]
     return cheapest([x for x in level if below and x.name in below.better] or level, part.higher)
 
@@ -86,7 +86,18 @@ def against(part: Part, line: Line) -> dict[str, str]:
 
 
 def level_with(part: Part, best: Line) -> list[Line]:
-    """What cannot be told apart from the best, without what has a failed run."""
+    """What cannot be told apart from the best, without what may be worse, or has a failed run."""
+    doubtful = may_be_worse(part, best)
+    return [x for x in _not_apart(part, best) if x.name not in doubtful]
+
+
+def may_be_worse(part: Part, best: Line) -> dict[str, stats.Difference]:
+    """What its own interval says is worse than the best, and only the correction for all pairs leaves open."""
+    gains = {x.name: stats.paired(x.scores, best.scores) for x in _not_apart(part, best)}
+    return {name: gain for name, gain in gains.items() if gain and stats.behind(gain, part.higher)}
+
+
+def _not_apart(part: Part, best: Line) -> list[Line]:
     verdicts = against(part, best)
     return [x for x in part.strategies if verdicts.get(x.name) == "cannot be told apart" and not x.failed]
 
@@ -145,7 +156,8 @@ def why(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]:
                "order may be chance. Run three seeds or more."]  # fmt: skip
     else:
         apart = [p for p in part.tested if p.verdict in ("better", "worse")]
-        say = ["No two strategies can be told apart, so take the cheapest."] if part.tested and not apart else []
+        any_does = part.tested and not apart and line is cheapest(part.strategies, part.higher)
+        say = ["No two strategies can be told apart, so take the cheapest."] if any_does else []
         say += [
             f"{best.name} has the {most} mean test {metric}: {_over(part, best)}.",
             *_level(part, best, line, below),
@@ -165,25 +177,35 @@ def _over(part: Part, best: Line) -> str:
 
 
 def _level(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]:
-    """What cannot be told apart from the best mean, what was not compared with it, and the cheapest of them."""
-    verdicts, level = against(part, best), level_with(part, best)
-    level_names = [name for name, verdict in verdicts.items() if verdict == "cannot be told apart"]
+    """What is level with the best mean, what may be worse or was not compared with it, and the cheapest."""
+    verdicts, level, doubtful = against(part, best), level_with(part, best), may_be_worse(part, best)
+    names = [x.name for x in level]
     ahead = [name for name, verdict in verdicts.items() if verdict == "worse"]
-    untested = [name for name, verdict in verdicts.items() if verdict not in ("better", "worse", "cannot be told apart")]
-    say = [f"It cannot be told apart from {format.listed(level_names, len(level_names))}."] if level_names else []
+    rest = [name for name, verdict in verdicts.items() if verdict not in ("better", "worse")]
+    untested = [name for name in rest if name not in names and name not in doubtful]
+    say = []
+    cheapest_of_all = cheapest([best, *level], part.higher) is line
+    if level and line is best and cheapest_of_all:
+        are, they = ("is", "it is not") if len(names) == 1 else ("are", "none of them is")
+        say.append(f"{format.listed(names, len(names))} {are} not measurably worse, but {they} cheaper.")
+    elif level:
+        say.append(f"It cannot be told apart from {format.listed(names, len(names))}.")
+    if doubtful:
+        by = format.listed([format.signed(gain) for gain in doubtful.values()], len(doubtful))
+        who = format.listed(list(doubtful), len(doubtful))
+        say.append(f"{who} may be worse: {by} to {best.name}. More seeds would decide.")
     if ahead:
         say.append(f"Over the seeds that both have, it is measurably worse than {format.listed(ahead)}.")
     if untested:
-        say.append(f"It was not compared with {format.listed(untested)}: a run failed, or fewer than two seeds are common.")
+        say.append(f"Not counted: {format.listed(untested)} (a run failed, or fewer than two seeds are common).")
     if not level:
         return say or ["Every other strategy is measurably worse."] * bool(verdicts)
-    among = "them" if cheapest([best, *level], part.higher) is line or not below else f"those that are better than {below.line.name}"
+    among = "them" if cheapest_of_all or not below else f"those that are better than {below.line.name}"
     if line is best:
-        return [*say, f"None of {among} is cheaper."]
+        return say if cheapest_of_all else [*say, f"None of {among} is cheaper."]
     gain = stats.paired(line.scores, best.scores)
     less = f": {format.signed(gain)} to {best.name}" if gain else ""
-    chance = f". Where {len(part.tested)} pairs are compared, that may be chance" if stats.apart(gain) else ""
-    return [*say, f"The cheapest of {among} is {line.name}{less}{chance}."]
+    return [*say, f"The cheapest of {among} is {line.name}{less}."]
 
 
 def started(part: Part) -> list[str]:
