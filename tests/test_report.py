@@ -691,6 +691,16 @@ def test_what_its_own_interval_says_is_worse_is_not_advised(tmp_path):
     assert advised(texts(put(tmp_path / "loss", lines, baseline="full"))[0]) == "full"
 
 
+def test_seeds_without_spread_have_no_interval_to_contradict_the_verdict(tmp_path):
+    lines = scored(full=(0.75,) * 3, head=(0.5,) * 3)
+    md, html = texts(put(tmp_path, lines, baseline="full"))
+    found = row_of(md, "head")
+    assert found["test accuracy"] == "0.500" and found["to full"] == found["difference"] == "−0.250"
+    assert found["verdict"] == "cannot be told apart" and found["bootstrap"] == ""
+    assert "± 0.000" not in md + html and "[−0.250" not in md + html and "left out where all seeds give the same" in md
+    assert "head may be worse: −0.250 to full. More seeds" in md and advised(md) == "full"
+
+
 def test_what_is_level_and_not_cheaper_is_said_of_one_and_of_many(tmp_path):
     near = tuple(x - 0.002 + 0.006 * (-1) ** i for i, x in enumerate(FULL))
     md, _ = texts(put(tmp_path / "one", scored(**{"top-2": near, "full": FULL}), baseline="full"))

@@ -83,7 +83,8 @@ def _gain(part: Part, a: str, b: str) -> stats.Difference | None:
 
 
 def _said(name: str, gain: stats.Difference) -> str:
-    return f"{name} {gain.mean:+.3f} [{gain.lo:+.3f}, {gain.hi:+.3f}]".replace("-0.", "−0.")
+    interval = f" [{gain.lo:+.3f}, {gain.hi:+.3f}]" if gain.half else ""  # equal differences have none
+    return f"{name} {gain.mean:+.3f}{interval}".replace("-0.", "−0.")
 
 
 def _corrected(gains: Sequence[tuple[str, str, stats.Difference]]) -> list[tuple[str, str, stats.Difference]]:

@@ -276,7 +276,7 @@ def row(line: Line, part: Part) -> dict[str, Any]:
     freeze = "" if line.freeze in (line.name, "") else f"freeze={line.freeze}"
     start = "" if line.init_from or line.reference else "random weights"
     of = f" of those {line.score.n} that finished" if line.failed else ""
-    boot = line.score.boot if not line.failed else None
+    boot = line.score.boot if not line.failed and line.score.half else None
     gain = line.gain if line.gain and math.isfinite(line.gain.mean) else None
     score = f"{line.score.mean:.3f}" if line.failed else format.plus_minus(line.score)
     return {
@@ -286,7 +286,7 @@ def row(line: Line, part: Part) -> dict[str, Any]:
         "boot": f"[{boot[0]:.3f},\N{NO-BREAK SPACE}{boot[1]:.3f}]" if boot else "",
         "rank": "–" if line.rank is None else f"{line.rank:.1f}",
         "gain": "–" if gain is None else format.sign(gain.mean), "range": format.interval(gain), "verdict": line.verdict,
-        "gain_boot": format.between(*gain.boot) if gain and gain.boot else "",
+        "gain_boot": format.between(*gain.boot) if gain and gain.boot and gain.half else "",
         "share": format.percent(line.share), "step": _time(line), "step_ratio": _time_share(line),
         "time": format.seconds(line.time), "flops": format.times(line.flops_ratio), "peak": format.size(line.peak),
         "peak_ratio": format.times(line.peak_ratio), "short": SHORT.get(line.verdict, line.verdict),

@@ -21,8 +21,8 @@ def between(low: float, high: float) -> str:
 
 
 def interval(s: stats.Summary | None) -> str:
-    """Student's t of a difference."""
-    return "" if s is None or s.lo is None or s.hi is None else between(s.lo, s.hi)
+    """Student's t of a difference; "" of equal values, whose interval has no width and says nothing of other seeds."""
+    return "" if s is None or s.lo is None or s.hi is None or not s.half else between(s.lo, s.hi)
 
 
 def signed(s: stats.Summary) -> str:
@@ -30,11 +30,11 @@ def signed(s: stats.Summary) -> str:
 
 
 def plus_minus_signed(s: stats.Summary) -> str:
-    return sign(s.mean) + (f" ± {s.half:.3f}" if s.half is not None else "")
+    return sign(s.mean) + (f" ± {s.half:.3f}" if s.half else "")
 
 
 def plus_minus(s: stats.Summary) -> str:
-    return f"{s.mean:.3f}" + (f" ± {s.half:.3f}" if s.half is not None else "")
+    return f"{s.mean:.3f}" + (f" ± {s.half:.3f}" if s.half else "")
 
 
 def percent(share: float | None) -> str:

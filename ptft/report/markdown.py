@@ -54,7 +54,10 @@ def _main_table(s: dict[str, Any]) -> list[str]:
     base = s["baseline"]
     head = ["strategy", f"test {s['metric']}", f"to {base}", "verdict", "FLOPs", "memory"]
     keys = ["name", "score", "half", "short", "flops", "peak_ratio"]
-    said = f"± is a 95 % interval of one comparison; a verdict allows for all of them. FLOPs and memory are of a step, relative to {base}."
+    said = (
+        "± is a 95 % interval of one comparison, left out where all seeds give the same; a verdict allows for all "
+        f"of them. FLOPs and memory are of a step, relative to {base}."
+    )
     return [
         *_aligned(head, [[r[key] for key in keys] for r in s["table"] if not r["again"]]),
         *(f"{line}\n" for line in (said, *s["absent"])),
