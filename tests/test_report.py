@@ -221,7 +221,7 @@ def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
     assert re.search(floor, md)
     once = {**unlearned[0], "test": {"accuracy": 0.86}}  # with all examples a reference is one cell, whatever the seeds
     md, _ = texts(put(tmp_path / "once", [*rows(), once], baseline="full"))
-    assert "No strategy is measurably better than majority class (0.860)" in md
+    assert "Every strategy scored below majority class (0.860)" in md
     assert row_of(md, "majority class")["seeds"] == "1 seed" and row_of(md, "majority class")["test accuracy"] == "0.860"
     assert "[" in row_of(md, "majority class")["difference"]
 
@@ -676,6 +676,27 @@ def test_the_cheapest_of_what_is_not_measurably_worse_is_advised(tmp_path):
     assert advised(texts(put(tmp_path / "c", lines, baseline="full"))[0]) == "head"  # then time decides
 
 
+def reference(name="TF-IDF", score=1.0, seeds=2):
+    return [{**r, "cell": f"ref{r['seed']}", "strategy": name, "kind": "tfidf", "freeze": None, "init_from": None,
+             "test": {"accuracy": score}} for r in rows(seeds) if r["strategy"] == "head"]  # fmt: skip
+
+
+def test_it_says_that_every_mean_is_below_the_reference(tmp_path):
+    md, _ = texts(put(tmp_path / "one", [*scored(full=(0.8,), head=(0.7,)), *reference(seeds=1)], baseline="full"))
+    first = md.index("No strategy scored above TF-IDF (1.000). These runs give no clear reason to train one of them instead of TF-IDF;")
+    assert first < md.index("**If you train one, take full**")
+    md, _ = texts(put(tmp_path / "some", [*scored(full=(0.8,), head=(0.7,)), *reference(score=0.75, seeds=1)], baseline="full"))
+    assert "scored above" not in md and "**Train full**" in md  # with one seed that may be chance, which is said
+    lines = [*scored(full=(0.80, 0.82), head=(0.71, 0.72)), *reference()]
+    md, _ = texts(put(tmp_path / "two", lines, baseline="full"))
+    said = r"Every strategy scored below TF-IDF \(1\.000\): full, the best of them, differs by −0\.190 \["
+    assert re.search(said, md) and "**If you train one, take full**" in md
+    losses = [{**r, "metric": "loss", "test": {"loss": 1 - r["test"]["accuracy"]}} for r in lines]
+    assert "Every strategy scored above TF-IDF (0.000)" in texts(put(tmp_path / "loss", losses, baseline="full"))[0]
+    md, _ = texts(put(tmp_path / "random", scored(full=(0.80, 0.82), scratch=(0.85, 0.86)), baseline="full"))
+    assert "Every other strategy scored below scratch (0.855): full" in md and "has shown its worth" not in md
+
+
 def test_what_its_own_interval_says_is_worse_is_not_advised(tmp_path):
     """With two seeds the correction for all pairs leaves almost everything open."""
     of = {"full": (0.800, 0.820), "head": (0.487, 0.487), "scratch": (0.7, 0.9)}
@@ -714,10 +735,10 @@ def test_first_of_all_it_says_that_nothing_beats_the_references(tmp_path):
                  "test": {"accuracy": 0.83}} for r in rows() if r["strategy"] == "head"]  # fmt: skip
     near = tuple(x - 0.002 + 0.006 * (-1) ** i for i, x in enumerate(FULL))
     md, html = texts(put(tmp_path / "a", [*scored(full=FULL, head=near), *majority], baseline="full"))
-    first = md.index("No strategy is measurably better than majority class (0.830)")
+    first = md.index("Every strategy scored below majority class (0.830)")
     assert first < md.index("**If you train one, take head**") < md.index("| strategy") and "If you train one, take head" in html
     md, _ = texts(put(tmp_path / "b", scored(full=FULL, head=near, scratch=FULL), baseline="full"))
-    assert "No strategy is measurably better than scratch (0.812)" in md  # random weights are a reference, too
+    assert "No other strategy is measurably better than scratch (0.812)" in md  # random weights are a reference, too
 
 
 def with_pages(folder, extra="", **bench):

@@ -103,7 +103,7 @@ def _not_apart(part: Part, best: Line) -> list[Line]:
 
 
 def floor(part: Part) -> Floor | None:
-    """None without a reference, or where nothing can be compared with it."""
+    """None without a reference, or where nothing has an interval over it and some strategy's mean is above it."""
     pretrained = any(x.init_from for x in part.strategies)
     references = [x for x in part.lines if not x.again and (x.reference or (pretrained and not x.init_from and not x.failed))]
     if not references:
@@ -118,18 +118,38 @@ def floor(part: Part) -> Floor | None:
         )
     )
     better = frozenset(name for name, gain in gains.items() if stats.verdict(gain, part.higher) == "better")
-    return None if all(stats.apart(gain) is None for gain in gains.values()) else Floor(line, gains, better)
+    found = Floor(line, gains, better)
+    return found if _measured(found) or all(_gap(part, x, line) <= 0 for x in others) else None
+
+
+def _measured(below: Floor) -> bool:
+    return any(stats.apart(gain) is not None for gain in below.gains.values())
+
+
+def _gap(part: Part, line: Line, other: Line) -> float:
+    """By how much a mean is better than another."""
+    return (line.score.mean - other.score.mean) * (1 if part.higher else -1)
 
 
 # ---------------------------------------------------------------- sentences
 
 
 def none_better_than(part: Part, below: Floor) -> list[str]:
-    known = {name: gain for name, gain in below.gains.items() if gain and math.isfinite(gain.mean)}
-    name = (max if part.higher else min)(known, key=lambda n: known[n].mean)
+    others = [x for x in part.strategies if x is not below.line]
+    other = "other strategy" if len(others) < len(part.strategies) else "strategy"
+    reference = f"{below.line.name} ({below.line.score.mean:.3f})"
+    above, under = ("above", "below") if part.higher else ("below", "above")
+    say = f"No {other} scored {above} {reference}"
+    if _measured(below):
+        known = {name: gain for name, gain in below.gains.items() if gain and math.isfinite(gain.mean)}
+        name = (max if part.higher else min)(known, key=lambda n: known[n].mean)
+        say = f"No {other} is measurably better than {reference}"
+        if all(_gap(part, x, below.line) < 0 for x in others):
+            say = f"Every {other} scored {under} {reference}"
+        say += f": {name}, the best of them, differs by {format.signed(known[name])}"
     return [
-        f"No strategy is measurably better than {below.line.name} ({below.line.score.mean:.3f}): {name}, the best of them, differs by "
-        f"{format.signed(known[name])}. So none of them has shown its worth here, and how they differ from each other says little."
+        f"{say}. These runs give no clear reason to train one of them instead of {below.line.name}; "
+        "which of them is best matters little here."
     ]
 
 
