@@ -1113,6 +1113,22 @@ def test_tfidf_learns_words_of_both_scripts(words):
     assert one["notes"]["C"] is None and one["data"]["train_rows"] == 1
 
 
+def test_tfidf_of_texts_without_words_is_skipped(words, tmp_path):
+    pytest.importorskip("sklearn")
+    signs = texts(tmp_path / "signs.tsv", [(("! ?", "...")[i % 2], i % 2) for i in range(8)])
+    without = words.replace(**{f"data.{split}": signs for split in ("train", "dev", "test")})
+    with pytest.raises(Unavailable, match="no training text has a word"):
+        baselines.run("tfidf", without, "accuracy")
+    assert baselines.run("majority", without, "accuracy")["test"]["accuracy"] == 0.5
+    # One text has words: in most draws and folds there are none, and how frequent the classes are is all that is known.
+    some = texts(tmp_path / "some.tsv", [("good", 1), *((("! ?", "...")[i % 2], i % 2) for i in range(8))])
+    some = words.replace(**{"data.train": some, "data.dev": "", "data.test": signs})
+    for seed in range(3):
+        few = some.replace(seed=seed, **{"data.train_size": 5})
+        assert baselines.run("tfidf", few, "accuracy")["test"]["accuracy"] == 0.5
+    assert baselines.run("tfidf", some, "accuracy")["test"]["accuracy"] == 0.5
+
+
 def test_what_is_too_few_to_choose_by_takes_the_usual_strength():
     """Three texts, one of its class alone; and features of which noise would fit the training examples as well as the signal."""
     x, y = np.eye(3), np.array([0, 0, 1], np.int32)

@@ -9,8 +9,9 @@ without dev by cross-validation within the training examples.
 import functools
 import itertools
 import json
+import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
     """The result of a reference, in the form of a run's.
 
     Raises:
-      Unavailable: scikit-learn is not there.
+      Unavailable: scikit-learn is not there, or no text has a word.
     """
     loaded = dataset.load_data(config)
     score = functools.partial(_scores, build.net(config, loaded.tokenizer, loaded.labels).objective)
@@ -50,6 +51,8 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
     index["train"] = pipeline.subset(len(rows["train"]), config.data.train_size, config.seed)
     labels = {split: np.asarray([rows[split][i]["label"] for i in its.tolist()], np.int32) for split, its in index.items()}
     notes: dict[str, Any] = {}
+    if kind == "tfidf" and not _words(map(_text, rows["train"])):
+        raise Unavailable("no training text has a word")
     if kind == "majority":
         said = _majority(labels, len(loaded.labels))
     elif len(np.unique(labels["train"])) < 2:
@@ -82,11 +85,17 @@ def _sources(options: str) -> dict[str, data.Source]:
 
 
 def _texts(rows: Mapping[str, Sequence[Mapping[str, Any]]], index: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {split: np.asarray([_text(rows[split][i]) for i in its.tolist()], object) for split, its in index.items()}
+
+
+def _text(record: Mapping[str, Any]) -> str:
     """The two texts of a pair are joined."""
-    return {
-        split: np.asarray(["\n".join(rows[split][i][k] for k in ("text", "text_b") if k in rows[split][i]) for i in its.tolist()], object)
-        for split, its in index.items()
-    }
+    return "\n".join(record[k] for k in ("text", "text_b") if k in record)
+
+
+def _words(texts: Iterable[str]) -> bool:
+    """Whether there is any."""
+    return any(re.search(WORD, text) for text in texts)
 
 
 def _scores(objective: Any, log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -126,12 +135,15 @@ def _regression(
 
 
 def _fit(kind: str, x: np.ndarray, y: np.ndarray) -> dict[float, Any]:
-    """A classifier a strength."""
+    """A classifier a strength; of a draw of texts without words, what the frequency of the classes says."""
+    from sklearn.dummy import DummyClassifier
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    if kind == "tfidf" and not _words(x):
+        return {c: DummyClassifier(strategy="prior").fit(x, y) for c in STRENGTHS[kind]}
     words = TfidfVectorizer(token_pattern=WORD, ngram_range=(1, 2), sublinear_tf=True)
     ready = (words if kind == "tfidf" else StandardScaler()).fit(x)
     shown = ready.transform(x)
