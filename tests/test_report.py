@@ -757,6 +757,10 @@ def with_pages(folder, extra="", **bench):
     return put(folder, lines, baseline="full", cells=cells, config=page, **bench)
 
 
+def test_the_heading_counts_the_strategies_that_the_page_names(tmp_path):
+    assert "\n2 strategies, 5 seeds, 20 finished runs\n" in texts(with_pages(tmp_path))[0]
+
+
 def test_the_command_trains_what_is_advised(tmp_path):
     """The page, what was changed of it, the strategy with all of its keys, and the rows; nothing of bench, and no default."""
     md, html = texts(with_pages(tmp_path))
