@@ -731,6 +731,7 @@ def test_the_schedule_says_what_runs_together_and_how_long():
     cells = grid(sizes=[10, 1000], seeds=[0, 1])
     said = runner.schedule([[c] for c in cells], cells, [])
     assert "8 cells, 0 finished, 8 to run" in said and "head: 2 cells, lr 0.01, 1 epoch\n" in said and "1000 examples" in said
+    assert runner.schedule([[c] for c in cells], cells, [], {}).endswith("8 to run; for how long shows once a cell has run")
     together = runner.groups(cells[2:], lambda c: f"{c.strategy} {c.size}")
     said = runner.schedule(together, cells, [{**cells[0].labels, "status": "ok", "cell": cells[0].cell}], {c.cell: 30.0 for c in cells})
     assert "head: 2 cells, lr 0.01, 1 epoch, one program, about 1 min" in said, said
@@ -855,7 +856,7 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
 def test_a_schedule_runs_nothing(home, tmp_path, capsys):
     config = flow.page(tmp_path / "page.py", page(home))
     assert flow.ptft("bench", "--config", config, "--workdir", tmp_path / "it", "--check", "--shard", "2/4") == 0
-    assert "11 cells, 0 finished, 11 to run" in capsys.readouterr().out and not (tmp_path / "it").exists()
+    assert "11 cells, 0 finished, 11 to run; how long is measured when the run starts\n" in capsys.readouterr().out and not (tmp_path / "it").exists()
 
 
 @pytest.mark.parametrize(

@@ -316,13 +316,17 @@ def predict(todo: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, fl
 
 
 def schedule(
-    waiting: Sequence[Sequence[Cell]], cells: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, float] = EXPECTED
+    waiting: Sequence[Sequence[Cell]], cells: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, float] | None = None
 ) -> str:
     """What would run and for how long, without running it.
 
     Args:
       waiting: what is to run, those together that run together (`groups`); cells: all, the finished ones among them.
+      expected: as of `run`; None: not measured yet.
     """
+    unknown = "for how long shows once a cell has run"
+    if expected is None:
+        expected, unknown = EXPECTED, "how long is measured when the run starts"
     todo = [cell for group in waiting for cell in group]
     lines = []
     for task, model, size in dict.fromkeys((c.task, c.model, c.size) for c in cells if c.kind == "train"):
@@ -338,7 +342,7 @@ def schedule(
     references = [c for c in cells if c.kind != "train"]
     lines += [f"references: {_count(references)}"] * bool(references)
     seconds = predict(todo, rows, expected)
-    left = f", {about(seconds)}" if about(seconds) else ", for how long shows once a cell has run" if todo else ""
+    left = f", {about(seconds)}" if about(seconds) else f"; {unknown}" * bool(todo)
     return "\n".join([*lines, f"{_count(cells)}, {len(cells) - len(todo)} finished, {len(todo)} to run{left}"])
 
 
