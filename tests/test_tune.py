@@ -262,4 +262,8 @@ def test_without_optuna_the_extra_is_named(home, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "optuna", None)
     page = flow.page(tmp_path / "page.py", values(home))
     assert flow.ptft("tune", "--config", page, "--workdir", tmp_path / "t") == 2
-    assert capsys.readouterr().err == "ptft tune: optuna is not installed; run: pip install 'ptft[tune]'\n"
+    said = (
+        "ptft tune: optuna is not installed; in a clone run: .venv/bin/pip install -c launch/constraints.txt -e '.[tune]'; "
+        "elsewhere: pip install 'ptft[tune]'\n"
+    )
+    assert capsys.readouterr().err == said

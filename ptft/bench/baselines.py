@@ -22,6 +22,7 @@ from ptft.bench import features
 from ptft.bench.results import higher_is_better
 from ptft.core import record
 from ptft.core.config import Config, digest
+from ptft.core.errors import install
 from ptft.train import build, dataset, pipeline
 
 STRENGTHS = {"tfidf": (0.1, 1.0, 10.0, 100.0), "features": (0.001, 0.01, 0.1, 1.0)}  # scikit-learn's C: small is strong
@@ -58,7 +59,7 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
     elif len(np.unique(labels["train"])) < 2:
         said, notes = _majority(labels, len(loaded.labels)), {"C": None, "why": "the training examples are of one class"}
     elif not _sklearn():
-        raise Unavailable("scikit-learn is not installed; run: pip install 'ptft[bench]'")
+        raise Unavailable(f"scikit-learn is not installed; {install('bench')}")
     else:
         views = features.of(config, index) if kind == "features" else {"": _texts(rows, index)}
         said, notes = _regression(kind, views, labels, len(loaded.labels), score, metric)

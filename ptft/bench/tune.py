@@ -32,7 +32,7 @@ from ptft.bench import cell, identity, locks, protocol, results
 from ptft.core import config as configs
 from ptft.core import mesh, record
 from ptft.core.config import Config, Field, Spec
-from ptft.core.errors import UserError
+from ptft.core.errors import UserError, install
 from ptft.freeze import language, quantize
 from ptft.planning import auto
 from ptft.train import build, evaluate, spec, train, weights
@@ -115,7 +115,7 @@ def _optuna() -> Any:
     try:
         optuna = importlib.import_module("optuna")
     except ImportError:
-        raise UserError("optuna is not installed; run: pip install 'ptft[tune]'") from None
+        raise UserError(f"optuna is not installed; {install('tune')}") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 

@@ -9,6 +9,12 @@ class UserError(Exception):
     """What was expected, what came, the nearest valid thing, and what to do."""
 
 
+def install(extra: str) -> str:
+    """How to get what an extra brings."""
+    clone = f".venv/bin/pip install -c launch/constraints.txt -e '.[{extra}]'"
+    return f"in a clone run: {clone}; elsewhere: pip install 'ptft[{extra}]'"
+
+
 def shown(value: Any, most: int = 60) -> str:
     """A value as Python writes it, its middle left out where it is long: a cell may hold a whole document."""
     return short(repr(value), most)

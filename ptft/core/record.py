@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import ptft
-from ptft.core.errors import UserError
+from ptft.core.errors import UserError, install
 
 Sums = dict[str, tuple[Any, Any]]
 
@@ -209,6 +209,6 @@ def _summary_writer(folder: Path, resume_step: int) -> Any:
     try:
         writer = importlib.import_module("tensorboardX").SummaryWriter
     except ImportError:
-        raise UserError("tensorboard=True needs tensorboardX, which is not installed; run: pip install 'ptft[tensorboard]'") from None
+        raise UserError(f"tensorboard=True needs tensorboardX, which is not installed; {install('tensorboard')}") from None
     # Events after the resumed step belong to the part that is trained again.
     return writer(str(folder), purge_step=resume_step + 1)

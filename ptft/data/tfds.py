@@ -19,7 +19,7 @@ from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.core.download import downloader
 
 from ptft.core.config import Config
-from ptft.core.errors import UserError, did_you_mean
+from ptft.core.errors import UserError, did_you_mean, install
 from ptft.core.record import say
 from ptft.data import Rows, Source, documents, labelled, sentences
 
@@ -113,7 +113,8 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
 
 def _needs_tensorflow(name: str) -> str:
     prepare = f"python -c \"import tensorflow_datasets as t; t.builder('{name}', file_format='array_record').download_and_prepare()\""
-    return f'tfds:{name} is not prepared, and TFDS needs TensorFlow to prepare it: pip install "ptft[tf]", then once: {prepare}{INSTEAD}'
+    needs = f"tfds:{name} is not prepared, and TFDS needs TensorFlow to prepare it"
+    return f"{needs}; {install('tf')}; then once: {prepare}{INSTEAD}"
 
 
 def _known() -> set[str]:

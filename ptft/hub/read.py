@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from ptft.core import checkpoint
 from ptft.core.config import Config
-from ptft.core.errors import UserError, did_you_mean, joined, listed, short, shown, table
+from ptft.core.errors import UserError, did_you_mean, install, joined, listed, short, shown, table
 from ptft.core.tree import Flat
 from ptft.hub.names import ACTIVATIONS, DEFAULTS, FAMILIES, SILENT, Family, Place, places
 from ptft.inputs.tokenizer import Tokenizer, as_written, read_object
@@ -112,7 +112,7 @@ def locate(where: str) -> Path:
     try:
         import huggingface_hub
     except ImportError:
-        raise UserError(f"{where} needs huggingface_hub: pip install 'ptft[hub]', {how}") from None
+        raise UserError(f"{where} needs huggingface_hub; {install('hub')}; {how}") from None
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=WANTED))
     except Exception as e:  # a dozen kinds: no network, no such repository, not allowed

@@ -20,7 +20,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ptft.core.config import Config, Field
-from ptft.core.errors import UserError
+from ptft.core.errors import UserError, install
 from ptft.core.record import Sums, divide
 from ptft.data import Source
 from ptft.inputs.tokenizer import Tokenizer
@@ -84,7 +84,7 @@ def inside_words(source: Source, docs: Documents, tokenizer: Tokenizer) -> np.nd
         with warnings.catch_warnings(action="ignore"):  # about its own escapes and pkg_resources
             import jieba
     except ImportError:
-        raise UserError("objective.whole_word='jieba' needs jieba: pip install 'ptft[zh]'") from None
+        raise UserError(f"objective.whole_word='jieba' needs jieba; {install('zh')}") from None
     jieba.setLogLevel(60)
     out, known = tokenizer.continues[docs.tokens], dict[str, list[int]]()
     places = iter(zip(docs.sentence[:-1], docs.sentence[1:], strict=True))
