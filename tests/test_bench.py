@@ -856,7 +856,9 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
 def test_a_schedule_runs_nothing(home, tmp_path, capsys):
     config = flow.page(tmp_path / "page.py", page(home))
     assert flow.ptft("bench", "--config", config, "--workdir", tmp_path / "it", "--check", "--shard", "2/4") == 0
-    assert "11 cells, 0 finished, 11 to run; how long is measured when the run starts\n" in capsys.readouterr().out and not (tmp_path / "it").exists()
+    said = capsys.readouterr().out
+    assert "11 cells, 0 finished, 11 to run; how long is measured when the run starts\n" in said
+    assert not (tmp_path / "it").exists()
 
 
 @pytest.mark.parametrize(
@@ -1121,7 +1123,7 @@ def test_tfidf_of_texts_without_words_is_skipped(words, tmp_path):
     with pytest.raises(Unavailable, match="no training text has a word"):
         baselines.run("tfidf", without, "accuracy")
     assert baselines.run("majority", without, "accuracy")["test"]["accuracy"] == 0.5
-    # One text has words: in most draws and folds there are none, and how frequent the classes are is all that is known.
+    # One text has words: most draws and folds have none, and know only how frequent the classes are.
     some = texts(tmp_path / "some.tsv", [("good", 1), *((("! ?", "...")[i % 2], i % 2) for i in range(8))])
     some = words.replace(**{"data.train": some, "data.dev": "", "data.test": signs})
     for seed in range(3):
@@ -1176,6 +1178,6 @@ def test_frozen_features_of_a_pair_are_of_each_text(home, tmp_path):
 def test_without_scikit_learn_the_row_says_so(words, monkeypatch):
     for name in ("sklearn", "sklearn.feature_extraction.text", "sklearn.linear_model"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(Unavailable, match=r"pip install 'ptft\[bench\]'"):
+    with pytest.raises(Unavailable, match=r"-e '.\[bench\]'; elsewhere: pip install 'ptft\[bench\]'"):
         baselines.run("tfidf", words, "accuracy")
     assert "scikit-learn" not in baselines.run("majority", words, "accuracy")["versions"]

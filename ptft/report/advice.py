@@ -103,7 +103,7 @@ def _not_apart(part: Part, best: Line) -> list[Line]:
 
 
 def floor(part: Part) -> Floor | None:
-    """None without a reference, or where nothing has an interval over it and some strategy's mean is above it."""
+    """None without a reference, or where nothing has an interval over it and some strategy's mean is better."""
     pretrained = any(x.init_from for x in part.strategies)
     references = [x for x in part.lines if not x.again and (x.reference or (pretrained and not x.init_from and not x.failed))]
     if not references:

@@ -34,7 +34,8 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     if any(x.score.boot for part in parts for x in part.lines):
         notes = [stats.BOOTSTRAP, *notes]
     names, seeds = ({r[key] for r in rows if r["kind"] == "train" and not r["repeat"]} for key in ("strategy", "seed"))
-    own = {entry["name"] for r in rows for entry in ((r.get("page") or {}).get("bench") or {}).get("strategies") or ()}
+    pages = [(r.get("page") or {}).get("bench") or {} for r in rows]
+    own = {entry["name"] for its in pages for entry in its.get("strategies") or ()}
     names = names & own or names  # without the random start that the benchmark enters by itself
     about = {
         "kind": "bench",

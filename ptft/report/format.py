@@ -21,7 +21,7 @@ def between(low: float, high: float) -> str:
 
 
 def interval(s: stats.Summary | None) -> str:
-    """Student's t of a difference; "" of equal values, whose interval has no width and says nothing of other seeds."""
+    """Student's t of a difference; "" of equal values: without width it says nothing of other seeds."""
     return "" if s is None or s.lo is None or s.hi is None or not s.half else between(s.lo, s.hi)
 
 
