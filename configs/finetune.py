@@ -2,9 +2,9 @@
 
     ptft train --config configs/finetune.py:task=sst2,init=runs/simplewiki,freeze=top-1,root=data --workdir runs/sst2
 
-Arguments: `task`, one of ptft/tasks.py, or empty for a table of your own in config.data; `init`, the folder of a pretraining
+Arguments: `task`, one of ptft/data/tasks.py, or empty for a table of your own in config.data; `init`, the folder of a pretraining
 run, a folder in Hugging Face's format, or hf:ORG/NAME; `freeze`, a strategy; `root`, a folder that holds the task's files in
-the layout of ptft/tasks.py: empty reads TFDS instead, where GLUE needs the [tf] extra once, to prepare it; `seq_len`; `epochs`.
+the layout of ptft/data/tasks.py: empty reads TFDS instead, where GLUE needs the [tf] extra once, to prepare it; `seq_len`; `epochs`.
 Cost: seconds a thousand examples for the tiny sizes on two CPU cores. Result: see the README's table of real runs.
 """
 

@@ -402,8 +402,8 @@ from pathlib import Path
 sys.path[:0] = sys.argv[3:]
 import jax
 from tests.test_checkpoint import adam, big
-from ptft import checkpoint
-from ptft.errors import UserError
+from ptft.core import checkpoint
+from ptft.core.errors import UserError
 
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 params = big(2)

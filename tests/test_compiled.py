@@ -71,7 +71,8 @@ PROGRAM = """
 import os, warnings
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
-from ptft import compiled, cost
+from ptft.core import compiled
+from ptft.train import cost
 
 def go():
     jax.clear_caches()

@@ -1403,7 +1403,9 @@ def test_absurd_headers_are_refused_before_anything_is_read(tmp_path, capsys, mo
 MEASURE = """
 import re, sys
 from pathlib import Path
-from ptft import build, hub, tokenizer
+from ptft.hub import read
+from ptft.inputs import tokenizer
+from ptft.train import build, spec
 
 folder = Path(sys.argv[1])
 opened = read.open_folder(folder)

@@ -34,7 +34,7 @@ class Runs:
         monkeypatch.setattr(train, "run", self)
         monkeypatch.setattr(tune, "_test", lambda config, folder: {"accuracy": 0.5})
 
-    def __call__(self, config, folder, quiet):
+    def __call__(self, config, folder, quiet, chosen):
         self.asked.append(config)
         return {"dev": {"accuracy": self.say(config)}}
 
@@ -248,7 +248,7 @@ def test_other_data_under_the_same_path_need_another_folder(home, tmp_path, monk
 
 def test_two_searches_in_one_folder_are_refused(home, tmp_path, monkeypatch):
     Runs(monkeypatch, near)
-    hold = "import sys; from pathlib import Path; from ptft import tune; from ptft.bench import locks\n" \
+    hold = "import sys; from pathlib import Path; from ptft.bench import locks, tune\n" \
         "with locks.of(Path(sys.argv[1])) as held: print(held.take(tune.ALL), flush=True); sys.stdin.readline()"  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", hold, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout and other.stdout.readline() == "True\n"
