@@ -64,7 +64,13 @@ def mask_batch(o, n, length, second=None, low=FIRST):
     tokens = np.where((at == second[:, None] - 1) | (at == length[:, None] - 1), tiny.TOKENIZER.sep, tokens)
     tokens = np.where(at == 0, tiny.TOKENIZER.cls, np.where(at < length[:, None], tokens, tiny.TOKENIZER.pad))
     quota = np.array([min(o.predictions, max(1, round(o.mask_prob * int(k)))) for k in length], np.int32)
-    out = {"tokens": tokens.astype(np.uint16), "length": length, "segment_b": second, "num_masked": quota, "nsp_label": np.zeros(n, np.int32)}
+    out = {
+        "tokens": tokens.astype(np.uint16),
+        "length": length,
+        "segment_b": second,
+        "num_masked": quota,
+        "nsp_label": np.zeros(n, np.int32),
+    }
     return {**out, "continues": tiny.TOKENIZER.continues[tokens]} if o.whole_word else out
 
 
@@ -307,7 +313,9 @@ def test_rows_are_those_of_googles_loop():
     """The same generator, the same rows, to the token."""
     _, rows, batch, _ = pairs()
     want = [r for d in range(len(corpus()[1])) for r in google(corpus()[1], d, 29, 0.1, random.Random(f"0 {d}"))]
-    got = [(*segments(*r[:3]), int(r[3])) for r in zip(batch["tokens"], batch["length"], batch["segment_b"], batch["nsp_label"], strict=True)]
+    got = [
+        (*segments(*r[:3]), int(r[3])) for r in zip(batch["tokens"], batch["length"], batch["segment_b"], batch["nsp_label"], strict=True)
+    ]
     assert len(got) == len(rows) == len(want) and got == want
 
 

@@ -73,7 +73,10 @@ def test_time_and_forgetting():
         full = rows({"full": 0.8}, seconds_per_step=1.0, flops_per_step=1e9, forgetting={"before": 2.0, "after": 2.5})
         return full + rows({"head": 0.7}, seconds_per_step=head_seconds, flops_per_step=0.3e9, forgetting={"before": 2.0, "after": 2.0})
 
-    assert verdict(expectations.findings(cost(0.4)), "no more time") is True and verdict(expectations.findings(cost(0.2)), "no more time") is False
+    assert (
+        verdict(expectations.findings(cost(0.4)), "no more time") is True
+        and verdict(expectations.findings(cost(0.2)), "no more time") is False
+    )
     found = expectations.findings(cost(0.4))
     assert verdict(found, "forgets nothing") is True
     broken = [{**r, "forgetting": {"before": 2.0, "after": 2.0 + 1e-9 * (r["freeze"] == "head")}} for r in cost(0.4)]
@@ -115,7 +118,9 @@ def test_the_more_is_compared_the_more_is_asked():
         for r in rows(GOOD)
     ]
     part = next(expectations.parts(noisy))
-    assert expectations.stats.apart(expectations._gain(part, "top-2", "top-1")) and expectations.more_layers_are_no_worse(part)[0] is not False
+    assert (
+        expectations.stats.apart(expectations._gain(part, "top-2", "top-1")) and expectations.more_layers_are_no_worse(part)[0] is not False
+    )
 
 
 @pytest.mark.parametrize(("seeds", "holds"), [(5, True), (2, None)])

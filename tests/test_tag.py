@@ -385,7 +385,11 @@ def test_a_row_is_the_same_beside_others_and_with_more_padding():
         made = net._replace(objective=o)
         rows = o.rows(found, tiny.TOKENIZER)
         for index in ([0, 1, 2], [0], [1], [2]):
-            batch = {**rows.batch(np.array(index)), "example_id": np.arange(len(index), dtype=np.int32), "weight": np.ones(len(index), np.float32)}
+            batch = {
+                **rows.batch(np.array(index)),
+                "example_id": np.arange(len(index), dtype=np.int32),
+                "weight": np.ones(len(index), np.float32),
+            }
             predicted = predict(made, params, batch)
             assert predicted.shape == (len(index), seq_len, 3) and predicted.dtype == np.float32
             for i, p, n in zip(index, predicted, batch["length"], strict=True):

@@ -97,7 +97,9 @@ def test_bytes_of_the_frozen_part_fall(home):
     for dtype in quantize.DTYPES:
         run = build.build(spec.resolve(flow.finetuning(home, home / "pre", frozen_dtype=dtype, freeze="head", devices=1)))
         shapes = {n: s for n, s in run.net.shapes().items() if not n.startswith("head/")}
-        kept[dtype] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda p, d=dtype: quantize.quantize(p, d), shapes)))
+        kept[dtype] = sum(
+            x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda p, d=dtype: quantize.quantize(p, d), shapes))
+        )
         arguments[dtype] = programs.program(run).cost.argument_bytes
     for dtype, share in BYTES.items():
         assert kept[dtype] <= share * kept["float32"]

@@ -111,7 +111,9 @@ def _expected(run: Run, row: Mapping[str, Any], members: int, sharers: int) -> f
     c, d, many = run.config, run.durations, members > 1
     formula = contract.products(run)
     forward = row["seconds_per_step"] * (formula.forward / formula.total if formula else 1 / 3)  # of a batch
-    kept = 0.0 if len(run.phases) > 1 or feature_cache.why_not(run, 0, 0, many) else feature_cache.entry(run, 0) / run.net.backbone.dims.layers
+    kept = (
+        0.0 if len(run.phases) > 1 or feature_cache.why_not(run, 0, 0, many) else feature_cache.entry(run, 0) / run.net.backbone.dims.layers
+    )
     dev = min(len(run.data.dev), c.data.dev_size or len(run.data.dev)) / c.batch if run.data.dev is not None else 0
     test = len(run.data.test) / c.batch if run.data.test is not None else 0
     looks = 1 + (d.total // d.evaluate if d.evaluate else c.best != "last")

@@ -192,7 +192,9 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         record.say(runner.schedule(waiting, mine, have, expected))
     if args.isolated:
         argv = [sys.executable, "-m", "ptft", *words]
-        isolated = functools.partial(runner.run_in_subprocess, workdir=workdir, argv=argv, metric=bench.metric, command=command, budget=bench.budget)
+        isolated = functools.partial(
+            runner.run_in_subprocess, workdir=workdir, argv=argv, metric=bench.metric, command=command, budget=bench.budget
+        )
         rows = runner.run(mine, workdir, isolated, expected=expected, locked=False)  # each process takes its cell
     else:
         do, alone = functools.partial(cell.run_cell, metric=bench.metric), bool(args.only)
@@ -385,4 +387,3 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
         },
     ),
 }
-

@@ -202,7 +202,13 @@ class PairRows:
                 marks[1:end_a], marks[end_a + 1 : end_b] = goes_on[a0:a1], goes_on[b0:b1]
         # The quota counts the special tokens, as Google's script does.
         quota = np.clip(np.round(length * o.mask_prob), 1, o.predictions).astype(np.int32)
-        out = {"tokens": tokens, "length": length, "segment_b": second, "num_masked": quota, "nsp_label": chosen[:, RANDOM].astype(np.int32)}
+        out = {
+            "tokens": tokens,
+            "length": length,
+            "segment_b": second,
+            "num_masked": quota,
+            "nsp_label": chosen[:, RANDOM].astype(np.int32),
+        }
         return {**out, "continues": inside} if o.whole_word else out
 
 

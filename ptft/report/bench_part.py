@@ -253,7 +253,9 @@ def times(part: Part) -> list[str]:
     """A warning of shares of time that the shares of FLOPs contradict."""
     found = [f"{x.name} {format.times(x.step_ratio)} of {part.baseline}'s time at {format.times(x.flops_ratio)} of its FLOPs"
              for x in part.lines if x.noisy]  # fmt: skip
-    return [f"Taken for noise of a busy machine: {format.listed(found)}. Go by FLOPs there, or measure on an idle machine."] if found else []
+    return (
+        [f"Taken for noise of a busy machine: {format.listed(found)}. Go by FLOPs there, or measure on an idle machine."] if found else []
+    )
 
 
 def frozen(part: Part) -> list[str]:

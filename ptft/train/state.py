@@ -122,5 +122,9 @@ def enter(run: Run, state: RunState, done: int) -> RunState:
     fresh = programs.fresh(run, phase, inside)
     opt = optim.carry(state.train_state.opt, fresh.opt, programs.came_from(run, phase))
     moving = jax.device_put(step.TrainState(state.train_state.step, fresh.params, opt), mesh.replicated(run.mesh))
-    there = RunState(moving, *place(run, frozen, state.frozen_on_device), state.progress._replace(phase_starts=[*state.progress.phase_starts, done], evals_since_best=0))
+    there = RunState(
+        moving,
+        *place(run, frozen, state.frozen_on_device),
+        state.progress._replace(phase_starts=[*state.progress.phase_starts, done], evals_since_best=0),
+    )
     return enter(run, there, done) if due(run, there, done) else there  # a plateau that was not reached in its time

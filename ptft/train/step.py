@@ -39,7 +39,9 @@ class Net(NamedTuple):
     head: nn.Module
     objective: Objective
     added: tuple[Adapter, ...] = ()
-    start: int = 0  # the blocks below are not computed: a batch holds what they gave (`hidden`), or where that lies (`cache_offset`, `ptft.prefix`)
+    start: int = (
+        0  # the blocks below are not computed: a batch holds what they gave (`hidden`), or where that lies (`cache_offset`, `ptft.prefix`)
+    )
     resident: bool = False  # `cache_offset`
 
     def init(self, seed: int | jax.Array, names: tuple[str, ...] | None = None) -> Flat:
@@ -62,7 +64,10 @@ class Net(NamedTuple):
         if not self.start:
             return rows
         shape = (batch, rows["tokens"].shape[1], self.backbone.dims.hidden)
-        return {**rows, **({"cache_offset": rows["example_id"]} if self.resident else {"hidden": np.zeros(shape, self.backbone.dims.dtype)})}
+        return {
+            **rows,
+            **({"cache_offset": rows["example_id"]} if self.resident else {"hidden": np.zeros(shape, self.backbone.dims.dtype)}),
+        }
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Names and shapes of the parameters, without computing any."""

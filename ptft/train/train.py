@@ -44,7 +44,9 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
         description.describe(built)
     at = checkpoint.newest(workdir)
     fresh = weights.start_params(built, quiet) if at is None else {}  # before compiling: what does not fit shows early
-    header = description.header(built, base=None if config.checkpoint == "full" else fresh or weights.start_params(built, quiet=True, like={}))
+    header = description.header(
+        built, base=None if config.checkpoint == "full" else fresh or weights.start_params(built, quiet=True, like={})
+    )
     state = states.start(built, fresh) if at is None else states.resume(built, workdir, at, header)
     del fresh  # or the devices would hold it beside what is kept quantized
     here, program, state = enter(built, state, quiet)
@@ -97,7 +99,9 @@ def prove(built: Run, state: RunState, workdir: Path, quiet: bool) -> None:
     """Writes the freeze ledger of what was done; a freeze that did not hold is an error."""
     reached = built.phases[: state.progress.phase + 1]
     before = weights.start_params(built, quiet=True, like={**state.frozen, **state.train_state.params})
-    proof = ledger.make(language.union(reached), before, {**state.frozen, **state.train_state.params}, state.train_state.opt, reached[-1].plan)
+    proof = ledger.make(
+        language.union(reached), before, {**state.frozen, **state.train_state.params}, state.train_state.opt, reached[-1].plan
+    )
     begun = [*state.progress.phase_starts, *[None] * (len(built.phases) - len(reached))]
     proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(built.phases, begun, strict=True)]
     record.write_json(workdir / "freeze_ledger.json", proof)

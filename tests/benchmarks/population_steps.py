@@ -51,7 +51,9 @@ def together(members: list[build.Run], starts: list[Any]) -> Callable[[], None]:
     first, n = members[0], len(members)
     here = [feature_cache.shorten(run, 0, 0, p, many=True) for run, p in zip(members, starts, strict=True)]
     c, d, moves = first.config, first.durations, first.plan.trainable
-    program = vectorized._program(here[0].net, (), programs.no_dropout(first, 0), configs.to_json(c.optim.replace(lr=1.0)), d.warmup, d.total)
+    program = vectorized._program(
+        here[0].net, (), programs.no_dropout(first, 0), configs.to_json(c.optim.replace(lr=1.0)), d.warmup, d.total
+    )
     frozen = tree.split(starts[0], moves)[1]
     state = [program.init({name: jnp.stack([p[name] for p in starts]) for name in moves})]
     sources: list[Iterator[Any]] = [pipeline.train_batches(h.data.train, h.used, i, c.batch, 0, d.total) for i, h in enumerate(here)]
