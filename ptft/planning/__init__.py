@@ -1,1 +1,1 @@
-"""What strategies cost before any runs, and the choice of one under a budget. Verbs and the benchmark ask it; the training loop does not."""
+"""What strategies cost before any runs, and the choice of one under a budget. The training loop does not ask it."""

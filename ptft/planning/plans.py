@@ -69,7 +69,8 @@ def _row(run: Run, known: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     trainable, total = run.plan.counts()
     same = _different(run)
     return {
-        "freeze": run.config.freeze, "trainable": trainable, "total": total, "trainable_share": trainable / total, "device_bytes": contract.memory(),
+        "freeze": run.config.freeze, "trainable": trainable, "total": total, "trainable_share": trainable / total,
+        "device_bytes": contract.memory(),
         **_of_phases(run, [known[same[p.plan]] for p in run.phases]),
         "timed_seconds": sum(its.get("timed_seconds", 0.0) for its in known.values()),
     }  # fmt: skip

@@ -47,7 +47,7 @@ class Store:
 
 @dataclass
 class Cached:
-    """Rows whose batches also hold the hidden states (`hidden` f[B, T, D]), or say where they begin in `resident` (`cache_offset` i32[B])."""
+    """Rows whose batches hold the hidden states (`hidden` f[B, T, D]), or say where in `resident` they begin (`cache_offset` i32[B])."""
 
     rows: Rows
     store: Store
