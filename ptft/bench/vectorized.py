@@ -66,8 +66,8 @@ def _group_key(text: str, across: bool) -> str | None:
     sparse = any(a.kind == "fish" for a in run.net.added)  # its places are frozen, and another seed's are others
     if len(run.phases) > 1 or sparse or c.parallel != "jit" or c.accumulate > 1 or c.frozen_dtype != "float32" or c.early_stop:
         return None
-    moves: Any = [(r.name, r.rate, r.decay) for r in run.plan.rows]  # two strategies that come to the same are of one group
-    if across and not feature_cache.why_not(run, 0, 0, many=True) and all(r.decay == 1 for r in run.plan.rows):
+    moves: Any = [(r.name, r.lr_mult, r.wd_mult) for r in run.plan.rows]  # two strategies that come to the same are of one group
+    if across and not feature_cache.why_not(run, 0, 0, many=True) and all(r.wd_mult == 1 for r in run.plan.rows):
         blocks = {part for part in programs.no_dropout(run, 0) if part.startswith("block_")}  # nothing above the blocks has dropout
         moves = feature_cache.entry(run, 0), sorted(blocks) if c.model.dropout else []
     # LoRA of rank 8 and of rank 16, or of another alpha, have the same names.

@@ -7,7 +7,7 @@ from typing import Any
 
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
-from ptft.data import Rows, files
+from ptft.data import BadRows, files
 
 TABLES = ("tsv", "csv", "jsonl", "parquet")
 
@@ -49,7 +49,7 @@ def of_texts(texts: Iterable[tuple[str, str]], pairs: str) -> Iterator[Item]:
         yield parts, {**parts, "where": where}
 
 
-class _Stop(Rows):
+class _Stop(BadRows):
     """A row left out would be an answer that is missing."""
 
     def bad(self, where: str, why: str, must_stop: bool = False) -> None:

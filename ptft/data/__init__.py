@@ -66,7 +66,7 @@ def load(where: str, options: Config, labels: Sequence[str] = ()) -> Source:
     return source
 
 
-class Rows:
+class BadRows:
     """Decides what a broken row does, and counts."""
 
     def __init__(self, on_bad_row: str):
@@ -82,7 +82,7 @@ class Rows:
         self.notes["skipped_rows"] += 1
 
 
-def documents(found: Iterable[tuple[str, list[str]]], rows: Rows) -> Source:
+def documents(found: Iterable[tuple[str, list[str]]], rows: BadRows) -> Source:
     """A source from (where, sentences); documents without a sentence are left out and counted."""
     records, digest = [], hashlib.sha256(b"documents")
     for where, parts in found:
@@ -99,7 +99,7 @@ def documents(found: Iterable[tuple[str, list[str]]], rows: Rows) -> Source:
     return Source(records, (), digest.hexdigest(), rows.notes)
 
 
-def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: Rows, labels: Sequence[str]) -> Source:
+def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: BadRows, labels: Sequence[str]) -> Source:
     """A source from (where, text, text_b or None, label); `labels` empty: the distinct ones, sorted."""
     examples = list(found)
     spelled = {label: _whole(label) for label in {e[3] for e in examples}}
@@ -126,7 +126,7 @@ def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: Rows, labe
     return Source(records, names, digest.hexdigest(), rows.notes, () if labels else _alike(names))
 
 
-def tagged(found: Iterable[tuple[str, list[str], list[str]]], rows: Rows, labels: Sequence[str]) -> Source:
+def tagged(found: Iterable[tuple[str, list[str], list[str]]], rows: BadRows, labels: Sequence[str]) -> Source:
     """A source from (where, words, their tags); `labels` empty: the distinct tags, sorted."""
     sentences = list(found)
     names = _names({tag for _, _, tags in sentences for tag in tags}, labels)

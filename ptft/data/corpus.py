@@ -34,7 +34,7 @@ from ptft.core import cache
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
 from ptft.core.record import say
-from ptft.data import Rows, Source, documents, labelled, sentences
+from ptft.data import BadRows, Source, documents, labelled, sentences
 from ptft.data._prose import prose
 from ptft.data.tfds import data_source, quiet
 
@@ -285,7 +285,7 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
     if config not in PythonDocs.builder_configs:
         raise UserError(f"corpus:{rest}: no {config!r}; {did_you_mean(config, PythonDocs.builder_configs)}")
     folder = prepare()
-    rows = Rows("stop")
+    rows = BadRows("stop")
     with quiet():
         records = data_source(PythonDocs(config=config, data_dir=folder), split, f"corpus:{rest}")
     if config == "documents":

@@ -33,7 +33,7 @@ from typing import Any
 
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean, listed, nearest, short, shown
-from ptft.data import Rows, Source, documents, labelled, sentences, tagged
+from ptft.data import BadRows, Source, documents, labelled, sentences, tagged
 
 SUFFIXES = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "lines"}
 SUFFIXES |= dict.fromkeys((".conll", ".conllu", ".iob", ".bio"), "conll")
@@ -68,7 +68,7 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
     Raises:
       UserError: nothing matches; the format cannot be told; a column is missing; a row is broken ("file:line: why").
     """
-    rows = Rows(options.on_bad_row)
+    rows = BadRows(options.on_bad_row)
     names = labels or [str(label) for label in options.labels]
     if (part := PART.fullmatch(rest)) and not os.path.exists(os.path.expanduser(rest)):
         rest = part[1]
@@ -187,7 +187,7 @@ def _text(path: Path) -> str:
     return _bytes(path).decode("utf-8-sig", errors="surrogateescape")
 
 
-def _lines(path: Path, rows: Rows, header: bool = False) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, rows: BadRows, header: bool = False) -> Iterator[tuple[int, str]]:
     """(number from 1, line without its end); only \\n ends a line. A broken header always stops."""
     text = _text(path)
     dirty = UNDECODED.search(text) is not None
@@ -201,7 +201,7 @@ def _lines(path: Path, rows: Rows, header: bool = False) -> Iterator[tuple[int, 
             yield number, line.removesuffix("\r")
 
 
-def _documents(path: Path, how: str, options: Config, rows: Rows) -> Iterator[tuple[str, list[str]]]:
+def _documents(path: Path, how: str, options: Config, rows: BadRows) -> Iterator[tuple[str, list[str]]]:
     if how == "wiki":
         yield from _pages(path, rows)
     elif how in ("lines", "paragraphs"):
@@ -219,14 +219,14 @@ def _documents(path: Path, how: str, options: Config, rows: Rows) -> Iterator[tu
             yield where, sentences(text)
 
 
-def _labelled(path: Path, how: str, options: Config, rows: Rows) -> Iterator[tuple[str, str, str | None, str]]:
+def _labelled(path: Path, how: str, options: Config, rows: BadRows) -> Iterator[tuple[str, str, str | None, str]]:
     keys = ("text", "text_b", "label") if options.text_b else ("text", "label")
     for where, (text, *text_b, label) in _columns(path, how, options, rows, keys):
         yield where, text, text_b[0] if text_b else None, label
 
 
 def _tagged(
-    files: Sequence[Path], formats: Sequence[str], options: Config, rows: Rows, names: Sequence[str], part: re.Match[str] | None
+    files: Sequence[Path], formats: Sequence[str], options: Config, rows: BadRows, names: Sequence[str], part: re.Match[str] | None
 ) -> Source:
     if plain := next((f for f, how in zip(files, formats, strict=True) if how != "conll"), None):
         raise UserError(f"{plain} has no tags and {files[formats.index('conll')]} does: give files of one format, or set data.format")
@@ -240,7 +240,7 @@ def _tagged(
     return tagged(_cut((s for f in files for s in _conll(f, rows, word, tag)), part), rows, names)
 
 
-def _conll(path: Path, rows: Rows, word: int, tag: int) -> Iterator[tuple[str, list[str], list[str]]]:
+def _conll(path: Path, rows: BadRows, word: int, tag: int) -> Iterator[tuple[str, list[str], list[str]]]:
     """(where, words, tags) of each sentence; one with a broken line is left out whole."""
     lines = _text(path).split("\n")
     usual = functools.cache(lambda: Counter((len(c), c[-1]) for line in lines if line[:1] != "#" and (c := _split(line))))
@@ -301,7 +301,7 @@ def _no_word(line: str, columns: list[str], width: int, word: int, tag: int) -> 
     return ""
 
 
-def _pages(path: Path, rows: Rows) -> Iterator[tuple[str, list[str]]]:
+def _pages(path: Path, rows: BadRows) -> Iterator[tuple[str, list[str]]]:
     """WikiExtractor: (where, sentences); the title, where it is repeated as the first line, is left out."""
     blocks = _start(path).startswith(b"<doc ")
     for number, title, lines in _doc_blocks(path, rows) if blocks else _json_pages(path, rows):
@@ -317,7 +317,7 @@ def _markup(text: str) -> str:
     return TAG.sub(" ", text) if "<" in text else text
 
 
-def _json_pages(path: Path, rows: Rows) -> Iterator[tuple[int, str, list[str]]]:
+def _json_pages(path: Path, rows: BadRows) -> Iterator[tuple[int, str, list[str]]]:
     for number, row in _json_rows(path, rows):
         if isinstance(text := row.get("text"), str):
             yield number, "", [text]
@@ -325,7 +325,7 @@ def _json_pages(path: Path, rows: Rows) -> Iterator[tuple[int, str, list[str]]]:
             rows.bad(f"{path}:{number}", f"expected a page with 'text', got {listed(row)}")
 
 
-def _doc_blocks(path: Path, rows: Rows) -> Iterator[tuple[int, str, list[str]]]:
+def _doc_blocks(path: Path, rows: BadRows) -> Iterator[tuple[int, str, list[str]]]:
     opened, title, lines = 0, "", list[str]()
     for number, line in _lines(path, rows):
         if line.startswith("<doc "):
@@ -349,7 +349,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made if len(made) == len(pairs) else made | {k: TWICE for k, n in Counter(k for k, _ in pairs).items() if n > 1}
 
 
-def _json_rows(path: Path, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: Path, rows: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
     decode = json.JSONDecoder(object_pairs_hook=_object).decode
     for number, line in _lines(path, rows):
         try:
@@ -364,7 +364,7 @@ def _json_rows(path: Path, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:
             rows.bad(f"{path}:{number}", f"expected a JSON object, got {line[:40]!r}")
 
 
-def _columns(path: Path, how: str, options: Config, rows: Rows, keys: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def _columns(path: Path, how: str, options: Config, rows: BadRows, keys: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """(where, the text of each of the columns that the config gives for `keys`)."""
     names: list[str] = []
     for where, row in _rows(path, how, options, rows):
@@ -399,7 +399,7 @@ def _fits(key: str, value: Any) -> bool:
     return isinstance(value, str) or (key == "label" and not is_nothing and not isinstance(value, dict | list))
 
 
-def _rows(path: Path, how: str, options: Config, rows: Rows) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: Path, how: str, options: Config, rows: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
     if how == "jsonl":
         yield from ((f"{path}:{number}", row) for number, row in _json_rows(path, rows))
     elif how == "parquet":
@@ -421,12 +421,12 @@ def _rows(path: Path, how: str, options: Config, rows: Rows) -> Iterator[tuple[s
                 yield f"{path}:{number}", row | twice if twice else row
 
 
-def _tsv(path: Path, rows: Rows, options: Config) -> Iterator[tuple[int, list[str]]]:
+def _tsv(path: Path, rows: BadRows, options: Config) -> Iterator[tuple[int, list[str]]]:
     for number, line in _lines(path, rows, options.header):
         yield number, line.split("\t")
 
 
-def _csv(path: Path, rows: Rows, options: Config) -> Iterator[tuple[int, list[str]]]:
+def _csv(path: Path, rows: BadRows, options: Config) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(2**31 - 1)  # a field may be a whole document
     text, header = _text(path), options.header
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text, options))
@@ -493,7 +493,7 @@ def _has_classes(path: Path) -> bool:
     return path.is_dir() and any(_texts(c) for c in _classes(path))
 
 
-def _folders(folders: list[Path], rows: Rows) -> Iterator[tuple[str, str, None, str]]:
+def _folders(folders: list[Path], rows: BadRows) -> Iterator[tuple[str, str, None, str]]:
     for folder in folders:
         if not _has_classes(folder):
             raise UserError(f"{folder}: expected a folder with a subfolder a class, each with .txt files")

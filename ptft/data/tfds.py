@@ -21,7 +21,7 @@ from tensorflow_datasets.core.download import downloader
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean, install
 from ptft.core.record import say
-from ptft.data import Rows, Source, documents, labelled, sentences
+from ptft.data import BadRows, Source, documents, labelled, sentences
 
 urllib3_log = getLogger("urllib3")
 downloader.MAX_RETRIES = 3  # its ten take minutes to say that there is no network
@@ -43,7 +43,7 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
     features = builder.info.features
     keys = ["text", *(["text_b"] if options.text_b else []), *(["label"] if options.label else [])]
     columns = [_column(name, features, key, options[key]) for key in keys]
-    rows = Rows(options.on_bad_row)
+    rows = BadRows(options.on_bad_row)
     if not options.label:
         return documents(((where, sentences(row[0])) for where, row in _read(records, columns, rest)), rows)
     names = list(getattr(features[columns[-1]], "names", None) or ())

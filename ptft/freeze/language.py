@@ -88,8 +88,8 @@ class Row:
     name: str
     shape: tuple[int, ...]
     pattern: str
-    rate: float  # multiplies the learning rate; 0: frozen
-    decay: float = 1.0  # multiplies the weight decay
+    lr_mult: float  # multiplies the learning rate; 0: frozen
+    wd_mult: float = 1.0  # multiplies the weight decay
 
 
 @dataclass(frozen=True)
@@ -100,26 +100,26 @@ class Plan:
 
     @property
     def trainable(self) -> tuple[str, ...]:
-        return tuple(r.name for r in self.rows if r.rate)
+        return tuple(r.name for r in self.rows if r.lr_mult)
 
     @property
     def rates(self) -> dict[str, float]:
         """Learning-rate factor of every trainable parameter."""
-        return {r.name: r.rate for r in self.rows if r.rate}
+        return {r.name: r.lr_mult for r in self.rows if r.lr_mult}
 
     @property
     def decays(self) -> dict[str, float]:
         """Weight-decay factor of every trainable parameter."""
-        return {r.name: r.decay for r in self.rows if r.rate}
+        return {r.name: r.wd_mult for r in self.rows if r.lr_mult}
 
     def counts(self) -> tuple[int, int]:
         """(trainable, total) numbers of parameters."""
-        sizes = [(r.rate, tree.count({r.name: r})) for r in self.rows]
+        sizes = [(r.lr_mult, tree.count({r.name: r})) for r in self.rows]
         return sum(n for rate, n in sizes if rate), sum(n for _, n in sizes)
 
     def table(self) -> list[dict[str, Any]]:
         """The plan as JSON."""
-        return [{"name": r.name, "shape": list(r.shape), "rule": r.pattern, "rate": r.rate, "decay": r.decay} for r in self.rows]
+        return [{"name": r.name, "shape": list(r.shape), "rule": r.pattern, "rate": r.lr_mult, "decay": r.wd_mult} for r in self.rows]
 
 
 def terms(strategy: str) -> tuple[list[tuple[str, str]], list[str]]:
@@ -297,7 +297,7 @@ def plan(strategy: str | Sequence[Sequence[str]], groups: Mapping[str, str], par
     factors = [_factors(action) for _, action in chosen]
     claimed = tree.match(names, chosen)
     rows = tuple(Row(n, tuple(params[n].shape), chosen[claimed[n]][0], *factors[claimed[n]]) for n in names)
-    if not any(r.rate for r in rows):
+    if not any(r.lr_mult for r in rows):
         raise UserError(f"freeze={strategy!r} leaves nothing to train")
     return Plan(rows)
 
@@ -414,7 +414,7 @@ def union(found: Sequence[Phase]) -> Plan:
     """Everything that moves in some phase, by the rule under which it first does."""
     rows = list(found[0].plan.rows)
     for phase in found[1:]:
-        rows = [old if old.rate else new for old, new in zip(rows, phase.plan.rows, strict=True)]
+        rows = [old if old.lr_mult else new for old, new in zip(rows, phase.plan.rows, strict=True)]
     return Plan(tuple(rows))
 
 
@@ -432,8 +432,8 @@ def describe(plan: Plan) -> str:
 
 
 def _action(row: Row) -> str:
-    factors = [f"{name}={x:g}" for name, x in (("lr", row.rate), ("wd", row.decay)) if x != 1]
-    return "freeze" if not row.rate else f"train({', '.join(factors)})" if factors else "train"
+    factors = [f"{name}={x:g}" for name, x in (("lr", row.lr_mult), ("wd", row.wd_mult)) if x != 1]
+    return "freeze" if not row.lr_mult else f"train({', '.join(factors)})" if factors else "train"
 
 
 def _module(name: str) -> str:

@@ -46,7 +46,7 @@ def make(plan: Plan, before: Flat, after: Flat, opt: Any, last: Plan | None = No
       "not_moved": [...], "optimizer": {"extra": [...], "missing": [...]}, "holds": bool}`; `change` is the largest absolute
       change of an element, `relative` its ratio to the largest element before, `drift` |after - before| / |before| (Euclidean).
     """
-    rows = [_row(r.name, r.pattern, r.rate, before[r.name], after[r.name]) for r in plan.rows]
+    rows = [_row(r.name, r.pattern, r.lr_mult, before[r.name], after[r.name]) for r in plan.rows]
     moving, state = set((last or plan).trainable), optimizer_names(opt)
     frozen_moved = [r["name"] for r in rows if r["verdict"] == "frozen, but moved"]
     optimizer = {"extra": sorted(optimizer_names(opt, stand_ins=True) - moving), "missing": sorted(moving - state) if state else []}

@@ -37,19 +37,19 @@ def evaluate(net: step.Net, params: Flat, rows: Rows, batch: int, grid: Any, lim
     batch = math.ceil(batch / grid.size) * grid.size
     params = {**params, **feature_cache.resident(rows)}
     parts = [_eval_step(net)(params, mesh.put(b, grid)) for b in pipeline.eval_batches(rows, batch, limit)]
-    return net.objective.metrics(_total(parts))
+    return net.objective.metrics(total(parts))
 
 
-def _total(parts: list[record.Sums]) -> record.Sums:
+def total(parts: list[record.Sums]) -> record.Sums:
     """The sum of many steps' sums, added on the host after all were dispatched."""
     return functools.reduce(record.add, jax.device_get(parts), None)  # type: ignore[arg-type, return-value]
 
 
-def _sums(plain: dict[str, Any]) -> record.Sums:
+def as_sums(plain: dict[str, Any]) -> record.Sums:
     return {name: (np.asarray(s, np.float32), np.asarray(w, np.float32)) for name, (s, w) in plain.items()}
 
 
-def _report(net: step.Net, sums: record.Sums, k: int) -> dict[str, float]:
+def of_window(net: step.Net, sums: record.Sums, k: int) -> dict[str, float]:
     """The metrics of the training steps since the last line; a loss that is not finite stops the run here."""
     norm = record.divide({"grad_norm": sums["grad_norm"]})
     values = net.objective.metrics({n: s for n, s in sums.items() if n != "grad_norm"}) | norm

@@ -49,13 +49,13 @@ def no_dropout(run: Run, phase: int) -> frozenset[str]:
     """The parts of the backbone that run without dropout: those in which nothing moves, if the config says so."""
     rows = [r for r in run.phases[phase].plan.rows if not r.name.startswith("head/")]
     parts = {r.name.split("/")[1] for r in rows}
-    return frozenset() if run.config.frozen_dropout else frozenset(parts - {r.name.split("/")[1] for r in rows if r.rate})
+    return frozenset() if run.config.frozen_dropout else frozenset(parts - {r.name.split("/")[1] for r in rows if r.lr_mult})
 
 
 def optimizer(run: Run, phase: int = 0) -> optax.GradientTransformation:
     """Of what moves in a phase, and of nothing else."""
     cohort = cohorts(run, phase)
-    factors = tuple((r.name, r.rate, r.decay, cohort[r.name]) for r in run.phases[phase].plan.rows if r.rate)
+    factors = tuple((r.name, r.lr_mult, r.wd_mult, cohort[r.name]) for r in run.phases[phase].plan.rows if r.lr_mult)
     _ = list(run.config.optim.values())  # a cached optimizer read them
     return _optimizer(json.dumps(run.config.optim.to_dict()), factors, run.durations.warmup, run.durations.total)
 

@@ -39,30 +39,28 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
         if not quiet:
             record.say(f"{workdir} holds this run, finished; its result (the data were not read again):")
         return done
-    built = build.build(config, chosen)
+    run = build.build(config, chosen)
     if not quiet:
-        description.describe(built)
+        description.describe(run)
     at = checkpoint.newest(workdir)
-    fresh = weights.start_params(built, quiet) if at is None else {}  # before compiling: what does not fit shows early
-    header = description.header(
-        built, base=None if config.checkpoint == "full" else fresh or weights.start_params(built, quiet=True, like={})
-    )
-    state = states.start(built, fresh) if at is None else states.resume(built, workdir, at, header)
+    fresh = weights.start_params(run, quiet) if at is None else {}  # before compiling: what does not fit shows early
+    header = description.header(run, base=None if config.checkpoint == "full" else fresh or weights.start_params(run, quiet=True, like={}))
+    state = states.start(run, fresh) if at is None else states.resume(run, workdir, at, header)
     del fresh  # or the devices would hold it beside what is kept quantized
-    here, program, state = enter(built, state, quiet)
+    cached_run, program, state = enter(run, state, quiet)
     record.write_json(workdir / "config.json", config.to_dict())
     record.write_json(workdir / "run.json", {**header, "cost": program.cost._asdict()})
     if record.is_lead():
-        built.data.tokenizer.save(workdir / "tokenizer")
+        run.data.tokenizer.save(workdir / "tokenizer")
 
-    total = built.durations.total
+    total = run.durations.total
     board = importlib.util.find_spec("tensorboardX") is not None if config.tensorboard is None else config.tensorboard
     with closing(record.Log(workdir, resume_step=at or 0, tensorboard=board, total_steps=total, quiet=quiet)) as log:
-        state, pace = fit(built, here, program, state, workdir, header, log, quiet)
-        prove(built, state, workdir, quiet)
-        result = final_metrics(built, state, workdir, log)
+        state, pace = fit(run, cached_run, program, state, workdir, header, log, quiet)
+        prove(run, state, workdir, quiet)
+        result = final_metrics(run, state, workdir, log)
     steps, progress = int(state.train_state.step), state.progress
-    trainable, total = built.plan.counts()
+    trainable, total = run.plan.counts()
     result |= {
         "seconds": progress.seconds,
         "seconds_per_step": statistics.median(pace[1:] or pace) if pace else progress.seconds / max(steps, 1),
@@ -76,63 +74,63 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
     return result
 
 
-def enter(built: Run, state: RunState, quiet: bool) -> tuple[Run, Program, RunState]:
+def enter(run: Run, state: RunState, quiet: bool) -> tuple[Run, Program, RunState]:
     """The run as the state's phase trains it, its compiled step, checked against the plan, and its cost in the progress."""
     phase = state.progress.phase
-    here = feature_cache.shorten(built, phase, state.progress.phase_starts[-1], state.params, quiet)
-    program = programs.program(here, phase)
+    cached_run = feature_cache.shorten(run, phase, state.progress.phase_starts[-1], state.params, quiet)
+    program = programs.program(cached_run, phase)
     if not quiet:
-        which = "" if len(built.phases) == 1 else f"phase {phase + 1} of {len(built.phases)}, {built.phases[phase].strategy}: "
+        which = "" if len(run.phases) == 1 else f"phase {phase + 1} of {len(run.phases)}, {run.phases[phase].strategy}: "
         record.say(which + cost.describe(program.cost))
-    contract.check(here, program, phase)
-    return here, program, state._replace(progress=state.progress.at_cost(program.cost.flops))
+    contract.check(cached_run, program, phase)
+    return cached_run, program, state._replace(progress=state.progress.at_cost(program.cost.flops))
 
 
-def following(built: Run, state: RunState, done: int, quiet: bool) -> tuple[Run, Program, RunState, float]:
+def following(run: Run, state: RunState, done: int, quiet: bool) -> tuple[Run, Program, RunState, float]:
     """`enter` for the phase that is due, and the seconds that it took: compiling is not the steps' time."""
     jax.block_until_ready(state.train_state)
     begun = time.perf_counter()
-    return *enter(built, states.enter(built, state, done), quiet), time.perf_counter() - begun
+    return *enter(run, states.enter(run, state, done), quiet), time.perf_counter() - begun
 
 
-def prove(built: Run, state: RunState, workdir: Path, quiet: bool) -> None:
+def prove(run: Run, state: RunState, workdir: Path, quiet: bool) -> None:
     """Writes the freeze ledger of what was done; a freeze that did not hold is an error."""
-    reached = built.phases[: state.progress.phase + 1]
-    before = weights.start_params(built, quiet=True, like={**state.frozen, **state.train_state.params})
+    reached = run.phases[: state.progress.phase + 1]
+    before = weights.start_params(run, quiet=True, like={**state.frozen, **state.train_state.params})
     proof = ledger.make(
         language.union(reached), before, {**state.frozen, **state.train_state.params}, state.train_state.opt, reached[-1].plan
     )
-    begun = [*state.progress.phase_starts, *[None] * (len(built.phases) - len(reached))]
-    proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(built.phases, begun, strict=True)]
+    begun = [*state.progress.phase_starts, *[None] * (len(run.phases) - len(reached))]
+    proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(run.phases, begun, strict=True)]
     record.write_json(workdir / "freeze_ledger.json", proof)
     if not quiet or not proof["holds"]:
-        unread = () if built.net.objective.reads_pooled else ("backbone/pooler/",)
+        unread = () if run.net.objective.reads_pooled else ("backbone/pooler/",)
         record.say(ledger.describe(proof, unread))
     if not proof["holds"]:
         raise RuntimeError(f"the freeze did not hold: see {workdir}/freeze_ledger.json")
 
 
 def fit(
-    built: Run, here: Run, program: Program, state: RunState, workdir: Path, header: dict[str, Any], log: record.Log, quiet: bool
+    run: Run, cached_run: Run, program: Program, state: RunState, workdir: Path, header: dict[str, Any], log: record.Log, quiet: bool
 ) -> tuple[RunState, list[float]]:
     """The loop, from the step that `state` is at; also returns the seconds a step between two lines of the log."""
-    c, d = built.config, built.durations
-    chosen_by, at = build.metric(built), int(state.train_state.step)
-    seed = jax.device_put(np.uint32(c.seed), mesh.replicated(built.mesh))
-    batches = pipeline.train_batches(here.data.train, built.used, c.seed, c.batch, at, d.total)
-    window: list[record.Sums] = [evaluate._sums(state.progress.window)] if state.progress.window else []
+    c, d = run.config, run.durations
+    chosen_by, at = build.metric(run), int(state.train_state.step)
+    seed = jax.device_put(np.uint32(c.seed), mesh.replicated(run.mesh))
+    batches = pipeline.train_batches(cached_run.data.train, run.used, c.seed, c.batch, at, d.total)
+    window: list[record.Sums] = [evaluate.as_sums(state.progress.window)] if state.progress.window else []
     pace: list[float] = []
-    done = at == d.total or stopped_early(built, state.progress)
+    done = at == d.total or stopped_early(run, state.progress)
     with mesh.preemption() as caught:
         clock = time.perf_counter()
         begun = clock - state.progress.seconds
         for k in range(at + 1, at + 1 if done else d.total + 1):
-            if states.due(built, state, k - 1):
-                here, program, state, paused = following(built, state, k - 1, quiet)
-                batches = pipeline.train_batches(here.data.train, built.used, c.seed, c.batch, k - 1, d.total)
+            if states.due(run, state, k - 1):
+                cached_run, program, state, paused = following(run, state, k - 1, quiet)
+                batches = pipeline.train_batches(cached_run.data.train, run.used, c.seed, c.batch, k - 1, d.total)
                 clock, begun = clock + paused, begun + paused
-            kept = {**state.frozen_on_device, **feature_cache.resident(here.data.train)}
-            moving, sums = program.train(state.train_state, kept, mesh.put(next(batches), built.mesh), seed)
+            kept = {**state.frozen_on_device, **feature_cache.resident(cached_run.data.train)}
+            moving, sums = program.train(state.train_state, kept, mesh.put(next(batches), run.mesh), seed)
             state = state._replace(train_state=moving)
             if not quiet:
                 startup.stepped(sums)
@@ -140,30 +138,34 @@ def fit(
             jax.block_until_ready(window[-3:-2])  # steps run ahead of this loop, but not so far that a signal waits for many
             stop = mesh.agreed(bool(caught))  # read once: a later signal counts at the next step
             # The last step is evaluated below, once more or, where no best is chosen, only there.
-            due_eval = here.data.dev is not None and ((k == d.total and chosen_by != "last") or (d.evaluate > 0 and k % d.evaluate == 0))
+            due_eval = cached_run.data.dev is not None and (
+                (k == d.total and chosen_by != "last") or (d.evaluate > 0 and k % d.evaluate == 0)
+            )
             due_save = k == d.total or (d.save > 0 and k % d.save == 0)
             due_line = due_eval or due_save or k % d.log == 0
             if not (due_line or stop):
                 continue
-            window = [evaluate._total(window)]
-            values = evaluate._report(built.net, window[0], k)
+            window = [evaluate.total(window)]
+            values = evaluate.of_window(run.net, window[0], k)
             if due_line:
                 pace.append((time.perf_counter() - clock) / (k - at))
                 log.write(k, "train", values)
                 window = []
             progress = state.progress
-            if due_eval and here.data.dev is not None:
-                values = evaluate.evaluate(here.net, state.params, here.data.dev, c.eval_batch or c.batch, built.mesh, c.data.dev_size)
+            if due_eval and cached_run.data.dev is not None:
+                values = evaluate.evaluate(
+                    cached_run.net, state.params, cached_run.data.dev, c.eval_batch or c.batch, run.mesh, c.data.dev_size
+                )
                 log.write(k, "dev", values)
                 if chosen_by != "last":
                     progress = evaluate.judge(chosen_by, values[chosen_by], k, progress)
                     if progress.best_step == k:
-                        checkpoint.save_best(workdir, k, states.stored(built, state), states.meta(built, state, header))
-            done = k == d.total or stopped_early(built, progress)
+                        checkpoint.save_best(workdir, k, states.stored(run, state), states.meta(run, state, header))
+            done = k == d.total or stopped_early(run, progress)
             rest = jax.tree.map(lambda x: np.asarray(x).tolist(), window[0]) if window else None
             state = state._replace(progress=progress._replace(seconds=time.perf_counter() - begun, window=rest))
             if due_save or done or stop:
-                checkpoint.save(workdir, k, states.stored(built, state), moving.opt, states.meta(built, state, header), keep=c.keep)
+                checkpoint.save(workdir, k, states.stored(run, state), moving.opt, states.meta(run, state, header), keep=c.keep)
             if stop:
                 record.say(f"stopped by signal {caught[0]} and saved step {k}; the same command goes on from here")
                 raise SystemExit(PREEMPTED)
@@ -173,24 +175,24 @@ def fit(
     return state, pace
 
 
-def stopped_early(built: Run, progress: Progress) -> bool:
+def stopped_early(run: Run, progress: Progress) -> bool:
     """Whether waiting for a better best has ended the run; before its last phase it never does."""
-    return 0 < built.config.early_stop <= progress.evals_since_best and progress.phase + 1 == len(built.phases)
+    return 0 < run.config.early_stop <= progress.evals_since_best and progress.phase + 1 == len(run.phases)
 
 
-def final_metrics(built: Run, state: RunState, workdir: Path, log: record.Log) -> dict[str, Any]:
+def final_metrics(run: Run, state: RunState, workdir: Path, log: record.Log) -> dict[str, Any]:
     """Dev and test metrics of the best parameters, or of the last where nothing chose a best."""
-    c, steps, progress, params = built.config, int(state.train_state.step), state.progress, state.params
+    c, steps, progress, params = run.config, int(state.train_state.step), state.progress, state.params
     best_step = steps
     if progress.best is not None:
         changed, loaded = checkpoint.load_params(workdir, None, skip="", new_ok="")
         whole = quantize.computed({**state.frozen, **state.train_state.params, **changed}, loaded.meta["thin"], c.frozen_dtype)
-        params, best_step = jax.device_put(whole, mesh.replicated(built.mesh)), loaded.step
-    logged = c.best != "last" or (built.durations.evaluate > 0 and steps % built.durations.evaluate == 0)
-    result: dict[str, Any] = {"best_step": best_step, "steps": steps, "chosen_by": None if progress.best is None else build.metric(built)}
-    for split, rows, limit in (("dev", built.data.dev, c.data.dev_size), ("test", built.data.test, 0)):
+        params, best_step = jax.device_put(whole, mesh.replicated(run.mesh)), loaded.step
+    logged = c.best != "last" or (run.durations.evaluate > 0 and steps % run.durations.evaluate == 0)
+    result: dict[str, Any] = {"best_step": best_step, "steps": steps, "chosen_by": None if progress.best is None else build.metric(run)}
+    for split, rows, limit in (("dev", run.data.dev, c.data.dev_size), ("test", run.data.test, 0)):
         if rows is not None:
-            result[split] = evaluate.evaluate(built.net, params, rows, c.eval_batch or c.batch, built.mesh, limit)
+            result[split] = evaluate.evaluate(run.net, params, rows, c.eval_batch or c.batch, run.mesh, limit)
             if split == "test" or not logged:
                 log.write(best_step, split, result[split])
     return result
