@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from ptft.core.config import parse_arg
 from ptft.data import tasks
-from ptft.hub import read
+from ptft.hub import folders
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.optim = ConfigDict()
     # The fewer parameters move, the further each has to go; weights that were pretrained for days want smaller steps.
-    full, part = (5e-5, 5e-4) if read.is_imported(a.init) else (5e-4, 1e-3)
+    full, part = (5e-5, 5e-4) if folders.is_imported(a.init) else (5e-4, 1e-3)
     c.optim.lr = full if a.freeze.startswith(("full", "freeze-embeddings")) else part
 
     c.data = tasks.data(a.task, a.root)

@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from ptft.core import tree
-from ptft.hub import read
+from ptft.hub import folders, read, write
 from ptft.inputs import tokenizer as tokenizers
 from ptft.train import build, spec
 from ptft.train.step import Net
 
 
-def net(folder: Path, **model: Any) -> tuple[Net, read.Folder]:
+def net(folder: Path, **model: Any) -> tuple[Net, folders.Folder]:
     """The net of a checkpoint, with the head that its file has, or a new one."""
-    opened = read.open_folder(folder)
-    labels = read.labels(opened)
-    keys = read.model_keys(opened)
+    opened = folders.open_folder(folder)
+    labels = folders.labels(opened)
+    keys = folders.model_keys(opened)
     nsp = "cls.seq_relationship.weight" in opened.tensors
-    objective = {"name": read.task(opened)} if labels else {"name": "mlm_nsp", "nsp": nsp, "max_predictions": 3}
+    objective = {"name": folders.task(opened)} if labels else {"name": "mlm_nsp", "nsp": nsp, "max_predictions": 3}
     config = spec.resolve({"model": {**keys, **model}, "objective": {**objective, "seq_len": 12}})
     return build.net(config, tokenizers.load(folder), labels), opened
 
@@ -51,7 +51,7 @@ def computed(folder: Path, batch: dict[str, np.ndarray], **model: Any) -> dict[s
         return found
     (value, predictions), grads = jax.jit(jax.value_and_grad(lambda p: loss(made, p, batch), has_aux=True))(params)
     found |= {"loss": value, **(predictions if isinstance(predictions, dict) else {"logits": predictions})}
-    named, _ = read.outside(family, grads, read.head_of(params), nsp="head/nsp/kernel" in params)
+    named, _ = write.outside(family, grads, write.head_of(params), nsp="head/nsp/kernel" in params)
     return {k: np.asarray(v) for k, v in {**found, **{f"grad {n}": g for n, g in named.items()}}.items()}
 
 

@@ -15,7 +15,7 @@ from test_freeze import names_in
 from ptft import models
 from ptft.core import tree
 from ptft.core.errors import UserError
-from ptft.freeze import adapters, language
+from ptft.freeze import adapters, resolve
 from ptft.freeze.adapters import Adapter
 from ptft.models.bert import Embeddings
 from ptft.models.layers import SelfAttention
@@ -181,7 +181,7 @@ def test_nonsense_gets_the_nearest_valid_thing(name, strategy, says):
 
 def test_an_unknown_kind_shows_the_nearest():
     with pytest.raises(UserError, match="'lorra=8' is no strategy; did you mean 'lora'"):
-        language.plan("lorra=8", models.groups("bert"), make("bert", "lorra=8").shapes())
+        resolve.plan("lorra=8", models.groups("bert"), make("bert", "lorra=8").shapes())
 
 
 def test_phases_share_what_they_add():
@@ -197,10 +197,10 @@ def test_what_moves_is_what_is_added_and_the_head():
     for kind in ("lora=2,dora", "houlsby=2", "pfeiffer=2", "ia3", "prompt=2", "prefix=2", "fish=0.01"):
         shapes = make("bert", kind).shapes()
         want = {n for n in shapes if n.startswith(("adapter/", "head/")) and not n.endswith("index")}
-        assert set(language.plan(kind, groups, shapes).trainable) == want
-        assert set(language.plan("head", groups, shapes).trainable) == {n for n in want if n.startswith("head/")}
+        assert set(resolve.plan(kind, groups, shapes).trainable) == want
+        assert set(resolve.plan("head", groups, shapes).trainable) == {n for n in want if n.startswith("head/")}
     shapes = make("bert", "lora=2+bitfit").shapes()
-    moving = set(language.plan("lora=2+bitfit", groups, shapes).trainable)
+    moving = set(resolve.plan("lora=2+bitfit", groups, shapes).trainable)
     assert moving == {n for n in shapes if n.startswith(("adapter/", "head/")) or n.endswith("/bias")}
 
 
@@ -397,7 +397,7 @@ def test_each_site_is_drawn_for_itself_and_in_bounds():
 
 def test_the_rates_of_lora_plus_reach_the_second_matrix_alone():
     net = make("one", "lora=2,dora+bitfit")
-    plan = language.plan("lora=2,dora+bitfit@plus=16", models.groups("bert"), net.shapes())
+    plan = resolve.plan("lora=2,dora+bitfit@plus=16", models.groups("bert"), net.shapes())
     assert {n for n, r in plan.rates.items() if r == 16} == {n for n in net.shapes() if n.endswith("lora/b")}
     assert set(plan.rates.values()) == {1.0, 16.0}
     tx = optim.build(tiny.optimizer(name="sgd", lr=0.5, momentum=0.0, clip=0.0, weight_decay=0.0, decay="constant"), plan.rates, 0, 9)
@@ -406,11 +406,11 @@ def test_the_rates_of_lora_plus_reach_the_second_matrix_alone():
     for n, u in updates.items():
         np.testing.assert_allclose(u, -8.0 if n.endswith("lora/b") else -0.5)
     with pytest.raises(UserError, match="@plus is for LoRA, and there is none here"):
-        language.plan("ia3@plus=16", models.groups("bert"), make("one", "ia3").shapes())
+        resolve.plan("ia3@plus=16", models.groups("bert"), make("one", "ia3").shapes())
 
 
 def test_rates_of_blocks_hold_for_what_is_added_to_them():
-    plan = language.plan("lora=2+prompt=2@decay=0.5", models.groups("bert"), make("bert", "lora=2+prompt=2").shapes())
+    plan = resolve.plan("lora=2+prompt=2@decay=0.5", models.groups("bert"), make("bert", "lora=2+prompt=2").shapes())
     assert plan.rates["adapter/block_1/attention/query/lora/a"] == 0.5 and plan.rates["adapter/block_0/attention/query/lora/b"] == 0.25
     assert plan.rates["adapter/embeddings/prompt/vectors"] == 0.125 and plan.rates["head/classifier/bias"] == 1
 
@@ -418,7 +418,7 @@ def test_rates_of_blocks_hold_for_what_is_added_to_them():
 def test_factors_and_biases_do_not_decay():
     strategy = "lora=2,dora+houlsby=2+ia3+prefix=2+fish=0.01"
     net = make("one", strategy)
-    plan = language.plan(strategy, models.groups("bert"), net.shapes())
+    plan = resolve.plan(strategy, models.groups("bert"), net.shapes())
     tx = optim.build(tiny.optimizer(lr=0.1, weight_decay=0.1, decay="constant"), plan.rates, 0, 5)
     inside = {n: np.ones(net.shapes()[n].shape, np.float32) for n in plan.trainable}
     updates = jax.jit(lambda p: tx.update(jax.tree.map(jnp.zeros_like, p), tx.init(p), p)[0])(inside)
@@ -429,7 +429,7 @@ def test_factors_and_biases_do_not_decay():
 
 def products(net, strategy):
     """(shapes of all products of the training step that run over the tokens of a batch, FLOPs before XLA)."""
-    plan = language.plan(strategy, models.groups("bert"), net.shapes())
+    plan = resolve.plan(strategy, models.groups("bert"), net.shapes())
     tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
     inside, outside = tree.split(net.shapes(), plan.trainable)
     state = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
@@ -521,7 +521,7 @@ def test_fish_moves_the_tied_table_in_both_of_its_places():
 @pytest.mark.parametrize("strategy", ["head", "lora=2", "prompt=2", "houlsby=2"])
 def test_the_tied_table_rests_with_what_is_added_beside_it(strategy):
     net = make("one", strategy, "mlm_nsp")
-    moving = language.plan(strategy, models.groups("bert"), net.shapes()).trainable
+    moving = resolve.plan(strategy, models.groups("bert"), net.shapes()).trainable
     assert "backbone/embeddings/word/embedding" not in moving and "head/decoder/bias" in moving
     if strategy == "prompt=2":  # the masked positions are those of the tokens, not of the longer row
         assert logits(net, moved(net), inputs("mlm_nsp"))["mlm"].shape == (4, net.objective.predictions, tiny.TOKENIZER.vocab_size)

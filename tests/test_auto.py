@@ -13,7 +13,7 @@ from ptft.bench import cell as work
 from ptft.bench import protocol, vectorized
 from ptft.core import checkpoint
 from ptft.core.errors import UserError
-from ptft.freeze import language
+from ptft.freeze import resolve
 from ptft.planning import auto, importance, plans
 from ptft.train import build, contract, spec, step, train
 
@@ -182,7 +182,7 @@ def test_names_are_those_of_strategies():
     rng = np.random.default_rng(0)
     for k in range(1, len(parts)):
         chosen = sorted(rng.choice(len(parts), k, replace=False).tolist())
-        plan = language.plan(auto.named(parts, chosen), groups, shapes)
+        plan = resolve.plan(auto.named(parts, chosen), groups, shapes)
         assert {n for n in plan.trainable if not n.startswith("head/")} == {n for i in chosen for n in parts[i].leaves}
     assert auto.named(parts, []) == "head" and auto.named(parts, list(range(len(parts)))) == "full"
 

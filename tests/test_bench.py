@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from ptft.bench import baselines, features, identity, locks, probe, protocol, results, runner
+from ptft.bench import baselines, features, identity, locks, probe, protocol, results, runner, running, schedule
 from ptft.bench import cell as work
 from ptft.bench.baselines import Unavailable
 from ptft.core import config as configs
@@ -25,7 +25,7 @@ from ptft.core import record
 from ptft.core.config import Field
 from ptft.core.config import resolve as check
 from ptft.core.errors import UserError
-from ptft.freeze.language import BadStart
+from ptft.freeze.resolve import BadStart
 from ptft.report import files
 from ptft.train import build, dataset, pipeline, spec, weights
 
@@ -96,7 +96,7 @@ def bench(workdir, do, values=None, cells=None):
     cells = protocol.cells(values, resolve) if cells is None else cells
     workdir.mkdir(exist_ok=True)
     (workdir / "bench.json").write_text(json.dumps(runner.describe(values, protocol.cells(values, resolve), "ptft bench")))
-    return runner.run(cells, workdir, lambda cell: runner.run_in_process(cell, workdir, do, "accuracy", "ptft bench --config page.py"))
+    return runner.run(cells, workdir, lambda cell: running.run_in_process(cell, workdir, do, "accuracy", "ptft bench --config page.py"))
 
 
 # ---------------------------------------------------------------- protocol
@@ -524,7 +524,7 @@ def test_a_cell_that_was_cut_short_under_another_path_begins_anew(tmp_path):
         folder.mkdir(exist_ok=True)
         (folder / "mark").touch()
         (folder / "config.json").write_text(json.dumps(other.to_dict()))
-        runner.run_in_process(cell, tmp_path, do, "accuracy", "")
+        running.run_in_process(cell, tmp_path, do, "accuracy", "")
     assert seen == [True, False]
 
 
@@ -582,7 +582,7 @@ def test_shards_of_machines_that_measure_other_seconds_are_one_benchmark(tmp_pat
         folders[-1].mkdir()
         (folders[-1] / "bench.json").write_text(json.dumps(runner.describe(values, cells, "ptft bench")))
         for cell in runner.pick(cells, (i, 2)):
-            runner.run_in_process(cell, folders[-1], Train(), "accuracy", "", "seconds")
+            running.run_in_process(cell, folders[-1], Train(), "accuracy", "", "seconds")
     found = results.merge(folders)
     assert sorted((r["strategy"], r["seed"]) for r in found.rows) == [(name, seed) for name in ("full", "head") for seed in range(5)]
     assert {r["train_for"] for r in found.rows if r["strategy"] == "head"} == {"20 steps"} and not found.notes
@@ -607,7 +607,7 @@ def test_each_folder_has_its_own_metric_and_what_does_not_go_together_is_refused
         (tmp_path / name).mkdir()
         (tmp_path / name / "bench.json").write_text(json.dumps(runner.describe(values, cells, "ptft bench")))
         for cell in cells:
-            runner.run_in_process(
+            running.run_in_process(
                 cell,
                 tmp_path / name,
                 lambda cell, folder: result() | {"test": {"accuracy": 0.8, "loss": 0.3}},
@@ -696,7 +696,7 @@ row = {"cell": cell, "strategy": "s", "seed": 0, "status": "ok", "metric": "accu
 
 def test_an_isolated_cell_is_what_its_process_wrote(tmp_path):
     def isolated(how):
-        return runner.run_in_subprocess(grid()[0], tmp_path, [sys.executable, "-c", CHILD, how], "accuracy", "ptft bench")
+        return running.run_in_subprocess(grid()[0], tmp_path, [sys.executable, "-c", CHILD, how], "accuracy", "ptft bench")
 
     killed = isolated("killed")
     assert (killed["status"], killed["error"]) == ("failed", "its process was ended by signal 9")
@@ -713,27 +713,29 @@ def test_an_isolated_cell_is_what_its_process_wrote(tmp_path):
 def test_references_do_not_tell_how_long_training_takes():
     train, *_ = grid()
     done: list[dict[str, Any]] = [{**train.labels, "kind": "tfidf", "status": "ok", "wall_seconds": 0.1}]
-    assert runner.predict([train], done) is None
+    assert schedule.predict([train], done) is None
 
 
 def test_the_time_left_is_that_of_the_like():
     cells = grid(sizes=[10, 1000], seeds=[0, 1])
     rows: list[dict[str, Any]] = [{**c.labels, "status": "ok", "wall_seconds": 1.0 if c.size == 10 else 60.0} for c in cells if c.seed == 0]
     todo = [c for c in cells if c.seed == 1]
-    assert runner.predict(todo, rows) == 1 + 1 + 60 + 60 and runner.predict(todo, []) is None
+    assert schedule.predict(todo, rows) == 1 + 1 + 60 + 60 and schedule.predict(todo, []) is None
     unknown = grid(strategies=[FULL, {**HEAD, "freeze": "top-1", "name": "top-1"}], sizes=[1000], seeds=[5])
-    assert runner.predict(unknown, rows) == 120  # a new strategy takes what others take at its size
+    assert schedule.predict(unknown, rows) == 120  # a new strategy takes what others take at its size
     expected = {c.cell: 7.0 for c in unknown}
-    assert runner.predict(unknown, rows, expected) == 60 + 7 and runner.predict(todo, rows, {c.cell: 7.0 for c in todo}) == 1 + 1 + 60 + 60
+    assert (
+        schedule.predict(unknown, rows, expected) == 60 + 7 and schedule.predict(todo, rows, {c.cell: 7.0 for c in todo}) == 1 + 1 + 60 + 60
+    )
 
 
 def test_the_schedule_says_what_runs_together_and_how_long():
     cells = grid(sizes=[10, 1000], seeds=[0, 1])
-    said = runner.schedule([[c] for c in cells], cells, [])
+    said = schedule.schedule([[c] for c in cells], cells, [])
     assert "8 cells, 0 finished, 8 to run" in said and "head: 2 cells, lr 0.01, 1 epoch\n" in said and "1000 examples" in said
-    assert runner.schedule([[c] for c in cells], cells, [], {}).endswith("8 to run; for how long shows once a cell has run")
+    assert schedule.schedule([[c] for c in cells], cells, [], {}).endswith("8 to run; for how long shows once a cell has run")
     together = runner.groups(cells[2:], lambda c: f"{c.strategy} {c.size}")
-    said = runner.schedule(together, cells, [{**cells[0].labels, "status": "ok", "cell": cells[0].cell}], {c.cell: 30.0 for c in cells})
+    said = schedule.schedule(together, cells, [{**cells[0].labels, "status": "ok", "cell": cells[0].cell}], {c.cell: 30.0 for c in cells})
     assert "head: 2 cells, lr 0.01, 1 epoch, one program, about 1 min" in said, said
     assert said.endswith("8 cells, 2 finished, 6 to run, about 3 min")
 

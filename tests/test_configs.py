@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from ptft.bench import cell as work
-from ptft.bench import identity, protocol, runner
+from ptft.bench import identity, protocol, runner, running
 from ptft.core import config as configs
 from ptft.core.errors import UserError
 from ptft.data import tasks
@@ -136,7 +136,7 @@ def cells(values, workdir):
     changes = {"train_for": "1 step", "batch": 4, "eval_batch": 4, "objective.seq_len": 16, "data.train_size": 8, "bench.seeds": [3]}
     values = flow.changed(values, {**changes, "bench.lr_factors": [1], "bench.repeat": False})
     found = protocol.cells(values, spec.resolve, identity.content)
-    rows = runner.run(found, workdir, lambda cell: runner.run_in_process(cell, workdir, one, "accuracy", "ptft bench"))
+    rows = runner.run(found, workdir, lambda cell: running.run_in_process(cell, workdir, one, "accuracy", "ptft bench"))
     assert {r["status"] for r in rows if r["kind"] != "tfidf"} == {"ok"}, [r["error"] for r in rows]  # eight texts may have no word
     assert {r["kind"] for r in rows} == {"train", *protocol.REFERENCES} and len(seen) == sum(r["kind"] == "train" for r in rows)
     assert all(config.data.train_size == 8 and config.seed == 3 for config in seen)

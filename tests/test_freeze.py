@@ -11,7 +11,7 @@ import tiny
 from ptft import models
 from ptft.core import config, mesh, tree
 from ptft.core.errors import UserError
-from ptft.freeze import language
+from ptft.freeze import language, resolve
 from ptft.train import optim, step
 
 BERT = (
@@ -35,9 +35,9 @@ def build(model, task, **values):
     return net, tiny.params(net)
 
 
-def resolve(model, task, strategy):
+def resolved(model, task, strategy):
     _, params = build(model, task)
-    return language.plan(strategy, models.groups(model), params)
+    return resolve.plan(strategy, models.groups(model), params)
 
 
 def compile_step(net, plan, batch, tx):
@@ -85,7 +85,7 @@ def expected(strategy, model, name):
 @pytest.mark.parametrize(("model", "task", "strategy"), CASES)
 def test_what_is_frozen_stays_bit_identical_and_costs_nothing(model, task, strategy):
     net, start = build(model, task)
-    plan = resolve(model, task, strategy)
+    plan = resolved(model, task, strategy)
     assert set(plan.trainable) == {n for n in start if expected(strategy, model, n)}
 
     # Both would move frozen weights, were they handed to the optimizer: decay without any gradient, and a clip that is in force.
@@ -115,7 +115,7 @@ def test_what_is_frozen_stays_bit_identical_and_costs_nothing(model, task, strat
 def flops(strategy):
     """FLOPs of a compiled step of four blocks, wide rows, so that the blocks outweigh everything else."""
     net, params = build("bert", "classify", layers=4)
-    plan = language.plan(strategy, models.groups("bert"), params)
+    plan = resolve.plan(strategy, models.groups("bert"), params)
     tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
     return compile_step(net, plan, tiny.batch(net, 32), tx).cost_analysis()["flops"]
 
@@ -136,7 +136,7 @@ def test_the_flops_of_the_compiled_step_fall():
 def test_the_flops_test_catches_a_clip_over_all_gradients():
     """The classic mistake: differentiate everything, clip by the global norm, then throw the frozen gradients away."""
     net, params = build("bert", "classify", layers=4)
-    plan = language.plan("head", models.groups("bert"), params)
+    plan = resolve.plan("head", models.groups("bert"), params)
     tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
 
     def mistaken(moving, frozen, batch, seed):
@@ -161,30 +161,30 @@ def test_the_flops_test_catches_a_clip_over_all_gradients():
 
 def test_a_rule_list_sets_rates():
     rules = [("head/.*", "train"), (r"backbone/pooler/.*", "train(lr=0.1)"), (r".*/block_1/.*", "train(lr=2e-2)"), (".*", "freeze")]
-    plan = resolve("bert", "classify", rules)
+    plan = resolved("bert", "classify", rules)
     assert plan.rates["head/classifier/kernel"] == 1.0
     assert plan.rates["backbone/pooler/bias"] == 0.1
     assert plan.rates["backbone/block_1/ffn/up/kernel"] == 0.02
     assert not any("block_0" in n or "embeddings" in n for n in plan.trainable)
-    assert plan == resolve("bert", "classify", [list(r) for r in rules])  # as JSON has them
+    assert plan == resolved("bert", "classify", [list(r) for r in rules])  # as JSON has them
 
 
 def test_counts_table_and_text():
-    plan = resolve("bert", "classify", "head")
+    plan = resolved("bert", "classify", "head")
     _, params = build("bert", "classify")
     assert plan.counts() == (64 * 3 + 3, sum(x.size for x in params.values()))
     assert {"name": "head/classifier/bias", "shape": [3], "rule": "head/.*", "rate": 1.0, "decay": 1.0} in plan.table()
     assert [r["name"] for r in plan.table()] == list(params)
-    text = language.describe(plan)
+    text = resolve.describe(plan)
     assert "trainable 195 of" in text and "head/classifier" in text and "freeze" in text
-    assert "train(lr=0.1)" in language.describe(resolve("bert", "classify", [("head/.*", "train(lr=0.1)"), (".*", "freeze")]))
+    assert "train(lr=0.1)" in resolve.describe(resolved("bert", "classify", [("head/.*", "train(lr=0.1)"), (".*", "freeze")]))
 
 
 def test_the_documented_names_are_those_that_exist():
     for name in language.NAMES:
         concrete = name.replace("K", "1").replace("N", "1").replace("SHARE,SEED", "0.3,0")
         concrete = concrete.replace("LIST", "query" if "bitfit" in name else "0")
-        assert resolve("bert", "classify", concrete).trainable
+        assert resolved("bert", "classify", concrete).trainable
         assert f"  {name} " in language.__doc__
 
 
@@ -192,37 +192,37 @@ def test_the_documented_names_are_those_that_exist():
 def test_more_blocks_than_the_model_has(strategy):
     which = strategy.split("-")[0]
     with pytest.raises(UserError, match=rf"the model has 2 blocks; expected {which}-1 … {which}-2"):
-        resolve("bert", "classify", strategy)
+        resolved("bert", "classify", strategy)
 
 
 def test_an_unknown_strategy_shows_the_nearest():
     with pytest.raises(UserError, match="'bitft' is no strategy; did you mean 'bitfit'"):
-        resolve("bert", "classify", "bitft")
+        resolved("bert", "classify", "bitft")
     with pytest.raises(UserError, match="'BitFit' is no strategy; did you mean 'bitfit'"):
-        resolve("bert", "classify", "BitFit")
+        resolved("bert", "classify", "BitFit")
 
 
 @pytest.mark.parametrize("strategy", ["layernorm", "attention", "ffn"])
 def test_a_group_that_the_model_does_not_have(strategy):
     with pytest.raises(UserError, match="does not have; it has stem, block, bias"):
-        resolve("lstm", "classify", strategy)
+        resolved("lstm", "classify", strategy)
 
 
 def test_nothing_to_train():
     with pytest.raises(UserError, match="leaves nothing to train"):
-        resolve("bert", "classify", [(".*", "freeze")])
+        resolved("bert", "classify", [(".*", "freeze")])
 
 
 @pytest.mark.parametrize("action", ["move", "train(0.1)", "train(lr=0)", "train(lr=-1)", "train(lr=inf)", "train(lr=1e)", "Freeze"])
 def test_an_action_that_is_none(action):
     with pytest.raises(UserError, match="expected 'freeze', 'train' or 'train"):
-        resolve("bert", "classify", [(".*", action)])
+        resolved("bert", "classify", [(".*", action)])
 
 
 @pytest.mark.parametrize("rule", ["head/.*", ("head/.*",), ("head/.*", "train", "more")])
 def test_a_rule_that_is_no_pair(rule):
     with pytest.raises(UserError, match="expected a pair"):
-        resolve("bert", "classify", [rule])
+        resolved("bert", "classify", [rule])
 
 
 def test_blocks_by_number():
@@ -230,7 +230,7 @@ def test_blocks_by_number():
     groups, shapes = models.groups("bert"), net.shapes()
 
     def blocks(strategy):
-        return {n.split("/")[1] for n in language.plan(strategy, groups, shapes).trainable if "block_" in n}
+        return {n.split("/")[1] for n in resolve.plan(strategy, groups, shapes).trainable if "block_" in n}
 
     assert blocks("layers=0,2-3") == {"block_0", "block_2", "block_3"}
     assert blocks("every-2") == {"block_1", "block_3"} and blocks("every-3") == {"block_2"}
@@ -238,13 +238,13 @@ def test_blocks_by_number():
 
 
 def test_rates_fall_from_the_head_down():
-    plan = resolve("bert", "classify", "full@decay=0.5")
+    plan = resolved("bert", "classify", "full@decay=0.5")
     assert plan.rates["head/classifier/bias"] == plan.rates["backbone/pooler/bias"] == 1
     assert plan.rates["backbone/block_1/ffn/up/bias"] == 0.5 and plan.rates["backbone/block_0/ffn/up/bias"] == 0.25
     assert plan.rates["backbone/embeddings/word/embedding"] == 0.125
     assert len(plan.trainable) == len(plan.rows)
-    part = resolve("bert", "classify", "top-1+bitfit@ulmfit")
-    assert part.trainable == resolve("bert", "classify", "top-1+bitfit").trainable
+    part = resolved("bert", "classify", "top-1+bitfit@ulmfit")
+    assert part.trainable == resolved("bert", "classify", "top-1+bitfit").trainable
     assert part.rates["backbone/block_1/ffn/up/kernel"] == pytest.approx(1 / 2.6, rel=1e-5)
     assert part.rates["backbone/embeddings/norm/bias"] == pytest.approx(2.6**-3, rel=1e-5)
 
@@ -253,11 +253,11 @@ def test_random_tensors_hold_the_share_and_hang_on_the_seed():
     _, params = build("bert", "classify")
     backbone = {n: p for n, p in params.items() if n.startswith("backbone/")}
     for share in (0.1, 0.5, 1):
-        chosen = {n: params[n] for n in resolve("bert", "classify", f"random={share},7").trainable if n in backbone}
+        chosen = {n: params[n] for n in resolved("bert", "classify", f"random={share},7").trainable if n in backbone}
         assert share <= tree.count(chosen) / tree.count(backbone)
         assert share == 1 or len(chosen) < len(backbone)
-    assert resolve("bert", "classify", "random=0.1,7") == resolve("bert", "classify", "random=0.1,7")
-    assert len({resolve("bert", "classify", f"random=0.1,{seed}").trainable for seed in range(5)}) > 1
+    assert resolved("bert", "classify", "random=0.1,7") == resolved("bert", "classify", "random=0.1,7")
+    assert len({resolved("bert", "classify", f"random=0.1,{seed}").trainable for seed in range(5)}) > 1
 
 
 @pytest.mark.parametrize(
@@ -279,14 +279,14 @@ def test_random_tensors_hold_the_share_and_hang_on_the_seed():
 )
 def test_nonsense_gets_the_nearest_valid_thing(strategy, says):
     with pytest.raises(UserError, match=says):
-        resolve("bert", "classify", strategy)
+        resolved("bert", "classify", strategy)
 
 
 def test_weight_decay_has_factors_too():
     rules = [(r".*/block_1/ffn/.*", "train(lr=0.5, wd=3)"), (r".*/block_0/ffn/.*", "train(wd=0)"), ("head/.*", "train"), (".*", "freeze")]
-    plan = resolve("bert", "classify", rules)
+    plan = resolved("bert", "classify", rules)
     assert plan.decays["backbone/block_1/ffn/up/kernel"] == 3 and plan.rates["backbone/block_1/ffn/up/kernel"] == 0.5
-    assert "train(lr=0.5, wd=3)" in language.describe(plan) and "train(wd=0)" in language.describe(plan)
+    assert "train(lr=0.5, wd=3)" in resolve.describe(plan) and "train(wd=0)" in resolve.describe(plan)
     # With no gradient at all the decay alone moves weights: by lr x decay x both factors, and never a bias.
     _, params = build("bert", "classify")
     inside = {n: jnp.asarray(params[n]) for n in plan.trainable}
@@ -298,19 +298,19 @@ def test_weight_decay_has_factors_too():
 
 def test_a_rule_list_must_be_total_and_live():
     with pytest.raises(UserError, match="no rule claims backbone/"):
-        resolve("bert", "classify", [("head/.*", "train")])
+        resolved("bert", "classify", [("head/.*", "train")])
     with pytest.raises(UserError, match=r"'backbone/blocks_1/.*matches no parameter; did you mean 'backbone/block_1/"):
-        resolve("bert", "classify", [("backbone/blocks_1/ffn/up/kernel", "train"), (".*", "freeze")])
+        resolved("bert", "classify", [("backbone/blocks_1/ffn/up/kernel", "train"), (".*", "freeze")])
 
 
 @pytest.mark.parametrize(("model", "word"), [("bert", "backbone/embeddings/word/embedding"), ("lstm", "backbone/embeddings/embedding")])
 def test_tied_tables_move_or_rest_as_one(model, word):
     """Under MLM the decoder is the word table: with `embeddings` it moves, with `head` and `freeze-embeddings` it does not."""
-    names = resolve(model, "mlm_nsp", "full").trainable
+    names = resolved(model, "mlm_nsp", "full").trainable
     assert "head/decoder/bias" in names and "head/decoder/kernel" not in names
-    assert word in resolve(model, "mlm_nsp", "embeddings").trainable
+    assert word in resolved(model, "mlm_nsp", "embeddings").trainable
     for strategy in ("head", "freeze-embeddings"):
-        moving = resolve(model, "mlm_nsp", strategy).trainable
+        moving = resolved(model, "mlm_nsp", strategy).trainable
         assert word not in moving and {n for n in names if n.startswith("head/")} <= set(moving)
 
 
@@ -324,9 +324,9 @@ def phases(strategy, total=100, depth=4, task="classify", seed=0, batch=8, examp
         return config.steps(f"freeze={strategy!r}", text, batch=batch, examples=examples, total=total)
 
     net, _ = build("bert", task, layers=depth)
-    found = language.phases(strategy, models.groups("bert"), net.shapes(), total, steps, seed)
+    found = resolve.phases(strategy, models.groups("bert"), net.shapes(), total, steps, seed)
     for p in found:
-        by_hand = language.plan(p.strategy, models.groups("bert"), net.shapes())
+        by_hand = resolve.plan(p.strategy, models.groups("bert"), net.shapes())
         assert p.plan == by_hand
     return [(f"plateau={p.waits}" if p.start is None else p.start, p.strategy) for p in found]
 
@@ -435,11 +435,11 @@ def test_the_documented_names_of_what_changes_with_time():
 
 def test_what_moves_in_some_phase_goes_by_the_rule_that_moved_it_first():
     net, _ = build("bert", "classify", layers=4)
-    found = language.phases("head; 50: top-1@decay=0.5; 60: full", models.groups("bert"), net.shapes(), 100, int, 0)
-    rates = language.union(found).rates
+    found = resolve.phases("head; 50: top-1@decay=0.5; 60: full", models.groups("bert"), net.shapes(), 100, int, 0)
+    rates = resolve.union(found).rates
     assert len(rates) == len(net.shapes())
     assert rates["backbone/block_3/ffn/up/kernel"] == 0.5 and rates["backbone/block_0/ffn/up/kernel"] == 1
-    assert set(language.union(found[:2]).trainable) == set(found[1].plan.trainable)
+    assert set(resolve.union(found[:2]).trainable) == set(found[1].plan.trainable)
 
 
 def test_a_table_that_is_tied_moves_for_both_its_uses():
@@ -458,7 +458,7 @@ def test_a_table_that_is_tied_moves_for_both_its_uses():
         assert (grad[7] > 0) == tied and grad[8] > 0
 
         # Where the table rests, so does the decoder: what is left of it is its bias.
-        moving = language.plan("freeze-embeddings", models.groups("bert"), params).trainable
+        moving = resolve.plan("freeze-embeddings", models.groups("bert"), params).trainable
         assert word not in moving and not any(n.startswith("head/decoder") and n != "head/decoder/bias" for n in moving)
 
 
@@ -469,4 +469,4 @@ def test_a_range_that_falls_is_none(text):
 
 def test_a_decay_is_finite():
     with pytest.raises(UserError, match="finite"):
-        language._factors("train(lr=0.1, wd=1e999)")
+        resolve._factors("train(lr=0.1, wd=1e999)")

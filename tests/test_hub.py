@@ -31,7 +31,7 @@ from ptft import data, objectives
 from ptft.cli import exchange
 from ptft.core import checkpoint, config, record, tree
 from ptft.core.errors import UserError
-from ptft.hub import names, read
+from ptft.hub import folders, names, read, write
 from ptft.inputs import tokenizer as ptft_tokenizers
 from ptft.train import build, spec, step, weights
 
@@ -399,8 +399,8 @@ def test_a_checkpoint_comes_out_as_it_went_in(case, dtype, trip):
 def test_an_export_means_the_same_model(case, trip):
     """The keys of config.json that are spelled otherwise still say the same."""
     t = trip(case)
-    keys = [read.model_keys(read.open_folder(folder)) for folder in (t.source, t.out)]
-    assert keys[0] == keys[1] and read.labels(read.open_folder(t.out)) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    keys = [folders.model_keys(folders.open_folder(folder)) for folder in (t.source, t.out)]
+    assert keys[0] == keys[1] and folders.labels(folders.open_folder(t.out)) == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -536,7 +536,7 @@ def test_a_long_table_is_compared_to_its_end(tmp_path):
         tensors = {"bert.embeddings.word_embeddings.weight": table, "cls.predictions.decoder.weight": other}
         safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-        assert read._tied(read.open_folder(tmp_path)) == tied
+        assert read._tied(folders.open_folder(tmp_path)) == tied
 
 
 def test_the_encoders_prefix_may_be_there_or_not(tmp_path):
@@ -573,7 +573,7 @@ def test_names_of_wrapped_models(case, tmp_path):
 @pytest.mark.parametrize("case", ["bert_classify", "xlm_roberta_masked"])
 def test_the_class_says_the_architecture_that_model_type_does_not(case, tmp_path):
     folder = copy(case, tmp_path / "in", model_type=None)
-    assert read.open_folder(folder).kind == KINDS[case]
+    assert folders.open_folder(folder).kind == KINDS[case]
     equal(load(folder)[0], load(GOLDEN / case)[0])
 
 
@@ -750,7 +750,7 @@ def test_a_classifier_of_two_classes_without_names(tmp_path):
         return {n: x[:2].copy() if n.startswith("classifier.") else x for n, x in tensors.items()}
 
     folder = copy("bert_classify", tmp_path / "in", two, id2label=None, label2id=None)
-    assert read.labels(read.open_folder(folder)) == ["LABEL_0", "LABEL_1"]
+    assert folders.labels(folders.open_folder(folder)) == ["LABEL_0", "LABEL_1"]
 
 
 LOST = {
@@ -787,7 +787,7 @@ def test_a_classifier_cuts_texts_as_its_tokenizer_says(tmp_path):
     ):
         more = {k: v for k, v in {"model_max_length": length, "truncation_side": side}.items() if v}
         (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer_config, **more}))
-        assert tuple(read.cuts(read.open_folder(folder), 32).values()) == expected, number
+        assert tuple(folders.cuts(folders.open_folder(folder), 32).values()) == expected, number
     said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
     assert json_of(tmp_path / "run" / "config.json")["objective"]["seq_len"] == 32
 
@@ -820,7 +820,7 @@ def pooling(folder: Path, *modes: str) -> Path:
 @pytest.mark.parametrize(("mode", "ours"), [("mean_tokens", "mean"), ("cls_token", "first")])
 def test_a_sentence_encoder(mode, ours, texts, tmp_path):
     folder = pooling(copy("bert_bare", tmp_path / "in"), mode)
-    assert read.model_keys(read.open_folder(folder))["pooling"] == ours
+    assert folders.model_keys(folders.open_folder(folder))["pooling"] == ours
     assert spec.resolve(classify(texts, folder)).model.pooling == ours
     said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
     assert json_of(tmp_path / "run" / "config.json")["model"]["pooling"] == ours
@@ -833,7 +833,7 @@ def test_a_sentence_encoder(mode, ours, texts, tmp_path):
         (0, "", "sentence_transformers.models.Transformer"),
         (1, "1_Pooling", "sentence_transformers.models.Pooling"),
     ]
-    assert read.model_keys(read.open_folder(tmp_path / "out"))["pooling"] == ours
+    assert folders.model_keys(folders.open_folder(tmp_path / "out"))["pooling"] == ours
 
 
 def test_the_mean_is_taken_over_real_tokens(tmp_path):
@@ -862,7 +862,7 @@ def test_an_encoder_with_a_pooler_is_no_sentence_encoder(trip):
 # ------------------------------------------------------------------------------------------------ refusals
 
 
-def write(file: str, content: str | bytes) -> Callable[[Path], None]:
+def write_text(file: str, content: str | bytes) -> Callable[[Path], None]:
     return lambda folder: [(folder / file).write_bytes(content if isinstance(content, bytes) else content.encode()), None][1]
 
 
@@ -872,7 +872,7 @@ def without(*files: str) -> Callable[[Path], None]:
 
 def replaced(file: str, content: str | bytes) -> Callable[[Path], None]:
     """The weights are in another file alone."""
-    return lambda folder: [without("model.safetensors")(folder), write(file, content)(folder)][1]
+    return lambda folder: [without("model.safetensors")(folder), write_text(file, content)(folder)][1]
 
 
 def says(**changes: Any) -> Callable[[Path], None]:
@@ -905,7 +905,7 @@ def moved_out(folder: Path) -> None:
     """The index names a file that is there, but not in the folder."""
     (folder.parent / "up").mkdir()
     (folder / "model.safetensors").rename(folder.parent / "up" / "model.safetensors")
-    write("model.safetensors.index.json", json.dumps({"weight_map": {UP: "../up/model.safetensors"}}))(folder)
+    write_text("model.safetensors.index.json", json.dumps({"weight_map": {UP: "../up/model.safetensors"}}))(folder)
 
 
 def nan(x: np.ndarray, value: float = float("nan")) -> np.ndarray:
@@ -927,8 +927,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "less than a header": (cut(lambda n: 100), CUT),
     "four bytes": (cut(lambda n: 4), CUT),
     "an empty file": (cut(lambda n: 0), CUT),
-    "a page of HTML": (write("model.safetensors", "<!DOCTYPE html>" * 40), CUT),
-    "a pointer to a large file": (write("model.safetensors", "version https://git-lfs.github.com/spec/v1\nsize 42\n"), CUT),
+    "a page of HTML": (write_text("model.safetensors", "<!DOCTYPE html>" * 40), CUT),
+    "a pointer to a large file": (write_text("model.safetensors", "version https://git-lfs.github.com/spec/v1\nsize 42\n"), CUT),
     "another width": (
         says(intermediate_size=32),
         WRONG + r"(.*\n)*  bert.encoder.layer.1.intermediate.dense.weight +F32\[24, 16\] +F32/F16/BF16\[32, 16\]",
@@ -950,9 +950,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "doubles": (holds(UP, lambda x: x.astype(np.float64)), WRONG + rf"  {UP} +F64\[24, 16\] "),
     "a NaN": (holds(UP, nan), f"model.safetensors: {UP} holds NaN or infinity; fetch the file again"),
     "an infinity": (holds(UP, lambda x: nan(x, np.inf)), f"{UP} holds NaN or infinity"),
-    "half a config": (write("config.json", '{"model_type": "bert", "hid'), r"config.json is no JSON \(.*\); fetch it again"),
-    "a config of other bytes": (write("config.json", b"\xff\xfe\x00"), r"config.json is no JSON \(.*\); fetch it again"),
-    "a config that is a list": (write("config.json", "[]"), "config.json: expected a JSON object, got list"),
+    "half a config": (write_text("config.json", '{"model_type": "bert", "hid'), r"config.json is no JSON \(.*\); fetch it again"),
+    "a config of other bytes": (write_text("config.json", b"\xff\xfe\x00"), r"config.json is no JSON \(.*\); fetch it again"),
+    "a config that is a list": (write_text("config.json", "[]"), "config.json: expected a JSON object, got list"),
     "no config": (without("config.json"), "has no config.json; it holds model.safetensors, tokenizer_config.json, vocab.txt"),
     "an unknown architecture": (says(model_type="gpt2"), "the architecture 'gpt2' is not one that ptft has; there is: bert, distilbert, "),
     "a misspelt architecture": (says(model_type="robertta"), "the architecture 'robertta' is not one .* did you mean .*'roberta'"),
@@ -984,11 +984,11 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a damaged index": (replaced("model.safetensors.index.json", "{"), "index.json is no JSON"),
     "no tokenizer": (without("vocab.txt", "tokenizer_config.json"), "there is no vocabulary at .*/in: expected"),
     "a damaged tokenizer": (
-        lambda folder: [without("vocab.txt")(folder), write("tokenizer.json", "{}")(folder)][1],
+        lambda folder: [without("vocab.txt")(folder), write_text("tokenizer.json", "{}")(folder)][1],
         "tokenizer.json is no tokenizer that the tokenizers library reads",
     ),
     "a larger tokenizer": (
-        write("vocab.txt", "\n".join([*ptft_tokenizers.SPECIALS, *(f"w{i}" for i in range(60))])),
+        write_text("vocab.txt", "\n".join([*ptft_tokenizers.SPECIALS, *(f"w{i}" for i in range(60))])),
         "the tokenizer has 65 entries, the model's word table 60 rows: not a pair",
     ),
 }  # fmt: skip
@@ -1125,19 +1125,19 @@ DAMAGED: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "bert_classify", says(id2label={"0": "\ud83d", "1": "b", "2": "c"}), r"config.json is no JSON \(.*surrogates not allowed\)",
     ),
     "half a character in a setting": (
-        "bert_bare", write("tokenizer_config.json", f'{{"name": "{HALF}"}}'), r"tokenizer_config.json is no JSON \(.*surrogates",
+        "bert_bare", write_text("tokenizer_config.json", f'{{"name": "{HALF}"}}'), r"tokenizer_config.json is no JSON \(.*surrogates",
     ),
-    "a tokenizer's settings without end": ("bert_bare", write("tokenizer_config.json", DEEP), "tokenizer_config.json is no JSON"),
-    "a tokenizer without end": ("roberta_masked", write("tokenizer.json", DEEP), "tokenizer.json is no JSON"),
+    "a tokenizer's settings without end": ("bert_bare", write_text("tokenizer_config.json", DEEP), "tokenizer_config.json is no JSON"),
+    "a tokenizer without end": ("roberta_masked", write_text("tokenizer.json", DEEP), "tokenizer.json is no JSON"),
     "a tokenizer's model that is a list": (
-        "bert_bare", write("tokenizer.json", '{"model": [1]}'), "tokenizer.json is no tokenizer that the tokenizers library reads",
+        "bert_bare", write_text("tokenizer.json", '{"model": [1]}'), "tokenizer.json is no tokenizer that the tokenizers library reads",
     ),
     "a normalizer that is a word": ("roberta_masked", tokenizer_says(normalizer="NFC"), "tokenizer.json is no tokenizer that"),
     "a splitter that is a list": ("roberta_masked", tokenizer_says(pre_tokenizer=["x"]), "tokenizer.json is no tokenizer that"),
     "modules that are half a file": (
-        "bert_bare", lambda folder: write("modules.json", "[{")(pooling(folder, "mean_tokens")), "modules.json is not as transformers",
+        "bert_bare", lambda folder: write_text("modules.json", "[{")(pooling(folder, "mean_tokens")), "modules.json is not as transformers",
     ),
-    "modules without end": ("bert_bare", write("modules.json", DEEP), "modules.json is not as transformers writes it"),
+    "modules without end": ("bert_bare", write_text("modules.json", DEEP), "modules.json is not as transformers writes it"),
 }  # fmt: skip
 
 
@@ -1167,7 +1167,7 @@ LONG_HEADER = {"a": {"dtype": LONG, "shape": [1], "data_offsets": [0, 4]}}
 def many_files(folder: Path) -> None:
     without("model.safetensors")(folder)
     for i in range(300):
-        write(f"{i:0200}", "")(folder)
+        write_text(f"{i:0200}", "")(folder)
 
 
 LONG_VALUES: dict[str, tuple[str, Callable[[Path], None]]] = {
@@ -1185,10 +1185,10 @@ LONG_VALUES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "a file": ("bert_bare", many_files),
     "a tensor": ("bert_bare", lambda folder: rewrite_weights(folder, lambda t: {n.replace("layer.1", LONG): x for n, x in t.items()})),
     "a header": ("bert_bare", lambda folder: header(folder / "model.safetensors", LONG_HEADER)),
-    "a word": ("bert_bare", write("vocab.txt", "\n".join([*ptft_tokenizers.SPECIALS, LONG, LONG]))),
+    "a word": ("bert_bare", write_text("vocab.txt", "\n".join([*ptft_tokenizers.SPECIALS, LONG, LONG]))),
     "a token": ("roberta_masked", lambda folder: tokenizer_says(normalizer={"type": LONG})(folder)),
-    "an added token": ("bert_bare", write("added_tokens.json", json.dumps({LONG: 99}))),
-    "an adapter": ("bert_bare", write("adapter_config.json", json.dumps({"base_model_name_or_path": LONG}))),
+    "an added token": ("bert_bare", write_text("added_tokens.json", json.dumps({LONG: 99}))),
+    "an adapter": ("bert_bare", write_text("adapter_config.json", json.dumps({"base_model_name_or_path": LONG}))),
 }  # fmt: skip
 
 
@@ -1267,8 +1267,8 @@ def test_the_hub_within_reach(texts, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
     params, said = start(classify(texts, "hf:org/within-reach"))
     assert said.startswith("from hf:org/within-reach (bert, float32 in the file, float32 here): loaded 39")
-    read.open_folder("hf:org/within-reach")
-    read.open_folder("hf:org/within-reach@v2.0")
+    folders.open_folder("hf:org/within-reach")
+    folders.open_folder("hf:org/within-reach@v2.0")
     assert asked == [("org/within-reach", None), ("org/within-reach", "v2.0")]
     equal(
         {n: x for n, x in params.items() if "head" not in n},
@@ -1404,12 +1404,14 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from ptft.hub import read
+from ptft.hub import folders
+from ptft.hub import write
 from ptft.inputs import tokenizer
 from ptft.train import build, spec
 
 folder = Path(sys.argv[1])
-opened = read.open_folder(folder)
-config = spec.resolve({"model": read.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
+opened = folders.open_folder(folder)
+config = spec.resolve({"model": folders.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
 want = build.net(config, tokenizer.load(folder), ()).shapes()
 memory = lambda key: int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 before = memory("VmRSS")
@@ -1428,11 +1430,11 @@ def large(tmp_path_factory):
         shutil.copy(GOLDEN / "bert_masked" / name, folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", **sizes, "max_position_embeddings": 128}))
     blocks = {f"encoder.layer.{i}.output.dense.weight": None for i in range(5)}
-    opened = read.Folder(folder, "bert", json_of(folder / "config.json"), blocks)
-    made = spec.resolve({"model": read.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
+    opened = folders.Folder(folder, "bert", json_of(folder / "config.json"), blocks)
+    made = spec.resolve({"model": folders.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
     shapes = build.net(made, ptft_tokenizers.load(folder), ()).shapes()
     ours = {n: np.full(s.shape, 0.5, np.float32) for n, s in shapes.items()}
-    tensors, _ = read.outside(opened.family, ours, "mlm", nsp=True)
+    tensors, _ = write.outside(opened.family, ours, "mlm", nsp=True)
     tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"].copy()
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     shard(Path(shutil.copytree(folder, folder.with_name("shards"))), 4)
@@ -1559,7 +1561,7 @@ def test_newer_words_of_sentence_encoders(tmp_path, capsys):
     folder = copy("bert_bare", tmp_path / "in")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 16, "pooling_mode": "mean"}))
-    assert read.model_keys(read.open_folder(folder))["pooling"] == "mean"
+    assert folders.model_keys(folders.open_folder(folder))["pooling"] == "mean"
     (folder / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
     assert "models.Dense after the encoder; ptft has Transformer, Pooling" in mistake(
         capsys, "import", folder, "--workdir", tmp_path / "run"
@@ -1581,9 +1583,9 @@ def test_weights_from_elsewhere_stay_so(texts, tmp_path):
     """A run that was made of a checkpoint is a start with small steps, too."""
     folder = copy("bert_masked", tmp_path / "in")
     flow.run(classify(texts, folder), tmp_path / "run")
-    assert read.is_imported(str(folder)) and read.is_imported(str(tmp_path / "run")) and not read.is_imported("")
+    assert folders.is_imported(str(folder)) and folders.is_imported(str(tmp_path / "run")) and not folders.is_imported("")
     flow.run(classify(texts, folder, init_weights=False), tmp_path / "random")
-    assert not read.is_imported(str(tmp_path / "random"))
+    assert not folders.is_imported(str(tmp_path / "random"))
 
 
 def test_an_export_that_fails_leaves_nothing(trip, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from ptft import models
-from ptft.freeze import language, ledger
+from ptft.freeze import ledger, resolve
 from ptft.train import train
 
 GROUPS = models.groups("bert")
@@ -24,7 +24,7 @@ def pre(tmp_path_factory):
 def small():
     """A plan of two moving leaves and one frozen one, and values for them."""
     before = {"backbone/block_0/ffn/up/kernel": jnp.ones((2, 3)), "backbone/pooler/bias": jnp.zeros(2), "head/classifier/bias": jnp.ones(3)}
-    plan = language.plan([("backbone/block_0/.*", "freeze"), (".*", "train")], GROUPS, before)
+    plan = resolve.plan([("backbone/block_0/.*", "freeze"), (".*", "train")], GROUPS, before)
     return plan, before, optax.adam(1.0).init({n: before[n] for n in plan.trainable})
 
 

@@ -15,7 +15,7 @@ from scipy.special import erf, expit
 from ptft import models, objectives
 from ptft.core import config, tree
 from ptft.core.errors import UserError
-from ptft.freeze import language
+from ptft.freeze import language, resolve
 from ptft.models import modernbert
 from ptft.models.layers import NORMAL, LayerNorm, gelu
 from ptft.train.step import Net
@@ -306,7 +306,7 @@ def test_modernbert_has_the_published_number_of_parameters(sizes, published):
 
 def test_training_the_top_of_modernbert_trains_its_last_norm():
     net = tiny.net("modernbert")
-    plan = language.plan("top-1", models.groups("modernbert"), net.shapes())
+    plan = resolve.plan("top-1", models.groups("modernbert"), net.shapes())
     assert {n.split("/")[1] for n in plan.trainable if n.startswith("backbone/")} == {"block_2", "final_norm", "pooler"}
 
 

@@ -15,7 +15,7 @@ import pytest
 from ptft import models
 from ptft.core import tree
 from ptft.freeze import adapters
-from ptft.hub import read
+from ptft.hub import folders, read
 from ptft.inputs import tokenizer as tokenizers
 from ptft.train import build, spec
 
@@ -39,8 +39,8 @@ BODY = make_hub.HERE / "bert_bare"
 
 def ours(strategy):
     """Hidden states of the strategy, everything that it adds random, and those numbers by site."""
-    folder = read.open_folder(BODY)
-    config = spec.resolve({"model": read.model_keys(folder), "objective": {"name": "tag", "seq_len": 12}})
+    folder = folders.open_folder(BODY)
+    config = spec.resolve({"model": folders.model_keys(folder), "objective": {"name": "tag", "seq_len": 12}})
     plain = build.net(config, tokenizers.load(BODY), ["a", "b"])
     net = plain._replace(added=adapters.parse(strategy, models.groups("bert"), plain.shapes()))
     loaded, _ = read.load_params(folder, plain.shapes(), skip="head/.*", new_ok="(head|backbone/pooler)/.*")

@@ -19,7 +19,7 @@ from ptft.bench import protocol, results, stats
 from ptft.core import config as configs
 from ptft.core.errors import UserError
 from ptft.freeze import ledger
-from ptft.freeze.language import plan as resolved
+from ptft.freeze.resolve import plan as resolved
 from ptft.report import advice, bench_page, bench_part, cost_panels, figures, format, ledger_page, markdown, run_page
 from ptft.report import files as report
 from ptft.train import spec

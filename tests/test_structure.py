@@ -17,9 +17,9 @@ WINGS = {
     "data": ["", "tasks", "_prose", "tfds"],
     "inputs": ["added_tokens", "tokenizer"],
     "models": ["", "layers"],
-    "hub": ["names", "read"],
+    "hub": ["names", "folders", "read", "write"],
     "objectives": [""],
-    "freeze": ["language", "adapters", "quantize", "ledger"],
+    "freeze": ["language", "resolve", "adapters", "quantize", "ledger"],
     "train": [
         "pipeline", "optim", "step", "cost", "spec", "dataset", "build", "programs", "weights", "description", "contract", "state",
         "feature_cache", "evaluate", "train",
@@ -27,13 +27,13 @@ WINGS = {
     "planning": ["importance", "plans", "auto"],
     "bench": [
         "stats", "identity", "protocol", "results", "locks", "features", "baselines", "forgetting", "vectorized", "probe", "cell",
-        "runner", "tune", "expectations",
+        "running", "schedule", "runner", "tune", "expectations",
     ],
     "report": [
-        "figures", "panels", "cost_panels", "format", "markdown", "ledger_page", "bench_part", "advice", "bench_csv", "run_page",
-        "bench_page", "files",
+        "figures", "panels", "cost_panels", "format", "markdown", "ledger_page", "bench_part", "statements", "bench_tables", "advice",
+        "bench_csv", "run_page", "bench_page", "files",
     ],
-    "cli": ["tables", "texts", "predict", "exchange", "main"],
+    "cli": ["tables", "texts", "predict", "exchange", "training", "benchmark", "using", "main"],
     "__main__": [""],
 }  # fmt: skip
 PLUGINS = {"data": ["tasks"], "models": ["layers"], "objectives": []}  # wing -> files that are no plug-ins

@@ -16,7 +16,7 @@ from ptft import data, objectives
 from ptft.core import checkpoint, config, record
 from ptft.core.errors import UserError
 from ptft.data import Source
-from ptft.hub import read
+from ptft.hub import folders, read, write
 from ptft.inputs import tokenizer as tokenizers
 from ptft.objectives.tag import NONE
 from ptft.train import build, dataset, spec, step
@@ -30,7 +30,7 @@ def load(path: Path, known: tuple[str, ...] = (), **options: object) -> Source:
     return data.load(f"files:{path}", config.resolve(options, data.SPEC), known)
 
 
-def write(path: Path, text: str | bytes) -> Path:
+def write_text(path: Path, text: str | bytes) -> Path:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
@@ -51,7 +51,7 @@ def source(*sentences: str) -> Source:
 
 
 def test_words_and_tags_of_a_file(tmp_path):
-    found = load(write(tmp_path / "train", CONLL), format="conll")
+    found = load(write_text(tmp_path / "train", CONLL), format="conll")
     assert found.labels == ("B-LOC", "B-PER", "I-PER", "O")
     assert [(r["words"], r["tags"], r["where"][-2:]) for r in found.records] == [
         (["Ann", "Lee", "sleeps"], [1, 2, 3], ":3"),
@@ -62,23 +62,23 @@ def test_words_and_tags_of_a_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.conll", "x.iob", "x.bio"])
 def test_the_format_of_a_suffix(tmp_path, name):
-    assert load(write(tmp_path / name, CONLL)).labels == load(write(tmp_path / "x", CONLL), format="conll").labels
+    assert load(write_text(tmp_path / name, CONLL)).labels == load(write_text(tmp_path / "x", CONLL), format="conll").labels
 
 
 def test_tabs_leave_spaces_in_a_word(tmp_path):
-    found = load(write(tmp_path / "x.conll", "New York\tB-LOC\n#\tx\tO\n\u00a0\tO\n\n1\u00a0000 O\n"))
+    found = load(write_text(tmp_path / "x.conll", "New York\tB-LOC\n#\tx\tO\n\u00a0\tO\n\n1\u00a0000 O\n"))
     assert [r["words"] for r in found.records] == [["New York", "#", "\u00a0"], ["1\u00a0000"]]
 
 
 def test_fingerprint_is_of_words_and_tags(tmp_path):
     texts = {"a": "x O\ny B-A\n", "b": "x\tNN\tO\ny\tNN\tB-A\n", "c": "x O\n\ny B-A\n", "d": "x B-A\ny O\n", "e": "x O\nz B-A\n"}
-    prints = {name: load(write(tmp_path / name, text), format="conll").fingerprint for name, text in texts.items()}
+    prints = {name: load(write_text(tmp_path / name, text), format="conll").fingerprint for name, text in texts.items()}
     assert prints["a"] == prints["b"] and len(set(prints.values())) == 4
     assert load(tmp_path / "a", format="conll", labels=("O", "B-A")).fingerprint != prints["a"]
 
 
 def test_numbers_as_tags_are_sorted_as_numbers(tmp_path):
-    assert load(write(tmp_path / "x.conll", "a 10\nb 9\nc 2\n")).labels == ("2", "9", "10")
+    assert load(write_text(tmp_path / "x.conll", "a 10\nb 9\nc 2\n")).labels == ("2", "9", "10")
 
 
 BAD = {
@@ -93,7 +93,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_a_broken_sentence_stops_or_is_left_out_whole(tmp_path, case):
     text, message = BAD[case]
-    path = write(tmp_path / "x.conll", text)
+    path = write_text(tmp_path / "x.conll", text)
     with pytest.raises(UserError, match=message):
         load(path, ("O", "B-A"))
     found = load(path, ("O", "B-A"), on_bad_row="skip")
@@ -102,28 +102,28 @@ def test_a_broken_sentence_stops_or_is_left_out_whole(tmp_path, case):
 
 @pytest.mark.parametrize("end", ["b\n", "b", "\xff\n", "\nb\n", "\nb"])
 def test_a_broken_line_at_the_end(tmp_path, end):
-    path = write(tmp_path / "x.conll", ("k O\n\na O\n" + end).encode("latin-1"))
+    path = write_text(tmp_path / "x.conll", ("k O\n\na O\n" + end).encode("latin-1"))
     words = [r["words"] for r in load(path, on_bad_row="skip").records]
     assert words == ([["k"], ["a"]] if end[0] == "\n" else [["k"]])
 
 
 def test_what_a_file_of_tags_cannot_be(tmp_path):
-    path = write(tmp_path / "x.conll", CONLL)
+    path = write_text(tmp_path / "x.conll", CONLL)
     with pytest.raises(
         UserError, match=r"data.label='tag': tagged words have no names of columns: the first is the word and the last the tag, or those"
     ):
         load(path, label="tag")
-    write(tmp_path / "y.tsv", "a\tb\n")
+    write_text(tmp_path / "y.tsv", "a\tb\n")
     with pytest.raises(UserError, match=r"y.tsv has no tags and .*x.conll does: give files of one format, or set data.format"):
         load(tmp_path)
     with pytest.raises(UserError, match=r"data 'files:.*' is empty: 0 records"):
-        load(write(tmp_path / "z.conll", "-DOCSTART- O\n\n"))
+        load(write_text(tmp_path / "z.conll", "-DOCSTART- O\n\n"))
     with pytest.raises(UserError, match=r"data.labels has a label twice: 'O', 'O'"):
         load(path, labels=("O", "O"))
 
 
 def tagged(folder, content, **options):
-    source = load(write(folder / "x.conll", content), **options)
+    source = load(write_text(folder / "x.conll", content), **options)
     return [(" ".join(r["words"]), " ".join(source.labels[t] for t in r["tags"])) for r in source.records], source
 
 
@@ -176,7 +176,7 @@ def test_odd_and_rare_tags_are_said_with_their_place(tmp_path):
 
 
 def test_tokenizers_are_trained_on_the_words(tmp_path):
-    assert list(dataset.texts(load(write(tmp_path / "x.conll", CONLL)).records)) == ["Ann Lee sleeps", "Paris"]
+    assert list(dataset.texts(load(write_text(tmp_path / "x.conll", CONLL)).records)) == ["Ann Lee sleeps", "Paris"]
 
 
 # Rows
@@ -467,17 +467,17 @@ def test_out_and_in_again(trained, tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "electra"])
 def test_the_names_of_every_family(kind, tmp_path):
     """A head over the other encoders, there and back; the tables of names are read in both directions."""
-    opened = read.open_folder(GOLDEN / f"{kind}_classify")
-    keys = read.model_keys(opened)
+    opened = folders.open_folder(GOLDEN / f"{kind}_classify")
+    keys = folders.model_keys(opened)
     resolved = spec.resolve({"model": keys, "objective": {"name": "tag", "seq_len": 12, "dropout": 0.3}})
     tokenizer = tokenizers.load(opened.path)
     net = build.net(resolved, tokenizer, IOB)
     params = tiny.params(net)
-    left = read.write(tmp_path, resolved, net.backbone.dims, params, tokenizer, IOB, "float32", {})
+    left = write.write(tmp_path, resolved, net.backbone.dims, params, tokenizer, IOB, "float32", {})
     assert left == ["backbone/pooler/bias", "backbone/pooler/kernel"]
-    folder = read.open_folder(tmp_path)
+    folder = folders.open_folder(tmp_path)
     again, what = read.load_params(folder, net.shapes(), skip="nothing")
-    assert read.task(folder) == "tag" and read.labels(folder) == list(IOB) and what.new == left and not what.unused
+    assert folders.task(folder) == "tag" and folders.labels(folder) == list(IOB) and what.new == left and not what.unused
     assert {"classifier.weight", "classifier.bias"} < set(folder.tensors)
     assert all(np.array_equal(again[n], params[n]) for n in params if n not in left)
 
@@ -488,14 +488,14 @@ def test_modernberts_tagger_has_more_layers(tmp_path):
     with pytest.raises(
         UserError, match=r"ModernBertForTokenClassification has layers before its classifier that a run of 'tag' lacks; .*: bert, "
     ):
-        read.write(tmp_path / "out", resolved, net.backbone.dims, tiny.params(net), tiny.TOKENIZER, IOB, "float32", {})
+        write.write(tmp_path / "out", resolved, net.backbone.dims, tiny.params(net), tiny.TOKENIZER, IOB, "float32", {})
     assert not (tmp_path / "out").exists()
     for file in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / "modernbert_classify" / file, tmp_path)
     said = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["ModernBertForTokenClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(said))
-    folder = read.open_folder(tmp_path)
-    assert read.task(folder) == "" and read.labels(folder) == []  # the encoder alone
+    folder = folders.open_folder(tmp_path)
+    assert folders.task(folder) == "" and folders.labels(folder) == []  # the encoder alone
 
 
 MISTAKES = {
@@ -519,8 +519,8 @@ def test_a_mistake(case, trained, tmp_path, capsys):
     folder, _ = trained
     items, message = MISTAKES[case]
     flow.table(folder / "t.tsv")
-    write(folder / "x.conll", "a B-ORG\n")
-    write(folder / "pos.conll", "a NN\nb VB\n")
+    write_text(folder / "x.conll", "a B-ORG\n")
+    write_text(folder / "pos.conll", "a NN\nb VB\n")
     page = flow.page(tmp_path / "page.py", flow.tagging(folder))
     capsys.readouterr()
     assert flow.ptft("train", "--config", page, "--workdir", tmp_path / "run", *[f"--config.{i.format(folder)}" for i in items]) == 2
@@ -532,7 +532,7 @@ def test_a_mistake(case, trained, tmp_path, capsys):
 def test_predict_prints_tagged_words(trained, tmp_path, capsys):
     """As a file of tagged words, which `eval` then reads; with --json the entities, too."""
     run = trained[0] / "run"
-    write(tmp_path / "in.txt", "alpha beta zeta\n\ngamma " + "eta " * 20 + "\n")
+    write_text(tmp_path / "in.txt", "alpha beta zeta\n\ngamma " + "eta " * 20 + "\n")
     capsys.readouterr()
     assert flow.ptft("predict", "--workdir", run, "--file", tmp_path / "in.txt") == 0
     out, err = capsys.readouterr()
@@ -543,7 +543,7 @@ def test_predict_prints_tagged_words(trained, tmp_path, capsys):
         ("bare.conll", "alpha\nbeta\nzeta\n"),
         ("in.csv", "text\nalpha beta zeta\n"),
     ):
-        write(tmp_path / file, text)
+        write_text(tmp_path / file, text)
         assert flow.ptft("predict", "--workdir", run, "--json", "--file", tmp_path / file) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["words"] == ["alpha", "beta", "zeta"] and found["tags"] == ["B-PER", "I-PER", "O"]

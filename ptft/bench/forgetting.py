@@ -13,7 +13,7 @@ from ptft import data
 from ptft.core import checkpoint, mesh
 from ptft.core.errors import UserError
 from ptft.core.tree import Flat
-from ptft.hub import read
+from ptft.hub import folders
 from ptft.objectives import Rows
 from ptft.train import dataset, evaluate, weights
 from ptft.train.build import Run
@@ -32,7 +32,7 @@ def measure(run: Run, params: Flat) -> dict[str, float] | None:
       run of ptft's with a held-out split that is still there, or has another backbone. What is frozen in fewer bits is so before, too.
     """
     start = run.config.init_from if run.config.init_weights else ""
-    kept = _kept(start) if start and not read.is_folder(start) else None
+    kept = _kept(start) if start and not folders.is_folder(start) else None
     if kept is None:
         return None
     net, head, rows, before = kept

@@ -18,7 +18,7 @@ from ptft import data
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError
-from ptft.hub import read
+from ptft.hub import folders
 from ptft.train import dataset
 
 # Keys that decide what a run prints and keeps, not what it computes.
@@ -82,9 +82,9 @@ def _sources(layout: str) -> dict[str, tuple[str, float]]:
 @functools.lru_cache(maxsize=256)
 def _weights(where: str) -> str:
     """Digest of the weights, sizes and tokenizer in a run's folder or in one of Hugging Face's format."""
-    if read.is_folder(where):
-        folder = read.locate(where)
-        files = sorted({file for pattern in read.WANTED for file in folder.glob(pattern)})
+    if folders.is_folder(where):
+        folder = folders.locate(where)
+        files = sorted({file for pattern in folders.WANTED for file in folder.glob(pattern)})
     else:
         folder = Path(where)
         manifests = sorted((folder / "manifests").glob("best-*.json")) or sorted(

@@ -24,7 +24,7 @@ from ptft.bench import identity
 from ptft.core import config as configs
 from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError, did_you_mean
-from ptft.freeze.language import BadStart
+from ptft.freeze.resolve import BadStart
 
 SPEC: Spec = {
     "strategies": Field((), doc='what to compare: {"name": "top-2", "freeze": "top-2", "lr": 1e-4, "optim.decay": 0.9}; or "lrs": [...]'),

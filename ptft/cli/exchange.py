@@ -10,7 +10,7 @@ from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError, joined
 from ptft.freeze import adapters, quantize
-from ptft.hub import read
+from ptft.hub import folders, read, write
 from ptft.inputs import tokenizer as tokenizers
 from ptft.train import build, spec, weights
 
@@ -22,13 +22,13 @@ def import_run(where: str, workdir: Path) -> None:
       UserError: whatever `hub` refuses, or a workdir that holds something; nothing is written then.
     """
     _must_be_new(workdir)
-    folder = read.open_folder(where)
-    tokenizer, labels = tokenizers.load(folder.path), read.labels(folder)
-    keys = read.model_keys(folder)
+    folder = folders.open_folder(where)
+    tokenizer, labels = tokenizers.load(folder.path), folders.labels(folder)
+    keys = folders.model_keys(folder)
     nsp = folder.family.mlm.get("head/nsp", "no such head") + ".weight" in folder.tensors
-    objective = {**({"name": read.task(folder)} if labels else {"name": "mlm_nsp", "nsp": nsp}), "seq_len": min(512, keys["max_len"])}
+    objective = {**({"name": folders.task(folder)} if labels else {"name": "mlm_nsp", "nsp": nsp}), "seq_len": min(512, keys["max_len"])}
     if objective["name"] == "classify":
-        objective |= read.cuts(folder, objective["seq_len"])
+        objective |= folders.cuts(folder, objective["seq_len"])
     config = spec.resolve({"model": keys, "objective": objective, "data": {"names": labels}})
     # A pooler comes along even where the model's own pooling does not read it.
     whole = build.net(config.replace(**{"model.pooling": "cls"}), tokenizer, labels).shapes()
@@ -36,7 +36,7 @@ def import_run(where: str, workdir: Path) -> None:
     if objective["name"] == "classify":
         read.must_be_whole(folder, what.new)
     origin = {"from": where, "model_type": folder.kind, "architectures": folder.config.get("architectures"), "dtype": folder.dtype}
-    origin["sentence"] = read.sentence(folder)
+    origin["sentence"] = folders.sentence(folder)
     origin["head"] = any(n.startswith("head/") for n in params)
     header = {
         "config": config.to_dict(),
@@ -78,11 +78,11 @@ def export_run(workdir: Path, to: Path, merge: bool = False) -> None:
     params = adapters.merge(net.added, quantize.computed(stored, what.meta.get("thin", ()), config.frozen_dtype))
     dtype = (run.get("imported") or {}).get("dtype", "float32")  # untouched weights go out as they came in
     shape = getattr(net.backbone, "dims", None)
-    dtype = dtype if dtype in read.FLOATS.values() else "float32"
+    dtype = dtype if dtype in folders.FLOATS.values() else "float32"
     part = to.absolute().with_name(f".{to.absolute().name}.part")  # the folder appears once it is whole
     shutil.rmtree(part, ignore_errors=True)
     try:
-        left = read.write(part, config, shape, params, tokenizer, labels, dtype, (run.get("imported") or {}).get("sentence", {}))
+        left = write.write(part, config, shape, params, tokenizer, labels, dtype, (run.get("imported") or {}).get("sentence", {}))
         (part / "README.md").write_text(card(config, run, _result(workdir), what.step), encoding="utf-8")
         if to.exists():
             to.rmdir()

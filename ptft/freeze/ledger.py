@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ptft.core.tree import Flat
-from ptft.freeze.language import Plan
+from ptft.freeze.resolve import Plan
 
 
 def digest(x: Any) -> str:

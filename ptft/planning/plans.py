@@ -11,7 +11,7 @@ import numpy as np
 
 from ptft.core import mesh, record, tree
 from ptft.core.tree import Flat
-from ptft.freeze import language, quantize
+from ptft.freeze import quantize, resolve
 from ptft.train import build, contract, cost, programs, weights
 from ptft.train.build import Run
 from ptft.train.programs import Program
@@ -60,7 +60,7 @@ def costs(runs: Sequence[Run], probe: int) -> list[dict[str, Any]]:
     return [_row(run, its) for run, its in zip(runs, known, strict=True)]
 
 
-def _different(run: Run) -> dict[language.Plan, int]:
+def _different(run: Run) -> dict[resolve.Plan, int]:
     """Phases that move the same, such as LISA's, cost the same."""
     return {p.plan: i for i, p in enumerate(run.phases)}
 

@@ -12,8 +12,10 @@ from ptft.bench import stats
 from ptft.bench.results import Row
 from ptft.core import config as configs
 from ptft.report import format
-from ptft.report.bench_part import Part, edge, seeds, turned
+from ptft.report.bench_part import Part
+from ptft.report.bench_tables import seeds
 from ptft.report.cost_panels import Line
+from ptft.report.statements import edge, turned
 
 
 class Floor(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 from ptft.bench import expectations, results, stats
 from ptft.bench.protocol import describe
 from ptft.bench.results import Row
-from ptft.report import advice, bench_part, cost_panels, format, panels
+from ptft.report import advice, bench_part, bench_tables, cost_panels, format, panels, statements
 from ptft.report.bench_part import Part
 
 
@@ -120,10 +120,10 @@ def _section(part: Part, folder: str = "") -> dict[str, Any]:
         caption += f" Far below, and not drawn: {format.listed([f'{x.name} ({x.score.mean:.3f})' for x in share.left_out])}."
     return {
         "kind": "bench", "task": part.title, "metric": part.metric, "baseline": part.baseline, "advice": found, "lead": lead,
-        "strip": bench_part.strip_scale(part.lines), "table": [bench_part.row(line, part) for line in part.lines], "caption": caption,
-        "absent": bench_part.absent(part), "forgets": any(x.forgetting for x in part.lines), "pairs": bench_part.pairs(part),
-        "checks": [line for check in bench_part.CHECKS for line in check(part)],
-        "again": bench_part.commands(part),
+        "strip": bench_tables.strip_scale(part.lines), "table": [bench_tables.row(line, part) for line in part.lines], "caption": caption,
+        "absent": statements.absent(part), "forgets": any(x.forgetting for x in part.lines), "pairs": bench_tables.pairs(part),
+        "checks": [line for check in statements.CHECKS for line in check(part)],
+        "again": bench_tables.commands(part),
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from ptft.core import config as configs
 from ptft.core import mesh
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
-from ptft.freeze import adapters, language
+from ptft.freeze import adapters, language, resolve
 from ptft.inputs import tokenizer as tokenizers
 from ptft.inputs.tokenizer import Tokenizer
 from ptft.train import dataset, pipeline, step
@@ -46,13 +46,13 @@ def with_added(config: Config, net: Net) -> Net:
     return plain._replace(added=adapters.union([adapters.parse(s, groups, shapes) for s in named], config.freeze))
 
 
-def phases(config: Config, net: Net, examples: int, total: int) -> tuple[language.Phase, ...]:
+def phases(config: Config, net: Net, examples: int, total: int) -> tuple[resolve.Phase, ...]:
     """What moves when; one phase where it is always the same."""
 
     def steps(text: str) -> int:
         return configs.steps(f"freeze={config.freeze!r}", text, batch=config.batch, examples=examples, total=total)
 
-    found = language.phases(config.freeze, models.groups(config.model.name), net.shapes(), total, steps, config.seed)
+    found = resolve.phases(config.freeze, models.groups(config.model.name), net.shapes(), total, steps, config.seed)
     if any(p.start is None for p in found) and not (config.data.dev and config.best != "last" and steps(config.eval_every)):
         raise UserError(
             f"freeze={config.freeze!r}: a plateau is seen on dev; it needs data.dev, an eval_every above 0 "
@@ -91,14 +91,14 @@ class Run(NamedTuple):
     data: Data
     used: np.ndarray  # the training rows, i64[n]
     net: Net
-    phases: tuple[language.Phase, ...]
+    phases: tuple[resolve.Phase, ...]
     durations: Durations
     mesh: Any
 
     @property
-    def plan(self) -> language.Plan:
+    def plan(self) -> resolve.Plan:
         """Everything that moves in some phase."""
-        return language.union(self.phases)
+        return resolve.union(self.phases)
 
 
 def build(config: Config, chosen: str = "") -> Run:

@@ -10,7 +10,7 @@ import jax
 from ptft import models
 from ptft.core import record, tree
 from ptft.core.errors import UserError
-from ptft.freeze import language, ledger
+from ptft.freeze import ledger, resolve
 from ptft.train import cost, optim, programs
 from ptft.train.build import Run
 from ptft.train.programs import Program
@@ -35,7 +35,7 @@ def problem(run: Run, program: Program, opt: Any, phase: int = 0) -> str | None:
     return _of_optimizer(run, opt, plan) or _of_names(program, plan) or _of_flops(run, program, phase)
 
 
-def _of_optimizer(run: Run, opt: Any, plan: language.Plan) -> str | None:
+def _of_optimizer(run: Run, opt: Any, plan: resolve.Plan) -> str | None:
     moving, name = set(plan.trainable), run.config.optim.name
     if extra := ledger.optimizer_names(opt, stand_ins=True) - moving:
         return f"the optimizer keeps state for {_some(extra)} frozen"
@@ -48,7 +48,7 @@ def _of_optimizer(run: Run, opt: Any, plan: language.Plan) -> str | None:
     return None
 
 
-def _of_names(program: Program, plan: language.Plan) -> str | None:
+def _of_names(program: Program, plan: resolve.Plan) -> str | None:
     """Only a step that is compiled ahead of time knows what it was compiled for."""
     if not isinstance(program.train, jax.stages.Compiled):
         return None

@@ -10,7 +10,7 @@ from ptft import data, objectives
 from ptft.core.config import Config
 from ptft.core.errors import UserError, listed
 from ptft.core.startup import timed
-from ptft.hub import read
+from ptft.hub import folders
 from ptft.inputs import tokenizer as tokenizers
 from ptft.inputs.tokenizer import Tokenizer
 from ptft.objectives import Objective, Rows
@@ -45,7 +45,7 @@ def load_tokenizer(config: Config) -> Tokenizer | None:
     """The tokenizer that the config names, or None: train one."""
     given = config.data.tokenizer and tokenizers.load(config.data.tokenizer)
     start = config.init_from
-    own = start and (tokenizers.load(read.locate(start)) if read.is_folder(start) else run_tokenizer(Path(start)))
+    own = start and (tokenizers.load(folders.locate(start)) if folders.is_folder(start) else run_tokenizer(Path(start)))
     if given and own and given.fingerprint != own.fingerprint:
         raise UserError(
             f"data.tokenizer {config.data.tokenizer} ({given.vocab_size} entries) is not the one that {config.init_from} was trained "

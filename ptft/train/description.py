@@ -9,8 +9,8 @@ from ptft.core import config as configs
 from ptft.core import record
 from ptft.core.errors import listed, shown
 from ptft.core.tree import Flat
-from ptft.freeze import language, ledger
-from ptft.hub import read
+from ptft.freeze import ledger, resolve
+from ptft.hub import folders
 from ptft.objectives import Rows
 from ptft.train import pipeline, spec, weights
 from ptft.train.build import Run
@@ -20,12 +20,12 @@ UNKNOWN = 0.1  # a larger share of unknown tokens is a mistake
 
 def describe_freeze(run: Run) -> list[str]:
     """What moves when, rule by rule."""
-    said, known = [], list[language.Plan]()
+    said, known = [], list[resolve.Plan]()
     for phase in run.phases:
         when = (
             "" if len(run.phases) == 1 else f", from step {phase.start}" if phase.start is not None else f", at a plateau of {phase.waits}"
         )
-        said.append(f"freeze: {phase.strategy}{when}" + ("" if phase.plan in known else f"\n{language.describe(phase.plan)}"))
+        said.append(f"freeze: {phase.strategy}{when}" + ("" if phase.plan in known else f"\n{resolve.describe(phase.plan)}"))
         known.append(phase.plan)
     return said
 
@@ -55,7 +55,7 @@ def doubts(run: Run) -> list[str]:
     moving = {n for p in run.phases for n in p.plan.trainable}
     if not start and any(n.startswith("backbone/") and n not in moving for n in run.net.shapes()):
         found.append("nothing is loaded (init_from, init_weights): what is frozen keeps its random weights")
-    if start and not read.is_folder(start) and (Path(start) / "metrics.jsonl").exists() and not (Path(start) / "result.json").exists():
+    if start and not folders.is_folder(start) and (Path(start) / "metrics.jsonl").exists() and not (Path(start) / "result.json").exists():
         found.append(f"{start} has not finished its training")
     return found + pooler_doubts(run, start, moving) + unknown_doubts(run) + label_doubts(run)
 
@@ -63,7 +63,7 @@ def doubts(run: Run) -> list[str]:
 def pooler_doubts(run: Run, start: str, trainable: set[str]) -> list[str]:
     """A head that reads a pooler which no run has trained reads a random mixture of the features."""
     own = {n for n in run.net.shapes() if n.startswith("backbone/pooler/")}
-    if not start or read.is_folder(start) or own & trainable or not own or not run.net.objective.reads_pooled:
+    if not start or folders.is_folder(start) or own & trainable or not own or not run.net.objective.reads_pooled:
         return []
     frozen = {r["name"] for r in spec.read_run(Path(start), "run.json").get("freeze", ()) if not r["rate"]}
     if not own <= frozen or spec.read_run(Path(start), "config.json").get("init_from"):
@@ -125,5 +125,5 @@ def header(run: Run, base: Flat | None = None) -> dict[str, Any]:
         "freeze": run.plan.table(),
         "phases": [{"start": p.start, "waits": p.waits, "strategy": p.strategy} for p in run.phases],
         "base": base and ledger.digest_of({n: x for n, x in base.items() if n not in set(weights.changing(run))}),
-        "imported": {"by": run.config.init_from} if read.is_imported(run.config.init_from) and run.config.init_weights else None,
+        "imported": {"by": run.config.init_from} if folders.is_imported(run.config.init_from) and run.config.init_weights else None,
     }

@@ -10,7 +10,7 @@ from ptft.core import config as configs
 from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError, did_you_mean
 from ptft.freeze import quantize
-from ptft.hub import read
+from ptft.hub import folders
 from ptft.train import optim
 
 SPEC: Spec = {
@@ -62,7 +62,11 @@ def resolve(values: Mapping[str, Any]) -> Config:
     """Checks a config; with `init_from`, the model's keys default to those of that run."""
     start, own = values.get("init_from"), values.get("model", {})
     if start and isinstance(start, str) and isinstance(own, Mapping):
-        base = read.model_keys(read.open_folder(start)) if read.is_folder(start) else read_run(Path(start), "config.json").get("model")
+        base = (
+            folders.model_keys(folders.open_folder(start))
+            if folders.is_folder(start)
+            else read_run(Path(start), "config.json").get("model")
+        )
         if not isinstance(base, Mapping) or "name" not in base:
             raise UserError(f"{start}/config.json is that of no run, and without weights no checkpoint: its section 'model' is missing")
         if own.get("name", base["name"]) == base["name"]:
@@ -73,7 +77,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
 def read_run(workdir: Path, name: str) -> Any:
     """A JSON file of a run's folder; what reads a run never executes a config."""
     file = workdir / name
-    if read.is_folder(str(workdir)):
+    if folders.is_folder(str(workdir)):
         raise UserError(f"{workdir} is no run but a folder in Hugging Face's format; first: ptft import {workdir} --workdir RUN")
     if not file.is_file():
         beside = sorted(p.name for p in (workdir if workdir.is_dir() else workdir.parent).glob("*"))

@@ -14,7 +14,7 @@ from ptft.core import checkpoint, mesh, record, startup
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError
-from ptft.freeze import language, ledger, quantize
+from ptft.freeze import ledger, quantize, resolve
 from ptft.train import build, contract, cost, description, evaluate, feature_cache, pipeline, programs, spec, weights
 from ptft.train import state as states
 from ptft.train.build import Run
@@ -98,7 +98,7 @@ def prove(run: Run, state: RunState, workdir: Path, quiet: bool) -> None:
     reached = run.phases[: state.progress.phase + 1]
     before = weights.start_params(run, quiet=True, like={**state.frozen, **state.train_state.params})
     proof = ledger.make(
-        language.union(reached), before, {**state.frozen, **state.train_state.params}, state.train_state.opt, reached[-1].plan
+        resolve.union(reached), before, {**state.frozen, **state.train_state.params}, state.train_state.opt, reached[-1].plan
     )
     begun = [*state.progress.phase_starts, *[None] * (len(run.phases) - len(reached))]
     proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(run.phases, begun, strict=True)]
@@ -137,12 +137,9 @@ def fit(
             window.append(sums)
             jax.block_until_ready(window[-3:-2])  # steps run ahead of this loop, but not so far that a signal waits for many
             stop = mesh.agreed(bool(caught))  # read once: a later signal counts at the next step
-            # The last step is evaluated below, once more or, where no best is chosen, only there.
-            due_eval = cached_run.data.dev is not None and (
-                (k == d.total and chosen_by != "last") or (d.evaluate > 0 and k % d.evaluate == 0)
-            )
+            dev = cached_run.data.dev if evaluated_at(run, k) else None
             due_save = k == d.total or (d.save > 0 and k % d.save == 0)
-            due_line = due_eval or due_save or k % d.log == 0
+            due_line = dev is not None or due_save or k % d.log == 0
             if not (due_line or stop):
                 continue
             window = [evaluate.total(window)]
@@ -152,10 +149,9 @@ def fit(
                 log.write(k, "train", values)
                 window = []
             progress = state.progress
-            if due_eval and cached_run.data.dev is not None:
-                values = evaluate.evaluate(
-                    cached_run.net, state.params, cached_run.data.dev, c.eval_batch or c.batch, run.mesh, c.data.dev_size
-                )
+            if dev is not None:
+                size, limit = c.eval_batch or c.batch, c.data.dev_size
+                values = evaluate.evaluate(cached_run.net, state.params, dev, size, run.mesh, limit)
                 log.write(k, "dev", values)
                 if chosen_by != "last":
                     progress = evaluate.judge(chosen_by, values[chosen_by], k, progress)
@@ -173,6 +169,13 @@ def fit(
                 break
             clock, at = time.perf_counter(), k
     return state, pace
+
+
+def evaluated_at(run: Run, k: int) -> bool:
+    """Whether step `k` is evaluated on dev. The last one is evaluated after the loop anyway, and in it only to choose the best."""
+    d = run.durations
+    last = k == d.total and build.metric(run) != "last"
+    return last or (d.evaluate > 0 and k % d.evaluate == 0)
 
 
 def stopped_early(run: Run, progress: Progress) -> bool:

@@ -14,7 +14,7 @@ from ptft.core.config import Config
 from ptft.core.errors import UserError, joined
 from ptft.core.tree import Flat
 from ptft.freeze import adapters, ledger
-from ptft.hub import read
+from ptft.hub import folders, read
 from ptft.inputs.tokenizer import Tokenizer
 from ptft.train import build, dataset, pipeline, spec
 from ptft.train.build import Run
@@ -28,8 +28,8 @@ def initial(config: Config, net: Net, quiet: bool = True) -> Flat:
     want, loaded = net.shapes(), Flat()
     if start and weights:
         skip, new_ok = "" if net.objective.reuse_head else "head/.*", "(head|adapter|backbone/pooler)/.*"
-        if read.is_folder(start):
-            folder = read.open_folder(start)
+        if folders.is_folder(start):
+            folder = folders.open_folder(start)
             loaded, what = read.load_params(folder, want, skip=skip, new_ok=new_ok)
             origin = f"{folder.kind}, {folder.dtype} in the file, float32 here"
         elif in_parts(Path(start)):

@@ -1,0 +1,91 @@
+"""The verbs bench and report."""
+
+import argparse
+import functools
+import os
+import re
+import shlex
+import sys
+
+from ptft.cli import training
+from ptft.core.errors import UserError
+
+
+def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    # A process that took most of an accelerator's memory for itself would leave none to those that measure.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from ptft.bench import cell, identity, probe, protocol, results, runner, running, schedule
+    from ptft.core import mesh, record
+    from ptft.planning import auto
+    from ptft.train import spec, train
+
+    values, workdir = training.load_config(args, overrides), args.workdir
+    record.claim(workdir, "bench.json")
+    bench = protocol.section(values)
+    if bench.budget != "steps":  # what the price of each strategy is compared with is measured beside it
+        known = protocol.cells({**values, "bench": {**values["bench"], "budget": "steps"}}, spec.resolve)
+        probe.in_turns([c.config for c in known if c.kind == "train" and not auto.ask(c.config.freeze)], workdir)
+    with mesh.preemption() as caught:
+        cells = protocol.cells(values, spec.resolve, identity.content, probe.spend(bench.budget, workdir, caught))
+        if caught:
+            raise SystemExit(train.PREEMPTED)
+    mine = runner.pick(cells, shard(args.shard), args.only)
+    cell.check(mine, bench.metric)
+    group_key = (lambda cell: None) if args.isolated or args.only else cell.group_key
+    there, ours = results.read(workdir), {c.cell for c in cells}
+    have = [row for row in there if row["cell"] in ours]
+    if others := len(there) - len(have):
+        record.say(f"{others} cells in {workdir} are of another config, or of other data or weights: they do not count here")
+    waiting = runner.groups(runner.left_of(mine, have), group_key)
+    if args.check:
+        record.say(schedule.schedule(waiting, mine, have))
+        return
+    words = runner.command_line(args.config, overrides)
+    command = runner.quoted(words)
+    if not (args.only and (workdir / "bench.json").exists()):  # one cell alone changes nothing of what the benchmark is
+        whole = f"{command} --workdir {shlex.quote(str(workdir))}"
+        record.write_json(workdir / "bench.json", runner.describe(values, mine if args.only else cells, whole))
+    expected = {} if args.only else cell.expected(waiting, workdir, args.isolated)
+    if not args.only:
+        record.say(schedule.schedule(waiting, mine, have, expected))
+    if args.isolated:
+        argv = [sys.executable, "-m", "ptft", *words]
+        isolated = functools.partial(
+            running.run_in_subprocess, workdir=workdir, argv=argv, metric=bench.metric, command=command, budget=bench.budget
+        )
+        rows = runner.run(mine, workdir, isolated, expected=expected, locked=False)  # each process takes its cell
+    else:
+        do, alone = functools.partial(cell.run_cell, metric=bench.metric), bool(args.only)
+        share = functools.partial(cell.run_group, workdir=workdir)
+        rows = runner.run(
+            mine,
+            workdir,
+            lambda cell: running.run_in_process(cell, workdir, do, bench.metric, command, bench.budget, alone),
+            lambda group: running.run_group(group, workdir, share, bench.metric, command, bench.budget),
+            group_key,
+            expected,
+        )
+    if not args.only:
+        record.say(f"next: ptft report {workdir}")
+    if failed := sum(row["status"] == "failed" for row in rows):
+        record.say(f"{failed} of {len(rows)} cells failed; the same command tries them again")
+        raise SystemExit(1)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """ "2/4" -> (2, 4)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    place, many = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= place <= many:
+        raise UserError(f"--shard {text}: expected i/n, the i-th of n parts, such as 1/4 … 4/4")
+    return place, many
+
+
+def report_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    from ptft.core import record
+    from ptft.report import files, markdown
+
+    paths = files.write(*args.folder, to=args.to, table=args.csv)
+    print(markdown.first_screen(paths["md"].read_text(encoding="utf-8")) + "\n")
+    for kind, path in paths.items():
+        record.say(f"{kind}: {path}")

@@ -1,0 +1,356 @@
+"""A checkpoint's folder in Hugging Face's format: what it is, what its files hold, and its config as keys of `config.model`."""
+
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.numpy
+
+from ptft.core.errors import UserError, did_you_mean, install, joined, listed, short, shown, table
+from ptft.hub.names import ACTIVATIONS, DEFAULTS, FAMILIES, SILENT, Family, places
+from ptft.inputs.tokenizer import as_written, read_object
+
+UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Names of modules that wrap others: torch.compile, DataParallel and DistributedDataParallel, FSDP, recomputed activations.
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+REMOTE = "hf:"
+# Keys of a config.json that must say this or nothing.
+ONLY = {
+    "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False, "norm_bias": False, "attention_bias": False,
+    "mlp_bias": False, "classifier_bias": False, "decoder_bias": True, "rope_type": "default", "rope_scaling": None,
+}  # fmt: skip
+# Kinds of heads: a parameter that tells, and the class in transformers.
+HEADS = {
+    "classify": ("head/classifier/kernel", "ForSequenceClassification"),
+    "tag": ("head/tagger/kernel", "ForTokenClassification"),
+    "mlm": ("head/decoder/bias", "ForMaskedLM"),
+}
+WANTED = [
+    "config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
+    "vocab.txt", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json",
+    "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
+]  # fmt: skip
+
+
+class Tensor(NamedTuple):
+    """An entry of a header."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Folder(NamedTuple):
+    """A checkpoint whose headers were read, and nothing else."""
+
+    path: Path
+    kind: str  # its model_type
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]  # by their newest names, without the prefixes of wrappers and of a model with a head
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.kind]
+
+    @property
+    def dtype(self) -> str:
+        """The floating dtypes of its weights."""
+        return "/".join(sorted({FLOATS[t.dtype] for t in self.tensors.values() if t.dtype in FLOATS}))
+
+
+def is_folder(where: str) -> bool:
+    """Whether `where` names a checkpoint from outside, read or refused here, rather than the folder of a run."""
+    path = Path(where)
+    if where.startswith(REMOTE) or (path.suffix in (".safetensors", *UNSAFE) and not path.is_dir()):
+        return True
+    if not where or not path.is_dir() or (path / "run.json").exists():
+        return False
+    names = [p.name for p in path.iterdir()]
+    if any(n.endswith((".safetensors", ".safetensors.index.json")) or _is_unsafe(n) for n in names):
+        return True
+    return "config.json" in names and "model_type" in read_object(path / "config.json")
+
+
+def _is_unsafe(name: str) -> bool:
+    return name.endswith(UNSAFE) or ".ckpt" in name
+
+
+def is_imported(where: str) -> bool:
+    """Whether `where` holds weights that were pretrained elsewhere: such a checkpoint, or a run that was made of one."""
+    run = Path(where) / "run.json"
+    return is_folder(where) or (bool(where) and run.is_file() and read_object(run).get("imported") is not None)
+
+
+@functools.lru_cache(maxsize=8)
+def locate(where: str) -> Path:
+    """The local folder of `where`; `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` is downloaded, or found in huggingface_hub's cache."""
+    if not where.startswith(REMOTE):
+        return Path(where)
+    name, _, revision = where.removeprefix(REMOTE).partition("@")
+    how = "or give the folder of a download: config.json, model.safetensors and the tokenizer's files"
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(f"{where} needs huggingface_hub; {install('hub')}; {how}") from None
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=WANTED))
+    except Exception as e:  # a dozen kinds: no network, no such repository, not allowed
+        why = f"{type(e).__name__}: {short(str(e).partition(chr(10))[0], 160)}"
+        raise UserError(f"{where} could not be fetched ({why}); go online, {how}") from None
+
+
+def open_folder(where: str | Path) -> Folder:
+    """Reads `config.json` and the headers of the weight files.
+
+    Raises:
+      UserError: no such folder, an architecture or a file format that is not read, a damaged file.
+    """
+    path = locate(str(where))
+    if path.suffix in UNSAFE and not path.is_dir():
+        raise UserError(_unsafe([path.name]))
+    if path.is_file():
+        raise UserError(f"{path} is a file; expected the folder that it lies in, with config.json and the tokenizer: {path.parent}")
+    if not path.is_dir():
+        beside = [p.name for p in path.absolute().parent.glob("*") if p.is_dir()]
+        raise UserError(f"expected a folder with config.json and model.safetensors, got {path}; {did_you_mean(path.name, beside)}")
+    if (path / "adapter_config.json").is_file():
+        raise UserError(_adapter(path))
+    with as_written(path / "model.safetensors.index.json"):
+        files = _weight_files(path)
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} has no config.json; it holds {joined(sorted(p.name for p in path.iterdir())) or 'nothing'}")
+    config = read_object(path / "config.json")
+    with as_written(path / "config.json"):
+        kind = _kind(path, config)
+    return Folder(path, kind, config, _tensors(path, FAMILIES[kind], files))
+
+
+def _kind(path: Path, config: Mapping[str, Any]) -> str:
+    """Its model_type; where that is missing, what the class in `architectures` says."""
+    classes = list(map(str, config.get("architectures") or ()))
+    said = [k for k, f in FAMILIES.items() for name in classes if re.match(f"{f.stem}(For|Model$)", name)]
+    kind = str(config.get("model_type") or next(iter([*said, *classes]), ""))
+    if not kind:
+        raise UserError(
+            f"{path}/config.json has neither model_type nor architectures, so the weights could be of any model; "
+            f'add "model_type": one of {", ".join(FAMILIES)}'
+        )
+    if kind not in FAMILIES:
+        raise UserError(f"{path}: the architecture {shown(kind)} is not one that ptft has; {did_you_mean(kind[:60], FAMILIES)}")
+    return kind
+
+
+def _tensors(path: Path, family: Family, files: Iterable[Path]) -> dict[str, Tensor]:
+    """Every entry of the headers, by its name in `hub_names`."""
+    entries = []
+    for tensor in (t for file in files for t in _header(file)):
+        # Old files say gamma and beta (TensorFlow's words) for a LayerNorm's weight and bias.
+        new = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", WRAPPERS.sub("", tensor.name)))
+        entries.append((new, tensor))
+    # A model inside of another, as Lightning saves it: model.bert.embeddings …
+    word = family.body["backbone/embeddings/word"] + ".weight"
+    before = {name.removesuffix(word) for name, _ in entries if name == word or name.endswith(f".{word}")}
+    outer = {p.removesuffix(family.prefix) for p in before} if not before & {"", family.prefix} else {""}
+    if len(outer) > 1:
+        raise UserError(f"{path} holds several encoders: {listed(sorted(outer))}; expected one, save it alone with save_pretrained")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in entries:
+        new = name.removeprefix("".join(outer)).removeprefix(family.prefix)
+        if new in tensors:
+            both = f"{tensors[new].file.name} and in {tensor.file.name}"
+            raise UserError(f"{short(tensor.name)} is in {path} twice, in {both}; fetch it again")
+        tensors[new] = tensor
+    return tensors
+
+
+def _adapter(path: Path) -> str:
+    said = read_object(path / "adapter_config.json")
+    base, kind = said.get("base_model_name_or_path"), said.get("peft_type")
+    model = {"TOKEN_CLS": "ForTokenClassification", "SEQ_CLS": "ForSequenceClassification"}.get(str(said.get("task_type")), "")
+    return (
+        f"{path} is a PEFT adapter ({shown(kind)}) to {shown(base)} and no whole model; merge the two where peft is installed: "
+        f"PeftModel.from_pretrained(AutoModel{model}.from_pretrained(BASE), ADAPTER).merge_and_unload().save_pretrained(NEW) and "
+        "AutoTokenizer.from_pretrained(BASE).save_pretrained(NEW), with the number of labels that it was trained with; then read NEW "
+        "(prompts and prefixes cannot be merged). Where model.safetensors beside it is the merged model, remove adapter_config.json"
+    )
+
+
+def _unsafe(files: Sequence[str]) -> str:
+    return (
+        f"{joined(files)}: ptft reads safetensors only, because pickles run code and TensorFlow's own format is out of scope. Where "
+        "transformers and the file's framework are installed, from_pretrained(FOLDER).save_pretrained(NEW), of the class that config.json "
+        "names in architectures, and of AutoTokenizer, writes a folder that is read (Google's TensorFlow files: with transformers 4, "
+        "BertForPreTraining.from_pretrained(…, from_tf=True))"
+    )
+
+
+def _weight_files(path: Path) -> list[Path]:
+    index, there = path / "model.safetensors.index.json", sorted(p.name for p in path.iterdir())
+    if (path / "model.safetensors").is_file():
+        return [path / "model.safetensors"]
+    if index.is_file():
+        shards = sorted({str(name) for name in read_object(index).get("weight_map", {}).values()})
+        for name in shards:
+            if name not in there:
+                raise UserError(f"{index} names the file {shown(name)}, which is not in {path}; fetch it again")
+        if shards:
+            return [path / name for name in shards]
+    if alone := [n for n in there if re.fullmatch(r"model-\d+-of-\d+\.safetensors", n)]:
+        raise UserError(f"{path} has {alone[0]} and no model.safetensors.index.json that lists it; fetch the index, too")
+    if other := [n for n in there if _is_unsafe(n)]:
+        raise UserError(f"{path} has no model.safetensors but {_unsafe(other)}")
+    raise UserError(f"{path} has no model.safetensors, the only kind of weights that ptft reads; it holds {joined(there) or 'nothing'}")
+
+
+def _header(file: Path) -> list[Tensor]:
+    try:
+        with safetensors.safe_open(file, "numpy") as f:
+            entries = ((name, f.get_slice(name)) for name in f.keys())  # noqa: SIM118, it is no mapping
+            return [Tensor(file, name, e.get_dtype(), tuple(e.get_shape())) for name, e in entries]
+    except safetensors.SafetensorError as e:
+        why = "it was cut short, or is another format: fetch it again"
+        raise UserError(f"{file} is no intact safetensors file ({short(e)}); {why}") from None
+
+
+def model_keys(folder: Folder) -> dict[str, Any]:
+    """`config.json` -> the keys of `config.model`."""
+    with as_written(folder.path / "config.json"):
+        return _model_keys(folder)
+
+
+def _model_keys(folder: Folder) -> dict[str, Any]:
+    c, family = _old_words(folder), folder.family
+    for key, ok in ONLY.items():
+        if c.get(key, ok) not in (ok, None):
+            raise UserError(f"{folder.path}/config.json: {key} is {shown(c[key])}; ptft has {ok!r} only")
+    if c.get("quantization_config"):
+        raise UserError(f"{folder.path} is quantized; expected float32, float16 or bfloat16 weights")
+    keys = {ours: c.get(theirs, {**DEFAULTS, **SILENT.get(folder.kind, {})}[theirs]) for ours, theirs in family.keys.items()}
+    for ours, theirs in family.keys.items():
+        value = keys[ours]
+        if ours not in ("activation", "pooling") and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31
+        ):
+            raise UserError(f"{folder.path}/config.json: {theirs} is {shown(value)}; expected a number from 0 to 2**31")
+    # Before a model of so many layers is traced.
+    before = next(spec.partition("{}")[0] for spec in family.body.values() if "{}" in spec)
+    blocks = {int(m[1]) + 1 for n in folder.tensors if (m := re.match(re.escape(before) + r"(\d+)\.", n))}
+    if max(blocks, default=0) != keys["layers"]:
+        row = (f"{before}*", f"{max(blocks, default=0)} layers", f"{keys['layers']} layers")
+        raise UserError(f"the weights of {folder.path} do not fit its config.json, or config.model over it:\n{table([row])}")
+    act = keys["activation"]
+    if act not in ACTIVATIONS or c.get("classifier_activation", act) != act:
+        raise UserError(f"{folder.path}/config.json: the activation {shown(act)} (everywhere) is not one of {', '.join(ACTIVATIONS)}")
+    keys |= {"name": family.model, **family.fixed, "activation": ACTIVATIONS[act]}
+    if family.model == "bert":
+        keys["family"] = folder.kind
+    if "roberta" in folder.kind:
+        keys["offset"] = c.get("pad_token_id", 1) + 1  # positions begin after that of padding
+        keys["max_len"] -= keys["offset"]
+    if keys.get("embedding") == keys["hidden"]:
+        keys["embedding"] = 0
+    pooling = folder.path / "1_Pooling" / "config.json"  # a sentence encoder
+    if pooling.is_file():
+        keys["pooling"] = _pooling(pooling)
+    return keys
+
+
+def _pooling(file: Path) -> str:
+    """How a sentence encoder pools, in the words of sentence-transformers, older and newer."""
+    said = read_object(file)
+    modes = [k.removeprefix("pooling_mode_").partition("_")[0] for k, on in said.items() if k.startswith("pooling_mode_") and on is True]
+    mode = str(said.get("pooling_mode", " and ".join(modes)))
+    if mode not in ("mean", "cls"):
+        raise UserError(f"{file}: pooling by {short(mode, 60) or 'nothing'}; ptft has mean and cls")
+    modules = file.parent.parent / "modules.json"
+    if other := [m for m in _modules(modules) if m.rpartition(".")[2] not in ("Transformer", "Pooling", "Normalize")]:
+        raise UserError(
+            f"{modules}: {short(', '.join(other))} after the encoder; ptft has Transformer, Pooling and, without any effect here, Normalize"
+        )
+    return {"mean": "mean", "cls": "first"}[mode]
+
+
+def _modules(file: Path) -> list[str]:
+    """The kinds of modules that a sentence encoder's modules.json lists; none if there is no such file."""
+    with as_written(file):
+        return [str(m["type"]) for m in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+
+
+def sentence(folder: Folder) -> dict[str, Any]:
+    """What a sentence encoder does besides pooling, to be handed on: whether it normalizes, and where it cuts texts."""
+    settings = folder.path / "sentence_bert_config.json"
+    normalizes = any(m.endswith("Normalize") for m in _modules(folder.path / "modules.json"))
+    return {"normalize": normalizes, "max_seq_length": read_object(settings).get("max_seq_length") if settings.is_file() else None}
+
+
+def cuts(folder: Folder, most: int) -> dict[str, Any]:
+    """Where and at which end a classifier's texts are cut, as its tokenizer_config.json says; after `most` tokens at the latest."""
+    file = folder.path / "tokenizer_config.json"
+    said = read_object(file) if file.is_file() else {}
+    length = said.get("model_max_length")
+    seq_len = int(min(most, length)) if isinstance(length, int | float) and length >= 3 else most
+    return {"seq_len": seq_len, "truncate": "tail" if said.get("truncation_side") == "left" else "head"}
+
+
+def _old_words(folder: Folder) -> dict[str, Any]:
+    """The config.json with ModernBERT's newer words, a list of layer types and a table of rotary bases, put back into the older ones."""
+    c = dict(folder.config)
+    for kind, key in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
+        rope = (c.get("rope_parameters") or {}).get(kind)
+        if rope:
+            c[key] = rope["rope_theta"]
+            c["rope_type"] = c.get("rope_type", "default") if rope.get("rope_type", "default") == "default" else rope["rope_type"]
+    if kinds := c.get("layer_types"):
+        every = kinds[1:].index("full_attention") + 1 if "full_attention" in kinds[1:] else len(kinds)
+        if kinds != [("sliding_attention", "full_attention")[i % every == 0] for i in range(len(kinds))]:
+            raise UserError(
+                f"{folder.path}/config.json: layer_types {shown(kinds, 200)} repeat in no period; ptft has every n-th layer global"
+            )
+        c["global_attn_every_n_layers"] = every
+    return c
+
+
+def task(folder: Folder) -> str:
+    """What a classifier learned, as the `architectures` say: "classify" (texts) or "tag" (words); "" if the file is none of ours."""
+    with as_written(folder.path / "config.json"):
+        names = list(map(str, folder.config.get("architectures") or ()))
+    return next((t for t in ("classify", "tag") if getattr(folder.family, t) and any(n.endswith(HEADS[t][1]) for n in names)), "")
+
+
+def labels(folder: Folder) -> list[str]:
+    """The class names of a classifier, in the order of their ids; [] if the file is no classifier of ours."""
+    kind = task(folder)
+    if not kind or folder.config.get("problem_type") not in (None, "single_label_classification"):
+        return []
+    at = [p.name for p in places(folder.family, HEADS[kind][0], (kind,))]
+    shape = next((folder.tensors[n].shape for n in at if n in folder.tensors), None)
+    if shape is None:
+        raise UserError(incomplete(folder, kind, at[:1]))
+    rows, given = (*shape, 0)[0], folder.config.get("id2label")
+    with as_written(folder.path / "config.json"):
+        # transformers leaves out the names where there are two classes of the names LABEL_0 and LABEL_1.
+        said = {int(i): str(n) for i, n in (given or {i: f"LABEL_{i}" for i in range(min(rows, 2**16))}).items()}
+    if rows == 1:  # a regression
+        return []
+    if sorted(said) != list(range(len(said))) or len(said) != rows:
+        raise UserError(
+            f"{folder.path}/config.json: id2label has the ids {shown(sorted(said))}, the classifier {rows} rows; expected 0 … {rows - 1}: "
+            "write the names of the classes that it was trained with, in their order"
+        )
+    if twice := [n for n, times in Counter(said.values()).items() if times > 1]:
+        raise UserError(f"{folder.path}/config.json: id2label calls two classes {shown(twice[0])}; expected {rows} names")
+    return [said[i] for i in range(rows)]
+
+
+def incomplete(folder: Folder, kind: str, lost: Iterable[str]) -> str:
+    stem = folder.family.stem
+    return (
+        f"{folder.path} is a {stem}{HEADS[kind][1]} by its config.json, but holds no {joined(lost)}, so nothing can be predicted with it; "
+        f'fetch or save it again, or write "architectures": ["{stem}Model"] there to import the encoder alone'
+    )

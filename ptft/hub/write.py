@@ -1,0 +1,140 @@
+"""A run's weights as a folder in Hugging Face's format."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from ptft.core.config import Config
+from ptft.core.errors import UserError
+from ptft.core.tree import Flat
+from ptft.hub.folders import HEADS
+from ptft.hub.names import FAMILIES, Family, places
+from ptft.inputs.tokenizer import Tokenizer
+
+
+def write(
+    to: Path, config: Config, dims: Any, params: Flat, tokenizer: Tokenizer, labels: Sequence[str], dtype: str, told: Mapping[str, Any]
+) -> list[str]:
+    """Writes `model.safetensors`, `config.json` and the tokenizer into the folder `to`; returns the names left out.
+
+    Args:
+      config: of the run.
+      dims: of the backbone, whose fields are the keys of `config.model` with nothing left open.
+      params: `backbone/**` and the head, if there is one.
+      labels: of a classifier, for people.
+      dtype: "float32", "float16" or "bfloat16".
+      told: what `sentence` said of the checkpoint that the run was imported from; {} if there was none.
+    Raises:
+      UserError: transformers has no such model.
+    """
+    kind = getattr(dims, "family", config.model.name)
+    if kind not in FAMILIES:
+        raise UserError(f"transformers has no model like {config.model.name!r}; there is {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    head = head_of(params)
+    nsp = head == "mlm" and "head/nsp/kernel" in params and "head/nsp" in family.mlm
+    what = "ForPreTraining" if nsp else HEADS[head][1] if head else "Model"
+    if head and not getattr(family, head):
+        having = ", ".join(k for k, f in FAMILIES.items() if getattr(f, head))
+        raise UserError(
+            f"transformers' {family.stem}{what} has layers before its classifier that a run of {head!r} lacks; "
+            f"to export one, train a model of another kind: {having}"
+        )
+    if blank := config.objective.get("blank"):
+        raise UserError(f"transformers' classifiers read the pooled output, this run reads its blank, {blank!r}: there is no class for it")
+    _check_dims(kind, dims, "nsp" if nsp else head, tokenizer)
+    tensors, left = outside(family, params, head, nsp)
+    if lost := [n for n in left if not n.startswith(("backbone/pooler/", "head/nsp/"))]:
+        raise UserError(f"model.family={kind!r} has no place for {', '.join(lost[:5])}; expected another family, of {', '.join(FAMILIES)}")
+    to.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file({n: x.astype(dtype) for n, x in tensors.items()}, to / "model.safetensors", metadata={"format": "pt"})
+    values = {"architectures": [family.stem + what], "model_type": kind, "dtype": dtype, **_outside_keys(kind, dims, tokenizer)}
+    if head in ("classify", "tag"):
+        values |= {"id2label": {str(i): n for i, n in enumerate(labels)}, "label2id": {n: i for i, n in enumerate(labels)}}
+        values[family.dropout] = config.objective.dropout
+    if head == "classify":
+        values["problem_type"] = "single_label_classification"
+    _write_json(to / "config.json", values)
+    types = ["token_type_ids"] if getattr(dims, "types", 0) > 1 and "roberta" not in kind else []
+    side = "left" if config.objective.get("truncate") == "tail" else "right"  # texts are cut as the run cuts them
+    more = {"model_max_length": config.objective.seq_len, "truncation_side": side}
+    tokenizer.save(to, model_input_names=["input_ids", *types, "attention_mask"], **more)
+    if not head and dims.pooling != "cls":
+        _write_pooling(to, dims, told)
+    return left
+
+
+def head_of(params: Mapping[str, Any]) -> str:
+    """The kind of head among parameters: one of `HEADS`, or "" for the encoder alone."""
+    return next((kind for kind, (name, _) in HEADS.items() if name in params), "")
+
+
+def outside(family: Family, params: Mapping[str, Any], head: str, nsp: bool) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Parameters under the names and in the layout of a file, and the names of those that have no place there.
+
+    Args:
+      head: one of `HEADS`, or "" for the encoder alone.
+      nsp: whether an "mlm" head has next-sentence prediction too, and so the encoder a pooler.
+    """
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    left = []
+    for name, x in params.items():
+        at = places(family, name, (head,) if head else ())
+        unread = head == "tag" or (head == "mlm" and not nsp)
+        if not at or (unread and name.startswith("backbone/pooler/")):
+            left.append(name)
+            continue
+        full = family.prefix * (at[0].inner and head != "") + at[0].name
+        parts.setdefault(full, {})[at[0].part] = np.asarray(x).T if at[0].transposed else np.asarray(x)
+    return {n: np.ascontiguousarray(np.concatenate([p[i] for i in sorted(p)])) for n, p in parts.items()}, left
+
+
+def _check_dims(kind: str, dims: Any, head: str, tokenizer: Tokenizer) -> None:
+    """Refuses what a config.json of this kind cannot say."""
+    wanted = {"pooler": "tanh", "offset": tokenizer.pad + 1 if "roberta" in kind else 0, **FAMILIES[kind].fixed}
+    if "types" in FAMILIES[kind].keys and dims.types == 0:
+        wanted["types"] = 2
+    if kind == "electra" and dims.embedding == dims.hidden:
+        wanted["embedding"] = 0
+    if head in ("classify", "nsp") and "pooling" not in FAMILIES[kind].keys:
+        wanted["pooling"] = "cls"
+    for key, value in wanted.items():
+        if getattr(dims, key, value) != value:
+            raise UserError(
+                f"transformers' {FAMILIES[kind].stem} knows model.{key}={value!r} only, this run has {getattr(dims, key)!r}: "
+                f"train with --config.model.{key}={value} to export it"
+            )
+
+
+def _outside_keys(kind: str, dims: Any, tokenizer: Tokenizer) -> dict[str, Any]:
+    values = {theirs: getattr(dims, ours) for ours, theirs in FAMILIES[kind].keys.items()}
+    values["max_position_embeddings"] += getattr(dims, "offset", 0)
+    if values.get("embedding_size") == 0:
+        values["embedding_size"] = dims.hidden
+    dropouts = {"distilbert": ["attention_dropout"], "modernbert": ["attention_dropout", "embedding_dropout"]}
+    values |= {key: dims.dropout for key in dropouts.get(kind, ["attention_probs_dropout_prob"])}
+    values |= {"pad_token_id": tokenizer.pad, "tie_word_embeddings": True}
+    if kind == "modernbert":
+        values |= {"cls_token_id": tokenizer.cls, "sep_token_id": tokenizer.sep, "classifier_activation": dims.activation}
+    return values | (
+        {"bos_token_id": tokenizer.cls, "eos_token_id": tokenizer.sep} if kind not in ("bert", "distilbert", "electra") else {}
+    )
+
+
+def _write_pooling(to: Path, dims: Any, told: Mapping[str, Any]) -> None:
+    """What makes the folder a sentence encoder for sentence-transformers."""
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", **({"2_Normalize": "Normalize"} if told.get("normalize") else {})}
+    modules = [{"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{k}"} for i, (p, k) in enumerate(kinds.items())]
+    (to / "1_Pooling").mkdir(exist_ok=True)
+    mode = {f"pooling_mode_{m}": m == {"mean": "mean_tokens", "first": "cls_token"}[dims.pooling] for m in ("mean_tokens", "cls_token")}
+    _write_json(to / "modules.json", modules)
+    _write_json(to / "sentence_bert_config.json", {"max_seq_length": told.get("max_seq_length") or dims.max_len, "do_lower_case": False})
+    _write_json(to / "1_Pooling" / "config.json", {"word_embedding_dimension": dims.hidden, **mode})
+
+
+def _write_json(file: Path, values: Any) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
