@@ -112,7 +112,9 @@ def test_the_command_needs_no_data(home, capsys, tmp_path):
     page = flow.page(tmp_path / "page.py", flow.finetuning(home, home / "pre", **{"data.train": "files:nowhere.tsv", "batch": 8}))
     chosen = ["--freeze", "head", "--freeze", "top-1+bitfit", "--freeze", '[["head/.*", "train"], [".*", "freeze"]]']
     assert flow.ptft("plan", "--config", page, *chosen, "--probe", 1) == 0
-    lines = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert "2 classes are assumed, as no data are read" in said.err
     assert lines[0].split()[:2] == ["strategy", "trainable"] and len(lines) == 4 and lines[1].startswith("head ")
     assert flow.ptft("plan", "--config", page, "--json", "--probe", 2) == 0
     row = json.loads(capsys.readouterr().out)["rows"][0]

@@ -76,6 +76,9 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     strategies = [auto.chosen(config.replace(freeze=f), args.json) if auto.ask(f) else f for f in asked]
     outline = build.outline(config.replace(freeze=strategies[0]))
     resolved = [build.refrozen(outline, s) for s in strategies]  # what is wrong with any is said before the first is compiled
+    if getattr(outline.net.objective, "labels", ()) and not (config.data.labels or config.data.names):
+        assumed = f"{len(outline.data.labels)} classes are assumed, as no data are read"
+        record.note(f"{assumed}; --config.data.labels names yours")
     rows = plans.rows(outline, strategies, args.probe)
     if args.json:
         print(json.dumps({"device": record.device(), "versions": record.versions(), "rows": rows}, ensure_ascii=False))
