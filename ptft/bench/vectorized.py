@@ -1,6 +1,6 @@
-"""Runs that share a frozen prefix train together: one compiled step, vmapped over what moves, one frozen part.
+"""Runs that share frozen blocks train together: one compiled step, vmapped over what is trainable, one frozen part.
 
-Members differ in seed, learning rate and, where the lowest block that moves is the same, in strategy: what moves in any of them has
+Members differ in seed, learning rate and, where the lowest trainable block is the same, in strategy: what is trainable in any of them has
 a leading axis of members, and a factor a member says how fast, or that it does not. What lies below is computed once an example
 for all of them (`ptft.prefix`), for training and evaluation. Members do not touch each other: one that diverges fails, the others
 go on. The numbers are those of solo runs up to the rounding of batched products. What a step costs cannot be read off such a run:
@@ -51,7 +51,7 @@ def wide() -> bool:
 
 
 def group_key(config: Config) -> str | None:
-    """Configs of one group may train together; None: this one trains alone, as where each seed chooses what moves."""
+    """Configs of one group may train together; None: this one trains alone, as where each seed chooses what is trainable."""
     if auto.ask(config.freeze):
         return None
     plain = config.to_dict()
@@ -66,12 +66,12 @@ def _group_key(text: str, across: bool) -> str | None:
     sparse = any(a.kind == "fish" for a in run.net.added)  # its places are frozen, and another seed's are others
     if len(run.phases) > 1 or sparse or c.parallel != "jit" or c.accumulate > 1 or c.frozen_dtype != "float32" or c.early_stop:
         return None
-    moves: Any = [(r.name, r.lr_mult, r.wd_mult) for r in run.plan.rows]  # two strategies that come to the same are of one group
+    updated: Any = [(r.name, r.lr_mult, r.wd_mult) for r in run.plan.rows]  # two strategies that come to the same are of one group
     if across and not feature_cache.why_not(run, 0, 0, many=True) and all(r.wd_mult == 1 for r in run.plan.rows):
         blocks = {part for part in programs.no_dropout(run, 0) if part.startswith("block_")}  # nothing above the blocks has dropout
-        moves = feature_cache.entry(run, 0), sorted(blocks) if c.model.dropout else []
+        updated = feature_cache.entry(run, 0), sorted(blocks) if c.model.dropout else []
     # LoRA of rank 8 and of rank 16, or of another alpha, have the same names.
-    return hashlib.sha256(repr((configs.to_json({**c.to_dict(), "freeze": ""}), moves, run.net.added)).encode()).hexdigest()
+    return hashlib.sha256(repr((configs.to_json({**c.to_dict(), "freeze": ""}), updated, run.net.added)).encode()).hexdigest()
 
 
 def train_together(asked: Sequence[Config]) -> Iterator[dict[int, Outcome]]:
@@ -82,22 +82,22 @@ def train_together(asked: Sequence[Config]) -> Iterator[dict[int, Outcome]]:
       SystemExit(75): stopped by SIGTERM or SIGINT; nothing is kept of those that were in training.
     """
     runs = [build.build(config) for config in asked]
-    moves = tuple(dict.fromkeys(name for run in runs for name in run.plan.trainable))
+    names = tuple(dict.fromkeys(name for run in runs for name in run.plan.trainable))
     starts: dict[int, Flat] = {}
     groups: dict[str, list[int]] = {}
     for run in {r.config.seed: r for r in runs}.values():
         params = weights.start_params(run, quiet=True)
-        inside, frozen = tree.split(params, moves)
+        trainable, frozen = tree.split(params, names)
         # What is frozen and was drawn by a seed, such as a pooler that a checkpoint lacks, is not the same for another.
         seeds = groups.setdefault(ledger.digest_of(frozen), [])
-        starts[run.config.seed] = inside | (tree.split(starts[seeds[0]], moves)[1] if seeds else frozen)  # in memory once
+        starts[run.config.seed] = trainable | (tree.split(starts[seeds[0]], names)[1] if seeds else frozen)  # in memory once
         seeds.append(run.config.seed)
     for seeds in groups.values():
         mine = [i for i, run in enumerate(runs) if run.config.seed in seeds]
-        room = max(1, int(SHARE * _free() / _bytes(runs[mine[0]], moves))) if wide() else 1
+        room = max(1, int(SHARE * _free() / _bytes(runs[mine[0]], names))) if wide() else 1
         for at in range(0, len(mine), room):
             chunk = mine[at : at + room]
-            yield dict(zip(chunk, _train([Member(runs[i], starts[runs[i].config.seed]) for i in chunk], moves), strict=True))
+            yield dict(zip(chunk, _train([Member(runs[i], starts[runs[i].config.seed]) for i in chunk], names), strict=True))
 
 
 def _free() -> int:
@@ -106,29 +106,29 @@ def _free() -> int:
     return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else feature_cache.free_memory()
 
 
-def _bytes(run: Run, moves: Sequence[str]) -> int:
-    """What one more member needs: what moves four times over, and activations (twice Korthikanti et al. 2022, arXiv 2205.05198,
-    equation 2, which counts half precision), in every block at which something moves or above it."""
+def _bytes(run: Run, names: Sequence[str]) -> int:
+    """What one more member needs: its trainable parameters four times over, and activations from the lowest trainable block up
+    (twice Korthikanti et al. 2022, arXiv 2205.05198, equation 2, which counts half precision)."""
     dims, c = run.net.backbone.dims if hasattr(run.net.backbone, "dims") else None, run.config
-    moving = 16 * tree.count(tree.split(run.net.shapes(), moves)[0])
+    own = 16 * tree.count(tree.split(run.net.shapes(), names)[0])
     if dims is None:
-        return 2 * moving
+        return 2 * own
     tokens, blocks = c.batch * c.objective.seq_len, dims.layers - feature_cache.entry(run, 0) + 1
-    return moving + 2 * tokens * blocks * (34 * dims.hidden + 5 * dims.heads * c.objective.seq_len)
+    return own + 2 * tokens * blocks * (34 * dims.hidden + 5 * dims.heads * c.objective.seq_len)
 
 
-def _train(members: Sequence[Member], moves: tuple[str, ...]) -> list[Outcome]:
+def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
     first, n, begun = members[0].run, len(members), time.perf_counter()
     c, d, chosen_by = first.config, first.durations, build.metric(first)
-    frozen = tree.split(members[0].params, moves)[1]
+    frozen = tree.split(members[0].params, names)[1]
     here = {m.run.config.seed: feature_cache.shorten(m.run, 0, 0, m.params, many=True) for m in members}
     one = here[c.seed]
     together = _program(one.net, _decays(first), programs.no_dropout(first, 0), configs.to_json(c.optim.replace(lr=1.0)), d.warmup, d.total)
-    inside = {name: jnp.stack([m.params[name] for m in members]) for name in moves}
-    moving = jax.device_put(together.init(inside), mesh.replicated(first.mesh))
+    stacked = {name: jnp.stack([m.params[name] for m in members]) for name in names}
+    state = jax.device_put(together.init(stacked), mesh.replicated(first.mesh))
     seeds = np.asarray([m.run.config.seed for m in members], np.uint32)
     lrs = np.asarray([m.run.config.optim.lr for m in members], np.float32)
-    factors = {name: np.asarray([m.run.plan.rates.get(name, 0.0) for m in members], np.float32) for name in moves}
+    factors = {name: np.asarray([m.run.plan.rates.get(name, 0.0) for m in members], np.float32) for name in names}
     batches = {s: pipeline.train_batches(r.data.train, r.used, s, c.batch, 0, d.total) for s, r in here.items()}
     progress, best = [Progress()] * n, None
     alive = np.ones(n, bool)
@@ -136,17 +136,17 @@ def _train(members: Sequence[Member], moves: tuple[str, ...]) -> list[Outcome]:
         for k in range(1, d.total + 1):
             parts = {s: next(b) for s, b in batches.items()}
             batch = {name: np.stack([parts[int(s)][name] for s in seeds]) for name in parts[c.seed]}
-            moving, losses = together.train(moving, frozen, _put(batch, first.mesh), seeds, lrs, factors)
+            state, losses = together.train(state, frozen, _put(batch, first.mesh), seeds, lrs, factors)
             if k % d.log == 0 or k == d.total:
                 alive &= np.isfinite(np.asarray(losses))
             if caught:
                 raise SystemExit(train.PREEMPTED)
             if first.data.dev is not None and chosen_by != "last" and (k == d.total or (d.evaluate and k % d.evaluate == 0)):
-                scores = evaluate_members(one, frozen, moving.params, "dev")
+                scores = evaluate_members(one, frozen, state.params, "dev")
                 progress = [evaluate.judge(chosen_by, s[chosen_by], k, p) for s, p in zip(scores, progress, strict=True)]
                 better = np.asarray([p.best_step == k for p in progress])
-                best = _where(better, moving.params, moving.params if best is None else best)
-    last = moving.params if best is None else best
+                best = _where(better, state.params, state.params if best is None else best)
+    last = state.params if best is None else best
     splits = {s: evaluate_members(one, frozen, last, s) for s in ("dev", "test") if getattr(first.data, s) is not None}
     seconds = (time.perf_counter() - begun) / n
     out: list[Outcome] = []
@@ -155,8 +155,8 @@ def _train(members: Sequence[Member], moves: tuple[str, ...]) -> list[Outcome]:
             out.append(FloatingPointError("the training loss is not a number: the run diverged; lower optim.lr or optim.clip"))
             continue
         mine = {**frozen, **{name: x[i] for name, x in last.items()}}
-        end = {**frozen, **{name: x[i] for name, x in moving.params.items()}}  # of the last step, as a run's ledger
-        proof = ledger.make(m.run.plan, m.params, end, _own(moving.opt, m.run.plan.trainable))
+        end = {**frozen, **{name: x[i] for name, x in state.params.items()}}  # of the last step, as a run's ledger
+        proof = ledger.make(m.run.plan, m.params, end, _own(state.opt, m.run.plan.trainable))
         if not proof["holds"]:
             out.append(RuntimeError(f"the freeze did not hold: {ledger.describe(proof)}"))
             continue
@@ -223,12 +223,13 @@ def _program(
         return optim.build(values.replace(lr=lr), dict.fromkeys(names, 1.0), warmup, total, dict(decays))
 
     def one(
-        moving: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array, lr: jax.Array, factors: Mapping[str, jax.Array]
+        state: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array, lr: jax.Array, factors: Mapping[str, jax.Array]
     ) -> tuple[TrainState, jax.Array]:
         own = step.train_step(net, _scaled(tx(factors, lr), factors), no_dropout=no_dropout)
-        after, sums = own(moving, frozen, batch, seed)
-        # What another member moves stays as it is, to the bit: no sum does that for -0.0 and denormal numbers on every device.
-        after = after._replace(params={n: jnp.where(factors[n] > 0, x, moving.params[n]) for n, x in after.params.items()})
+        after, sums = own(state, frozen, batch, seed)
+        # What is trainable in another member alone stays as it is, to the bit.
+        # No sum does that for -0.0 and denormal numbers on every device.
+        after = after._replace(params={n: jnp.where(factors[n] > 0, x, state.params[n]) for n, x in after.params.items()})
         return after, jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in net.objective.loss]).sum()
 
     init = jax.vmap(lambda p: step.init_train_state(p, tx(p, 1.0)))
@@ -238,17 +239,17 @@ def _program(
 @functools.lru_cache(maxsize=32)
 def _eval(net: step.Net) -> Callable[..., Any]:
     one = step.eval_step(net)
-    return jax.jit(jax.vmap(lambda moving, frozen, batch: one({**frozen, **moving}, batch), in_axes=(0, None, None)))
+    return jax.jit(jax.vmap(lambda trainable, frozen, batch: one({**frozen, **trainable}, batch), in_axes=(0, None, None)))
 
 
-def evaluate_members(run: Run, frozen: Flat, moving: Flat, split: str) -> list[dict[str, float]]:
+def evaluate_members(run: Run, frozen: Flat, trainable: Flat, split: str) -> list[dict[str, float]]:
     """Metrics of every member on a split of the run; what is frozen is computed once for all."""
     rows, c = getattr(run.data, split), run.config
     limit = c.data.dev_size if split == "dev" else 0
     size = -(-(c.eval_batch or c.batch) // run.mesh.size) * run.mesh.size
     total: record.Sums | None = None
     for batch in pipeline.eval_batches(rows, size, limit):
-        total = record.add(total, jax.device_get(_eval(run.net)(moving, frozen, mesh.put(batch, run.mesh))))
-    members = len(next(iter(moving.values())))
+        total = record.add(total, jax.device_get(_eval(run.net)(trainable, frozen, mesh.put(batch, run.mesh))))
+    members = len(next(iter(trainable.values())))
     each = [{name: (s[i], w[i]) for name, (s, w) in (total or {}).items()} for i in range(members)]
     return [run.net.objective.metrics(sums) for sums in each]

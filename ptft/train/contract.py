@@ -28,21 +28,21 @@ def products(run: Run, phase: int = 0) -> cost.Products | None:
 
 
 def problem(run: Run, program: Program, opt: Any, phase: int = 0) -> str | None:
-    """Why the compiled step is not the one that the plan promises, or None: state of the optimizer for what does not move, none
-    for what does, or more than its kind needs; a step that was compiled for another plan; a backward pass that is alive where
-    nothing moves."""
+    """Why the compiled step is not the one that the plan promises, or None: state of the optimizer for what is frozen, none
+    for what is trainable, or more than its kind needs; a step that was compiled for another plan; a backward pass that is alive where
+    nothing is trainable."""
     plan = run.phases[phase].plan
     return _of_optimizer(run, opt, plan) or _of_names(program, plan) or _of_flops(run, program, phase)
 
 
 def _of_optimizer(run: Run, opt: Any, plan: resolve.Plan) -> str | None:
-    moving, name = set(plan.trainable), run.config.optim.name
-    if extra := ledger.optimizer_names(opt, stand_ins=True) - moving:
+    trainable, name = set(plan.trainable), run.config.optim.name
+    if extra := ledger.optimizer_names(opt, stand_ins=True) - trainable:
         return f"the optimizer keeps state for {_some(extra)} frozen"
     had = ledger.optimizer_names(opt)
-    if missing := moving - had if had else set():
+    if missing := trainable - had if had else set():
         return f"the optimizer has no state for {_some(missing)} to move: they would get gradients and no update"
-    kept, most = cost.size(opt), optim.state_bytes(name, plan.counts()[0], len(moving))
+    kept, most = cost.size(opt), optim.state_bytes(name, plan.counts()[0], len(trainable))
     if kept > most:
         return f"the optimizer keeps {kept:,} bytes of state, {name} needs at most {most:,} for what moves"
     return None
@@ -52,10 +52,10 @@ def _of_names(program: Program, plan: resolve.Plan) -> str | None:
     """Only a step that is compiled ahead of time knows what it was compiled for."""
     if not isinstance(program.train, jax.stages.Compiled):
         return None
-    moving, takes = set(plan.trainable), set(program.train.args_info[0][0].params)
-    if extra := takes - moving:
+    trainable, takes = set(plan.trainable), set(program.train.args_info[0][0].params)
+    if extra := takes - trainable:
         return f"the compiled step moves {_some(extra)} frozen"
-    return f"the compiled step does not move {_some(moving - takes)} to move" if moving - takes else None
+    return f"the compiled step does not move {_some(trainable - takes)} to move" if trainable - takes else None
 
 
 def _some(names: Collection[str]) -> str:
@@ -86,8 +86,8 @@ def allowance(run: Run, formula: cost.Products, phase: int = 0) -> float:
 def check(run: Run, program: Program, phase: int = 0) -> None:
     """Says at the start of a phase that its step is not what its plan promises; a UserError with `strict_cost`."""
     strict, strategy = run.config.strict_cost, run.phases[phase].strategy
-    inside = tree.split(run.net.shapes(), run.phases[phase].plan.trainable)[0]
-    why = problem(run, program, jax.eval_shape(lambda p: programs.fresh(run, phase, p), inside).opt, phase)
+    trainable = tree.split(run.net.shapes(), run.phases[phase].plan.trainable)[0]
+    why = problem(run, program, jax.eval_shape(lambda p: programs.fresh(run, phase, p), trainable).opt, phase)
     if why and strict:
         raise UserError(f"freeze={strategy!r}: {why}; strict_cost=False makes a warning of this")
     if why:

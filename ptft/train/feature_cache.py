@@ -2,7 +2,7 @@
 
 Where the bottom of the backbone is frozen and runs without dropout (`frozen_dropout=False`), its output for an example is
 the same in every epoch. It is computed once, with batches of the training's own shape, and training starts at the first
-block in which something moves: the numbers are those of the run that computes everything anew (the idea: AutoFreeze, Liu et
+trainable block: the numbers are those of the run that computes everything anew (the idea: AutoFreeze, Liu et
 al. 2021, arXiv 2102.01386; Embedding Recycling, Saad-Falcon et al. 2022, arXiv 2207.04993). Padding is not kept.
 """
 
@@ -74,13 +74,13 @@ class Cached:
 
 
 def entry(run: Run, phase: int) -> int:
-    """The number of the first block in which something moves; of blocks, where only what lies above them does; 0: the stem moves."""
+    """The number of the lowest trainable block; of all blocks, where only what lies above them is trainable; 0: the stem is."""
     groups = models.groups(run.config.model.name)
-    moving = [n.replace("adapter/", "backbone/", 1) for n in run.phases[phase].plan.trainable]
-    if any(re.fullmatch(groups["stem"], n) for n in moving):
+    trainable = [n.replace("adapter/", "backbone/", 1) for n in run.phases[phase].plan.trainable]
+    if any(re.fullmatch(groups["stem"], n) for n in trainable):
         return 0
     depth = language.depth_of(groups, run.net.shapes())
-    return min((i for i in range(depth) if any(re.fullmatch(groups["block"].format(i), n) for n in moving)), default=depth)
+    return min((i for i in range(depth) if any(re.fullmatch(groups["block"].format(i), n) for n in trainable)), default=depth)
 
 
 def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
@@ -95,7 +95,7 @@ def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
     if c.cache_features == "off":
         return "cache_features is off"
     if block == 0 or not hasattr(run.net.backbone, "dims"):
-        return "nothing below what moves is frozen"
+        return "no frozen block lies below the trainable ones"
     if any(a.kind == "prompt" for a in run.net.added):
         return "a prompt makes rows longer than their texts"
     if run.net.objective.stochastic:
@@ -110,7 +110,7 @@ def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
 
 
 def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, many: bool = False) -> Run:
-    """The run as a phase trains it: from the first moving block on, on rows that carry what lies below; or as it is, where that does not
+    """The run as a phase trains it: from the first trainable block on, on rows that carry what lies below; or as it is, where that does not
     pay or is not possible.
 
     Args:

@@ -27,14 +27,14 @@ class Program(NamedTuple):
 
 
 def cohorts(run: Run, phase: int) -> dict[str, int]:
-    """The cohort of everything that moves in a phase, numbered from 0: what moves in the same phases shares one, and its optimizer
-    state begins and ends together. It hangs on the set that moves alone, not on what moved before, so that a set that comes back,
+    """The cohort of every parameter that is trainable in a phase, numbered from 0: those of the same phases share one, and their optimizer
+    state begins and ends together. It depends on the trainable set alone, not on the phases before, so that a set that comes back,
     as LISA's do, is not compiled again."""
     names = run.phases[phase].plan.trainable
     if run.config.optim.at_phase == "reset":
         return dict.fromkeys(names, 0)
-    moving = [set(p.plan.trainable) for p in run.phases]
-    together = {n: tuple(n in m for m in moving) for n in names}
+    trainable = [set(p.plan.trainable) for p in run.phases]
+    together = {n: tuple(n in phase for phase in trainable) for n in names}
     number = {when: i for i, when in enumerate(dict.fromkeys(together.values()))}
     return {n: number[together[n]] for n in names}
 
@@ -46,14 +46,14 @@ def came_from(run: Run, phase: int) -> list[int | None]:
 
 
 def no_dropout(run: Run, phase: int) -> frozenset[str]:
-    """The parts of the backbone that run without dropout: those in which nothing moves, if the config says so."""
+    """The parts of the backbone that run without dropout: those without trainable parameters, if the config says so."""
     rows = [r for r in run.phases[phase].plan.rows if not r.name.startswith("head/")]
     parts = {r.name.split("/")[1] for r in rows}
     return frozenset() if run.config.frozen_dropout else frozenset(parts - {r.name.split("/")[1] for r in rows if r.lr_mult})
 
 
 def optimizer(run: Run, phase: int = 0) -> optax.GradientTransformation:
-    """Of what moves in a phase, and of nothing else."""
+    """Of the trainable parameters of a phase, and of nothing else."""
     cohort = cohorts(run, phase)
     factors = tuple((r.name, r.lr_mult, r.wd_mult, cohort[r.name]) for r in run.phases[phase].plan.rows if r.lr_mult)
     _ = list(run.config.optim.values())  # a cached optimizer read them
@@ -69,7 +69,7 @@ def _optimizer(
 
 
 def fresh(run: Run, phase: int, params: Flat) -> step.TrainState:
-    """What moves in a phase, with new optimizer state."""
+    """The trainable parameters of a phase, with new optimizer state."""
     return jax.device_put(step.init_train_state(params, optimizer(run, phase)), mesh.replicated(run.mesh))
 
 
@@ -82,17 +82,17 @@ def below(run: Run, block: int) -> str:
 
 def program(run: Run, phase: int = 0) -> Program:
     """Compiles the training step of a phase, ahead of time where there is a whole-program form (`jit`)."""
-    c, moving = run.config, run.phases[phase].plan.trainable
+    c, trainable = run.config, run.phases[phase].plan.trainable
     resident = tuple((n, x.shape, x.dtype) for n, x in getattr(run.data.train, "resident", {}).items())
     kept = c.frozen_dtype, no_dropout(run, phase), resident
-    return _program(run.net, optimizer(run, phase), moving, *kept, c.batch, c.accumulate, c.parallel, run.mesh)
+    return _program(run.net, optimizer(run, phase), trainable, *kept, c.batch, c.accumulate, c.parallel, run.mesh)
 
 
 @functools.lru_cache(maxsize=64)
 def _program(
     net: Net,
     tx: optax.GradientTransformation,
-    moving: tuple[str, ...],
+    names: tuple[str, ...],
     frozen_dtype: str,
     no_dropout: frozenset[str],
     resident: tuple[tuple[str, tuple[int, ...], Any], ...],
@@ -109,7 +109,7 @@ def _program(
     def shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    trainable, frozen = tree.split(net.shapes(), moving)
+    trainable, frozen = tree.split(net.shapes(), names)
     kept = jax.eval_shape(lambda p: quantize.quantize(p, frozen_dtype), frozen)
     kept |= {n: jax.ShapeDtypeStruct(size, dtype) for n, size, dtype in resident}
     state = jax.eval_shape(lambda p: step.init_train_state(p, tx), trainable)

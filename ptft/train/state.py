@@ -1,4 +1,4 @@
-"""Where a run is: what moves, what is frozen, and how far it has come. How it starts, resumes and enters a phase."""
+"""Where a run is: its trainable and its frozen parameters, and how far it has come. How it starts, resumes and enters a phase."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -79,8 +79,8 @@ def place(run: Run, frozen: Flat, before: Flat | None = None) -> tuple[Flat, Fla
 
 def start(run: Run, params: Flat) -> RunState:
     """Step 0."""
-    inside, frozen = tree.split(params, run.phases[0].plan.trainable)
-    return RunState(programs.fresh(run, 0, inside), *place(run, frozen), Progress())
+    trainable, frozen = tree.split(params, run.phases[0].plan.trainable)
+    return RunState(programs.fresh(run, 0, trainable), *place(run, frozen), Progress())
 
 
 def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> RunState:
@@ -95,15 +95,15 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> RunState
         )
     progress = Progress(**configs.renamed(meta["progress"]))
     everywhere, shapes = mesh.replicated(run.mesh), run.net.shapes()
-    moving = run.phases[progress.phase].plan.trainable
-    empty = jax.eval_shape(lambda p: programs.fresh(run, progress.phase, p), tree.split(shapes, moving)[0])
+    names = run.phases[progress.phase].plan.trainable
+    empty = jax.eval_shape(lambda p: programs.fresh(run, progress.phase, p), tree.split(shapes, names)[0])
     base = {} if meta["base"] is None else weights.on_base(run.config, run.net, meta["base"], workdir, weights.changing(run))
     want = {n: s for n, s in shapes.items() if n not in base}
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (want, empty.opt))
     params, opt = checkpoint.restore(workdir, at, *like)
-    inside, frozen = tree.split({**jax.device_put(base, everywhere), **params}, moving)
+    trainable, frozen = tree.split({**jax.device_put(base, everywhere), **params}, names)
     record.say(f"resuming at step {at} of {run.durations.total}")
-    return RunState(step.TrainState(jax.device_put(np.int32(at), everywhere), inside, opt), *place(run, frozen), progress)
+    return RunState(step.TrainState(jax.device_put(np.int32(at), everywhere), trainable, opt), *place(run, frozen), progress)
 
 
 def due(run: Run, state: RunState, done: int) -> bool:
@@ -114,16 +114,16 @@ def due(run: Run, state: RunState, done: int) -> bool:
 
 
 def enter(run: Run, state: RunState, done: int) -> RunState:
-    """The same numbers in the next phase: what stops moving loses its optimizer state, so that the memory is
-    free; what begins has new state; what goes on keeps its own, or not, as `optim.at_phase` says."""
+    """The same numbers in the next phase: what becomes frozen loses its optimizer state, so that the memory is
+    free; what becomes trainable gets new state; what stays trainable keeps its own, or not, as `optim.at_phase` says."""
     phase = state.progress.phase + 1
     whole = {**state.frozen, **state.train_state.params}
-    inside, frozen = tree.split(whole, run.phases[phase].plan.trainable)
-    fresh = programs.fresh(run, phase, inside)
+    trainable, frozen = tree.split(whole, run.phases[phase].plan.trainable)
+    fresh = programs.fresh(run, phase, trainable)
     opt = optim.carry(state.train_state.opt, fresh.opt, programs.came_from(run, phase))
-    moving = jax.device_put(step.TrainState(state.train_state.step, fresh.params, opt), mesh.replicated(run.mesh))
+    train_state = jax.device_put(step.TrainState(state.train_state.step, fresh.params, opt), mesh.replicated(run.mesh))
     there = RunState(
-        moving,
+        train_state,
         *place(run, frozen, state.frozen_on_device),
         state.progress._replace(phase_starts=[*state.progress.phase_starts, done], evals_since_best=0),
     )

@@ -129,9 +129,9 @@ def fit(
                 cached_run, program, state, paused = following(run, state, k - 1, quiet)
                 batches = pipeline.train_batches(cached_run.data.train, run.used, c.seed, c.batch, k - 1, d.total)
                 clock, begun = clock + paused, begun + paused
-            kept = {**state.frozen_on_device, **feature_cache.resident(cached_run.data.train)}
-            moving, sums = program.train(state.train_state, kept, mesh.put(next(batches), run.mesh), seed)
-            state = state._replace(train_state=moving)
+            frozen = {**state.frozen_on_device, **feature_cache.resident(cached_run.data.train)}
+            train_state, sums = program.train(state.train_state, frozen, mesh.put(next(batches), run.mesh), seed)
+            state = state._replace(train_state=train_state)
             if not quiet:
                 startup.stepped(sums)
             window.append(sums)
@@ -161,7 +161,7 @@ def fit(
             rest = jax.tree.map(lambda x: np.asarray(x).tolist(), window[0]) if window else None
             state = state._replace(progress=progress._replace(seconds=time.perf_counter() - begun, window=rest))
             if due_save or done or stop:
-                checkpoint.save(workdir, k, states.stored(run, state), moving.opt, states.meta(run, state, header), keep=c.keep)
+                checkpoint.save(workdir, k, states.stored(run, state), train_state.opt, states.meta(run, state, header), keep=c.keep)
             if stop:
                 record.say(f"stopped by signal {caught[0]} and saved step {k}; the same command goes on from here")
                 raise SystemExit(PREEMPTED)

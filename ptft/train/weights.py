@@ -76,9 +76,9 @@ def whole(workdir: Path) -> Flat:
 
 
 def changing(run: Run) -> list[str]:
-    """What may differ from the weights that a run started on: all that moves in some phase, and all that is added."""
-    moving = set(run.plan.trainable)
-    return [n for n in run.net.shapes() if n in moving or n.startswith("adapter/")]
+    """What may differ from the weights that a run started on: all that is trainable in some phase, and all that is added."""
+    trainable = set(run.plan.trainable)
+    return [n for n in run.net.shapes() if n in trainable or n.startswith("adapter/")]
 
 
 def on_base(config: Config, net: Net, digest: str, workdir: Path, changed: Any) -> Flat:
