@@ -1,4 +1,4 @@
-"""The README is true: its commands parse, its pages load, its tree is the tree."""
+"""The README and what it hands on to are true: their commands parse, their pages load, the tree is the tree."""
 
 import re
 import shlex
@@ -13,15 +13,26 @@ from ptft.train import build, spec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
-LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-COMMANDS = [shlex.split(line, comments=True) for line in LINES] + [
-    shlex.split(c) for c in re.findall(r"`(ptft (?:train|plan|bench|report|eval|predict) [^`]*)`", README)
-]
+PLACES = ("README.md", "configs/README.md", "ptft/bench/README.md", ".readme/results.md")
+DOCS = {place: (ROOT / place).read_text(encoding="utf-8") for place in PLACES}
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```bash\n(.*?)```", text, re.S)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Those in blocks, and those in a sentence."""
+    lines = [line for block in blocks(text) for line in block.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"`(ptft (?:train|plan|bench|report|eval|predict) [^`]*)`", text)
+    return [words for line in [*lines, *inline] if (words := shlex.split(line, comments=True))]
+
+
+COMMANDS = [command for text in DOCS.values() for command in commands(text)]
 
 
 def test_the_first_block_is_the_two_commands():
-    assert [shlex.split(line, comments=True) for line in BLOCKS[0].splitlines()] == [
+    assert [shlex.split(line, comments=True) for line in blocks(README)[0].splitlines()] == [
         ["bash", "launch/quickstart.sh"],
         ["bash", "launch/test.sh"],
     ]
@@ -39,7 +50,8 @@ def test_a_command_parses_and_its_page_loads(command, monkeypatch):
 
 
 def test_the_strategies_are_those_that_exist():
-    table = README[README.index("| strategy | trains") :].split("\n\n")[0]
+    text = DOCS["configs/README.md"]
+    table = text[text.index("| strategy | trains") :].split("\n\n")[0]
     named = [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
     assert set(language.NAMES) <= set(named) and all(any(kind in n for n in named) for kind in (*language.ADDED, "gradual", "lisa"))
     model = {"layers": 6, "hidden": 64, "max_len": 32}
@@ -49,21 +61,27 @@ def test_the_strategies_are_those_that_exist():
 
 
 def test_the_tree_is_the_tree():
+    """Each wing, and `configs` and `launch`, with the files in it."""
     block = README[README.index("## The tree") :].split("```")[1]
-    stack: list[str] = []
-    listed = set()
+    listed: dict[str, set[str]] = {}
     for line in block.strip("\n").splitlines():
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        stack = [*stack[:depth], name.rstrip("/")]
-        listed.add("/".join(stack))
-        assert (ROOT / "/".join(stack)).exists(), line
-    for folder in ("ptft", "configs", "launch"):
-        for file in (ROOT / folder).rglob("*"):
-            if file.is_file() and "__pycache__" not in file.parts and file.name != "__init__.py" and not file.name.startswith("_prose"):
-                assert file.relative_to(ROOT).as_posix() in listed, f"the README's tree lacks {file}"
+        name, _, about = line.partition("  ") if line[0] != " " else line[2:].partition("  ")
+        if name.endswith("/"):
+            folder = name.rstrip("/") if line[0] != " " else f"ptft/{name.rstrip('/')}"
+            listed[folder] = set()
+        elif not name:
+            listed[folder] |= set(about.split())
+    for folder, names in listed.items():
+        files = {p.name.removesuffix(".py") for p in (ROOT / folder).iterdir() if p.is_file() and p.name != "__init__.py"}
+        assert folder in ("ptft", "tests") or names == files, folder
+    assert {p.parent.name for p in (ROOT / "ptft").glob("*/__init__.py")} == {f[5:] for f in listed if f.startswith("ptft/")}
 
 
-def test_what_it_points_to_exists():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("place", PLACES)
+def test_what_it_points_to_exists(place):
+    for target in re.findall(r"\]\(([^)#:]+)\)", DOCS[place]):
+        assert ((ROOT / place).parent / target).exists(), target
+
+
+def test_the_readme_is_a_page():
+    assert len(README.encode()) < 12_000
