@@ -143,3 +143,9 @@ EXPORTS = {"data": ["open"], "models": ["SPEC", "build", "GROUPS"], "objectives"
 def test_every_plug_in_exports_what_its_folder_says(package):
     for name in plugins.names(package):
         assert all(hasattr(plugins.get(package, name), what) for what in EXPORTS[package]), name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_conditional_expression_lies_in_another(path):
+    found = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.IfExp)]
+    assert not [n.lineno for n in found if any(isinstance(part, ast.IfExp) for part in (n.body, n.orelse, n.test))]

@@ -103,11 +103,11 @@ def _no_worse(gains: Sequence[stats.Difference]) -> Verdict:
 def _tops(part: Part) -> list[str]:
     """head, top-1, top-2, … as far as they were run."""
     tops = [name for name in part.scores if re.fullmatch(r"top-\d+", name)]
-    return ["head"] * ("head" in part.scores) + sorted(tops, key=lambda name: int(name[4:]))
+    return [*(n for n in ["head"] if n in part.scores), *sorted(tops, key=lambda name: int(name[4:]))]
 
 
 def more_layers_are_no_worse(part: Part) -> tuple[Verdict, str] | None:
-    chain = [*_tops(part), *["full"] * ("full" in part.scores)]
+    chain = [*_tops(part), *(n for n in ["full"] if n in part.scores)]
     steps = [(a, b, gain) for i, a in enumerate(chain) for b in chain[i + 1 :] if (gain := _gain(part, b, a))]
     compared = [name for name in chain if any(name in pair[:2] for pair in steps)]
     if len(compared) < 3:
@@ -169,8 +169,9 @@ def seeds_decide_when_data_are_few(part: Part) -> tuple[Verdict, str] | None:
     within = all(gain.lo is not None and gain.hi is not None and -spread < gain.lo and gain.hi < spread for gain in gains.values())
     corrected = [gain for _, _, gain in _corrected([(n, "full", g) for n, g in gains.items()])]
     beyond = any(stats.apart(g) and g.half is not None and abs(g.mean) - g.half > spread for g in corrected)
+    verdict = False if beyond else None
     return (
-        True if within else False if beyond else None,
+        True if within else verdict,
         f"seeds spread by {spread:.3f} (median over strategies); the largest difference to full: {_said(name, gains[name])}",
     )
 
@@ -207,7 +208,9 @@ def _ten_times(lr: float, rates: Sequence[float], base: float, base_rates: Seque
 
 
 def _all(verdicts: Sequence[Verdict]) -> Verdict:
-    return False if False in verdicts else None if None in verdicts else True
+    if False in verdicts:
+        return False
+    return None if None in verdicts else True
 
 
 def time_never_beats_flops(part: Part) -> tuple[Verdict, str] | None:

@@ -59,12 +59,14 @@ def schedule(
             rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(c.lr for c in own if c.lr is not None))
             beside = sum(len(group) > 1 for group in waiting if any(c in own for c in group))
             time = about(predict([c for c in own if c in todo], rows, expected)) if any(c in todo for c in own) else "finished"
-            parts = [_count(own), f"lr {rates}", own[0].config.to_dict().get("train_for"), "one program" * bool(beside), time]
+            parts = [_count(own), f"lr {rates}", own[0].config.to_dict().get("train_for"), "one program" if beside else "", time]
             lines.append(f"  {name}: {', '.join(filter(None, parts))}")
     references = [c for c in cells if c.kind != "train"]
-    lines += [f"references: {_count(references)}"] * bool(references)
+    if references:
+        lines.append(f"references: {_count(references)}")
     seconds = predict(todo, rows, expected)
-    left = f", {about(seconds)}" if about(seconds) else f"; {unknown}" * bool(todo)
+    unknown = f"; {unknown}" if todo else ""
+    left = f", {about(seconds)}" if about(seconds) else unknown
     return "\n".join([*lines, f"{_count(cells)}, {len(cells) - len(todo)} finished, {len(todo)} to run{left}"])
 
 

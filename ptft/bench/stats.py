@@ -143,7 +143,8 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
         # Equal differences are no sign that nothing varies: accuracies count rows, and two seeds a row apart are often chance. A t-test
         # would divide by no spread and be certain; the signs alone are then the evidence.
         nothing, n = abs(found.mean) <= ROUNDING, len(differences)
-        p = (1.0 if nothing else 2.0 ** (1 - n)) if _equal(differences) else float(stats.ttest_1samp(differences, 0).pvalue)
+        chance = 1.0 if nothing else 2.0 ** (1 - n)
+        p = chance if _equal(differences) else float(stats.ttest_1samp(differences, 0).pvalue)
     return Difference(**vars(found), p=p)
 
 

@@ -177,7 +177,8 @@ def _trial(optuna: Any, study: Any, search: Search, workdir: Path, label: str) -
     cheap = cheaper(config)
     how = {"freeze": cheap.freeze, "train_for": cheap.train_for, "frozen_dropout": cheap.frozen_dropout}
     trial.set_user_attr("optim.lr", config.optim.lr)
-    less = f"as {cheap.freeze}" if cheap.freeze != config.freeze else f"for {cheap.train_for}" if cheap != config else "whole at once"
+    less = "whole at once" if cheap == config else f"for {cheap.train_for}"
+    less = less if cheap.freeze == config.freeze else f"as {cheap.freeze}"
     record.say(f"{label} {name}, lr {config.optim.lr:g}: tried {less}")
     score, error = _score(cheap, search.metric, workdir)
     trial.set_user_attr("cheap", {**how, "dev": record.plain(score), "error": error, "seconds": time.perf_counter() - begun})

@@ -91,7 +91,8 @@ def run(
     params, names = jax.device_put(params), list(config.data.names) or labels
     # No file of a checkpoint says whether it was trained on pairs.
     imported = "from" in (spec.read_run(workdir, "run.json").get("imported") or {})
-    pairs = "always" if config.data.text_b else "tab" if imported or config.objective.get("nsp", False) else ""
+    pairs = "tab" if imported or config.objective.get("nsp", False) else ""
+    pairs = "always" if config.data.text_b else pairs
     tags = labels if config.objective.name == "tag" else ()
     items = read(text, file, texts.columns(config.data, text_column), bool(text_column), pairs, tags)
     size, notes, progress = 0, Counter[str](), Progress()

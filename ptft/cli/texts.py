@@ -109,7 +109,8 @@ def read_file(path: Path, data: Config, named: bool, pairs: str, tags: Sequence[
     how = files.SUFFIXES.get(suffix, "lines")
     if how == "lines":
         tagged = tags and path.is_file() and is_tagged(path, tags)  # a pipe is read only once
-        how = data.format if data.format in TABLES else "conll" if tagged else how
+        how = "conll" if tagged else how
+        how = data.format if data.format in TABLES else how
     if how in TABLES:
         yield from of_table(path, how, data)
     elif named:

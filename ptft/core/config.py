@@ -67,7 +67,9 @@ class Field:
     def _range(self) -> str:
         if self.lo is not None and self.hi is not None:
             return f"{self.lo} … {self.hi}"
-        return f">= {self.lo}" if self.lo is not None else f"<= {self.hi}" if self.hi is not None else "a finite number"
+        if self.lo is not None:
+            return f">= {self.lo}"
+        return f"<= {self.hi}" if self.hi is not None else "a finite number"
 
 
 KIND_NAMES = {str: "text", int: "a whole number", float: "a number", tuple: "a list", bool: "True or False"}

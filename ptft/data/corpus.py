@@ -88,7 +88,8 @@ def _files() -> Iterator[tuple[Path, Path]]:
     for name in PACKAGES:
         spec = None if name == "stdlib" else importlib.util.find_spec(name)
         roots += map(Path, (spec and spec.submodule_search_locations) or ())
-        roots += [Path(sysconfig.get_path("stdlib"))] * (name == "stdlib")
+        if name == "stdlib":
+            roots.append(Path(sysconfig.get_path("stdlib")))
     for root in roots:
         found = []
         for folder, below, names in os.walk(root):

@@ -67,7 +67,9 @@ def data_source(builder: tfds.core.DatasetBuilder, split: str, where: str) -> Se
 
 def decoded(value: Any) -> Any:
     """Text as str (array_record gives bytes), numbers as Python's."""
-    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value.item() if hasattr(value, "item") else value
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
+    return value.item() if hasattr(value, "item") else value
 
 
 @contextlib.contextmanager

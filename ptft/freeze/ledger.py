@@ -14,6 +14,14 @@ import numpy as np
 from ptft.core.tree import Flat
 from ptft.freeze.resolve import Plan
 
+# (trainable, the same as before) -> what is said of it
+VERDICTS = {
+    (True, True): "trainable, but did not move",
+    (True, False): "moved",
+    (False, True): "frozen, the same",
+    (False, False): "frozen, but moved",
+}
+
 
 def digest(x: Any) -> str:
     """SHA-256 of an array's dtype, shape and bytes, its first 16 digits."""
@@ -64,9 +72,10 @@ def _row(name: str, rule: str, rate: float, before: Any, after: Any) -> dict[str
     same = digest(a) == digest(b)
     change = 0.0 if same else float(np.abs(b.astype(np.float64) - a).max())
     norm = float(np.linalg.norm(a.astype(np.float64)))
-    drift = 0.0 if same else float(np.linalg.norm(b.astype(np.float64) - a)) / norm if norm else None
+    drift = float(np.linalg.norm(b.astype(np.float64) - a)) / norm if norm else None
+    drift = 0.0 if same else drift
     largest = float(np.abs(a).max()) if a.size else 0.0
-    verdict = ("trainable, but did not move" if same else "moved") if rate else ("frozen, the same" if same else "frozen, but moved")
+    verdict = VERDICTS[bool(rate), same]
     return {
         "name": name, "shape": list(a.shape), "size": a.size, "rule": rule, "rate": rate, "before": digest(a), "after": digest(b),
         "change": change, "relative": change / largest if largest else None, "drift": drift, "verdict": verdict,

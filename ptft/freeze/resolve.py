@@ -163,7 +163,9 @@ def describe(plan: Plan) -> str:
 
 def _action(row: Row) -> str:
     factors = [f"{name}={x:g}" for name, x in (("lr", row.lr_mult), ("wd", row.wd_mult)) if x != 1]
-    return "freeze" if not row.lr_mult else f"train({', '.join(factors)})" if factors else "train"
+    if not row.lr_mult:
+        return "freeze"
+    return f"train({', '.join(factors)})" if factors else "train"
 
 
 def _module(name: str) -> str:

@@ -37,7 +37,8 @@ def write(
     family = FAMILIES[kind]
     head = head_of(params)
     nsp = head == "mlm" and "head/nsp/kernel" in params and "head/nsp" in family.mlm
-    what = "ForPreTraining" if nsp else HEADS[head][1] if head else "Model"
+    what = HEADS[head][1] if head else "Model"
+    what = "ForPreTraining" if nsp else what
     if head and not getattr(family, head):
         having = ", ".join(k for k, f in FAMILIES.items() if getattr(f, head))
         raise UserError(

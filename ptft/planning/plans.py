@@ -197,7 +197,8 @@ def _when(phase: dict[str, Any]) -> str:
 def _cells(name: str, r: dict[str, Any]) -> list[str]:
     kinds = ("parameters", "gradients", "optimizer", "temporary", "peak", "checkpoint")
     sizes = ["?" if r[f"{k}_bytes"] is None else f"{r[f'{k}_bytes'] / 2**20:,.0f} MiB" for k in kinds]
-    timed = "does not fit" if not r["fits"] else "" if r["seconds_per_step"] is None else f"{r['seconds_per_step']:.3g}"
+    timed = "" if r["seconds_per_step"] is None else f"{r['seconds_per_step']:.3g}"
+    timed = timed if r["fits"] else "does not fit"
     scales = (("flops", 1e-9), ("flops_share", 1), ("analytic_flops_share", 1))
     flops = ["?" if r[k] is None else f"{r[k] * scale:.3g}" for k, scale in scales]
     return [name, f"{r['trainable']:,}", f"{r['trainable_share']:.2%}", *flops, *sizes, timed]

@@ -167,7 +167,9 @@ def facts(part: Part, line: Line) -> str:
     share = f"{format.percent(line.share)} of the parameters are trainable" if line.share is not None else ""
     costs = [f"a step takes {' and '.join(costs)}"] if costs and line.name != base else []
     cost = "; ".join(filter(None, [*costs, share]))
-    return f"Test {part.metric} {format.plus_minus(line.score)} over {seeds(line)}{gain}. {cost[:1].upper()}{cost[1:]}" + "." * bool(cost)
+    return f"Test {part.metric} {format.plus_minus(line.score)} over {seeds(line)}{gain}. {cost[:1].upper()}{cost[1:]}" + (
+        "." if cost else ""
+    )
 
 
 def why(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]:
@@ -221,7 +223,8 @@ def _level(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]
     if untested:
         say.append(f"Not counted: {format.listed(untested)} (a run failed, or fewer than two seeds are common).")
     if not level:
-        return say or ["Every other strategy is measurably worse."] * bool(verdicts)
+        worse = ["Every other strategy is measurably worse."] if verdicts else []
+        return say or worse
     among = "them" if cheapest_of_all or not below else f"those that are better than {below.line.name}"
     if line is best:
         return say if cheapest_of_all else [*say, f"None of {among} is cheaper."]

@@ -81,7 +81,8 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     sizes, models = {k[2] for k in keys}, {k[1] for k in keys}
     out = []
     for task, model, size in keys:
-        number = f"{size:,} examples" if size else "all examples" if len(sizes) > 1 else ""
+        number = f"{size:,} examples" if size else "all examples"
+        number = number if size or len(sizes) > 1 else ""
         title = ", ".join(filter(None, [task, model if len(models) > 1 else "", number]))
         near = [r for r in rows if r["task"] == task and r["size"] == size]
         out.append((title, [r for r in near if r["model"] == model or (r["kind"] != "train" and not r["model"])]))
@@ -95,7 +96,8 @@ def _overview(parts: Sequence[Part], shown: Sequence[Mapping[str, Any]]) -> dict
         found = section["advice"]
         row = next((r for r in section["table"] if found and r["name"] == found["name"]), None)
         if found and row:
-            name = found["name"] + " (none beats the best reference)" * bool(found["first"])
+            none = " (none beats the best reference)" if found["first"] else ""
+            name = found["name"] + none
             cells = [name, row["score"], row["half"] or row["verdict"], row["short"], row["flops"], row["peak_ratio"]]
             table.append({"name": part.title, "cells": cells})
     lead = ["What to train in each part; why, and the command, stand below. FLOPs and memory are of a step, relative to the baseline."]

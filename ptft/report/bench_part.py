@@ -140,4 +140,6 @@ def _median(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def _word(freeze: Any) -> str:
-    return freeze if isinstance(freeze, str) else "rules" if freeze else ""
+    if isinstance(freeze, str):
+        return freeze
+    return "rules" if freeze else ""

@@ -36,9 +36,15 @@ def row(line: Line, part: Part) -> dict[str, Any]:
         "peak_ratio": format.times(line.peak_ratio), "short": SHORT.get(line.verdict, line.verdict),
         "half": "" if gain is None else format.plus_minus_signed(gain),
         "checkpoint": format.size(line.checkpoint), "strip": _strip(line, *_strip_limits(part.lines)),
-        "forgetting": "–" if line.forgetting is None else "0" if line.forgetting.mean == 0 else format.sign(line.forgetting.mean),
+        "forgetting": _forgetting(line),
         "forgets": format.interval(line.forgetting) if line.forgetting and line.forgetting.mean else "",
     }  # fmt: skip
+
+
+def _forgetting(line: Line) -> str:
+    if line.forgetting is None:
+        return "–"
+    return format.sign(line.forgetting.mean) if line.forgetting.mean else "0"
 
 
 def _time(line: Line) -> str:

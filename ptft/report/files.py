@@ -23,8 +23,9 @@ def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[s
     folders = tuple(map(Path, folders))
     for folder in folders:
         if not results.is_bench(folder) and not ((folder / "metrics.jsonl").is_file() and len(folders) == 1):
-            here = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:20] if folder.is_dir() else None
-            there = "the folder does not exist" if here is None else "it is empty" if not here else "there is: " + ", ".join(here)
+            names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:20] if folder.is_dir() else []
+            there = "it is empty" if folder.is_dir() else "the folder does not exist"
+            there = f"there is: {', '.join(names)}" if names else there
             one = " or metrics.jsonl (of ptft train)" if len(folders) == 1 else "; only benchmarks are merged"
             if (folder / "tune.json").is_file():
                 raise UserError(f"{folder}: a search has no report; `ptft tune` prints its trials, and tune.json has all of them")

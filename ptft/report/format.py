@@ -42,7 +42,9 @@ def percent(share: float | None) -> str:
         return "–"
     if share == 0:
         return "0 %"
-    digits = 0 if share >= 0.995 else 1 if share >= 0.01 else max(2, -math.floor(math.log10(share)) - 2)
+    if share >= 0.995:
+        return f"{share * 100:.0f} %"
+    digits = 1 if share >= 0.01 else max(2, -math.floor(math.log10(share)) - 2)
     return f"{share * 100:.{digits}f} %"
 
 
@@ -55,7 +57,9 @@ def seconds(value: float | int | None) -> str:
         return "–"
     if value < 1:
         return f"{value * 1000:.{0 if value >= 0.01 else 1}f} ms"
-    return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60)} s" if value < 3600 else f"{value / 3600:.1f} h"
+    if value < 60:
+        return f"{value:.1f} s"
+    return f"{int(value // 60)} min {int(value % 60)} s" if value < 3600 else f"{value / 3600:.1f} h"
 
 
 def size(value: float | None) -> str:

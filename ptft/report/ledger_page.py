@@ -106,7 +106,8 @@ def sentences(ledger: Mapping[str, Any]) -> list[str]:
         ("Trainable, but without state in the optimizer", optimizer["missing"]),
     ):
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        say += [f"{what}: {shown}."] * bool(names)
+        if names:
+            say.append(f"{what}: {shown}.")
     return say
 
 

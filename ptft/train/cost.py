@@ -150,7 +150,8 @@ def analytic(
     for name, leaf in shapes.items():
         if name.endswith("/kernel"):
             in_rows = name.startswith("backbone/block_") or "/project/" in name or name.startswith("head/tagger")
-            rows = batch * (length if in_rows else predictions if "transform" in name else 1)
+            one = predictions if "transform" in name else 1
+            rows = batch * (length if in_rows else one)
             product(rows, math.prod(leaf.shape), name in chosen, place(name) > lowest)
         elif name.startswith("adapter/") and name.endswith(("/a", "/b", "_kernel")):
             site = name.rpartition("/")[0].rpartition("/")[0].replace("adapter/", "backbone/", 1)

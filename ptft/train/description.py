@@ -19,19 +19,18 @@ UNKNOWN = 0.1  # a larger share of unknown tokens is a mistake
 
 
 def describe_freeze(run: Run) -> list[str]:
-    """What moves when, rule by rule."""
+    """What is trainable when, rule by rule."""
     said, known = [], list[resolve.Plan]()
     for phase in run.phases:
-        when = (
-            "" if len(run.phases) == 1 else f", from step {phase.start}" if phase.start is not None else f", at a plateau of {phase.waits}"
-        )
+        start = f"from step {phase.start}" if phase.start is not None else f"at a plateau of {phase.waits}"
+        when = f", {start}" if len(run.phases) > 1 else ""
         said.append(f"freeze: {phase.strategy}{when}" + ("" if phase.plan in known else f"\n{resolve.describe(phase.plan)}"))
         known.append(phase.plan)
     return said
 
 
 def describe(run: Run) -> None:
-    """Says what will run: device, data, what moves, for how long."""
+    """Says what will run: device, data, what is trainable, for how long."""
     record.say(f"device: {record.device()}")
     drawn = {"train": run.config.data.train_size, "dev": run.config.data.dev_size}
     for split, notes in run.data.notes.items():

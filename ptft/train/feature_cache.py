@@ -146,7 +146,8 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
         for s, (rows, used) in splits.items()
     }
     if not quiet:
-        where = "on the device" if near else "in memory" if cached["train"].store.place == "memory" else "on the disk"
+        where = "in memory" if cached["train"].store.place == "memory" else "on the disk"
+        where = "on the device" if near else where
         record.say(f"feature cache: what lies below block {block} is computed once an example and kept {where} ({need / 2**20:,.0f} MiB)")
     net = run.net._replace(start=block, resident=near)
     shorter = run.data._replace(train=cached["train"], dev=cached.get("dev"), test=cached.get("test", run.data.test))
