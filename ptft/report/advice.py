@@ -149,10 +149,7 @@ def none_better_than(part: Part, below: Floor) -> list[str]:
         if all(_gap(part, x, below.line) < 0 for x in others):
             say = f"Every {other} scored {under} {reference}"
         say += f": {name}, the best of them, differs by {format.signed(known[name])}"
-    return [
-        f"{say}. These runs give no clear reason to train one of them instead of {below.line.name}; "
-        "which of them is best matters little here."
-    ]
+    return [f"{say}. These runs give no clear reason to prefer any of them to {below.line.name}."]
 
 
 def facts(part: Part, line: Line) -> str:

@@ -55,8 +55,8 @@ def _main_table(s: dict[str, Any]) -> list[str]:
     head = ["strategy", f"test {s['metric']}", f"to {base}", "verdict", "FLOPs", "memory"]
     keys = ["name", "score", "half", "short", "flops", "peak_ratio"]
     said = (
-        "± is a 95 % interval of one comparison, left out where all seeds give the same; a verdict allows for all "
-        f"of them. FLOPs and memory are of a step, relative to {base}."
+        "± is a 95 % confidence interval over seeds, for one comparison alone; verdicts are corrected for all "
+        f"comparisons. No ± where all seeds give the same. FLOPs and memory are per step, relative to {base}."
     )
     return [
         *_aligned(head, [[r[key] for key in keys] for r in s["table"] if not r["again"]]),
