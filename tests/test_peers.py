@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from ptft import data
 from ptft.cli.main import main
 from ptft.cli.predict import load_run
-from ptft.core import mesh
+from ptft.core import mesh, tree
 from ptft.hub import read
 from ptft.inputs import tokenizer as tokenizers
 from ptft.train import build, dataset, programs, spec, weights
@@ -136,7 +137,7 @@ def test_minilm_is_the_sentence_encoder_that_it_was(tmp_path):
     ids = [[tokenizer.cls, *x, tokenizer.sep] for x in tokenizer.encode(TEXTS)]
     width = max(map(len, ids))
     tokens = np.array([x + [0] * (width - len(x)) for x in ids], np.int32)
-    inside = {"params": build.tree.unflatten({n.removeprefix("backbone/"): p for n, p in params.items() if n.startswith("backbone/")})}
+    inside = {"params": tree.unflatten({n.removeprefix("backbone/"): p for n, p in params.items() if n.startswith("backbone/")})}
     batch = {k: build.jnp.asarray(v) for k, v in {"tokens": tokens, "mask": tokens > 0, "types": 0 * tokens}.items()}
     ours = net.backbone.apply(inside, batch)["pooled"]
     np.testing.assert_allclose(ours / np.linalg.norm(ours, axis=-1, keepdims=True), theirs, atol=2e-6)
@@ -271,7 +272,7 @@ def test_an_exported_classifier_cuts_long_pairs_as_we_do(runs, tmp_path, truncat
         config, tokenizer, net, params, _ = load_run(tmp_path / folder)
         assert (config.objective.seq_len, config.objective.truncate) == (14, truncate)
         records = [{"text": a, "text_b": b, "where": ""} for a, b in pairs]
-        batch = net.objective.rows(build.data.Source(records, (), "", {}), tokenizer).batch(np.arange(len(pairs)))
+        batch = net.objective.rows(data.Source(records, (), "", {}), tokenizer).batch(np.arange(len(pairs)))
         rows = [row[:n].tolist() for row, n in zip(batch["tokens"], batch["length"], strict=True)]
         assert rows == [ids[on].tolist() for ids, on in zip(theirs.input_ids.numpy(), theirs.attention_mask.numpy() > 0, strict=True)]
         keys = build.jax.random.split(build.jax.random.key(0), len(pairs))
@@ -306,7 +307,7 @@ def test_tags_are_on_the_pieces_that_are_theirs(case):
     config = spec.resolve({"objective": {"name": "tag", "seq_len": 100}})
     objective = build.objectives.build(config.objective, tokenizer, [f"t{i}" for i in range(20)])
     records = [{"words": w, "tags": list(range(len(w))), "where": ""} for w in WORDS]
-    batch = objective.rows(build.data.Source(records, (), "", {}), tokenizer).batch(np.arange(len(WORDS)))
+    batch = objective.rows(data.Source(records, (), "", {}), tokenizer).batch(np.arange(len(WORDS)))
     theirs = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)(WORDS, is_split_into_words=True)
     for i, (ids, n) in enumerate(zip(theirs.input_ids, batch["length"], strict=True)):
         assert batch["tokens"][i, :n].tolist() == ids

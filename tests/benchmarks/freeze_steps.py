@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ptft.core import config as configs
-from ptft.core import mesh, tree
+from ptft.core import mesh, record, tree
 from ptft.core.tree import Flat
 from ptft.freeze import adapters
 from ptft.planning import plans
@@ -148,8 +148,8 @@ def main() -> None:
         "turns": [{n: list(t) for n, t in turn.items()} for turn in found],
         "config": run.config.to_dict(),
         "config_hash": configs.digest(run.config),
-        "versions": build.record.versions(),
-        "device": build.record.device() | {"cores": os.cpu_count(), "load": load},
+        "versions": record.versions(),
+        "device": record.device() | {"cores": os.cpu_count(), "load": load},
     }
     args.out.write_text(json.dumps(written, indent=1))
     print(text(table))

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 
-from ptft.core import checkpoint, mesh
+from ptft.core import checkpoint, mesh, record
 from ptft.core import config as configs
 from ptft.train import build, evaluate, pipeline, programs, spec, train, weights
 
@@ -182,8 +182,8 @@ def main() -> None:
         "mean": {k: statistics.mean(v) for k, v in results.items()},
         "seconds_per_step": {k: statistics.median(t[k] for t in times) for k in results},
         "ptft/torch": {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]},
-        "versions": {**build.record.versions(), "torch": torch.__version__, "transformers": transformers.__version__},
-        "device": build.record.device() | {"cores": os.cpu_count(), "torch threads": torch.get_num_threads()},
+        "versions": {**record.versions(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "device": record.device() | {"cores": os.cpu_count(), "torch threads": torch.get_num_threads()},
     }
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1))
     print(json.dumps(summary, indent=1))

@@ -26,6 +26,7 @@ import jax
 from freeze_steps import Taken, outline, rows, stepper, summary, take, turns
 
 from ptft.core import config as configs
+from ptft.core import record
 from ptft.train import build, programs
 from ptft.train.build import Run
 
@@ -188,8 +189,8 @@ def main() -> None:
         "turns": [{n: list(t) for n, t in turn.items()} for turn in found],
         "config": run.config.to_dict(),
         "config_hash": configs.digest(run.config),
-        "versions": build.record.versions() | {n: version(n) for n in ("torch", "transformers", "peft")},
-        "device": build.record.device() | {"cores": os.cpu_count(), "load": os.getloadavg()},
+        "versions": record.versions() | {n: version(n) for n in ("torch", "transformers", "peft")},
+        "device": record.device() | {"cores": os.cpu_count(), "load": os.getloadavg()},
     }
     args.out.write_text(json.dumps(written, indent=1))
     print(text(table))
