@@ -718,7 +718,7 @@ def test_seeds_without_spread_have_no_interval_to_contradict_the_verdict(tmp_pat
     found = row_of(md, "head")
     assert found["test accuracy"] == "0.500" and found["to full"] == found["difference"] == "−0.250"
     assert found["verdict"] == "cannot be told apart" and found["bootstrap"] == ""
-    assert "± 0.000" not in md + html and "[−0.250" not in md + html and "left out where all seeds give the same" in md
+    assert "± 0.000" not in md + html and "[−0.250" not in md + html and "No ± where all seeds give the same" in md
     assert "head may be worse: −0.250 to full. More seeds" in md and advised(md) == "full"
 
 
