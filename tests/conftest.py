@@ -9,7 +9,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"  # 1, 2 and
 if "PTFT_OPTIMIZED" not in os.environ:  # compiling takes most of the time, and machine code that runs a few steps need not be good
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     # The older way to fuse compiles in 0.6 of the time. It rounds more than what is compared with torch may; later releases lack it.
-    if version("jaxlib") < "0.12" and not os.environ.get("PTFT_PEERS"):
+    if version("jaxlib") < "0.11" and not os.environ.get("PTFT_PEERS"):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"  # without a choice the library warns when a process forks
