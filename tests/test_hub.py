@@ -1403,9 +1403,7 @@ def test_absurd_headers_are_refused_before_anything_is_read(tmp_path, capsys, mo
 MEASURE = """
 import re, sys
 from pathlib import Path
-from ptft.hub import read
-from ptft.hub import folders
-from ptft.hub import write
+from ptft.hub import folders, read
 from ptft.inputs import tokenizer
 from ptft.train import build, spec
 

@@ -10,7 +10,6 @@ from ptft.bench.protocol import Cell
 from ptft.core import mesh, record
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
-from ptft.freeze import quantize
 from ptft.planning import auto, plans
 from ptft.train import build, contract, description, feature_cache, spec, train, weights
 from ptft.train.build import Run
@@ -39,8 +38,7 @@ def run_cell(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
 def forgotten(config: Config, folder: Path) -> dict[str, float] | None:
     """`forgetting.measure` of a finished run."""
     run = auto.built(config, folder)
-    stored, loaded = weights.run_params(folder, config, run.net)
-    return forgetting.measure(run, quantize.computed(stored, loaded.meta.get("thin", ()), config.frozen_dtype))
+    return forgetting.measure(run, weights.computed_params(folder, config, run.net)[0])
 
 
 def group_key(cell: Cell) -> str | None:

@@ -33,7 +33,7 @@ from ptft.core import config as configs
 from ptft.core import mesh, record
 from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError, install
-from ptft.freeze import language, quantize
+from ptft.freeze import language
 from ptft.planning import auto
 from ptft.train import build, evaluate, spec, train, weights
 
@@ -266,8 +266,8 @@ def _best(
 
 def _test(config: Config, folder: Path) -> dict[str, float]:
     run = auto.built(config, folder)
-    params, loaded = weights.run_params(folder, config, run.net)
-    params = jax.device_put(quantize.computed(params, loaded.meta.get("thin", ()), config.frozen_dtype), mesh.replicated(run.mesh))
+    computed, _ = weights.computed_params(folder, config, run.net)
+    params = jax.device_put(computed, mesh.replicated(run.mesh))
     assert run.data.test is not None
     return evaluate.evaluate(run.net, params, run.data.test, config.eval_batch or config.batch, run.mesh)
 

@@ -9,7 +9,7 @@ from ptft.core import checkpoint, record
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError, joined
-from ptft.freeze import adapters, quantize
+from ptft.freeze import adapters
 from ptft.hub import folders, read, write
 from ptft.inputs import tokenizer as tokenizers
 from ptft.train import build, spec, weights
@@ -73,9 +73,8 @@ def export_run(workdir: Path, to: Path, merge: bool = False) -> None:
     config, tokenizer, net = weights.run_net(workdir)
     run = spec.read_run(workdir, "run.json")
     labels = list(config.data.names) or run["labels"]
-    stored, what = weights.run_params(workdir, config, net)
-    # As the run computes with them: what was evaluated is what goes out.
-    params = adapters.merge(net.added, quantize.computed(stored, what.meta.get("thin", ()), config.frozen_dtype))
+    computed, what = weights.computed_params(workdir, config, net)
+    params = adapters.merge(net.added, computed)
     dtype = (run.get("imported") or {}).get("dtype", "float32")  # untouched weights go out as they came in
     shape = getattr(net.backbone, "dims", None)
     dtype = dtype if dtype in folders.FLOATS.values() else "float32"

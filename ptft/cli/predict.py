@@ -23,7 +23,6 @@ from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
 from ptft.core.tree import Flat
 from ptft.data import files
-from ptft.freeze import quantize
 from ptft.objectives import Rows
 from ptft.train import build, spec, weights
 from ptft.train.step import Net
@@ -40,8 +39,7 @@ def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[st
     if (run.get("imported") or {}).get("head") is False:
         raise UserError(f"{workdir} is an encoder without a head; finetune it first, with init={workdir}")
     # An imported checkpoint may lack the pooler, where its head does not read it.
-    stored, loaded = weights.run_params(workdir, config, net)
-    computed = quantize.computed(stored, loaded.meta.get("thin", ()), config.frozen_dtype)
+    computed, _ = weights.computed_params(workdir, config, net)
     new_ok = "" if net.objective.reads_pooled else "backbone/pooler/.*"
     params, what = checkpoint.choose(computed, net.shapes(), f"{workdir}", skip="", new_ok=new_ok)
     params |= net.init(0, tuple(what.new)) if what.new else {}

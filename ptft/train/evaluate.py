@@ -20,11 +20,9 @@ def judge(metric: str, value: float, k: int, progress: Progress) -> Progress:
     """Whether step `k` is the best so far; NaN never is. Losses and perplexity fall, everything else rises."""
     falls = "loss" in metric or "perplexity" in metric
     better = math.isfinite(value) and (progress.best is None or (value < progress.best if falls else value > progress.best))
-    return (
-        progress._replace(best=value, best_step=k, evals_since_best=0)
-        if better
-        else progress._replace(evals_since_best=progress.evals_since_best + 1)
-    )
+    if better:
+        return progress._replace(best=value, best_step=k, evals_since_best=0)
+    return progress._replace(evals_since_best=progress.evals_since_best + 1)
 
 
 @functools.lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError, joined
 from ptft.core.tree import Flat
-from ptft.freeze import adapters, ledger
+from ptft.freeze import adapters, ledger, quantize
 from ptft.hub import folders, read
 from ptft.inputs.tokenizer import Tokenizer
 from ptft.train import build, dataset, pipeline, spec
@@ -67,6 +67,12 @@ def run_params(workdir: Path, config: Config, net: Net) -> tuple[Flat, checkpoin
     if config.checkpoint == "delta":
         params |= on_base(config, net, spec.read_run(workdir, "run.json")["base"], workdir, params)
     return params, what
+
+
+def computed_params(workdir: Path, config: Config, net: Net) -> tuple[Flat, checkpoint.Loaded]:
+    """`run_params` as a step computes with them, where the frozen ones are quantized: what was evaluated."""
+    stored, what = run_params(workdir, config, net)
+    return quantize.computed(stored, what.meta.get("thin", ()), config.frozen_dtype), what
 
 
 def whole(workdir: Path) -> Flat:
