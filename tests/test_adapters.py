@@ -15,8 +15,7 @@ from test_freeze import names_in
 from ptft import models
 from ptft.core import tree
 from ptft.core.errors import UserError
-from ptft.freeze import adapters, resolve
-from ptft.freeze.adapters import Adapter
+from ptft.freeze import adapters, language, resolve
 from ptft.models.bert import Embeddings
 from ptft.models.layers import SelfAttention
 from ptft.train import optim, step
@@ -37,7 +36,7 @@ def make(name, strategy="head", task="classify"):
     """A net of one of MODELS with what the strategy adds."""
     model, values = MODELS[name]
     plain = tiny.net(model, task, dropout=0.0, **values)
-    return plain._replace(added=adapters.parse(strategy, models.groups(model), plain.shapes()))
+    return plain._replace(added=resolve.added(language.parse(strategy), models.anatomy(model), plain.shapes()))
 
 
 @functools.cache
@@ -74,7 +73,7 @@ def logits(net, params, batch=None):
 
 
 def sites(net, kind="lora"):
-    return {site for one in net.added if one.kind == kind for site, _ in one.sites}
+    return {site for one in net.added if one.kind() == kind for site, _ in one.sites}
 
 
 # ------------------------------------------------------------------------------------------------ names and options
@@ -113,7 +112,7 @@ def test_where_lora_attaches(strategy, modules, blocks):
 )
 def test_rank_and_scale(strategy, rank, scale, dora):
     (one,) = make("bert", strategy).added
-    assert (one.size, one.scale, one.dora) == (rank, scale, dora)
+    assert (one.rank, one.scale, one.dora) == (rank, scale, dora)
     shapes = make("bert", strategy).shapes()
     assert shapes["adapter/block_0/attention/query/lora/a"].shape == (64, rank)
     assert shapes["adapter/block_0/attention/query/lora/b"].shape == (rank, 64)
@@ -154,7 +153,7 @@ def test_the_shapes_of_all_other_kinds():
         ("bert", "lora=8,blocks=", "'blocks=' names no blocks of this model; expected such as blocks=0,2-3"),
         ("bert", "lora=8+lora=4", "adds lora to block_0/attention/query twice, in different ways"),
         ("bert", "prompt=4+prompt=5", "adds prompt to embeddings twice"),
-        ("bert", "ia3=4", "ia3 has no option '4'; only lora and fish have any"),
+        ("bert", "ia3=4", "ia3 has no option '4'; expected ia3"),
         ("bert", "prefix=4,value", "prefix has no option 'value'"),
         ("bert", "fish", "expected fish=SHARE or fish=SHARE,EXAMPLES"),
         ("bert", "fish=1", "a share above 0 and below 1, such as fish=0.005"),
@@ -166,7 +165,7 @@ def test_the_shapes_of_all_other_kinds():
         ("bert", "full!ia3", "'ia3' is added to other sets with"),
         ("bert", "lora=8!attention", "'lora=8' is added to other sets with"),
         ("bert", "lora=8+top-1&bitfit", "& and ! are for what the model has, and come before it"),
-        ("lstm", "lora=8", "lora needs the group 'attention', which this model does not have; it has stem, block, bias"),
+        ("lstm", "lora=8", "lora needs the group 'attention', which this model does not have; it has stem, bias"),
         ("lstm", "houlsby", "houlsby needs the group 'attention'"),
         ("lstm", "ia3", "ia3 needs the group 'attention'"),
         ("lstm", "prompt", "prompt needs the group 'attention'"),
@@ -181,19 +180,19 @@ def test_nonsense_gets_the_nearest_valid_thing(name, strategy, says):
 
 def test_an_unknown_kind_shows_the_nearest():
     with pytest.raises(UserError, match="'lorra=8' is no strategy; did you mean 'lora'"):
-        resolve.plan("lorra=8", models.groups("bert"), make("bert", "lorra=8").shapes())
+        resolve.plan("lorra=8", models.anatomy("bert"), make("bert", "lorra=8").shapes())
 
 
 def test_phases_share_what_they_add():
-    groups, shapes = models.groups("bert"), make("bert").shapes()
-    found = [adapters.parse(s, groups, shapes) for s in ("head", "ia3+lora=8", "lora=8+full")]
-    assert [one.kind for one in adapters.union(found, "")] == ["lora", "ia3"]
-    with pytest.raises(UserError, match="its phases add lora in different ways"):
-        adapters.union([*found, adapters.parse("lora=8,key", groups, shapes)], "lora=8; 50%: lora=8,key")
+    groups, shapes = models.anatomy("bert"), make("bert").shapes()
+    found = [resolve.added(language.parse(s), groups, shapes) for s in ("head", "ia3+lora=8", "lora=8+full")]
+    assert [one.kind() for one in adapters.union(found)] == ["lora", "ia3"]
+    with pytest.raises(UserError, match="freeze='lora=8; 50%: lora=8,key': its phases add lora in different ways"):
+        resolve.added(language.parse("lora=8; 50%: lora=8,key"), groups, shapes)
 
 
 def test_what_moves_is_what_is_added_and_the_head():
-    groups = models.groups("bert")
+    groups = models.anatomy("bert")
     for kind in ("lora=2,dora", "houlsby=2", "pfeiffer=2", "ia3", "prompt=2", "prefix=2", "fish=0.01"):
         shapes = make("bert", kind).shapes()
         want = {n for n in shapes if n.startswith(("adapter/", "head/")) and not n.endswith("index")}
@@ -226,7 +225,8 @@ class Around(nn.Module):
 def by_hand(kind, scale=1.0, dora=False):
     """For `key` and `down`, everywhere of random numbers: weight, bias, what is added, input and output."""
     rng = np.random.default_rng(0)
-    one = Adapter(kind, 2, (("part/key", (6, 5)), ("part/down", (6, 5))), scale, dora)
+    options = (scale, dora) if kind == "lora" else ()
+    one = adapters.kinds()[kind]((("part/key", (6, 5)), ("part/down", (6, 5))), *([] if kind == "ia3" else [2]), *options)
     shapes = jax.eval_shape(lambda: adapters.init([one], jax.random.key(0)))
     p = {n: jnp.asarray(1 + rng.standard_normal(s.shape), jnp.float32) for n, s in shapes.items()}
     w = {m: {"kernel": rng.standard_normal((6, 5)), "bias": rng.standard_normal(5)} for m in ("key", "down")}
@@ -273,7 +273,7 @@ def test_a_prefix_by_hand():
     x, mask = rng.standard_normal((2, 5, 8)), np.arange(5) < np.array([[5], [3]])
     own = {m: {"kernel": rng.standard_normal((8, 8)), "bias": rng.standard_normal(8)} for m in ("query", "key", "value", "out")}
     more = {m: rng.standard_normal((3, 8)) for m in ("key", "value")}
-    one = Adapter("prefix", 3, (("part/key", (8, 8)), ("part/value", (8, 8))))
+    one = adapters.kinds()["prefix"]((("part/key", (8, 8)), ("part/value", (8, 8))), 3)
     narrow = functools.partial(jax.tree.map, lambda v: jnp.asarray(v, jnp.float32))
     with adapters.attach([one], narrow({f"adapter/part/{m}/prefix/vectors": v for m, v in more.items()})):
         around = Around(SelfAttention(2, 0.0, jnp.float32))
@@ -362,7 +362,7 @@ def test_what_no_weight_can_compute_is_not_merged(kind):
 def test_the_order_of_names_does_not_count():
     """A prefix lengthens what LoRA and (IA)3 compute, so it comes after both."""
     one, two = make("one", "lora=2,value+ia3+prefix=2"), make("one", "prefix=2+ia3+lora=2,value")
-    assert one == two and [a.kind for a in one.added] == ["lora", "ia3", "prefix"]
+    assert one == two and [a.kind() for a in one.added] == ["lora", "ia3", "prefix"]
     params = moved(one)
     without = {n: x for n, x in params.items() if "prefix" not in n}
     merged = adapters.merge(one.added[:2], without) | {n: x for n, x in params.items() if "prefix" in n}
@@ -397,7 +397,7 @@ def test_each_site_is_drawn_for_itself_and_in_bounds():
 
 def test_the_rates_of_lora_plus_reach_the_second_matrix_alone():
     net = make("one", "lora=2,dora+bitfit")
-    plan = resolve.plan("lora=2,dora+bitfit@plus=16", models.groups("bert"), net.shapes())
+    plan = resolve.plan("lora=2,dora+bitfit@plus=16", models.anatomy("bert"), net.shapes())
     assert {n for n, r in plan.rates.items() if r == 16} == {n for n in net.shapes() if n.endswith("lora/b")}
     assert set(plan.rates.values()) == {1.0, 16.0}
     tx = optim.build(tiny.optimizer(name="sgd", lr=0.5, momentum=0.0, clip=0.0, weight_decay=0.0, decay="constant"), plan.rates, 0, 9)
@@ -406,11 +406,11 @@ def test_the_rates_of_lora_plus_reach_the_second_matrix_alone():
     for n, u in updates.items():
         np.testing.assert_allclose(u, -8.0 if n.endswith("lora/b") else -0.5)
     with pytest.raises(UserError, match="@plus is for LoRA, and there is none here"):
-        resolve.plan("ia3@plus=16", models.groups("bert"), make("one", "ia3").shapes())
+        resolve.plan("ia3@plus=16", models.anatomy("bert"), make("one", "ia3").shapes())
 
 
 def test_rates_of_blocks_hold_for_what_is_added_to_them():
-    plan = resolve.plan("lora=2+prompt=2@decay=0.5", models.groups("bert"), make("bert", "lora=2+prompt=2").shapes())
+    plan = resolve.plan("lora=2+prompt=2@decay=0.5", models.anatomy("bert"), make("bert", "lora=2+prompt=2").shapes())
     assert plan.rates["adapter/block_1/attention/query/lora/a"] == 0.5 and plan.rates["adapter/block_0/attention/query/lora/b"] == 0.25
     assert plan.rates["adapter/embeddings/prompt/vectors"] == 0.125 and plan.rates["head/classifier/bias"] == 1
 
@@ -418,7 +418,7 @@ def test_rates_of_blocks_hold_for_what_is_added_to_them():
 def test_factors_and_biases_do_not_decay():
     strategy = "lora=2,dora+houlsby=2+ia3+prefix=2+fish=0.01"
     net = make("one", strategy)
-    plan = resolve.plan(strategy, models.groups("bert"), net.shapes())
+    plan = resolve.plan(strategy, models.anatomy("bert"), net.shapes())
     tx = optim.build(tiny.optimizer(lr=0.1, weight_decay=0.1, decay="constant"), plan.rates, 0, 5)
     inside = {n: np.ones(net.shapes()[n].shape, np.float32) for n in plan.trainable}
     updates = jax.jit(lambda p: tx.update(jax.tree.map(jnp.zeros_like, p), tx.init(p), p)[0])(inside)
@@ -429,7 +429,7 @@ def test_factors_and_biases_do_not_decay():
 
 def products(net, strategy):
     """(shapes of all products of the training step that run over the tokens of a batch, FLOPs before XLA)."""
-    plan = resolve.plan(strategy, models.groups("bert"), net.shapes())
+    plan = resolve.plan(strategy, models.anatomy("bert"), net.shapes())
     tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
     inside, outside = tree.split(net.shapes(), plan.trainable)
     state = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
@@ -521,7 +521,7 @@ def test_fish_moves_the_tied_table_in_both_of_its_places():
 @pytest.mark.parametrize("strategy", ["head", "lora=2", "prompt=2", "houlsby=2"])
 def test_the_tied_table_rests_with_what_is_added_beside_it(strategy):
     net = make("one", strategy, "mlm_nsp")
-    moving = resolve.plan(strategy, models.groups("bert"), net.shapes()).trainable
+    moving = resolve.plan(strategy, models.anatomy("bert"), net.shapes()).trainable
     assert "backbone/embeddings/word/embedding" not in moving and "head/decoder/bias" in moving
     if strategy == "prompt=2":  # the masked positions are those of the tokens, not of the longer row
         assert logits(net, moved(net), inputs("mlm_nsp"))["mlm"].shape == (4, net.objective.predictions, tiny.TOKENIZER.vocab_size)

@@ -51,7 +51,7 @@ def test_the_choice_fits_by_the_compiled_step(home, unit):
 def test_no_set_that_fits_is_worth_more(seed):
     """Against every set of parts there is, at the costs of the formula."""
     run = outline()
-    parts = auto.split(models.groups("bert"), run.net.shapes())
+    parts = auto.split(run.layout)
     value = np.random.default_rng(seed).random(len(parts)).tolist()
 
     def price(strategy):
@@ -72,7 +72,7 @@ def test_no_set_that_fits_is_worth_more(seed):
 
 def test_a_larger_budget_is_worth_no_less():
     run = outline()
-    parts = auto.split(models.groups("bert"), run.net.shapes())
+    parts = auto.split(run.layout)
     value = np.random.default_rng(3).random(len(parts)).tolist()
 
     def price(strategy):
@@ -88,7 +88,7 @@ def test_a_larger_budget_is_worth_no_less():
 
 def test_where_the_formula_is_too_low_the_measured_cost_counts():
     run = outline()
-    parts = auto.split(models.groups("bert"), run.net.shapes())
+    parts = auto.split(run.layout)
     value = np.random.default_rng(3).random(len(parts)).tolist()
 
     def price(strategy):
@@ -111,7 +111,7 @@ def test_where_the_formula_is_too_low_the_measured_cost_counts():
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_depth_is_the_largest_that_fits_whatever_the_estimates_say(blocks, sign):
     run = outline()
-    parts = auto.split(models.groups("bert"), run.net.shapes())
+    parts = auto.split(run.layout)
 
     def price(strategy):  # measured costs lie to either side of what is estimated
         one = build.refrozen(run, strategy)
@@ -159,7 +159,7 @@ def test_every_signal_gives_a_number_a_part(home, score):
 
 def test_the_controls_need_no_data_and_keep_the_budget(home):
     run = auto.unchosen(config(home, "auto(budget=0.6 params, score=depth)"))
-    parts = auto.split(models.groups("bert"), run.net.shapes())
+    parts = auto.split(run.layout)
     assert auto.decide(run.config.replace(freeze="auto(budget=0.6 params, score=depth)"))["strategy"] == "layers=2+pooler"
     draws = [importance.measure(run._replace(config=run.config.replace(seed=s)), parts, "random") for s in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
@@ -176,8 +176,8 @@ def test_variability_is_within_over_between():
 
 def test_names_are_those_of_strategies():
     run = outline()
-    groups, shapes = models.groups("bert"), run.net.shapes()
-    parts = auto.split(groups, shapes)
+    groups, shapes = models.anatomy("bert"), run.net.shapes()
+    parts = auto.split(run.layout)
     assert sorted(n for p in parts for n in p.leaves) == sorted(n for n in shapes if n.startswith("backbone/")), "each leaf in one part"
     rng = np.random.default_rng(0)
     for k in range(1, len(parts)):

@@ -27,7 +27,7 @@ import safetensors.numpy
 import tiny
 import tokenizers
 
-from ptft import data, objectives
+from ptft import data, models, objectives
 from ptft.cli import exchange
 from ptft.core import checkpoint, config, record, tree
 from ptft.core.errors import UserError
@@ -38,7 +38,7 @@ from ptft.train import build, spec, step, weights
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "hub"
 KINDS = {p.name: json.loads((p / "config.json").read_text())["model_type"] for p in sorted(GOLDEN.iterdir())}
-CASES = [name for name, kind in KINDS.items() if kind in names.FAMILIES]
+CASES = [name for name, kind in KINDS.items() if kind in models.families()]
 CLASSIFIERS = [name for name in CASES if name.endswith("_classify")]
 MASKED = [name for name in CASES if name.endswith("_masked")]
 DTYPES = {"float32": ("F32", np.float32), "float16": ("F16", np.float16), "bfloat16": ("BF16", ml_dtypes.bfloat16)}
@@ -218,7 +218,7 @@ def start(values: dict[str, Any]) -> tuple[dict[str, np.ndarray], str]:
 
 
 def test_every_architecture_has_a_golden_checkpoint():
-    assert {KINDS[name] for name in CASES} == set(names.FAMILIES)
+    assert {KINDS[name] for name in CASES} == set(models.families())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -377,7 +377,7 @@ def test_a_checkpoint_comes_out_as_it_went_in(case, dtype, trip):
     source, out = raw(t.source), raw(t.out)
     assert {x.dtype for x in source.values()} == {DTYPES[dtype][0]}
     if case in LEFT:
-        prefix = names.FAMILIES[KINDS[case]].prefix
+        prefix = models.families()[KINDS[case]].prefix
         assert LEFT[case] in t.came.split("unused: ")[1]
         source = {n.removeprefix(prefix): x for n, x in source.items() if not n.startswith(LEFT[case])}
     else:
@@ -389,7 +389,7 @@ def test_a_checkpoint_comes_out_as_it_went_in(case, dtype, trip):
         k: before[k] for k in before.keys() & after.keys() - SILENT - {"architectures"}
     }
     assert {"model_type", "vocab_size", "dtype", "pad_token_id"} <= after.keys()
-    assert set(names.FAMILIES[KINDS[case]].keys.values()) & before.keys() <= after.keys()
+    assert set(models.families()[KINDS[case]].keys.values()) & before.keys() <= after.keys()
     assert (after["architectures"] == before["architectures"]) == (case not in LEFT)
     assert f"{dtype} in the file, float32 here" in t.came and f" tensors of step 0, {dtype};" in t.went
     assert json_of(t.run / "run.json")["imported"]["dtype"] == dtype
@@ -488,9 +488,9 @@ def test_shards(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", [c for c in MASKED if names.FAMILIES[KINDS[c]].decoder.count(".") == 2 or "electra" not in c])
+@pytest.mark.parametrize("case", [c for c in MASKED if models.families()[KINDS[c]].decoder.count(".") == 2 or "electra" not in c])
 def test_copies_of_tied_tensors_and_buffers_are_no_surprise(case, dtype, tmp_path):
-    family = names.FAMILIES[KINDS[case]]
+    family = models.families()[KINDS[case]]
     table = family.prefix + names.places(family, "backbone/embeddings/word/embedding")[0].name
     bias = family.mlm["head/decoder"] + ".bias"
 
@@ -507,7 +507,7 @@ def test_copies_of_tied_tensors_and_buffers_are_no_surprise(case, dtype, tmp_pat
 
 @pytest.mark.parametrize("case", MASKED)
 def test_a_decoder_of_its_own_leaves_the_head_out(case, tmp_path):
-    family = names.FAMILIES[KINDS[case]]
+    family = models.families()[KINDS[case]]
     table = family.prefix + names.places(family, "backbone/embeddings/word/embedding")[0].name
 
     def untied(tensors):
@@ -579,8 +579,8 @@ def test_the_class_says_the_architecture_that_model_type_does_not(case, tmp_path
 
 def test_every_name_of_the_tables_is_used():
     """A row of a table that no parameter has would never be read."""
-    for kind, family in names.FAMILIES.items():
-        folders = [GOLDEN / name for name in CASES if names.FAMILIES[KINDS[name]].decoder == family.decoder]  # XLM-R is RoBERTa
+    for kind, family in models.families().items():
+        folders = [GOLDEN / name for name in CASES if models.families()[KINDS[name]].decoder == family.decoder]  # XLM-R is RoBERTa
         modules = {re.sub(r"block_\d+", "block_{}", n).rpartition("/")[0] for f in folders for n in hub_compare.net(f)[0].shapes()}
         modules |= {"backbone/pooler"} if "backbone/pooler" in family.body else set()
         assert {*family.body, *family.mlm, *family.classify} <= modules, kind

@@ -12,7 +12,7 @@ from ptft import models
 from ptft.freeze import ledger, resolve
 from ptft.train import train
 
-GROUPS = models.groups("bert")
+GROUPS = models.anatomy("bert")
 
 
 @pytest.fixture(scope="module")

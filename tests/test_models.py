@@ -15,7 +15,8 @@ from scipy.special import erf, expit
 from ptft import models, objectives
 from ptft.core import config, tree
 from ptft.core.errors import UserError
-from ptft.freeze import language, resolve
+from ptft.freeze import resolve
+from ptft.freeze.layout import Layout
 from ptft.models import modernbert
 from ptft.models.layers import NORMAL, LayerNorm, gelu
 from ptft.train.step import Net
@@ -306,7 +307,7 @@ def test_modernbert_has_the_published_number_of_parameters(sizes, published):
 
 def test_training_the_top_of_modernbert_trains_its_last_norm():
     net = tiny.net("modernbert")
-    plan = resolve.plan("top-1", models.groups("modernbert"), net.shapes())
+    plan = resolve.plan("top-1", models.anatomy("modernbert"), net.shapes())
     assert {n.split("/")[1] for n in plan.trainable if n.startswith("backbone/")} == {"block_2", "final_norm", "pooler"}
 
 
@@ -373,13 +374,18 @@ def test_golden_names_and_shapes(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_group_is_live_and_stem_and_blocks_do_not_overlap(model):
     names = [n for n in named(model)["mlm_nsp"] if n.startswith("backbone/")]
-    groups = models.groups(model)
+    anatomy = models.anatomy(model)
+    groups, (stack,) = anatomy.groups, anatomy.stacks.values()
     for role, pattern in groups.items():
-        rules = [(pattern.format(0), "train"), (".*", "freeze")]
-        assert 0 in tree.match(names, rules).values(), role
-    depth = language.depth_of(groups, names)
+        assert 0 in tree.match(names, [(pattern, "train"), (".*", "freeze")]).values(), role
+    shapes = tiny.net(model).shapes()
+    depth = len(Layout(anatomy, shapes).blocks)
+    last = f"backbone/block_{depth - 1}/"  # ModernBERT's first block has no norm before attention
+    inside = {n.removeprefix(last) for n in names if re.fullmatch(stack.format(depth - 1), n)}
+    for module in anatomy.order:
+        assert any(re.match(f"{module}/", n) for n in inside), module
     order = ["stem", *range(depth)]
-    patterns = [groups["stem"], *(groups["block"].format(i) for i in range(depth))]
+    patterns = [groups["stem"], *(stack.format(i) for i in range(depth))]
     if "pooler" in groups:
         order, patterns = [*order, "pooler"], [*patterns, groups["pooler"]]
     claimed = tree.match(names, [(p, "train") for p in patterns])  # total: together they are the whole backbone

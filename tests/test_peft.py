@@ -14,7 +14,7 @@ import pytest
 
 from ptft import models
 from ptft.core import tree
-from ptft.freeze import adapters
+from ptft.freeze import adapters, language, resolve
 from ptft.hub import folders, read
 from ptft.inputs import tokenizer as tokenizers
 from ptft.train import build, spec
@@ -42,7 +42,7 @@ def ours(strategy):
     folder = folders.open_folder(BODY)
     config = spec.resolve({"model": folders.model_keys(folder), "objective": {"name": "tag", "seq_len": 12}})
     plain = build.net(config, tokenizers.load(BODY), ["a", "b"])
-    net = plain._replace(added=adapters.parse(strategy, models.groups("bert"), plain.shapes()))
+    net = plain._replace(added=resolve.added(language.parse(strategy), models.anatomy("bert"), plain.shapes()))
     loaded, _ = read.load_params(folder, plain.shapes(), skip="head/.*", new_ok="(head|backbone/pooler)/.*")
     rng = np.random.default_rng(0)
     fresh = adapters.fill(net.added, {**loaded, **adapters.init(net.added, jax.random.key(0))})

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ptft import models
 from ptft.core import tree
 from ptft.planning import plans
 from ptft.train import build, contract, cost, programs, spec
@@ -181,10 +180,9 @@ def test_the_alarm_fires_at_real_shapes(shape, task):
     sure = set()
     for strategy in ("head", "lora", "houlsby", *more, "head; 50%: top-1"):
         one = build.refrozen(run, strategy)
-        shapes, c = one.net.shapes(), one.config
         for i, phase in enumerate(one.phases):
-            predictions = getattr(one.net.objective, "predictions", 0)
-            alive = cost.analytic(shapes, list(shapes), models.groups(c.model.name), batch, seq_len, predictions).total
+            work = cost.Work(batch, seq_len, one.net.objective.head_rows, one.net.added)
+            alive = cost.analytic(one.layout, list(one.net.shapes()), work).total
             formula = contract.products(one, i)
             if formula.total < 0.85 * alive:
                 assert formula.total < contract.allowance(one, formula, i) < alive, phase.strategy

@@ -242,7 +242,9 @@ def test_5_stacked_layers(home, tmp_path, monkeypatch, freeze, message):
 @pytest.mark.parametrize("model", ["bert", "modernbert"])
 def test_5_each_block_has_its_own_leaves(model):
     shapes = tiny.net(model, layers=3).shapes()
-    blocks = [{n.replace(f"block_{i}/", "") for n in shapes if re.fullmatch(models.groups(model)["block"].format(i), n)} for i in range(3)]
+    blocks = [
+        {n.replace(f"block_{i}/", "") for n in shapes if re.fullmatch(models.anatomy(model).stacks[""].format(i), n)} for i in range(3)
+    ]
     assert all(blocks) and all(len(s.shape) <= 2 for s in shapes.values())
 
 

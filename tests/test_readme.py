@@ -8,7 +8,7 @@ import pytest
 
 from ptft.cli.main import parser
 from ptft.core import config as configs
-from ptft.freeze import language
+from ptft.freeze import adapters, strategies
 from ptft.train import build, spec
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,9 @@ def test_the_strategies_are_those_that_exist():
     text = DOCS["configs/README.md"]
     table = text[text.index("| strategy | trains") :].split("\n\n")[0]
     named = [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
-    assert set(language.NAMES) <= set(named) and all(any(kind in n for n in named) for kind in (*language.ADDED, "gradual", "lisa"))
+    strategies.load()
+    assert set(strategies.TRAINS) <= set(named)
+    assert all(any(kind in n for n in named) for kind in (*adapters.kinds(), "gradual", "lisa"))
     model = {"layers": 6, "hidden": 64, "max_len": 32}
     values = {"batch": 8, "model": model, "objective": {"name": "classify", "seq_len": 16}, "data": {"vocab_size": 100, "dev": "files:x"}}
     for name in (n for n in named if not re.search("[A-Z]", n) and not n.startswith("[")):

@@ -854,7 +854,7 @@ def proof(moved=ADDED, scale=1.25):
     """A ledger of these tensors, of which LoRA and the head are trainable; LoRA's second matrix starts at zero."""
     before = {n: np.full(s, 0.0 if n.endswith("/b") else 1.0, np.float32) for n, s in SHAPES.items()}
     after = {n: (x + 0.5 if n.endswith("/b") else x * np.float32(scale)) if n in moved else x for n, x in before.items()}
-    plan = resolved([("(head|adapter)/.*", "train"), (".*", "freeze")], models.groups("bert"), before)
+    plan = resolved([("(head|adapter)/.*", "train"), (".*", "freeze")], models.anatomy("bert"), before)
     return ledger.make(plan, before, after, optax.sgd(1.0, 0.9).init({n: before[n] for n in plan.trainable}))
 
 

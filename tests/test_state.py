@@ -14,7 +14,8 @@ import tiny
 from ptft import models
 from ptft.core import checkpoint, mesh, tree
 from ptft.core.errors import UserError
-from ptft.freeze import language, ledger, quantize
+from ptft.freeze import ledger, quantize
+from ptft.freeze.layout import Layout
 from ptft.train import build, cost, evaluate, programs, spec, state, step, train, weights
 
 EXPLICIT = "head; 3 steps: top-1@decay=0.5; 6 steps: bitfit"
@@ -367,7 +368,7 @@ def test_dropout_changes_nothing_where_it_is_still():
     for model in ("bert", "lstm"):
         net = tiny.net(model, "classify", dropout=0.5)
         net = net._replace(head=dataclasses.replace(net.head, dropout=0.0))
-        params, depth = tiny.params(net), language.depth_of(models.groups(model), net.shapes())
+        params, depth = tiny.params(net), len(Layout(models.anatomy(model), net.shapes()).blocks)
         parts = frozenset({"embeddings", "pooler", *(f"block_{i}" for i in range(depth))})
         inputs = net.objective.prepare(jax.tree.map(jnp.asarray, tiny.batch(net, 4)), jax.vmap(jax.random.key)(jnp.arange(4)))
         calm = np.asarray(net.predict(params, inputs))

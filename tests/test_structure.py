@@ -19,7 +19,7 @@ WINGS = {
     "models": ["", "layers"],
     "hub": ["names", "folders", "read", "write"],
     "objectives": [""],
-    "freeze": ["language", "resolve", "adapters", "quantize", "ledger"],
+    "freeze": ["layout", "strategies", "adapters", "adapters._bottleneck", "language", "resolve", "quantize", "ledger"],
     "train": [
         "pipeline", "optim", "step", "cost", "spec", "dataset", "build", "programs", "weights", "description", "contract", "state",
         "feature_cache", "evaluate", "train",
@@ -36,7 +36,8 @@ WINGS = {
     "cli": ["tables", "texts", "predict", "exchange", "training", "benchmark", "using", "main"],
     "__main__": [""],
 }  # fmt: skip
-PLUGINS = {"data": ["tasks"], "models": ["layers"], "objectives": []}  # wing -> files that are no plug-ins
+# folder -> files that are no plug-ins
+PLUGINS = {"data": ["tasks"], "models": ["layers"], "objectives": [], "freeze.strategies": [], "freeze.adapters": []}
 TOP = {"pyproject.toml", "README.md", "LICENSE", "ptft", "configs", "tests", "launch"}
 SOURCES = sorted((ROOT / "ptft").rglob("*.py"))
 
@@ -76,13 +77,16 @@ def imports(path: Path) -> set[tuple[str, ...]]:
     return found - {()}
 
 
-def wing_and_floor(own: tuple[str, ...]) -> tuple[int, int]:
+def wing_and_floor(own: tuple[str, ...]) -> tuple[int, float]:
     """Where a module stands: its wing, and its place in the wing."""
     wing, name = own[0], ".".join(own[1:])
     assert wing in WINGS, f"{wing} has no place in the order of wings"
     if name not in WINGS[wing]:
-        assert wing in PLUGINS or not name, f"{'.'.join(own)} has no place in its wing"
-        return list(WINGS).index(wing), len(WINGS[wing]) if name else -1
+        folder = ".".join(own[:-1])
+        assert folder in PLUGINS or not name, f"{'.'.join(own)} has no place in its wing"
+        # A plug-in stands above what its folder holds for it, and below what comes after the folder.
+        above = [i for i, n in enumerate(WINGS[wing]) if (f"{wing}.{n}." if n else f"{wing}.").startswith(f"{folder}.")]
+        return list(WINGS).index(wing), (max(above) + 0.5 if wing != folder else len(WINGS[wing])) if name else -1
     return list(WINGS).index(wing), WINGS[wing].index(name)
 
 
@@ -98,7 +102,7 @@ def test_a_module_imports_only_from_below_it(path):
 
 def test_every_wing_and_file_of_the_order_exists():
     assert {m[0] for m in MODULES if m} == set(WINGS)
-    named = {(wing, *filter(None, [name])) for wing, names in WINGS.items() for name in names}
+    named = {(wing, *filter(None, name.split("."))) for wing, names in WINGS.items() for name in names}
     assert named <= MODULES
 
 
@@ -127,7 +131,8 @@ def test_the_loop_stays_short_and_plain():
 
 @pytest.mark.parametrize("package", PLUGINS)
 def test_every_plug_in_is_listed_by_its_name(package):
-    there = {p.stem for p in (ROOT / "ptft" / package).glob("*.py") if not p.name.startswith("_") and p.stem not in PLUGINS[package]}
+    folder = ROOT / "ptft" / package.replace(".", "/")
+    there = {p.stem for p in folder.glob("*.py") if not p.name.startswith("_") and p.stem not in PLUGINS[package]}
     assert set(plugins.names(package)) == there
     for name in there:
         assert plugins.get(package, name).__name__ == f"ptft.{package}.{name}"
@@ -136,7 +141,9 @@ def test_every_plug_in_is_listed_by_its_name(package):
     assert all(name in str(e.value) for name in there)
 
 
-EXPORTS = {"data": ["open"], "models": ["SPEC", "build", "GROUPS"], "objectives": ["SPEC", "build"]}
+EXPORTS = {
+    "data": ["open"], "models": ["SPEC", "build", "ANATOMY"], "objectives": ["SPEC", "build"], "freeze.adapters": ["Kind"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("package", EXPORTS)

@@ -27,13 +27,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ptft import models
 from ptft.bench import cell, identity, locks, protocol, results
 from ptft.core import config as configs
 from ptft.core import mesh, record
 from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError, install
-from ptft.freeze import language
 from ptft.planning import auto
 from ptft.train import build, evaluate, spec, train, weights
 
@@ -205,7 +203,7 @@ def cheaper(config: Config) -> Config:
     strategy = config.freeze
     if isinstance(strategy, str) and not auto.ask(strategy) and ";" not in strategy:
         run = build.build(config)
-        depth = language.depth_of(models.groups(config.model.name), run.net.shapes())
+        depth = len(run.layout.blocks)
         sets, at, rates = strategy.partition("@")
         try:
             cut = build.refrozen(run, f"{sets}&top-{max(1, round(SHARE * depth))}{at}{rates}")

@@ -63,7 +63,7 @@ def group_key(config: Config) -> str | None:
 def _group_key(text: str, across: bool) -> str | None:
     c = Config(json.loads(text))
     run = build.build(c)
-    sparse = any(a.kind == "fish" for a in run.net.added)  # its places are frozen, and another seed's are others
+    sparse = any(a.examples for a in run.net.added)  # what is chosen by data is frozen, and another seed's is another
     if len(run.phases) > 1 or sparse or c.parallel != "jit" or c.accumulate > 1 or c.frozen_dtype != "float32" or c.early_stop:
         return None
     updated: Any = [(r.name, r.lr_mult, r.wd_mult) for r in run.plan.rows]  # two strategies that come to the same are of one group

@@ -2,14 +2,19 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ptft.core import tree
 from ptft.core.errors import UserError
-from ptft.freeze import language
-from ptft.freeze.language import FACTOR, Steps
+from ptft.freeze import adapters, language
+from ptft.freeze.adapters import Adapter
+from ptft.freeze.language import Freeze, Strategy, Term, Timed
+from ptft.freeze.layout import Layout, Names
+from ptft.freeze.strategies import FACTOR, Span
+from ptft.models import Anatomy
 
 
 @dataclass(frozen=True)
@@ -69,26 +74,98 @@ def _factors(action: str) -> tuple[float, float]:
     return rate, decay
 
 
-def plan(strategy: str | Sequence[Sequence[str]], groups: Mapping[str, str], params: Mapping[str, Any]) -> Plan:
-    """Resolves a strategy name or a list of `(pattern, action)` rules on a flat tree of arrays or shapes.
+def plan(chosen: Any, anatomy: Anatomy, params: Mapping[str, Any]) -> Plan:
+    """Resolves a strategy or a list of `(pattern, action)` rules on a flat tree of arrays or shapes.
 
+    Args:
+      chosen: a `language.Strategy`, its text, or the rules.
     Raises:
       UserError: unknown strategy, a rule that matches nothing, an unclaimed parameter, or nothing left to train.
     """
-    names = list(params)
-    if isinstance(strategy, str):
-        chosen = language.rules(strategy, groups, params)
-    else:
-        for rule in strategy:
-            if not isinstance(rule, list | tuple) or len(rule) != 2:
-                raise UserError(f"freeze rule {rule!r}: expected a pair (pattern, action)")
-        chosen = [(str(p), str(a)) for p, a in strategy]
-    factors = [_factors(action) for _, action in chosen]
-    claimed = tree.match(names, chosen)
-    rows = tuple(Row(n, tuple(params[n].shape), chosen[claimed[n]][0], *factors[claimed[n]]) for n in names)
+    if isinstance(chosen, str):
+        chosen = language.strategy(chosen)
+    if isinstance(chosen, Strategy):
+        with _said(chosen.text):
+            return Plan(_rows(chosen, Layout(anatomy, params)))
+    return _by_hand(chosen, params)
+
+
+@contextmanager
+def _said(text: Any) -> Iterator[None]:
+    """A mistake names the strategy that makes it."""
+    try:
+        yield
+    except UserError as e:
+        raise e if str(e).startswith("freeze") else UserError(f"freeze={text!r}: {e}") from None
+
+
+def _by_hand(rules: Sequence[Sequence[str]], params: Mapping[str, Any]) -> Plan:
+    for rule in rules:
+        if not isinstance(rule, list | tuple) or len(rule) != 2:
+            raise UserError(f"freeze rule {rule!r}: expected a pair (pattern, action)")
+    given = [(str(p), str(a)) for p, a in rules]
+    factors = [_factors(action) for _, action in given]
+    claimed = tree.match(list(params), given)
+    rows = tuple(Row(n, tuple(params[n].shape), given[claimed[n]][0], *factors[claimed[n]]) for n in params)
     if not any(r.lr_mult for r in rows):
-        raise UserError(f"freeze={strategy!r} leaves nothing to train")
+        raise UserError(f"freeze={rules!r} leaves nothing to train")
     return Plan(rows)
+
+
+def _rows(strategy: Strategy, model: Layout) -> tuple[Row, ...]:
+    """Every parameter with what of the strategy claimed it."""
+    claimed = _claimed(strategy, model)
+    if not claimed and [t.text for t in strategy.terms] != ["head"]:
+        raise UserError("trains nothing but the head on this model; say freeze='head' if that is meant")
+    rates = [named.function(model, *values) for named, values in strategy.rates]
+
+    def row(name: str) -> Row:
+        shape = tuple(model.params[name].shape)
+        if name.startswith("head/"):
+            return Row(name, shape, "head", 1.0)
+        rate = math.prod(factors.get(name, 1.0) for factors in rates)
+        return Row(name, shape, claimed.get(name, "not named"), float(f"{rate:.6g}") if name in claimed else 0.0)
+
+    return tuple(map(row, model.params))
+
+
+def _claimed(strategy: Strategy, model: Layout) -> dict[str, str]:
+    """Name -> the set that trains it, the first of those that do."""
+    sets: list[tuple[str, Names]] = []
+    for term in strategy.terms:
+        text, names = term.text, _names(term, model)
+        if term.op == "+":
+            sets.append((text, names))
+        elif term.op == "&":
+            sets = [(f"{said}&{text}", had & names) for said, had in sets]
+        else:
+            sets = [(f"{said}!{text}", had - names) for said, had in sets]
+    return {n: said for said, names in reversed(sets) for n in names}
+
+
+def _names(term: Term, model: Layout) -> Names:
+    if term.named is None:
+        return adapters.trainable(model.params, term.kind)
+    return frozenset(term.named.function(model, *term.values))
+
+
+def added(freeze: Freeze, anatomy: Anatomy, params: Mapping[str, Any]) -> tuple[Adapter, ...]:
+    """The added parameters that `config.freeze` names in any phase. Raises UserError: an option or a place that does not exist."""
+    model = Layout(anatomy, params)
+    with _said(freeze.said):
+        return adapters.union([_added(s, model) for _, s in freeze.phases if isinstance(s, Strategy)])
+
+
+def _added(strategy: Strategy, model: Layout) -> tuple[Adapter, ...]:
+    kinds = adapters.kinds()
+    found = adapters.ordered(kinds[t.kind].parse(t.argument, model) for t in strategy.terms if t.kind)
+    taken: set[tuple[str, str]] = set()
+    for one in found:
+        sites = {(one.kind(), site) for site, _ in one.sites}
+        if twice := taken & sites:
+            raise UserError(f"adds {one.kind()} to {min(twice)[1]} twice, in different ways")
+        taken |= sites
+    return found
 
 
 class BadStart(UserError):
@@ -96,44 +173,52 @@ class BadStart(UserError):
 
 
 class Phase(NamedTuple):
-    """What moves from some step on."""
+    """What is trainable from some step on."""
 
     start: int | None  # a step; None: when the phase before has seen `waits` evaluations without a better best
     waits: int
-    strategy: Any  # a name or a list of rules
+    strategy: Any  # a text or a list of rules
     plan: Plan
 
 
-def phases(freeze: Any, groups: Mapping[str, str], params: Mapping[str, Any], total: int, steps: Steps, seed: int) -> tuple[Phase, ...]:
+def phases(freeze: Freeze, anatomy: Anatomy, params: Mapping[str, Any], span: Span) -> tuple[Phase, ...]:
     """The phases of a run, every one resolved. Raises UserError as `plan`, and where a start makes no sense."""
     found: list[Phase] = []
-    for start, strategy in language.strategies(freeze, language.depth_of(groups, params), total, steps, seed):
-        at, waits = _start(freeze, start, strategy, steps)
+    with _said(freeze.said):
+        given = _timed(freeze.timed, Layout(anatomy, params), span) if freeze.timed else freeze.phases
+    if not given:
+        raise language.undecided(freeze.said)
+    for start, chosen in given:
+        said = chosen.text if isinstance(chosen, Strategy) else chosen
+        at, waits = _start(freeze.said, start, span.steps)
         if not found and at != 0:
-            raise UserError(f"freeze={freeze!r}: the first phase, {strategy!r}, begins at {start!r}; expected 0, or no start at all")
+            raise UserError(f"freeze={freeze.said!r}: the first phase, {said!r}, begins at {start!r}; expected 0, or no start at all")
         before = max((p.start or 0 for p in found), default=-1)
         if at is not None and at <= before:
             raise BadStart(
-                f"freeze={freeze!r}: {strategy!r} would begin at step {at} ({start!r}), one before it at step {before}; "
-                f"expected each phase later than those before it (the run has {total} steps)"
+                f"freeze={freeze.said!r}: {said!r} would begin at step {at} ({start!r}), one before it at step {before}; "
+                f"expected each phase later than those before it (the run has {span.total} steps)"
             )
-        found.append(Phase(at, waits, strategy, plan(strategy, groups, params)))
-    if late := [p for p in found if p.start is not None and p.start >= total]:
+        found.append(Phase(at, waits, said, plan(chosen, anatomy, params)))
+    if late := [p for p in found if p.start is not None and p.start >= span.total]:
         raise BadStart(
-            f"freeze={freeze!r}: the phase {late[0].strategy!r} would begin at step {late[0].start}, the run has {total}; "
+            f"freeze={freeze.said!r}: the phase {late[0].strategy!r} would begin at step {late[0].start}, the run has {span.total}; "
             "begin it earlier or train for longer"
         )
     return tuple(found)
 
 
-def _start(freeze: Any, start: str, strategy: Any, steps: Steps) -> tuple[int | None, int]:
+def _timed(timed: Timed, model: Layout, span: Span) -> list[tuple[str, Strategy]]:
+    made = timed.named.function(timed.argument, len(model.blocks), span)
+    return [(start, language.strategy(text + timed.rates)) for start, text in made]
+
+
+def _start(said: Any, start: str, steps: Callable[[str], int]) -> tuple[int | None, int]:
     """(the step, 0), or of a plateau (None, its evaluations)."""
-    if not start:
-        raise UserError(f"freeze={freeze!r}: {strategy!r} has no start; expected START: {strategy}, such as 50%: {strategy}")
     if found := re.fullmatch(r"plateau\s*=\s*([1-9]\d*)", start):
         return None, int(found[1])
     if start.startswith("plateau"):
-        raise UserError(f"freeze={freeze!r}: {start!r} is no start; expected plateau=N, N evaluations without a better best")
+        raise UserError(f"freeze={said!r}: {start!r} is no start; expected plateau=N, N evaluations without a better best")
     try:
         return steps(start), 0
     except UserError as e:
@@ -141,7 +226,7 @@ def _start(freeze: Any, start: str, strategy: Any, steps: Steps) -> tuple[int | 
 
 
 def union(found: Sequence[Phase]) -> Plan:
-    """Everything that moves in some phase, by the rule under which it first does."""
+    """Everything that is trainable in some phase, by the rule under which it first is."""
     rows = list(found[0].plan.rows)
     for phase in found[1:]:
         rows = [old if old.lr_mult else new for old, new in zip(rows, phase.plan.rows, strict=True)]

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import safetensors.numpy
 
 from ptft.core.errors import UserError, did_you_mean, install, joined, listed, short, shown, table
-from ptft.hub.names import ACTIVATIONS, DEFAULTS, FAMILIES, SILENT, Family, places
+from ptft.hub.names import ACTIVATIONS, places
 from ptft.inputs.tokenizer import as_written, read_object
+from ptft.models import Family, families
 
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -56,7 +57,7 @@ class Folder(NamedTuple):
 
     @property
     def family(self) -> Family:
-        return FAMILIES[self.kind]
+        return families()[self.kind]
 
     @property
     def dtype(self) -> str:
@@ -128,21 +129,21 @@ def open_folder(where: str | Path) -> Folder:
     config = read_object(path / "config.json")
     with as_written(path / "config.json"):
         kind = _kind(path, config)
-    return Folder(path, kind, config, _tensors(path, FAMILIES[kind], files))
+    return Folder(path, kind, config, _tensors(path, families()[kind], files))
 
 
 def _kind(path: Path, config: Mapping[str, Any]) -> str:
     """Its model_type; where that is missing, what the class in `architectures` says."""
     classes = list(map(str, config.get("architectures") or ()))
-    said = [k for k, f in FAMILIES.items() for name in classes if re.match(f"{f.stem}(For|Model$)", name)]
+    said = [k for k, f in families().items() for name in classes if re.match(f"{f.stem}(For|Model$)", name)]
     kind = str(config.get("model_type") or next(iter([*said, *classes]), ""))
     if not kind:
         raise UserError(
             f"{path}/config.json has neither model_type nor architectures, so the weights could be of any model; "
-            f'add "model_type": one of {", ".join(FAMILIES)}'
+            f'add "model_type": one of {", ".join(families())}'
         )
-    if kind not in FAMILIES:
-        raise UserError(f"{path}: the architecture {shown(kind)} is not one that ptft has; {did_you_mean(kind[:60], FAMILIES)}")
+    if kind not in families():
+        raise UserError(f"{path}: the architecture {shown(kind)} is not one that ptft has; {did_you_mean(kind[:60], families())}")
     return kind
 
 
@@ -231,7 +232,7 @@ def _model_keys(folder: Folder) -> dict[str, Any]:
             raise UserError(f"{folder.path}/config.json: {key} is {shown(c[key])}; ptft has {ok!r} only")
     if c.get("quantization_config"):
         raise UserError(f"{folder.path} is quantized; expected float32, float16 or bfloat16 weights")
-    keys = {ours: c.get(theirs, {**DEFAULTS, **SILENT.get(folder.kind, {})}[theirs]) for ours, theirs in family.keys.items()}
+    keys = {ours: c.get(theirs, family.silent[theirs]) for ours, theirs in family.keys.items()}
     for ours, theirs in family.keys.items():
         value = keys[ours]
         if ours not in ("activation", "pooling") and (
@@ -248,9 +249,7 @@ def _model_keys(folder: Folder) -> dict[str, Any]:
     if act not in ACTIVATIONS or c.get("classifier_activation", act) != act:
         raise UserError(f"{folder.path}/config.json: the activation {shown(act)} (everywhere) is not one of {', '.join(ACTIVATIONS)}")
     keys |= {"name": family.model, **family.fixed, "activation": ACTIVATIONS[act]}
-    if family.model == "bert":
-        keys["family"] = folder.kind
-    if "roberta" in folder.kind:
+    if family.shifted:
         keys["offset"] = c.get("pad_token_id", 1) + 1  # positions begin after that of padding
         keys["max_len"] -= keys["offset"]
     if keys.get("embedding") == keys["hidden"]:

@@ -12,8 +12,9 @@ from ptft.core.config import Config
 from ptft.core.errors import UserError
 from ptft.core.tree import Flat
 from ptft.hub.folders import HEADS
-from ptft.hub.names import FAMILIES, Family, places
+from ptft.hub.names import places
 from ptft.inputs.tokenizer import Tokenizer
+from ptft.models import Family, families
 
 
 def write(
@@ -32,28 +33,29 @@ def write(
       UserError: transformers has no such model.
     """
     kind = getattr(dims, "family", config.model.name)
-    if kind not in FAMILIES:
-        raise UserError(f"transformers has no model like {config.model.name!r}; there is {', '.join(FAMILIES)}")
-    family = FAMILIES[kind]
+    known = families()
+    if kind not in known:
+        raise UserError(f"transformers has no model like {config.model.name!r}; there is {', '.join(known)}")
+    family = known[kind]
     head = head_of(params)
     nsp = head == "mlm" and "head/nsp/kernel" in params and "head/nsp" in family.mlm
     what = HEADS[head][1] if head else "Model"
     what = "ForPreTraining" if nsp else what
     if head and not getattr(family, head):
-        having = ", ".join(k for k, f in FAMILIES.items() if getattr(f, head))
+        having = ", ".join(k for k, f in known.items() if getattr(f, head))
         raise UserError(
             f"transformers' {family.stem}{what} has layers before its classifier that a run of {head!r} lacks; "
             f"to export one, train a model of another kind: {having}"
         )
     if blank := config.objective.get("blank"):
         raise UserError(f"transformers' classifiers read the pooled output, this run reads its blank, {blank!r}: there is no class for it")
-    _check_dims(kind, dims, "nsp" if nsp else head, tokenizer)
+    _check_dims(family, dims, "nsp" if nsp else head, tokenizer)
     tensors, left = outside(family, params, head, nsp)
     if lost := [n for n in left if not n.startswith(("backbone/pooler/", "head/nsp/"))]:
-        raise UserError(f"model.family={kind!r} has no place for {', '.join(lost[:5])}; expected another family, of {', '.join(FAMILIES)}")
+        raise UserError(f"model.family={kind!r} has no place for {', '.join(lost[:5])}; expected another family, of {', '.join(known)}")
     to.mkdir(parents=True, exist_ok=True)
     safetensors.numpy.save_file({n: x.astype(dtype) for n, x in tensors.items()}, to / "model.safetensors", metadata={"format": "pt"})
-    values = {"architectures": [family.stem + what], "model_type": kind, "dtype": dtype, **_outside_keys(kind, dims, tokenizer)}
+    values = {"architectures": [family.stem + what], "model_type": kind, "dtype": dtype, **_outside_keys(family, dims, tokenizer)}
     if head in ("classify", "tag"):
         values |= {"id2label": {str(i): n for i, n in enumerate(labels)}, "label2id": {n: i for i, n in enumerate(labels)}}
         values[family.dropout] = config.objective.dropout
@@ -94,36 +96,31 @@ def outside(family: Family, params: Mapping[str, Any], head: str, nsp: bool) -> 
     return {n: np.ascontiguousarray(np.concatenate([p[i] for i in sorted(p)])) for n, p in parts.items()}, left
 
 
-def _check_dims(kind: str, dims: Any, head: str, tokenizer: Tokenizer) -> None:
-    """Refuses what a config.json of this kind cannot say."""
-    wanted = {"pooler": "tanh", "offset": tokenizer.pad + 1 if "roberta" in kind else 0, **FAMILIES[kind].fixed}
-    if "types" in FAMILIES[kind].keys and dims.types == 0:
+def _check_dims(family: Family, dims: Any, head: str, tokenizer: Tokenizer) -> None:
+    """Refuses what a config.json of this family cannot say."""
+    wanted = {"pooler": "tanh", "offset": tokenizer.pad + 1 if family.shifted else 0, **family.fixed}
+    if "types" in family.keys and dims.types == 0:
         wanted["types"] = 2
-    if kind == "electra" and dims.embedding == dims.hidden:
+    if "embedding" in family.keys and dims.embedding == dims.hidden:
         wanted["embedding"] = 0
-    if head in ("classify", "nsp") and "pooling" not in FAMILIES[kind].keys:
+    if head in ("classify", "nsp") and "pooling" not in family.keys:
         wanted["pooling"] = "cls"
     for key, value in wanted.items():
         if getattr(dims, key, value) != value:
             raise UserError(
-                f"transformers' {FAMILIES[kind].stem} knows model.{key}={value!r} only, this run has {getattr(dims, key)!r}: "
+                f"transformers' {family.stem} knows model.{key}={value!r} only, this run has {getattr(dims, key)!r}: "
                 f"train with --config.model.{key}={value} to export it"
             )
 
 
-def _outside_keys(kind: str, dims: Any, tokenizer: Tokenizer) -> dict[str, Any]:
-    values = {theirs: getattr(dims, ours) for ours, theirs in FAMILIES[kind].keys.items()}
+def _outside_keys(family: Family, dims: Any, tokenizer: Tokenizer) -> dict[str, Any]:
+    values = {theirs: getattr(dims, ours) for ours, theirs in family.keys.items()}
     values["max_position_embeddings"] += getattr(dims, "offset", 0)
     if values.get("embedding_size") == 0:
         values["embedding_size"] = dims.hidden
-    dropouts = {"distilbert": ["attention_dropout"], "modernbert": ["attention_dropout", "embedding_dropout"]}
-    values |= {key: dims.dropout for key in dropouts.get(kind, ["attention_probs_dropout_prob"])}
+    values |= {theirs: getattr(dims, ours) for theirs, ours in family.also.items()}
     values |= {"pad_token_id": tokenizer.pad, "tie_word_embeddings": True}
-    if kind == "modernbert":
-        values |= {"cls_token_id": tokenizer.cls, "sep_token_id": tokenizer.sep, "classifier_activation": dims.activation}
-    return values | (
-        {"bos_token_id": tokenizer.cls, "eos_token_id": tokenizer.sep} if kind not in ("bert", "distilbert", "electra") else {}
-    )
+    return values | {theirs: getattr(tokenizer, role) for theirs, role in family.roles.items()}
 
 
 def _write_pooling(to: Path, dims: Any, told: Mapping[str, Any]) -> None:

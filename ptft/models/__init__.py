@@ -3,7 +3,8 @@
 A model file exports
   SPEC            the keys of `config.model` that it reads;
   build(config, vocab_size, dtype) -> nn.Module   the backbone; its `style` says how a head on it looks;
-  GROUPS          its parameters by role, as patterns: what freeze strategies speak.
+  ANATOMY         its parameters by role and in the order of computation: what freeze strategies and the cost formula speak of;
+  FAMILIES        its names at Hugging Face, if it has any there (`Family`).
 
 A backbone is called as `module(batch, train=, start=0, hidden=None)`. `batch` holds `tokens` i32[B, T], `mask`
 bool[B, T] (True on real tokens) and `types` i32[B, T]. It returns named outputs: `hidden` f[B, T, D], `pooled`
@@ -12,12 +13,46 @@ the first k blocks and goes on from `hidden`, so that a frozen prefix may be com
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 
 from ptft.core import plugins
 from ptft.core.config import Config, Field, Spec
+
+
+class Anatomy(NamedTuple):
+    """A model's parameters as patterns over their names, from the input to the output."""
+
+    groups: Mapping[str, str]  # role -> its parameters; every model has a "stem", below all blocks
+    stacks: Mapping[str, str]  # name -> the parameters of a block, with {} for its number; one stack needs no name: ""
+    order: tuple[str, ...] = ()  # the modules inside a block in the order of computation, those side by side in one pattern
+    table: str = ""  # the word table, to which an objective may tie its decoder
+    values: str = ""  # the module of a block that gives the attention's values; "": there is no attention
+
+
+class Family(NamedTuple):
+    """How a `model_type` at Hugging Face names what a model has.
+
+    A module's name is enough, the last word follows from ours: kernel [in, out] is `weight` [out, in], embedding and scale
+    are `weight`, bias is `bias`. `{}` is the number of a block; `X[1/3]` is the second third of X's rows.
+    """
+
+    stem: str  # of its classes in transformers
+    prefix: str  # before the encoder's names, in a model with a head
+    body: Mapping[str, str]
+    mlm: Mapping[str, str]
+    classify: Mapping[str, str]
+    decoder: str  # the copy of the word table that the MLM head may hold
+    keys: Mapping[str, str]  # config.model -> config.json
+    silent: Mapping[str, Any] = {}  # what a config.json that is silent means (transformers' configuration class)
+    dropout: str = "classifier_dropout"  # key in config.json
+    also: Mapping[str, str] = {}  # further keys of config.json -> the key of config.model that they repeat
+    roles: Mapping[str, str] = {}  # config.json -> the tokenizer's role whose id it holds: "cls" or "sep"
+    shifted: bool = False  # whether positions begin after that of padding
+    model: str = "bert"  # config.model.name
+    fixed: Mapping[str, Any] = {}  # keys of config.model that its config.json does not hold, because they never differ
+    tag: Mapping[str, str] = {"head/tagger": "classifier"}
 
 
 def spec(section: Mapping[str, Any]) -> Spec:
@@ -31,6 +66,11 @@ def build(config: Config, vocab_size: int, dtype: Any) -> nn.Module:
     return plugins.get("models", config.name).build(config, vocab_size, dtype)
 
 
-def groups(name: str) -> Mapping[str, str]:
-    """Role -> pattern over parameter names; `block` holds a `{}` for the block's number."""
-    return plugins.get("models", name).GROUPS
+def anatomy(name: str) -> Anatomy:
+    return plugins.get("models", name).ANATOMY
+
+
+def families() -> dict[str, Family]:
+    """Every `model_type` that a model file knows the names of."""
+    found = [getattr(plugins.get("models", name), "FAMILIES", {}) for name in plugins.names("models")]
+    return {kind: family for table in found for kind, family in table.items()}

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ptft.core.config import Config, Field
+from ptft.models import Anatomy
 from ptft.models.layers import Style, masked_mean
 
 SPEC = {
@@ -21,11 +22,14 @@ SPEC = {
     "dropout": Field(0.0, float, lo=0, hi=0.99, doc="of the embeddings"),
 }
 
-GROUPS: Mapping[str, str] = {
-    "stem": r"backbone/embeddings/.*",
-    "block": r"backbone/block_{}/.*",
-    "bias": r"backbone/.*/bias",
-}
+ANATOMY = Anatomy(
+    groups={
+        "stem": r"backbone/embeddings/.*",
+        "bias": r"backbone/.*/bias",
+    },
+    stacks={"": r"backbone/block_{}/.*"},
+    table="backbone/embeddings/embedding",
+)
 
 
 class LSTM(nn.Module):

@@ -40,6 +40,7 @@ class Objective(Protocol):
     best: str  # the metric that chooses the best checkpoint: higher is better unless it is a loss
     reuse_head: bool  # whether a run from weights with this objective's head goes on with it, or makes a new one
     reads_pooled: bool  # whether the head reads the backbone's `pooled`
+    head_rows: Mapping[str, int]  # module of the head -> rows of an example that it reads, in the order of computation; others read 1
     stochastic: bool  # whether `prepare` makes random choices, so that a row is not the same twice
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> Rows: ...

@@ -88,6 +88,10 @@ class Classify:
     stochastic: bool = False
 
     @property
+    def head_rows(self) -> Mapping[str, int]:
+        return {}
+
+    @property
     def reads_pooled(self) -> bool:
         return self.mask is None
 

@@ -292,6 +292,10 @@ class MlmNsp:
     stochastic: bool = True
 
     @property
+    def head_rows(self) -> Mapping[str, int]:
+        return {"transform": self.predictions, "decoder": self.predictions}
+
+    @property
     def reads_pooled(self) -> bool:
         return self.nsp
 

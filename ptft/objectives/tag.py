@@ -86,6 +86,10 @@ class Tag:
     stochastic: bool = False
 
     @property
+    def head_rows(self) -> Mapping[str, int]:
+        return {"tagger": self.seq_len}
+
+    @property
     def places(self) -> list[tuple[str, str]]:
         """Each tag's letter and kind, ("B", "PER") of B-PER, ("O", "") of O; [] if they mark no whole entities."""
         found = [PLACE.fullmatch(name) for name in self.labels]

@@ -27,18 +27,19 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ptft import models
 from ptft.core import config as configs
 from ptft.core import record, tree
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
-from ptft.freeze import language
+from ptft.freeze.layout import Layout, Names
+from ptft.freeze.strategies import FACTOR
 from ptft.planning import importance, plans
 from ptft.planning.importance import Part
 from ptft.train import build, contract, optim, programs, spec, train
 from ptft.train.build import Run
 from ptft.train.cost import Products
 
+ROLES = {"attention": "attention", "ffn": "ffn", "layernorm": "norm"}  # strategy -> the group that it trains, of some blocks
 UNITS = ("flops", "seconds", "bytes", "params")
 PROBE = 5  # timed steps
 TRIES = 8  # choices that are measured; more only until one fits
@@ -55,7 +56,7 @@ def ask(strategy: Any) -> Ask | None:
     """What `auto(…)` asks for; None: another strategy. Raises UserError where it cannot be meant."""
     if not isinstance(strategy, str) or not strategy.strip().startswith("auto"):
         return None
-    found = re.fullmatch(rf"auto\(budget={language.FACTOR}([a-z]+)(?:,score=([a-z]+))?\)", "".join(strategy.split()))
+    found = re.fullmatch(rf"auto\(budget={FACTOR}([a-z]+)(?:,score=([a-z]+))?\)", "".join(strategy.split()))
     if not found:
         raise UserError(f"freeze={strategy!r}: expected auto(budget=0.5 flops) or auto(budget=0.5 flops, score=rgn), alone")
     one = Ask(float(found[1]), found[2], found[3] or "rgn")
@@ -115,7 +116,7 @@ def decide(config: Config) -> dict[str, Any]:
     if not hasattr(run.net.backbone, "dims"):
         raise UserError(f"freeze={config.freeze!r}: auto chooses among the blocks of a Transformer encoder; {config.model.name!r} is none")
     shapes = run.net.shapes()
-    parts = split(models.groups(config.model.name), shapes)
+    parts = split(run.layout)
     value = importance.measure(run, parts, wanted.score)
     price = functools.cache(lambda strategy: cost(run, strategy, wanted.unit))
     own, reach = estimates(run, parts, wanted.unit, price)
@@ -132,20 +133,19 @@ def decide(config: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def split(groups: Mapping[str, str], shapes: Mapping[str, Any]) -> list[Part]:
+def split(model: Layout) -> list[Part]:
     """The parts of a model, from the input up; a block is one part where attention, feed-forward and norms are not all of it."""
 
-    def part(name: str, block: int) -> list[Part]:
-        patterns = language.patterns(name, name, groups, shapes)
-        leaves = tuple(n for n in shapes if any(re.fullmatch(p, n) for p in patterns))
+    def part(name: str, block: int, names: Names) -> list[Part]:
+        leaves = tuple(n for n in model.params if n in names)
         return [Part(name, block, leaves)] if leaves else []
 
-    depth, found = language.depth_of(groups, shapes), part("embeddings", -1)
-    for i in range(depth):
-        whole = part(f"layers={i}", i)
-        pieces = [p for name in ("attention", "ffn", "layernorm") if language.GROUP[name] in groups for p in part(f"{name}={i}", i)]
-        found += pieces if {n for p in pieces for n in p.leaves} == set(whole[0].leaves) else whole
-    return found + (part("pooler", depth) if "pooler" in groups else [])
+    groups, found = model.anatomy.groups, part("embeddings", -1, model.group("stem"))
+    for i, block in enumerate(model.blocks):
+        roles = [(name, role) for name, role in ROLES.items() if role in groups]
+        pieces = [p for name, role in roles for p in part(f"{name}={i}", i, block & model.group(role))]
+        found += pieces if {n for p in pieces for n in p.leaves} == block else part(f"layers={i}", i, block)
+    return found + (part("pooler", len(model.blocks), model.group("pooler")) if "pooler" in groups else [])
 
 
 def named(parts: Sequence[Part], chosen: Sequence[int]) -> str:

@@ -22,11 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import models
 from ptft.core import config, mesh, tree
 from ptft.core.errors import UserError
 from ptft.core.tree import Flat
-from ptft.freeze import language
 from ptft.train import optim, pipeline, step, weights
 from ptft.train.build import Run
 
@@ -88,7 +86,7 @@ def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
     """The parameters with a new head fitted to the sample; a head that came with the weights stays."""
     if run.net.objective.reuse_head and run.config.init_from and run.config.init_weights:
         return params
-    top = language.depth_of(models.groups(run.config.model.name), params)
+    top = len(run.layout.blocks)
     short = run.net._replace(start=top)
     below = jax.jit(lambda p, batch: run.net.below(p, batch, top))
     cached = [{**batch, "hidden": below(params, batch)} for batch in batches]
@@ -136,7 +134,7 @@ def _of_part(score: str, length: float, mean: float, trace: float) -> float:
 
 
 def variability(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch]) -> list[float]:
-    depth = language.depth_of(models.groups(run.config.model.name), params)
+    depth = len(run.layout.blocks)
     label = np.concatenate([jax.device_get(b["label"])[np.asarray(jax.device_get(b["weight"])) > 0] for b in batches])
     found = []
     for block in range(depth + 1):

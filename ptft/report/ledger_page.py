@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from ptft.freeze import adapters
 from ptft.report.figures import ACCENT, BAD, INK, QUIET
 
 # The worst first: where one cell stands for several tensors, it shows the worst of them.
@@ -50,15 +51,21 @@ def _place(name: str) -> tuple[str, str, str]:
     root, layer, *rest = name.split("/")
     if root == "head":
         return "head", "head", "/".join([layer, *rest])
-    # FISH has its places and its values in the tensor itself.
-    column = re.sub(r"/fish/(index|values)$", " in part", "/".join(rest)) if root == "adapter" else "/".join(rest)
-    column = re.sub(r"([^/]+)/(lora|houlsby|pfeiffer|ia3|prefix)/", r"\1/\1 \2/", column)
+    column = _added(rest) if root == "adapter" else "/".join(rest)
     return layer.partition("_")[0] if layer.startswith("block_") else layer, layer.replace("_", " "), column
+
+
+def _added(parts: Sequence[str]) -> str:
+    """["attention", "query", "lora", "a"] -> "attention/query/query lora/a"; what lies inside the tensor itself: " in part"."""
+    *site, kind, leaf = parts
+    if kind in adapters.kinds() and adapters.kinds()[kind].inside("/".join(site)):
+        return "/".join(site) + " in part"
+    return "/".join([*site, f"{site[-1]} {kind}", leaf] if site else [kind, leaf])
 
 
 def _order(column: str) -> tuple[int, bool, bool]:
     module = next((i for i, m in enumerate(_MODULES) if m in column.split("/")), len(_MODULES))
-    return module, bool(re.search(r"in part|\w (lora|houlsby|pfeiffer|ia3|prefix)/", column)), column.endswith("bias")
+    return module, " " in column, column.endswith("bias")
 
 
 def verdict(cell: Sequence[Mapping[str, Any]]) -> str:

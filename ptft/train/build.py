@@ -14,7 +14,9 @@ from ptft.core import config as configs
 from ptft.core import mesh
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
-from ptft.freeze import adapters, language, resolve
+from ptft.freeze import language, resolve
+from ptft.freeze.layout import Layout
+from ptft.freeze.strategies import Span
 from ptft.inputs import tokenizer as tokenizers
 from ptft.inputs.tokenizer import Tokenizer
 from ptft.train import dataset, pipeline, step
@@ -40,19 +42,18 @@ def net(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Net:
 
 def with_added(config: Config, net: Net) -> Net:
     """The net with the added parameters that `config.freeze` names in any phase, and no others."""
-    plain, groups = net._replace(added=()), models.groups(config.model.name)
-    shapes = plain.shapes()
-    named = [s for _, s in language.strategies(config.freeze, language.depth_of(groups, shapes), 1, lambda _: 1, 0) if isinstance(s, str)]
-    return plain._replace(added=adapters.union([adapters.parse(s, groups, shapes) for s in named], config.freeze))
+    plain = net._replace(added=())
+    return plain._replace(added=resolve.added(language.parse(config.freeze), models.anatomy(config.model.name), plain.shapes()))
 
 
 def phases(config: Config, net: Net, examples: int, total: int) -> tuple[resolve.Phase, ...]:
-    """What moves when; one phase where it is always the same."""
+    """What is trainable when; one phase where it is always the same."""
 
     def steps(text: str) -> int:
         return configs.steps(f"freeze={config.freeze!r}", text, batch=config.batch, examples=examples, total=total)
 
-    found = resolve.phases(config.freeze, models.groups(config.model.name), net.shapes(), total, steps, config.seed)
+    span = Span(total, steps, config.seed)
+    found = resolve.phases(language.parse(config.freeze), models.anatomy(config.model.name), net.shapes(), span)
     if any(p.start is None for p in found) and not (config.data.dev and config.best != "last" and steps(config.eval_every)):
         raise UserError(
             f"freeze={config.freeze!r}: a plateau is seen on dev; it needs data.dev, an eval_every above 0 "
@@ -96,8 +97,13 @@ class Run(NamedTuple):
     mesh: Any
 
     @property
+    def layout(self) -> Layout:
+        """The parameters of the model by role."""
+        return Layout(models.anatomy(self.config.model.name), self.net.shapes())
+
+    @property
     def plan(self) -> resolve.Plan:
-        """Everything that moves in some phase."""
+        """Everything that is trainable in some phase."""
         return resolve.union(self.phases)
 
 

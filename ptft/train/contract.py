@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from ptft import models
 from ptft.core import record, tree
 from ptft.core.errors import UserError
 from ptft.freeze import ledger, resolve
@@ -18,13 +17,12 @@ from ptft.train.programs import Program
 
 def products(run: Run, phase: int = 0) -> cost.Products | None:
     """The formula's FLOPs; None for a model that is no Transformer encoder."""
-    shapes, c = run.net.shapes(), run.config
-    if not any(n.endswith("attention/value/kernel") for n in shapes):
+    c, layout, cached = run.config, run.layout, programs.below(run, run.net.start)
+    if not layout.anatomy.values:
         return None
-    predictions = getattr(run.net.objective, "predictions", 0)
-    cached = programs.below(run, run.net.start)  # not computed in a step
-    shapes = {n: s for n, s in shapes.items() if not re.fullmatch(cached, n)}
-    return cost.analytic(shapes, run.phases[phase].plan.trainable, models.groups(c.model.name), c.batch, c.objective.seq_len, predictions)
+    skipped = frozenset(n for n in layout.params if re.fullmatch(cached, n))
+    work = cost.Work(c.batch, c.objective.seq_len, run.net.objective.head_rows, run.net.added, skipped)
+    return cost.analytic(layout, run.phases[phase].plan.trainable, work)
 
 
 def problem(run: Run, program: Program, opt: Any, phase: int = 0) -> str | None:

@@ -5,10 +5,14 @@ The two check each other: a backward pass that a mistake keeps alive shows in th
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+
+from ptft.freeze import adapters
+from ptft.freeze.adapters import Adapter
+from ptft.freeze.layout import Layout, Names
 
 
 class Cost(NamedTuple):
@@ -87,11 +91,6 @@ def of_plan(inside: Mapping[str, Any], kept: Mapping[str, Any], opt: Any, stored
     return Bytes(moving + size(dict(kept)), moving, state, size(dict(stored)) + state)
 
 
-# Where in a block a module computes; what lies before the lowest leaf that moves needs no gradient of its input.
-_ORDER = {"attention_norm": 0, "query": 1, "key": 1, "value": 1, "out": 2, "ffn_norm": 3, "up": 4, "gate": 4, "down": 5}
-_AFTER = {"attention_norm": 2.5, "ffn_norm": 6}  # of a model that normalizes what has been added, not what goes into a layer
-
-
 class Products(NamedTuple):
     """FLOPs of the matrix products of one step, pass by pass."""
 
@@ -104,67 +103,84 @@ class Products(NamedTuple):
         return sum(self)
 
 
-def analytic(
-    shapes: Mapping[str, Any], moving: Sequence[str], groups: Mapping[str, str], batch: int, seq_len: int, predictions: int = 0
-) -> Products:
-    """The matrix products that a step of a Transformer encoder needs, and no others (after Kaplan et al. 2020, arXiv 2001.08361, 2.1).
+class Work(NamedTuple):
+    """What a step computes of a model."""
 
-    A product y = x w of n rows costs 2 n |w| forward, as much for the gradient of w if w moves, and as much for that of x
-    if anything moves below. The attention's own two products pass a gradient on if the queries, keys or values, or
-    anything below them, move.
+    batch: int
+    tokens: int  # of a row
+    head: Mapping[str, int]  # module of the head -> rows of an example that it reads, in the order of computation; others read 1
+    added: Sequence[Adapter] = ()
+    skipped: Names = frozenset()  # parameters that a step does not read
 
-    What is added counts by its own matrices; a token that is a prompt's is one more in every row, a prefix's one more to attend
-    to; FISH needs the gradient of the whole tensor.
 
-    Args:
-      shapes: all parameters.
-      moving: the names of those that move.
-      predictions: masked positions a row, of a head that is tied to the word table; 0: the head reads the pooled output.
+def analytic(model: Layout, trainable: Sequence[str], work: Work) -> Products:
+    """The matrix products that a step of a Transformer needs, and no others (after Kaplan et al. 2020, arXiv 2001.08361, 2.1).
+
+    A product y = x w of n rows costs 2 n |w| forward, as much for the gradient of w if w is trainable, and as much for that
+    of x if anything below is. The attention's own two products pass a gradient on if the queries, keys or values, or
+    anything below them, are trainable. What is added counts by its own products, tokens and keys.
     """
-    order = _ORDER if any(n.startswith("backbone/final_norm/") for n in shapes) else _ORDER | _AFTER
-    depth = max((int(m[1]) + 1 for n in shapes if (m := re.search(r"backbone/block_(\d+)/", n))), default=0)
-
-    def place(name: str) -> tuple[float, float]:
-        if name.startswith("head/"):
-            return depth + 2, "decoder" in name
-        if re.fullmatch(groups["stem"], name.replace("adapter/", "backbone/", 1)):
-            return 0, 0
-        block = re.search(r"/block_(\d+)/", name)
-        before = 0.5 * name.endswith("/down/ia3/factor")  # it multiplies what goes into the module, all others what comes out
-        return (int(block[1]) + 1, max(order.get(part, 0) for part in name.split("/")) - before) if block else (depth + 1, 0)
-
-    lowest = min(map(place, moving))
-    chosen = set(moving) | {
-        n.replace("adapter/", "backbone/", 1).removesuffix("/fish/values") for n in moving if n.endswith("/fish/values")
-    }
-    vectors = {n: s.shape[0] for n, s in shapes.items() if n.endswith(("/prompt/vectors", "/prefix/vectors"))}
-    length = seq_len + sum(k for n, k in vectors.items() if "/prompt/" in n)
+    place = {n: _place(n, model, work) for n in model.params}
+    lowest = min(place[n] for n in trainable)
+    kinds = adapters.kinds()
+    chosen = set(trainable) | {kinds[kind].inside(site) for site, kind, _ in map(adapters.split, _added(trainable))}
+    length = work.tokens + sum(one.tokens for one in work.added)
     forward = activations = weights = 0.0
 
-    def product(rows: int, size: float, moves: bool, passes_on: bool) -> None:
+    def product(rows: int, size: float, trained: bool, passes_on: bool) -> None:
         nonlocal forward, activations, weights
-        forward += 2 * rows * size
-        weights += 2 * rows * size * moves
-        activations += 2 * rows * size * passes_on
+        forward += 2 * work.batch * rows * size
+        weights += 2 * work.batch * rows * size * trained
+        activations += 2 * work.batch * rows * size * passes_on
 
-    for name, leaf in shapes.items():
+    for name, leaf in model.params.items():
+        module = name.removesuffix("/kernel")
+        if name in work.skipped or name.startswith("adapter/"):
+            continue
         if name.endswith("/kernel"):
-            in_rows = name.startswith("backbone/block_") or "/project/" in name or name.startswith("head/tagger")
-            one = predictions if "transform" in name else 1
-            rows = batch * (length if in_rows else one)
-            product(rows, math.prod(leaf.shape), name in chosen, place(name) > lowest)
-        elif name.startswith("adapter/") and name.endswith(("/a", "/b", "_kernel")):
-            site = name.rpartition("/")[0].rpartition("/")[0].replace("adapter/", "backbone/", 1)
-            first = name.endswith(("/a", "/down_kernel"))
-            below = place(name) > lowest or (name.endswith("/down_kernel") and not chosen.isdisjoint({f"{site}/kernel", f"{site}/bias"}))
-            product(batch * length, math.prod(leaf.shape), name in chosen, below or (not first and place(name) >= lowest))
-        elif name.endswith("/lora/magnitude"):  # DoRA's lengths are those of the whole matrix, x or no x
-            a, b = (shapes[name.removesuffix("magnitude") + part] for part in "ab")
-            forward += 2 * math.prod(a.shape) * b.shape[1]
-        if name.endswith("/value/kernel"):
-            seen = length + vectors.get(name.replace("backbone/", "adapter/", 1).removesuffix("kernel") + "prefix/vectors", 0)
-            product(2 * batch * length, seen * leaf.shape[1], False, place(name) >= lowest)
-            activations += 4 * batch * length * seen * leaf.shape[1] * (place(name) >= lowest)
-        if predictions and name.endswith(("word/embedding", "embeddings/embedding")):
-            product(batch * predictions, math.prod(leaf.shape), name in chosen, (depth + 2, 1) > lowest)
+            product(_rows(module, model, work, length), math.prod(leaf.shape), name in chosen, place[name] > lowest)
+        if model.inner(module) == model.anatomy.values:
+            site = module.removeprefix("backbone/")
+            seen = length + sum(one.seen(site) for one in work.added if site in dict(one.sites))
+            product(2 * length, seen * leaf.shape[1], False, place[name] >= lowest)
+            activations += 4 * work.batch * length * seen * leaf.shape[1] * (place[name] >= lowest)
+        if name == model.anatomy.table and "decoder" in work.head and "head/decoder/kernel" not in model.params:  # tied
+            product(work.head["decoder"], math.prod(leaf.shape), name in chosen, place["head/decoder/bias"] > lowest)
+    for one in work.added:
+        for site, shape in one.sites:
+            names = {leaf: f"adapter/{site}/{one.kind()}/{leaf}" for leaf, *_ in one.products(shape)}
+            if not work.skipped.isdisjoint(names.values()):
+                continue
+            forward += one.flops(shape)
+            own = not chosen.isdisjoint({f"backbone/{site}/kernel", f"backbone/{site}/bias"})
+            for leaf, size, reads in one.products(shape):
+                at = place[names[leaf]]
+                passes_on = {"input": at > lowest, "output": at > lowest or own, "own": at >= lowest}
+                product(length, size, names[leaf] in chosen, passes_on[reads])
     return Products(forward, activations, weights)
+
+
+def _added(names: Iterable[str]) -> list[str]:
+    return [n for n in names if n.startswith("adapter/")]
+
+
+def _place(name: str, model: Layout, work: Work) -> tuple[float, float]:
+    """Where in a forward pass a parameter is used; what lies before the lowest trainable one needs no gradient of its input."""
+    depth = len(model.blocks)
+    if name.startswith("head/"):
+        module, order = name.split("/")[1], list(work.head)
+        return depth + 2, order.index(module) if module in order else 0
+    level = model.level(name)
+    if level is None:
+        return depth + 1, 0
+    inner = model.inner(name)
+    index = next((i for i, pattern in enumerate(model.anatomy.order) if re.match(f"{pattern}/", inner)), 0)
+    before = name.startswith("adapter/") and adapters.kinds()[adapters.split(name)[1]].before(adapters.split(name)[0])
+    return level, index - 0.5 * before
+
+
+def _rows(module: str, model: Layout, work: Work, length: int) -> int:
+    """Rows of an example that a matrix multiplies: every token below the top of the last block."""
+    if module.startswith("head/"):
+        return work.head.get(module.removeprefix("head/"), 1)
+    return 1 if model.level(f"{module}/kernel") is None else length

@@ -21,10 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import models
 from ptft.core import mesh, record
 from ptft.core.tree import Flat
-from ptft.freeze import language, ledger
+from ptft.freeze import ledger
 from ptft.objectives import Rows
 from ptft.train import contract, pipeline, programs, step
 from ptft.train.build import Run
@@ -75,12 +74,9 @@ class Cached:
 
 def entry(run: Run, phase: int) -> int:
     """The number of the lowest trainable block; of all blocks, where only what lies above them is trainable; 0: the stem is."""
-    groups = models.groups(run.config.model.name)
-    trainable = [n.replace("adapter/", "backbone/", 1) for n in run.phases[phase].plan.trainable]
-    if any(re.fullmatch(groups["stem"], n) for n in trainable):
-        return 0
-    depth = language.depth_of(groups, run.net.shapes())
-    return min((i for i in range(depth) if any(re.fullmatch(groups["block"].format(i), n) for n in trainable)), default=depth)
+    layout = run.layout
+    levels = [layout.level(n) for n in run.phases[phase].plan.trainable if not n.startswith("head/")]
+    return max(min((x for x in levels if x is not None), default=1 + len(layout.blocks)) - 1, 0)
 
 
 def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
@@ -96,8 +92,8 @@ def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
         return "cache_features is off"
     if block == 0 or not hasattr(run.net.backbone, "dims"):
         return "no frozen block lies below the trainable ones"
-    if any(a.kind == "prompt" for a in run.net.added):
-        return "a prompt makes rows longer than their texts"
+    if longer := [a.kind() for a in run.net.added if a.tokens]:
+        return f"a {longer[0]} makes rows longer than their texts"
     if run.net.objective.stochastic:
         return f"{c.objective.name} draws other inputs every time"
     if c.model.dropout and not {"embeddings", *(f"block_{i}" for i in range(block))} <= programs.no_dropout(run, phase):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ptft.core.config import Config, Field
+from ptft.freeze import adapters
 
 SPEC = {
     "name": Field("adamw", str, choices=("adamw", "lamb", "adafactor", "sgd")),
@@ -21,13 +22,17 @@ SPEC = {
     "weight_decay": Field(0.01, float, lo=0, doc="decoupled; not on biases, LayerNorms and added factors"),
     "clip": Field(1.0, float, lo=0, doc="global norm over the trainable gradients; 0: off"),
     "momentum": Field(0.9, float, lo=0, hi=0.9999, doc="of sgd"),
-    "at_phase": Field("carry", str, choices=("carry", "reset"), doc="state of what goes on moving when what moves changes"),
+    "at_phase": Field("carry", str, choices=("carry", "reset"), doc="optimizer state of what stays trainable when a phase begins"),
 }
 
 # Numbers of state that each keeps a parameter; Adafactor fewer where it factors.
 _STATE = {"adamw": 2, "lamb": 2, "adafactor": 1, "sgd": 1}
-# Factors that are added start at 1 or at a length: to decay them would be to shrink what they multiply.
-NO_DECAY = re.compile(r".*[/_]bias(/fish/values)?|.*norm/scale(/fish/values)?|.*/(ia3/factor|lora/magnitude)")
+NO_DECAY = re.compile(r".*[/_]bias|.*norm/scale")
+
+
+def decayed(name: str) -> bool:
+    """Whether a parameter has weight decay."""
+    return adapters.decays(name) if name.startswith("adapter/") else NO_DECAY.fullmatch(name) is None
 
 
 def schedule(config: Config, warmup: int, total: int) -> optax.Schedule:
@@ -117,7 +122,7 @@ def build(
         among it. With one count for all, Adam's bias correction would be missing for those that come later, and their first
         steps three times too long.
     """
-    strength = {n: config.weight_decay * (decays or {}).get(n, 1.0) for n in rates if NO_DECAY.fullmatch(n) is None}
+    strength = {n: config.weight_decay * (decays or {}).get(n, 1.0) for n in rates if decayed(n)}
     decay = optax.stateless(lambda u, p: {n: x + strength[n] * p[n] if strength.get(n) else x for n, x in u.items()})
     if config.bias_correction:
         adam = optax.scale_by_adam(config.b1, config.b2, config.eps)

@@ -75,8 +75,9 @@ def fresh(run: Run, phase: int, params: Flat) -> step.TrainState:
 
 def below(run: Run, block: int) -> str:
     """A pattern of all parameters that lie below a block, what is added there among them; of block 0, nothing."""
-    groups = models.groups(run.config.model.name)
-    parts = [groups["stem"], *(groups["block"].format(i) for i in range(block))] if block else []
+    anatomy = models.anatomy(run.config.model.name)
+    (stack,) = anatomy.stacks.values()
+    parts = [anatomy.groups["stem"], *(stack.format(i) for i in range(block))] if block else []
     return "|".join(f"(?:{p})" for p in parts).replace("backbone/", "(?:backbone|adapter)/") or "(?!)"
 
 

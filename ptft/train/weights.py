@@ -100,15 +100,15 @@ def on_base(config: Config, net: Net, digest: str, workdir: Path, changed: Any) 
 
 
 def start_params(run: Run, quiet: bool, like: Flat | None = None) -> Flat:
-    """All parameters at step 0. `like`: those of a later step, whose places FISH takes instead of finding them again."""
+    """All parameters at step 0. `like`: those of a later step, for what was chosen by data and is not to be chosen again."""
     params = jax.device_put(initial(run.config, run.net, quiet), mesh.replicated(run.mesh))
     if like is None:
         return adapters.fill(run.net.added, params, squares(run, params)) if run.net.added else params
-    return adapters.fill(run.net.added, params | {n: like[n] for n in like if n.endswith("/fish/index")})
+    return adapters.fill(run.net.added, params | {n: like[n] for n in like if adapters.is_fixed(n)})
 
 
 def squares(run: Run, params: Flat) -> Flat | None:
-    """Squared gradients of the first training examples in the run's order, where FISH chooses by them."""
+    """Squared gradients of the first training examples in the run's order, where added parameters are chosen by them."""
     if not (examples := max(a.examples for a in run.net.added)):
         return None
     numbers = pipeline.order(len(run.used), run.config.seed)

@@ -1,0 +1,76 @@
+"""A model's parameters by role, as sets of names: what strategies and added parameters speak of."""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+from ptft.core.errors import UserError
+from ptft.models import Anatomy
+
+Names = frozenset[str]
+
+
+class Layout:
+    """The parameters `params` (arrays or shapes by name) of a model of this anatomy."""
+
+    def __init__(self, anatomy: Anatomy, params: Mapping[str, Any]):
+        self.anatomy, self.params = anatomy, params
+
+    @property
+    def _block(self) -> str:
+        (pattern,) = self.anatomy.stacks.values()
+        return pattern
+
+    @cached_property
+    def backbone(self) -> Names:
+        return frozenset(n for n in self.params if n.startswith("backbone/"))
+
+    @cached_property
+    def blocks(self) -> tuple[Names, ...]:
+        """The backbone's blocks, from the input to the output."""
+        found: list[Names] = []
+        while block := self.matching(self._block.format(len(found))):
+            found.append(block)
+        return tuple(found)
+
+    def matching(self, pattern: str) -> Names:
+        return frozenset(n for n in self.backbone if re.fullmatch(pattern, n))
+
+    def group(self, role: str) -> Names:
+        """The parameters of a role, such as "attention". Raises UserError if the model has no such role."""
+        return self.matching(self.need(role, "it"))
+
+    def need(self, role: str, what: str) -> str:
+        """The pattern of a role, for something that cannot do without."""
+        groups = self.anatomy.groups
+        if role not in groups:
+            raise UserError(f"{what} needs the group {role!r}, which this model does not have; it has {', '.join(groups)}")
+        return groups[role]
+
+    def some_blocks(self, numbers: Iterable[int]) -> Names:
+        """All parameters of the blocks of these numbers. Raises UserError if there is no such block."""
+        chosen, depth = sorted(numbers), len(self.need_blocks())
+        if chosen[-1] >= depth:
+            raise UserError(f"the model has the blocks 0 … {depth - 1}, not {chosen[-1]}")
+        return frozenset[str]().union(*(self.blocks[i] for i in chosen))
+
+    def need_blocks(self) -> tuple[Names, ...]:
+        if not self.blocks:
+            raise UserError(
+                f"the model has no blocks, no parameter {self._block.format(0)}; "
+                "layers that are stacked in one array cannot be frozen one by one"
+            )
+        return self.blocks
+
+    def inner(self, name: str) -> str:
+        """The name of a parameter, or of what is added to it, inside its block; "" outside of all blocks."""
+        own, level = name.replace("adapter/", "backbone/", 1), self.level(name)
+        return own.removeprefix(self._block.removesuffix(".*").format(level - 1)) if level else ""
+
+    def level(self, name: str) -> int | None:
+        """Where a parameter of the backbone, or what is added to it, stands: 0 in the stem, i + 1 in block i, None above all blocks."""
+        own = name.replace("adapter/", "backbone/", 1)
+        if re.fullmatch(self.anatomy.groups["stem"], own):
+            return 0
+        return next((1 + i for i in range(len(self.blocks)) if re.fullmatch(self._block.format(i), own)), None)

@@ -1,0 +1,98 @@
+"""Strategies by name. One is a function beside its grammar; a file in this folder registers as many as it likes.
+
+    @trains("top-K")
+    def top(model: Layout, k: int) -> Names:
+        \"\"\"the K blocks nearest to the output (…)\"\"\"
+
+The words in capitals are what the function gets. There are three kinds:
+
+  trains(GRAMMAR…)    names of the backbone's parameters that it trains
+  rates(GRAMMAR…)     follows an @: a factor of the learning rate for some parameters; the others have 1
+  changes(GRAMMAR…)   what is trainable changes with time: gets its argument as text, the number of blocks and the run's span, and
+                      returns [(start, strategy)]
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ptft.core import plugins
+
+FACTOR = r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+
+
+def numbers(text: str) -> list[int]:
+    """ "0,2,5-7" -> [0, 2, 5, 6, 7]; [] if it is not of that form, upwards and of at most four digits each."""
+    if not re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text):
+        return []
+    ranges = [(int(a), int(b or a)) for a, _, b in (part.partition("-") for part in text.split(","))]
+    return sorted({i for a, b in ranges for i in range(a, b + 1)}) if all(a <= b for a, b in ranges) else []
+
+
+# A grammar's word -> what stands for it, and its value.
+WORDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "K": (r"(\d{1,4})", int),
+    "N": (r"(\d{1,4})", int),
+    "SEED": (r"(\d+)", int),
+    "R": (FACTOR, float),
+    "SHARE": (FACTOR, float),
+    "LIST": (r"([\d,-]+)", numbers),
+    "MODULES": (r"([\w/]+(?:,[\w/]+)*)", lambda text: text.split(",")),
+    "EVERY": (r"(.*)", str),
+}
+_WORD = re.compile("|".join(rf"\b{word}\b" for word in WORDS))
+
+
+class Span(NamedTuple):
+    """The run that a strategy changes in."""
+
+    total: int  # steps
+    steps: Callable[[str], int]  # reads a duration or a share of the run
+    seed: int
+
+
+class Named(NamedTuple):
+    """A grammar with the function that it calls."""
+
+    grammar: str
+    function: Callable[..., Any]
+
+    def read(self, text: str) -> tuple[Any, ...] | None:
+        """The values of the grammar's words in a text; None if it is no such text."""
+        words = _WORD.findall(self.grammar)
+        pattern = "".join(WORDS[p][0] if p in words else re.escape(p) for p in re.split(f"({_WORD.pattern})", self.grammar))
+        found = re.fullmatch(pattern, text)
+        values = [WORDS[word][1](part) for word, part in zip(words, found.groups(), strict=True)] if found else []
+        return None if found is None or [] in values else tuple(values)
+
+
+TRAINS: dict[str, Named] = {}
+RATES: dict[str, Named] = {}
+CHANGES: dict[str, Named] = {}
+
+
+def _register(table: dict[str, Named], grammars: tuple[str, ...]) -> Callable[..., Any]:
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        table.update({grammar: Named(grammar, function) for grammar in grammars})
+        return function
+
+    return add
+
+
+def trains(*grammars: str) -> Callable[..., Any]:
+    return _register(TRAINS, grammars)
+
+
+def rates(*grammars: str) -> Callable[..., Any]:
+    return _register(RATES, grammars)
+
+
+def changes(*grammars: str) -> Callable[..., Any]:
+    return _register(CHANGES, grammars)
+
+
+def load() -> None:
+    """Imports every file that registers strategies: those of this folder, and kinds of added parameters with rates of their own."""
+    for package in ("freeze.strategies", "freeze.adapters"):
+        for name in plugins.names(package):
+            plugins.get(package, name)
