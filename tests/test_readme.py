@@ -76,7 +76,8 @@ def test_the_tree_is_the_tree():
     for folder, names in listed.items():
         files = {p.name.removesuffix(".py") for p in (ROOT / folder).iterdir() if p.is_file() and p.name != "__init__.py"}
         assert folder in ("ptft", "tests") or names == files, folder
-    assert {p.parent.name for p in (ROOT / "ptft").glob("*/__init__.py")} == {f[5:] for f in listed if f.startswith("ptft/")}
+    packages = {str(p.parent.relative_to(ROOT)) for p in (ROOT / "ptft").rglob("*/__init__.py")} - {"ptft"}
+    assert packages == {f for f in listed if f.startswith("ptft/")}
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -26,12 +26,15 @@ def import_run(where: str, workdir: Path) -> None:
     tokenizer, labels = tokenizers.load(folder.path), folders.labels(folder)
     keys = folders.model_keys(folder)
     nsp = folder.family.mlm.get("head/nsp", "no such head") + ".weight" in folder.tensors
-    objective = {**({"name": folders.task(folder)} if labels else {"name": "mlm_nsp", "nsp": nsp}), "seq_len": min(512, keys["max_len"])}
+    objective = {
+        **({"name": folders.task(folder)} if labels else {"name": "mlm_nsp", "nsp": nsp}),
+        "seq_len": min(512, keys.get("max_len", 512)),
+    }
     if objective["name"] == "classify":
         objective |= folders.cuts(folder, objective["seq_len"])
     config = spec.resolve({"model": keys, "objective": objective, "data": {"names": labels}})
     # A pooler comes along even where the model's own pooling does not read it.
-    whole = build.net(config.replace(**{"model.pooling": "cls"}), tokenizer, labels).shapes()
+    whole = build.net(config.replace(**{"model.pooling": "cls"}) if "pooling" in config.model else config, tokenizer, labels).shapes()
     params, what = read.load_params(folder, whole, skip="", new_ok="(head|backbone/pooler)/.*")
     if objective["name"] == "classify":
         read.must_be_whole(folder, what.new)

@@ -85,6 +85,15 @@ def parse(freeze: Any) -> Freeze:
     return Freeze(freeze, tuple(_phase(str(start), s, freeze) for start, s in freeze))
 
 
+def problem(freeze: Any) -> str | None:
+    """What is wrong with `config.freeze`, whatever its model; None: nothing."""
+    try:
+        parse(freeze)
+    except UserError as e:
+        return str(e).removeprefix(f"freeze={freeze!r}: ")
+    return None
+
+
 @functools.lru_cache(maxsize=256)
 def _of_text(freeze: str) -> Freeze:
     strategies.load()

@@ -13,7 +13,7 @@ import safetensors.numpy
 from ptft.core.errors import UserError, did_you_mean, install, joined, listed, short, shown, table
 from ptft.hub.names import ACTIVATIONS, places
 from ptft.inputs.tokenizer import as_written, read_object
-from ptft.models import Family, families
+from ptft.models import Family, anatomy, families
 
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -155,7 +155,7 @@ def _tensors(path: Path, family: Family, files: Iterable[Path]) -> dict[str, Ten
         new = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", WRAPPERS.sub("", tensor.name)))
         entries.append((new, tensor))
     # A model inside of another, as Lightning saves it: model.bert.embeddings …
-    word = family.body["backbone/embeddings/word"] + ".weight"
+    word = places(family, anatomy(family.model).table)[0].name
     before = {name.removesuffix(word) for name, _ in entries if name == word or name.endswith(f".{word}")}
     outer = {p.removesuffix(family.prefix) for p in before} if not before & {"", family.prefix} else {""}
     if len(outer) > 1:
@@ -245,10 +245,12 @@ def _model_keys(folder: Folder) -> dict[str, Any]:
     if max(blocks, default=0) != keys["layers"]:
         row = (f"{before}*", f"{max(blocks, default=0)} layers", f"{keys['layers']} layers")
         raise UserError(f"the weights of {folder.path} do not fit its config.json, or config.model over it:\n{table([row])}")
-    act = keys["activation"]
-    if act not in ACTIVATIONS or c.get("classifier_activation", act) != act:
-        raise UserError(f"{folder.path}/config.json: the activation {shown(act)} (everywhere) is not one of {', '.join(ACTIVATIONS)}")
-    keys |= {"name": family.model, **family.fixed, "activation": ACTIVATIONS[act]}
+    keys |= {"name": family.model, **family.fixed}
+    if "activation" in keys:
+        act = keys["activation"]
+        if act not in ACTIVATIONS or c.get("classifier_activation", act) != act:
+            raise UserError(f"{folder.path}/config.json: the activation {shown(act)} (everywhere) is not one of {', '.join(ACTIVATIONS)}")
+        keys["activation"] = ACTIVATIONS[act]
     if family.shifted:
         keys["offset"] = c.get("pad_token_id", 1) + 1  # positions begin after that of padding
         keys["max_len"] -= keys["offset"]

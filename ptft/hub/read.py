@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from ptft import models
 from ptft.core import checkpoint
 from ptft.core.errors import UserError, short, table
 from ptft.core.tree import Flat
@@ -106,7 +107,7 @@ def _whole_mlm(folder: Folder) -> bool:
 
 def _tied(folder: Folder) -> bool:
     """Whether the MLM decoder, if the file holds one, is the word table; compared a thousand rows at a time."""
-    word = places(folder.family, "backbone/embeddings/word/embedding")[0].name
+    word = places(folder.family, models.anatomy(folder.family.model).table)[0].name
     own, table = (folder.tensors.get(n) for n in (folder.family.decoder, word))
     if own is None or table is None:
         return folder.config.get("tie_word_embeddings", True) is not False

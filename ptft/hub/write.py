@@ -66,7 +66,7 @@ def write(
     side = "left" if config.objective.get("truncate") == "tail" else "right"  # texts are cut as the run cuts them
     more = {"model_max_length": config.objective.seq_len, "truncation_side": side}
     tokenizer.save(to, model_input_names=["input_ids", *types, "attention_mask"], **more)
-    if not head and dims.pooling != "cls":
+    if not head and getattr(dims, "pooling", "cls") != "cls":
         _write_pooling(to, dims, told)
     return left
 
@@ -115,7 +115,8 @@ def _check_dims(family: Family, dims: Any, head: str, tokenizer: Tokenizer) -> N
 
 def _outside_keys(family: Family, dims: Any, tokenizer: Tokenizer) -> dict[str, Any]:
     values = {theirs: getattr(dims, ours) for ours, theirs in family.keys.items()}
-    values["max_position_embeddings"] += getattr(dims, "offset", 0)
+    if family.shifted:
+        values["max_position_embeddings"] += dims.offset
     if values.get("embedding_size") == 0:
         values["embedding_size"] = dims.hidden
     values |= {theirs: getattr(dims, ours) for theirs, ours in family.also.items()}

@@ -9,7 +9,7 @@ from ptft import data, models, objectives
 from ptft.core import config as configs
 from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError, did_you_mean
-from ptft.freeze import quantize
+from ptft.freeze import language, quantize
 from ptft.hub import folders
 from ptft.train import optim
 
@@ -29,7 +29,12 @@ SPEC: Spec = {
     "best": Field("", str, doc="dev metric that chooses the best checkpoint; '': the objective's; 'last': the last step"),
     "init_from": Field("", str, doc="a run, a folder in Hugging Face's format or hf:ORG/NAME: backbone, tokenizer and model size are its"),
     "init_weights": Field(True, bool, doc="False: take tokenizer and size from init_from, but start from random weights"),
-    "freeze": Field("full", (str, tuple), doc="a strategy's name, a list of (pattern, action), or a list of (start, such a list)"),
+    "freeze": Field(
+        "full",
+        (str, tuple),
+        check=language.problem,
+        doc="a strategy's name, a list of (pattern, action), or a list of (start, such a list)",
+    ),
     "frozen_dropout": Field(True, bool, doc="False: parts of the backbone in which nothing moves run as in evaluation"),
     "frozen_dtype": Field("float32", str, choices=quantize.DTYPES, doc="how the matrices that are frozen are kept on the devices"),
     "cache_features": Field(
