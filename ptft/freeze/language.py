@@ -86,7 +86,9 @@ def parse(freeze: Any) -> Freeze:
 
 
 def problem(freeze: Any) -> str | None:
-    """What is wrong with `config.freeze`, whatever its model; None: nothing."""
+    """What is wrong with `config.freeze`, whatever its model; None: nothing, or `auto` has to say it."""
+    if isinstance(freeze, str) and freeze.strip().startswith("auto"):
+        return None
     try:
         parse(freeze)
     except UserError as e:
