@@ -119,7 +119,7 @@ def test_1_a_masked_optimizer_passes_raw_gradients(home, tmp_path, monkeypatch, 
 
 def test_1_even_where_the_optimizer_has_no_state(home, tmp_path, monkeypatch, capsys):
     unsplit(monkeypatch, lambda mask: optax.stateless(lambda grads, p: {n: -1e-2 * g if mask(p)[n] else g for n, g in grads.items()}))
-    why = r"the compiled step moves \d+ parameters, backbone/block_0/attention/key/bias among them, that are frozen"
+    why = r"the compiled step updates \d+ parameters, backbone/block_0/attention/key/bias among them, that are frozen"
     refused(config(home), tmp_path, why)
     assert disproved(config(home), tmp_path, capsys, why)["frozen_moved"]
 
@@ -266,8 +266,8 @@ def test_6_masked_nodes_in_the_optimizer_state(home, tmp_path, monkeypatch, caps
 @pytest.mark.parametrize(
     ("compiled_for", "asked", "why"),
     [
-        ("pooler", "head", "moves 2 parameters, backbone/pooler/bias among them, that are frozen"),
-        ("head", "pooler", "does not move 2 parameters, backbone/pooler/bias among them, that are to move"),
+        ("pooler", "head", "updates 2 parameters, backbone/pooler/bias among them, that are frozen"),
+        ("head", "pooler", "does not update 2 parameters, backbone/pooler/bias among them, that are trainable"),
     ],
 )
 def test_7_a_plan_that_changes_after_compilation(home, tmp_path, monkeypatch, compiled_for, asked, why):
@@ -340,7 +340,7 @@ def test_10_an_activated_layer_that_the_optimizer_never_registered(home, tmp_pat
 
     monkeypatch.setattr(optim, "build", once)
     monkeypatch.setattr(programs, "came_from", lambda run, phase: [0])
-    why = r"the optimizer has no state for 2 parameters, backbone/pooler/bias among them, that are to move: they would get gradients and no"
+    why = r"the optimizer has no state for 2 parameters, backbone/pooler/bias among them, that are trainable: they would get gradients and no"
     proof = disproved(config(home, LATER), tmp_path, capsys, why)
     assert set(proof["not_moved"]) == set(proof["optimizer"]["missing"]) == ACTIVATED
 
@@ -393,4 +393,4 @@ def test_11_a_second_copy_of_the_moments_is_too_much(home, tmp_path, monkeypatch
     """State for what moves alone, but more of it than the optimizer needs."""
     make = optim.build
     monkeypatch.setattr(optim, "build", lambda *args: optax.chain(make(*args), optax.trace(0.0)))
-    refused(config(home), tmp_path, r"the optimizer keeps [\d,]+ bytes of state, adamw needs at most [\d,]+ for what moves")
+    refused(config(home), tmp_path, r"the optimizer keeps [\d,]+ bytes of state, adamw needs at most [\d,]+ for what is trainable")

@@ -268,7 +268,7 @@ EXPECTATIONS: dict[tuple[str, str], Check] = {
         "Gradual unfreezing without discriminative rates is about full",
         "Howard & Ruder 2018, arXiv 1801.06146, table 7",
     ): gradual_is_about_full,
-    ("What does not move the backbone forgets nothing", "by construction"): nothing_moved_is_nothing_forgotten,
+    ("What freezes the backbone forgets nothing", "by construction"): nothing_moved_is_nothing_forgotten,
 }
 
 

@@ -1,7 +1,7 @@
 """What a step of a config costs, measured once a benchmark, in a process apart, where strategies take turns.
 
     WORKDIR/probes/HASH.json         FLOPs, seconds a step (median and quartiles), bytes; the hash is of all that a step depends on
-    WORKDIR/probes/HASH-HASH.json    the same of a phase, where what moves changes with time
+    WORKDIR/probes/HASH-HASH.json    the same of a phase, where the trainable set changes with time
 
 The file is what a benchmark with a budget of FLOPs or seconds goes by: measured again, seconds would differ a little, the steps
 that they buy with them, and so the names of the cells.
@@ -117,7 +117,7 @@ _failed: dict[str, str] = {}  # file -> why; of this process, so that cells of o
 
 
 def known(config: Config, workdir: Path) -> dict[str, Any] | None:
-    """What was measured before, if it was. Where what moves changes with time, its means are those of this config's steps."""
+    """What was measured before, if it was. Where the trainable set changes with time, its means are those of this config's steps."""
     file = _file(config, workdir)
     row = results.read_json(file) if file.exists() else {}
     if not row.get("phases"):
@@ -135,7 +135,7 @@ def _of_phase(file: Path, which: str) -> Path:
 
 def name(config: Config) -> str:
     """Of a config on the devices that are here. Learning rate, seed, number of examples and steps, first weights and what is evaluated
-    on decide nothing of what a step of a phase costs; where auto(…) chooses, all but the rate and the steps may decide what moves."""
+    on decide nothing of what a step of a phase costs; where auto(…) chooses, all but the rate and the steps may decide it."""
     same = config.replace(train_for="1 step", **{"optim.lr": 1.0, "data.dev": "", "data.dev_size": 0, "data.test": ""})
     if not auto.ask(config.freeze):
         same = same.replace(seed=0, init_weights=True, **{"data.train_size": 0})

@@ -207,7 +207,7 @@ def _within_budget(name: str, config: Config, base: Config, spend: Spend | None)
             return math.inf if n > steps else 0.0
 
     affordable = math.floor(budget / cost)
-    if affordable and not math.isclose(spent(affordable), affordable * cost):  # what moves changes with time, and the mean cost with n
+    if affordable and not math.isclose(spent(affordable), affordable * cost):  # phases: the mean cost changes with n
         most = steps
         while spent(most) <= budget:
             most *= 2

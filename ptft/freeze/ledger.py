@@ -1,7 +1,7 @@
 """Proof of a freeze: what every parameter was before a run and what it is after, leaf by leaf.
 
-A frozen leaf must be the same to the bit; a leaf that moves must have moved, and one that did not is named; the
-optimizer's state must be that of the leaves that move, and of nothing else.
+A frozen leaf must be the same to the bit; a trainable leaf must have moved, and one that did not is named; the
+optimizer's state must be that of the trainable leaves, and of nothing else.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def make(plan: Plan, before: Flat, after: Flat, opt: Any, last: Plan | None = No
     """The ledger of a run: a row a leaf, and what is wrong, if anything is.
 
     Args:
-      plan: what moved in any phase; `last`: what moved in the last one, whose optimizer state this is. None: the same.
+      plan: what was trainable in any phase; `last`: in the last one, whose optimizer state this is. None: the same.
       before, after: all parameters, at step 0 and at the end.
       opt: the optimizer's state at the end.
     Returns:
@@ -55,9 +55,9 @@ def make(plan: Plan, before: Flat, after: Flat, opt: Any, last: Plan | None = No
       change of an element, `relative` its ratio to the largest element before, `drift` |after - before| / |before| (Euclidean).
     """
     rows = [_row(r.name, r.pattern, r.lr_mult, before[r.name], after[r.name]) for r in plan.rows]
-    moving, state = set((last or plan).trainable), optimizer_names(opt)
+    trainable, state = set((last or plan).trainable), optimizer_names(opt)
     frozen_moved = [r["name"] for r in rows if r["verdict"] == "frozen, but moved"]
-    optimizer = {"extra": sorted(optimizer_names(opt, stand_ins=True) - moving), "missing": sorted(moving - state) if state else []}
+    optimizer = {"extra": sorted(optimizer_names(opt, stand_ins=True) - trainable), "missing": sorted(trainable - state) if state else []}
     return {
         "rows": rows,
         "frozen_moved": frozen_moved,

@@ -1,13 +1,13 @@
-"""`freeze=auto(budget=0.5 flops)`: the data choose what moves, within a share of what training everything costs.
+"""`freeze=auto(budget=0.5 flops)`: the data choose what is trainable, within a share of what training everything costs.
 
   auto(budget=SHARE UNIT)               ranks by rgn
   auto(budget=SHARE UNIT, score=NAME)  by another of `ptft.planning.importance`; depth and random are controls of the same budget
 
 UNIT is what the budget is a share of: the `flops` of the compiled step; the `seconds` of a step, timed; `bytes`, the most that a device
-holds during a step; the `params` that move.
+holds during a step; the trainable `params`.
 
-Parts are chosen: the embeddings, of each block attention, feed-forward and norms, and the pooler. The head always moves. The value of a
-choice is the sum of its parts' scores. Its cost is no such sum: a part costs its own, and the lowest also the gradients that pass
+Parts are chosen: the embeddings, of each block attention, feed-forward and norms, and the pooler. The head is always trainable. The value
+of a choice is the sum of its parts' scores. Its cost is no such sum: a part costs its own, and the lowest also the gradients that pass
 through all above it. With the lowest part given the rest is a knapsack, solved exactly, at costs of the formula that are scaled to the
 measured ones of `head` and `full`. The most valuable choice is then measured, and others after it at costs that are corrected by what it
 cost, until none that is more valuable seems to fit, or TRIES were measured. `depth` takes whole blocks from the top, as many as are
@@ -91,7 +91,7 @@ def built(config: Config, workdir: Path | None = None, quiet: bool = True) -> Ru
 
 
 def unchosen(config: Config) -> Run:
-    """What `built` would build, before anything is chosen: the head alone moves."""
+    """What `built` would build, before anything is chosen: the head alone is trainable."""
     return build.build(config, "head" if ask(config.freeze) else "")
 
 
@@ -107,7 +107,7 @@ def chosen(config: Config, quiet: bool) -> str:
 
 
 def decide(config: Config) -> dict[str, Any]:
-    """What moves, and why. Raises UserError if no choice fits, or data or costs cannot be had."""
+    """What is trainable, and why. Raises UserError if no choice fits, or data or costs cannot be had."""
     wanted = ask(config.freeze)
     assert wanted is not None
     if wanted.unit == "seconds" and jax.process_count() > 1:
@@ -212,7 +212,7 @@ def _products(run: Run, strategy: str) -> Products:
 def solve(
     parts: Sequence[Part], value: Sequence[float], own: Sequence[int], reach: Sequence[int], wanted: Ask, price: Callable[[str], float]
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """(numbers of the parts that move, what was measured on the way)."""
+    """(numbers of the trainable parts, what was measured on the way)."""
     full, head = price("full"), price("head")
     if head > wanted.budget * full:
         least = math.ceil(1000 * head / full) / 1000
@@ -277,19 +277,18 @@ def _unbeaten(sets: Sequence[tuple[float, int, int]]) -> list[tuple[float, int, 
 
 def describe(known: Mapping[str, Any]) -> str:
     """Why, as a short table: the parts from the output down."""
-    moving = [p for p in known["parts"] if p["moves"]]
     lines = [
         f"auto: {known['score']}" + ("" if known["score"] in ("depth", "random") else f" of {known['examples']} examples")
         + f", at most {known['budget']:g} of the {known['unit']} of training everything -> {known['strategy']} ({known['cost']:.3g})",
         f"  {'part':<14} {'score':>10} {'parameters':>12} {'own cost':>9} {'to reach':>9}",
     ]  # fmt: skip
     for p in reversed(known["parts"]):
-        said = "moves" if p in moving else ""
+        said = "trainable" if p["moves"] else ""
         lines.append(f"  {p['part']:<14} {p['score']:>10.3g} {p['parameters']:>12,} {p['own']:>9.3f} {p['reach']:>9.3f}  {said}".rstrip())
     if known.get("head"):
-        lines.append(f"  {'head':<14} {'':>10} {'':>12} {known['head']:>9.3f} {0:>9.3f}  moves")
+        lines.append(f"  {'head':<14} {'':>10} {'':>12} {known['head']:>9.3f} {0:>9.3f}  trainable")
     lines.append(
-        "  costs are shares of full's: its own, and of the gradients that have to reach it; the lowest that moves pays for all above it"
+        "  costs are shares of full's: its own, and of the gradients that have to reach it; the lowest trainable part pays for all above it"
     )
     value = {t["strategy"]: t.get("value", 0.0) for t in known["tried"]}  # not in a file from before it was kept
     more = [t for t in known["tried"] if not t["fits"] and value[t["strategy"]] > value.get(known["strategy"], 0.0)]

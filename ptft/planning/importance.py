@@ -10,7 +10,7 @@
   random       a control: drawn by the seed
 
 All but the controls come from one pass over the first examples in the run's order, at the pretrained weights and without dropout. A new
-head is fitted on them first, under a backbone that does not move: the gradients of a random head are those of noise (the head first, then
+head is fitted on them first, under a frozen backbone: the gradients of a random head are those of noise (the head first, then
 the rest: Kumar et al. 2022, arXiv 2202.10054).
 """
 
@@ -38,7 +38,7 @@ Batch = dict[str, jax.Array]
 
 
 class Part(NamedTuple):
-    """What moves or not as a whole; its name is a freeze strategy."""
+    """What is trainable or frozen as a whole; its name is a freeze strategy."""
 
     name: str
     block: int  # -1: the embeddings; one past the last block: the pooler
@@ -49,7 +49,7 @@ def measure(run: Run, parts: Sequence[Part], score: str) -> list[float]:
     """The score of each part.
 
     Args:
-      run: one in which the head alone moves.
+      run: one in which the head alone is trainable.
       parts: from the input up.
     Raises:
       UserError: `variability` of examples that have no class, or a number that is not finite.
@@ -92,10 +92,10 @@ def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
     cached = [{**batch, "hidden": below(params, batch)} for batch in batches]
     head, rest = tree.split(params, [n for n in params if n.startswith("head/")])
     tx = optim.build(config.resolve({"lr": FIT_LR, "decay": "constant"}, optim.SPEC), dict.fromkeys(head, 1.0), 1, FIT)
-    moving, update = step.init_train_state(head, tx), jax.jit(step.train_step(short, tx))
+    state, update = step.init_train_state(head, tx), jax.jit(step.train_step(short, tx))
     for k in range(FIT):
-        moving, _ = update(moving, rest, cached[k % len(cached)], np.uint32(run.config.seed))
-    return {**rest, **moving.params}
+        state, _ = update(state, rest, cached[k % len(cached)], np.uint32(run.config.seed))
+    return {**rest, **state.params}
 
 
 def of_gradients(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch], score: str) -> list[float]:

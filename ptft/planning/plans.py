@@ -42,8 +42,8 @@ def row(run: Run, strategy: Any, probe: int) -> dict[str, Any]:
 
 
 def costs(runs: Sequence[Run], probe: int) -> list[dict[str, Any]]:
-    """What each run's strategy costs; bytes are of one device, FLOPs of a step over all of them. Where what moves changes with time, the
-    FLOPs and seconds are a step's on average (phases that end at a plateau count alike), the bytes the largest of any phase."""
+    """What each run's strategy costs; bytes are of one device, FLOPs of a step over all of them. Where the trainable set changes with
+    time, the FLOPs and seconds are a step's on average (phases that end at a plateau count alike), the bytes the largest of any phase."""
     known: list[dict[int, dict[str, Any]]] = []
     timed: list[tuple[Run, int, Program]] = []
     into: list[dict[str, Any]] = []
@@ -61,7 +61,7 @@ def costs(runs: Sequence[Run], probe: int) -> list[dict[str, Any]]:
 
 
 def _different(run: Run) -> dict[resolve.Plan, int]:
-    """Phases that move the same, such as LISA's, cost the same."""
+    """Phases with the same trainable set, such as LISA's, cost the same."""
     return {p.plan: i for i, p in enumerate(run.phases)}
 
 
@@ -101,20 +101,20 @@ def _of_phases(run: Run, costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _phase(run: Run, phase: int) -> dict[str, Any]:
-    program, here = programs.program(run, phase), run.phases[phase]
-    shapes, moving = run.net.shapes(), here.plan.trainable
-    inside, frozen = tree.split(shapes, moving)
-    state = jax.eval_shape(lambda p: programs.fresh(run, phase, p), inside)
-    kept = jax.eval_shape(lambda p: quantize.quantize(p, run.config.frozen_dtype), frozen)
+    program, this = programs.program(run, phase), run.phases[phase]
+    shapes = run.net.shapes()
+    inner, frozen = tree.split(shapes, this.plan.trainable)
+    state = jax.eval_shape(lambda p: programs.fresh(run, phase, p), inner)
+    on_device = jax.eval_shape(lambda p: quantize.quantize(p, run.config.frozen_dtype), frozen)
     stored = {n: shapes[n] for n in weights.changing(run)} if run.config.checkpoint == "delta" else shapes
-    trainable, total = here.plan.counts()
+    trainable, total = this.plan.counts()
     formula = contract.products(run, phase)
     peak, limit = program.cost.peak_bytes, contract.memory()
     fits = peak is None or limit is None or peak <= limit
     return {
-        "freeze": here.strategy, "start": here.start, "waits": here.waits, "trainable": trainable, "trainable_share": trainable / total,
+        "freeze": this.strategy, "start": this.start, "waits": this.waits, "trainable": trainable, "trainable_share": trainable / total,
         "flops": program.cost.flops, "analytic_flops": formula and formula.total,
-        **{f"{k}_bytes": n for k, n in cost.of_plan(inside, kept, state.opt, stored)._asdict().items()},
+        **{f"{k}_bytes": n for k, n in cost.of_plan(inner, on_device, state.opt, stored)._asdict().items()},
         "temporary_bytes": program.cost.temp_bytes, "peak_bytes": peak, "fits": fits,
         **dict.fromkeys(TIMES),
         "problem": contract.problem(run, program, state.opt, phase),
@@ -144,14 +144,14 @@ def in_turns(timed: Sequence[tuple[Run, int, Program]], steps: int) -> list[list
 def _turn(run: Run, phase: int, program: Program, params: Flat, steps: int) -> list[float]:
     """Seconds of steps, after one to warm up."""
     everywhere = mesh.replicated(run.mesh)
-    inside, frozen = tree.split(params, run.phases[phase].plan.trainable)
-    state = programs.fresh(run, phase, jax.tree.map(jnp.copy, inside))  # a step takes the place of what it moves
-    kept = jax.device_put(_quantized(frozen, run.config.frozen_dtype), everywhere)
+    trainable, frozen = tree.split(params, run.phases[phase].plan.trainable)
+    state = programs.fresh(run, phase, jax.tree.map(jnp.copy, trainable))  # a step writes over its state
+    on_device = jax.device_put(_quantized(frozen, run.config.frozen_dtype), everywhere)
     batch, seed = mesh.put(run.net.example(run.config.batch), run.mesh), jax.device_put(np.uint32(0), everywhere)
     taken = []
     for _ in range(steps + 1):
         begun = time.perf_counter()
-        state, sums = program.train(state, kept, batch, seed)
+        state, sums = program.train(state, on_device, batch, seed)
         jax.block_until_ready((state, sums))
         taken.append(time.perf_counter() - begun)
     return taken[1:]

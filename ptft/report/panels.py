@@ -102,7 +102,7 @@ class DriftPanel:
         def order(layer: str) -> tuple[int, int]:
             return (1, int(layer[6:])) if re.fullmatch(r"block_\d+", layer) else (0 if layer.startswith("embed") else 2, 0)
 
-        self.metric = "how far each layer moved: largest change / largest element, median over its tensors (what moves none is left out)"
+        self.metric = "how far each layer moved: largest change / largest element, median over its tensors (where there is any)"
         self.drift, self.layers = drift, sorted({layer for its in drift.values() for layer in its}, key=order)
         self.size = (9.8, 1.1 + 0.26 * len(drift))
 

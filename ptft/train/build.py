@@ -111,7 +111,7 @@ def build(config: Config, chosen: str = "") -> Run:
     """Builds all of a run; every mistake in config or data shows here, before anything is trained.
 
     Args:
-      chosen: the strategy that moves where `config.freeze` leaves it to the data (`ptft.auto`).
+      chosen: the strategy, where `config.freeze` leaves it to the data (`ptft.planning.auto`).
     """
     grid = mesh.make(config.devices)
     mesh.check_batch(config.batch, config.accumulate, grid)
@@ -124,8 +124,8 @@ def build(config: Config, chosen: str = "") -> Run:
         raise UserError("early_stop needs data.dev and a metric that chooses the best (config.best is not 'last')")
     used = pipeline.subset(len(loaded.train), config.data.train_size, config.seed)
     lengths = durations(config, len(used))
-    moves = phases(config.replace(freeze=chosen) if chosen else config, network, len(used), lengths.total)
-    return Run(config, loaded, used, network, moves, lengths, grid)
+    resolved = phases(config.replace(freeze=chosen) if chosen else config, network, len(used), lengths.total)
+    return Run(config, loaded, used, network, resolved, lengths, grid)
 
 
 def outline(config: Config) -> Run:

@@ -39,10 +39,10 @@ def _of_optimizer(run: Run, opt: Any, plan: resolve.Plan) -> str | None:
         return f"the optimizer keeps state for {_some(extra)} frozen"
     had = ledger.optimizer_names(opt)
     if missing := trainable - had if had else set():
-        return f"the optimizer has no state for {_some(missing)} to move: they would get gradients and no update"
+        return f"the optimizer has no state for {_some(missing)} trainable: they would get gradients and no update"
     kept, most = cost.size(opt), optim.state_bytes(name, plan.counts()[0], len(trainable))
     if kept > most:
-        return f"the optimizer keeps {kept:,} bytes of state, {name} needs at most {most:,} for what moves"
+        return f"the optimizer keeps {kept:,} bytes of state, {name} needs at most {most:,} for what is trainable"
     return None
 
 
@@ -52,8 +52,8 @@ def _of_names(program: Program, plan: resolve.Plan) -> str | None:
         return None
     trainable, takes = set(plan.trainable), set(program.train.args_info[0][0].params)
     if extra := takes - trainable:
-        return f"the compiled step moves {_some(extra)} frozen"
-    return f"the compiled step does not move {_some(trainable - takes)} to move" if trainable - takes else None
+        return f"the compiled step updates {_some(extra)} frozen"
+    return f"the compiled step does not update {_some(trainable - takes)} trainable" if trainable - takes else None
 
 
 def _some(names: Collection[str]) -> str:

@@ -83,12 +83,12 @@ def size(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def of_plan(inside: Mapping[str, Any], kept: Mapping[str, Any], opt: Any, stored: Mapping[str, Any]) -> Bytes:
-    """Bytes that follow from shapes alone: of what moves, of what is frozen as the devices keep it, of the optimizer's state, and of
+def of_plan(trainable: Mapping[str, Any], frozen: Mapping[str, Any], opt: Any, stored: Mapping[str, Any]) -> Bytes:
+    """Bytes that follow from shapes alone: of what is trainable, of what is frozen as the devices keep it, of the optimizer's state, and of
     the parameters that a checkpoint stores."""
 
-    moving, state = size(dict(inside)), size(opt)
-    return Bytes(moving + size(dict(kept)), moving, state, size(dict(stored)) + state)
+    own, state = size(dict(trainable)), size(opt)
+    return Bytes(own + size(dict(frozen)), own, state, size(dict(stored)) + state)
 
 
 class Products(NamedTuple):

@@ -51,12 +51,12 @@ def describe(run: Run) -> None:
 def doubts(run: Run) -> list[str]:
     """What a run starts from or learns that is allowed, and seldom meant."""
     start, found = run.config.init_from if run.config.init_weights else "", list(run.data.doubts)
-    moving = {n for p in run.phases for n in p.plan.trainable}
-    if not start and any(n.startswith("backbone/") and n not in moving for n in run.net.shapes()):
+    trainable = {n for p in run.phases for n in p.plan.trainable}
+    if not start and any(n.startswith("backbone/") and n not in trainable for n in run.net.shapes()):
         found.append("nothing is loaded (init_from, init_weights): what is frozen keeps its random weights")
     if start and not folders.is_folder(start) and (Path(start) / "metrics.jsonl").exists() and not (Path(start) / "result.json").exists():
         found.append(f"{start} has not finished its training")
-    return found + pooler_doubts(run, start, moving) + unknown_doubts(run) + label_doubts(run)
+    return found + pooler_doubts(run, start, trainable) + unknown_doubts(run) + label_doubts(run)
 
 
 def pooler_doubts(run: Run, start: str, trainable: set[str]) -> list[str]:

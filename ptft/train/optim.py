@@ -38,7 +38,7 @@ def decayed(name: str) -> bool:
 def schedule(config: Config, warmup: int, total: int) -> optax.Schedule:
     """Linear warm-up to `lr` over `warmup` steps, then the decay down to 0 at step `total`.
 
-    Step 0 already moves: the rate at step t is lr * (t + 1) / warmup, so that no step is spent on a rate of 0.
+    Step 0 already learns: the rate at step t is lr * (t + 1) / warmup, so that no step is spent on a rate of 0.
     """
 
     def rate(step: jax.Array) -> jax.Array:
@@ -85,7 +85,7 @@ def by_cohort(tx: optax.GradientTransformation, cohorts: Mapping[str, int]) -> o
 
 
 def carry(old: optax.OptState, new: optax.OptState, came_from: Sequence[int | None]) -> optax.OptState:
-    """The state `new` of a phase, with what goes on moving taken over from `old`.
+    """The state `new` of a phase, with that of what stays trainable taken over from `old`.
 
     Args:
       came_from: for each cohort of the new state its number in the old one; None: it begins now.
@@ -118,7 +118,7 @@ def build(
       rates: learning-rate factor of every trainable parameter (`Plan.rates`).
       warmup, total: steps.
       decays: weight-decay factors (`Plan.decays`), where they are not 1.
-      cohorts: parameters that began to move together, numbered from 0; each cohort has an own state, an own count of steps
+      cohorts: parameters that became trainable together, numbered from 0; each cohort has an own state, an own count of steps
         among it. With one count for all, Adam's bias correction would be missing for those that come later, and their first
         steps three times too long.
     """

@@ -24,7 +24,7 @@ SPEC: Spec = {
     "save_every": Field("1 epoch", (str, int), check=configs.share, doc="a checkpoint to resume from; '0': only at the end"),
     "log_every": Field("50 steps", (str, int), check=configs.share),
     "keep": Field(2, int, lo=1, doc="checkpoints to keep"),
-    "checkpoint": Field("full", str, choices=("full", "delta"), doc="delta: only what moves, and the digest of the weights it started on"),
+    "checkpoint": Field("full", str, choices=("full", "delta"), doc="delta: only what is trainable, and the digest of the start's weights"),
     "early_stop": Field(0, int, lo=0, doc="stop after this many evaluations without a better best; 0: never"),
     "best": Field("", str, doc="dev metric that chooses the best checkpoint; '': the objective's; 'last': the last step"),
     "init_from": Field("", str, doc="a run, a folder in Hugging Face's format or hf:ORG/NAME: backbone, tokenizer and model size are its"),
@@ -35,10 +35,10 @@ SPEC: Spec = {
         check=language.problem,
         doc="a strategy's name, a list of (pattern, action), or a list of (start, such a list)",
     ),
-    "frozen_dropout": Field(True, bool, doc="False: parts of the backbone in which nothing moves run as in evaluation"),
+    "frozen_dropout": Field(True, bool, doc="False: parts of the backbone in which nothing is trainable run as in evaluation"),
     "frozen_dtype": Field("float32", str, choices=quantize.DTYPES, doc="how the matrices that are frozen are kept on the devices"),
     "cache_features": Field(
-        "auto", str, choices=("auto", "off"), doc="compute what lies below all that moves once an example, where it pays"
+        "auto", str, choices=("auto", "off"), doc="compute what lies below all that is trainable once an example, where it pays"
     ),
     "strict_cost": Field(False, bool, doc="a compiled step that costs more than its freeze should is an error, not a warning"),
     "parallel": Field("jit", str, choices=("jit", "pmap")),
