@@ -17,7 +17,7 @@ Cost: 10 strategies and the copy x 3 rates x 5 seeds; it says how long that take
 
 from ml_collections import ConfigDict
 
-from ptft.core.config import parse_arg
+from ptft.core.pages import parse_arg
 from ptft.data import tasks
 
 # Each strategy has learning rates of its own, a third, once and three times this one: what moves less has to go further.

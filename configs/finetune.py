@@ -10,7 +10,7 @@ Cost: seconds a thousand examples for the tiny sizes on two CPU cores. Result: s
 
 from ml_collections import ConfigDict
 
-from ptft.core.config import parse_arg
+from ptft.core.pages import parse_arg
 from ptft.data import tasks
 from ptft.hub import folders
 

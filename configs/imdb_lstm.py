@@ -9,7 +9,7 @@ Cost and result: see the README's table of real runs.
 
 from ml_collections import ConfigDict
 
-from ptft.core.config import parse_arg
+from ptft.core.pages import parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -10,8 +10,8 @@ Cost and result of the command above: see the README's table of real runs (about
 
 from ml_collections import ConfigDict
 
-from ptft.core.config import parse_arg
 from ptft.core.errors import UserError, did_you_mean
+from ptft.core.pages import parse_arg
 
 CORPORA = {
     "embedded": ("corpus:documents@train", "corpus:documents@dev"),

@@ -15,7 +15,7 @@ sizes a task; it says how long before it starts. Result: which of the shapes sho
 
 from ml_collections import ConfigDict
 
-from ptft.core.config import parse_arg
+from ptft.core.pages import parse_arg
 from ptft.data import tasks
 
 # The middle of the three rates that each tries, for weights pretrained for days and some 10 to 150 steps.

@@ -10,7 +10,7 @@ Learning rates were chosen by hand on seeds 10 to 12. Cost: six minutes on two C
 
 from ml_collections import ConfigDict
 
-from ptft.core.config import parse_arg
+from ptft.core.pages import parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:

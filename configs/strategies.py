@@ -10,7 +10,7 @@ one of them is above the floor.
 
 from ml_collections import ConfigDict
 
-from ptft.core.config import parse_arg
+from ptft.core.pages import parse_arg
 from ptft.data import tasks
 
 # For weights pretrained for days. What moves less has to go further.

@@ -20,8 +20,7 @@ import pytest
 from ptft.bench import baselines, features, identity, locks, probe, protocol, results, runner, running, schedule
 from ptft.bench import cell as work
 from ptft.bench.baselines import Unavailable
-from ptft.core import config as configs
-from ptft.core import record
+from ptft.core import pages, record
 from ptft.core.config import Field
 from ptft.core.config import resolve as check
 from ptft.core.errors import UserError
@@ -166,8 +165,8 @@ def test_one_table_of_ones_own_is_told_how_it_gives_the_splits(tmp_path):
 @pytest.mark.parametrize("name", ["bench", "strategies", "published", "quickstart"])
 def test_strategies_of_ones_own_need_no_other_key(name):
     """The first is the baseline and the one that is repeated, on every page."""
-    values = configs.load(f"{Path(__file__).parents[1]}/configs/{name}.py" + ":init=x" * (name != "quickstart"))
-    configs.override(
+    values = pages.load(f"{Path(__file__).parents[1]}/configs/{name}.py" + ":init=x" * (name != "quickstart"))
+    pages.override(
         values, ["bench.strategies=[{'name': 'all', 'freeze': 'full', 'lr': 3e-4}, {'name': 'thin', 'freeze': 'head', 'lr': 3e-3}]"]
     )
     section = protocol.section(values)
@@ -374,7 +373,7 @@ def test_strategies_may_override_any_key_and_leave_the_config_alone():
     )
     before = json.dumps(values)
     cell = protocol.cells(values, resolve)[0]
-    assert cell.config.optim.decay == 0.1 and cell.config.init_from == "x" and cell.config.freeze[0] == ["head/.*", "train"]
+    assert cell.config.optim.decay == 0.1 and cell.config.init_from == "x" and cell.config.freeze[0] == ("head/.*", "train")
     assert json.dumps(values) == before
 
 

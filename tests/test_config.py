@@ -1,12 +1,15 @@
+import copy
+import functools
 import json
 import math
 import os
+import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptft.core import config
+from ptft.core import config, duration, pages
 from ptft.core.config import Config, Field
 from ptft.core.errors import UserError
 from ptft.train import spec
@@ -17,7 +20,7 @@ SPEC = {
     "size": Field("mini", str, choices=("tiny", "mini")),
     "flag": Field(False, bool),
     "rules": Field((), tuple),
-    "train_for": Field("3 epochs", (str, int), check=config.duration),
+    "train_for": Field("3 epochs", (str, int), check=duration.check),
     "optim": {"clip": Field(1.0, float, lo=0), "name": Field("adamw", str)},
     "model": lambda section: {"name": Field("bert", str), **({"cell": Field(1, int)} if section.get("name") == "lstm" else {})},
 }
@@ -85,19 +88,10 @@ def test_a_missing_plug_in_is_one_of_the_problems():
 
 def test_what_is_right_is_accepted():
     c = config.resolve({"lr": 1, "flag": True, "rules": [("a", "train")], "train_for": 100}, SPEC)
-    assert c.lr == 1 and c.flag is True and c.rules == [["a", "train"]] and c.train_for == 100
+    assert c.lr == 1 and c.flag is True and c.rules == (("a", "train"),) and c.train_for == 100
 
 
 # ------------------------------------------------------------------------------------------------ reading
-
-
-def test_keys_that_nobody_read_are_known():
-    c = config.resolve({}, SPEC)
-    assert set(c.unread()) == set(config.leaves(c.to_dict()))
-    _ = c.lr, c["optim"]["clip"], list(c.model.values())
-    assert set(c.unread()) == {"batch", "size", "flag", "rules", "train_for", "optim.name"}
-    _ = c.optim  # a section alone is not its keys
-    assert "optim.name" in c.unread()
 
 
 def test_an_absent_key_is_an_error():
@@ -163,23 +157,23 @@ def test_the_digest_does_not_depend_on_the_order_of_keys():
      ("10%", 8), ("0", 0), (" 2  epochs ", 13), ("12.5%", 10)],
 )  # fmt: skip
 def test_durations(text, expected):
-    assert config.steps("warmup", text, batch=16, examples=100, total=80) == expected
+    assert duration.steps("warmup", text, batch=16, examples=100, total=80) == expected
 
 
 @pytest.mark.parametrize("text", ["3 epoks", "-3", "", "1.5 steps", "1.5", "three", "3 epochs 2", "1e3", "101%"])
 def test_what_is_no_duration(text):
     with pytest.raises(UserError, match="warmup: "):
-        config.steps("warmup", text, batch=16, examples=100, total=80)
+        duration.steps("warmup", text, batch=16, examples=100, total=80)
 
 
 def test_a_share_needs_a_whole():
     with pytest.raises(UserError, match=r"train_for: expected a duration such as .*, got '10%'"):
-        config.steps("train_for", "10%", batch=16, examples=100)
+        duration.steps("train_for", "10%", batch=16, examples=100)
 
 
 @given(st.integers(1, 50), st.integers(1, 500), st.integers(1, 64))
 def test_an_epoch_covers_every_example(epochs, examples, batch):
-    n = config.steps("train_for", f"{epochs} epochs", batch=batch, examples=examples)
+    n = duration.steps("train_for", f"{epochs} epochs", batch=batch, examples=examples)
     assert (n - 1) * batch < epochs * examples <= n * batch
 
 
@@ -187,10 +181,10 @@ def test_an_epoch_covers_every_example(epochs, examples, batch):
 
 
 def test_arguments():
-    a = config.parse_arg("mini,seq_len=64,lr=1,flag=true", size="tiny", seq_len=128, lr=0.5, flag=False)
+    a = pages.parse_arg("mini,seq_len=64,lr=1,flag=true", size="tiny", seq_len=128, lr=0.5, flag=False)
     assert (a.size, a.seq_len, a.lr, a.flag) == ("mini", 64, 1, True)
-    assert config.parse_arg("", size="tiny").size == "tiny"
-    assert config.parse_arg("init=runs/a=b", size="", init="").init == "runs/a=b"
+    assert pages.parse_arg("", size="tiny").size == "tiny"
+    assert pages.parse_arg("init=runs/a=b", size="", init="").init == "runs/a=b"
 
 
 @pytest.mark.parametrize(
@@ -203,7 +197,7 @@ def test_arguments():
 )
 def test_wrong_arguments(arg, part):
     with pytest.raises(UserError) as e:
-        config.parse_arg(arg, size="tiny", seq_len=128)
+        pages.parse_arg(arg, size="tiny", seq_len=128)
     assert part in str(e.value)
 
 
@@ -223,7 +217,7 @@ def test_wrong_arguments(arg, part):
 )
 def test_overrides(item, key, value):
     values = {"lr": 1.0, "batch": 1, "flag": True, "train_for": "3 epochs", "optim": {"name": "adamw"}}
-    config.override(values, [item])
+    pages.override(values, [item])
     got = config.leaves(values)[key]
     assert got == value and type(got) is type(value)
 
@@ -232,14 +226,14 @@ def test_overrides(item, key, value):
 @pytest.mark.parametrize("page", [{}, {"text": ""}, {"text": "sentence"}])
 def test_a_key_of_text_takes_what_looks_like_something_else(page, text):
     values = {"data": dict(page)}
-    config.override(values, [f"data.text={text}", "data.labels=['a', 1]", "batch=8"], spec.SPEC)
+    pages.override(values, [f"data.text={text}", "data.labels=['a', 1]", "batch=8"], spec.SPEC)
     assert values == {"data": {"text": text, "labels": ["a", 1]}, "batch": 8}
 
 
 def test_the_dev_and_test_of_a_page_go_with_its_train(capsys):
     def splits(*items):
         values = {"data": {"train": "corpus:documents@train", "dev": "corpus:documents@dev", "test": "tfds:x@test"}}
-        config.override(values, list(items))
+        pages.override(values, list(items))
         return values["data"]["dev"], values["data"]["test"]
 
     own = ("corpus:documents@dev", "tfds:x@test")
@@ -258,7 +252,7 @@ def test_the_dev_and_test_of_a_page_go_with_its_train(capsys):
 )
 def test_wrong_overrides(item, part):
     with pytest.raises(UserError) as e:
-        config.override({"lr": 1.0}, [item])
+        pages.override({"lr": 1.0}, [item])
     assert part in str(e.value)
 
 
@@ -268,25 +262,25 @@ def test_wrong_overrides(item, part):
 def test_a_missing_page_shows_those_beside_it(tmp_path):
     (tmp_path / "pretrain.py").touch()
     with pytest.raises(UserError, match=r"pretrian.py does not exist; did you mean '.*pretrain\.py'"):
-        config.load(f"{tmp_path}/pretrian.py:size=tiny")
+        pages.load(f"{tmp_path}/pretrian.py:size=tiny")
 
 
 def test_a_page_without_get_config(tmp_path):
     (tmp_path / "page.py").write_text("x = 1\n")
     with pytest.raises(UserError, match=r"page.py has no get_config\(\)"):
-        config.load(f"{tmp_path}/page.py")
+        pages.load(f"{tmp_path}/page.py")
 
 
 def test_a_page_that_is_not_python(tmp_path):
     (tmp_path / "page.json").write_text("{}")
     with pytest.raises(UserError, match=r"page\.json is not a Python file"):
-        config.load(f"{tmp_path}/page.json")
+        pages.load(f"{tmp_path}/page.json")
 
 
 def test_a_page_gets_its_argument(tmp_path):
     (tmp_path / "page.py").write_text("def get_config(arg):\n    return {'arg': arg}\n")
-    assert config.load(f"{tmp_path}/page.py:a=1,b=2") == {"arg": "a=1,b=2"}
-    assert config.load(f"{tmp_path}/page.py") == {"arg": ""}
+    assert pages.load(f"{tmp_path}/page.py:a=1,b=2") == {"arg": "a=1,b=2"}
+    assert pages.load(f"{tmp_path}/page.py") == {"arg": ""}
 
 
 def test_a_page_that_changes_within_a_second_is_read_anew(tmp_path, monkeypatch):
@@ -295,32 +289,51 @@ def test_a_page_that_changes_within_a_second_is_read_anew(tmp_path, monkeypatch)
     for batch in (4, 8):
         page.write_text(f"def get_config(arg): return {{'batch': {batch}}}")
         os.utime(page, (1, 1))
-        assert config.load(str(page)) == {"batch": batch}
+        assert pages.load(str(page)) == {"batch": batch}
 
 
 def test_a_config_is_read_only():
+    c = Config({"a": 1, "b": {"c": [1, [2, {"d": []}]]}})
     with pytest.raises(TypeError):
-        Config({"a": 1})["a"] = 2  # type: ignore[index]
+        c["a"] = 2  # type: ignore[index]
+    with pytest.raises(AttributeError, match=r"a config never changes; b\.c: take config\.replace\(\*\*\{'b\.c': …\}\)"):
+        c.b.c = 2
+    with pytest.raises(AttributeError, match="a config never changes; a stays"):
+        del c.a
+    assert c.b.c[:1] == (1,) and c.b.c[1][1].d == ()
+    assert c.to_dict() == {"a": 1, "b": {"c": [1, [2, {"d": []}]]}}, "as JSON has it"
+
+
+def test_a_config_is_a_value():
+    def made(**values):
+        return Config({"a": 1, "b": {"c": [1, {"d": "x"}]}, **values})
+
+    known = functools.lru_cache(lambda config, asked=[]: asked.append(config) or len(asked))
+    again = [made().replace(a=2).replace(a=1), copy.deepcopy(made()), pickle.loads(pickle.dumps(made()))]
+    assert {known(config) for config in (made(), *again)} == {1}
+    others = [made(a=1.0), made(a=True), made(a="1"), made(e=0), made().without("a"), made(b={"c": [{"d": "x"}, 1]})]
+    assert len({made(), *others}) == 7, "what JSON writes in another way is another config"
+    assert made().b.without("c") == Config({}) and made().b == Config({"c": [1, {"d": "x"}]})
 
 
 def test_a_comma_inside_a_strategy_separates_no_arguments():
-    arg = config.parse_arg("task=sst2,freeze=layers=0,2,5-7,epochs=4", task="", freeze="full", epochs=3)
+    arg = pages.parse_arg("task=sst2,freeze=layers=0,2,5-7,epochs=4", task="", freeze="full", epochs=3)
     assert (arg.task, arg.freeze, arg.epochs) == ("sst2", "layers=0,2,5-7", 4)
-    assert config.parse_arg("freeze=bitfit=query,up", freeze="full").freeze == "bitfit=query,up"
+    assert pages.parse_arg("freeze=bitfit=query,up", freeze="full").freeze == "bitfit=query,up"
     with pytest.raises(UserError, match="no 'tiny'"):
-        config.parse_arg("freeze=head,tiny", freeze="full", size="mini")
+        pages.parse_arg("freeze=head,tiny", freeze="full", size="mini")
 
 
 def test_commas_inside_of_phases_separate_no_arguments():
-    arg = config.parse_arg("freeze=head; plateau=2: layers=0,2,task=b", freeze="", task="a")
+    arg = pages.parse_arg("freeze=head; plateau=2: layers=0,2,task=b", freeze="", task="a")
     assert (arg.freeze, arg.task) == ("head; plateau=2: layers=0,2", "b")
 
 
 def test_an_argument_may_hold_a_strategy_with_options():
-    given = config.parse_arg("task=sst2,freeze=lora=8,attention,ffn,alpha=16,dora,init=there", task="", init="", freeze="full")
+    given = pages.parse_arg("task=sst2,freeze=lora=8,attention,ffn,alpha=16,dora,init=there", task="", init="", freeze="full")
     assert given.to_dict() == {"task": "sst2", "init": "there", "freeze": "lora=8,attention,ffn,alpha=16,dora"}
     with pytest.raises(UserError, match="no 'taks'"):
-        config.parse_arg("task=sst2,taks=x", task="", freeze="full")
+        pages.parse_arg("task=sst2,taks=x", task="", freeze="full")
 
 
 def test_old_names_are_read_in_old_files():

@@ -1,6 +1,8 @@
 """Every shipped page, shrunk, trains one step, and every key of it is read."""
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 
 import flow
@@ -9,8 +11,10 @@ import pyarrow.parquet
 import pytest
 
 from ptft.bench import cell as work
-from ptft.bench import identity, protocol, runner, running
+from ptft.bench import identity, protocol, runner, running, tune
 from ptft.core import config as configs
+from ptft.core import pages
+from ptft.core.config import Config
 from ptft.core.errors import UserError
 from ptft.data import tasks
 from ptft.train import build, dataset, spec, train
@@ -57,15 +61,79 @@ def home(tmp_path_factory):
 
 
 def load(page, arg=""):
-    return configs.load(f"{PAGES / page}.py:{arg}")
+    return pages.load(f"{PAGES / page}.py:{arg}")
+
+
+def classes(config):
+    """The data are a folder a class, and have no columns."""
+    return "/aclImdb" in config.data.train
+
+
+def plain(config):
+    """The data are no table."""
+    return classes(config) or not config.data.label
+
+
+# Keys that say nothing to some runs, and to which. A page of the other kind shows that they are read.
+IDLE = {
+    "init_weights": lambda config: not config.init_from,
+    "data.vocab_size": lambda config: config.init_from,
+    "data.lowercase": lambda config: config.init_from,
+    "data.text": plain,
+    "data.text_b": classes,
+    "data.label": classes,
+    "data.header": lambda config: plain(config) or ".parquet" in config.data.train,
+}
+
+
+@contextlib.contextmanager
+def recorded():
+    """The dotted names of the keys that are asked for by name. To go through a section is not to read it."""
+    read = set()
+
+    def get(config, key):
+        if not isinstance(value := config._values[key], Config):
+            read.add(config._prefix + key)
+        return value
+
+    for name, module in list(sys.modules.items()):  # what a cache knows, was read before
+        for function in vars(module).values() if name.startswith("ptft.") else ():
+            if hasattr(function, "cache_clear"):
+                function.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, "__getitem__", get)
+        patch.setattr(Config, "values", lambda config: config._values.values())
+        patch.setattr(Config, "items", lambda config: config._values.items())
+        yield read
+
+
+def trained(config, workdir):
+    """Trains one step; no key of the config may be left unread."""
+    with recorded() as read:
+        result = train.run(config, workdir, quiet=True)
+    unread = {key for key in configs.leaves(config.to_dict()) if key not in read}
+    assert result["steps"] == 1 and not [key for key in unread if key not in IDLE or not IDLE[key](config)]
+    return result
 
 
 def one_step(values, workdir, **changes):
-    """Trains one step of a page; no key of it may be left unread."""
-    config = spec.resolve(flow.changed(values, {"train_for": "1 step", "batch": 4, "eval_batch": 4, **changes}))
-    result = train.run(config, workdir, quiet=True)
-    assert result["steps"] == 1 and config.unread() == []
-    return result
+    return trained(spec.resolve(flow.changed(values, {"train_for": "1 step", "batch": 4, "eval_batch": 4, **changes})), workdir)
+
+
+def test_the_plug_ins_that_no_page_names(tmp_path):
+    values = flow.tagging(tmp_path, train_for="1 step", model={"name": "modernbert", "heads": 2, "ffn": 64, **SMALL})
+    trained(spec.resolve(values), tmp_path / "run")
+
+
+def test_every_key_of_a_benchmark_and_of_a_search_is_read(home):
+    values = flow.changed(
+        load("bench", f"task=sst2,init={home / 'pre'},root={home / 'data'}"), {"data.train_size": 8, "objective.seq_len": 16}
+    )
+    with recorded() as read:
+        protocol.cells(values, spec.resolve)
+        section = configs.resolve({"tune": {}}, {"tune": tune.SPEC})
+        tune._search(spec.resolve({k: v for k, v in values.items() if k != "bench"}), section.tune)
+    assert {f"bench.{key}" for key in protocol.SPEC} | {f"tune.{key}" for key in tune.SPEC} <= read
 
 
 def test_every_page_has_a_test():
@@ -128,8 +196,7 @@ def cells(values, workdir):
     def one(cell, folder):
         if cell.kind != "train":
             return work.run_cell(cell, folder, "accuracy")
-        result = train.run(cell.config, folder, quiet=True)
-        assert cell.config.unread() == [] and result["steps"] == 1
+        result = trained(cell.config, folder)
         seen.append(cell.config)
         return result
 

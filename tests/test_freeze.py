@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from ptft import models
-from ptft.core import config, mesh, tree
+from ptft.core import duration, mesh, tree
 from ptft.core.errors import UserError
 from ptft.freeze import language, resolve, strategies
 from ptft.train import optim, step
@@ -321,7 +321,7 @@ def phases(strategy, total=100, depth=4, task="classify", seed=0, batch=8, examp
     """(start or plateau, strategy) of every phase; an epoch is ten steps."""
 
     def steps(text):
-        return config.steps(f"freeze={strategy!r}", text, batch=batch, examples=examples, total=total)
+        return duration.steps(f"freeze={strategy!r}", text, batch=batch, examples=examples, total=total)
 
     net, _ = build("bert", task, layers=depth)
     found = resolve.phases(language.parse(strategy), models.anatomy("bert"), net.shapes(), strategies.Span(total, steps, seed))

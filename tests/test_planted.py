@@ -340,7 +340,7 @@ def test_10_an_activated_layer_that_the_optimizer_never_registered(home, tmp_pat
 
     monkeypatch.setattr(optim, "build", once)
     monkeypatch.setattr(programs, "came_from", lambda run, phase: [0])
-    why = r"the optimizer has no state for 2 parameters, backbone/pooler/bias among them, that are trainable: they would get gradients and no"
+    why = r"the optimizer has no state for 2 parameters, backbone/pooler/bias among them, that are trainable: they would get gradients"
     proof = disproved(config(home, LATER), tmp_path, capsys, why)
     assert set(proof["not_moved"]) == set(proof["optimizer"]["missing"]) == ACTIVATED
 

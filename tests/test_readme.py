@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ptft.cli.main import parser
-from ptft.core import config as configs
+from ptft.core import pages
 from ptft.freeze import adapters, strategies
 from ptft.train import build, spec
 
@@ -45,8 +45,8 @@ def test_a_command_parses_and_its_page_loads(command, monkeypatch):
     args, rest = parser().parse_known_args(command[1:])
     assert all(r.startswith("--config.") and "=" in r for r in rest), rest
     if hasattr(args, "config"):
-        values = configs.load(args.config)
-        configs.override(values, [r.removeprefix("--config.") for r in rest])
+        values = pages.load(args.config)
+        pages.override(values, [r.removeprefix("--config.") for r in rest])
 
 
 def test_the_strategies_are_those_that_exist():

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ptft import models
 from ptft.bench import protocol, results, stats
-from ptft.core import config as configs
+from ptft.core import pages
 from ptft.core.errors import UserError
 from ptft.freeze import ledger
 from ptft.freeze.resolve import plan as resolved
@@ -795,8 +795,8 @@ def test_the_command_of_every_cell_gives_its_config(tmp_path):
             row = {**cell.labels, "freeze": config["freeze"], "config": config, "page": values}
             said = shlex.split(advice.command({**row, "command": f"ptft bench --config {page} --only x --workdir runs/x"}))
             assert said[:4] == ["ptft", "train", "--config", str(page)] and said[-2] == "--workdir"
-            loaded = configs.load(said[3])
-            configs.override(loaded, [word.removeprefix("--config.") for word in said[4:-2]])
+            loaded = pages.load(said[3])
+            pages.override(loaded, [word.removeprefix("--config.") for word in said[4:-2]])
             assert json.loads(json.dumps(spec.resolve({k: v for k, v in loaded.items() if k != "bench"}).to_dict())) == config
 
 

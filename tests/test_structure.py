@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A wing imports from the wings below it; a file from those that stand before it in its own wing.
 # A plug-in that is not named here imports nothing of its wing but what is named.
 WINGS = {
-    "core": ["errors", "plugins", "cache", "tree", "record", "config", "compiled", "startup", "mesh", "checkpoint"],
+    "core": ["errors", "plugins", "cache", "tree", "record", "config", "duration", "pages", "compiled", "startup", "mesh", "checkpoint"],
     "data": ["", "tasks", "_prose", "tfds"],
     "inputs": ["added_tokens", "tokenizer"],
     "models": ["", "layers"],

@@ -82,7 +82,7 @@ def test_a_cheap_try_freezes_deeper_or_stops_sooner(home):
         "head; 50%: full",
         "gradual",
         "auto(budget=0.5 params)",
-        [["head/.*", "train"], [".*", "freeze"]],
+        (("head/.*", "train"), (".*", "freeze")),
     ):
         assert of(freeze) == (freeze, "10 steps", True)
     assert of("head; 20: full") == ("head; 20: full", "30 steps", True), "in a third of the steps it would not begin"

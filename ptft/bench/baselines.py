@@ -8,7 +8,6 @@ without dev by cross-validation within the training examples.
 
 import functools
 import itertools
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,7 +71,7 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
 
 def records(config: Config) -> dict[str, Sequence[Mapping[str, Any]]]:
     """What every split holds; of dev, as much as is looked at."""
-    sources = _sources(dataset.sources_key(config.data))
+    sources = _sources(dataset.sources_of(config.data))
     found = {split: source.records for split, source in sources.items()}
     if dev := found.get("dev"):
         labels = np.asarray([r["label"] for r in dev]) if sources["dev"].labels and "label" in dev[0] else None
@@ -81,8 +80,8 @@ def records(config: Config) -> dict[str, Sequence[Mapping[str, Any]]]:
 
 
 @functools.lru_cache(maxsize=2)
-def _sources(options: str) -> dict[str, data.Source]:
-    return dataset.read_sources(Config(json.loads(options)))
+def _sources(options: Config) -> dict[str, data.Source]:
+    return dataset.read_sources(options)
 
 
 def _texts(rows: Mapping[str, Sequence[Mapping[str, Any]]], index: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

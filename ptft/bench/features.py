@@ -5,7 +5,6 @@ mean is that of each text, with their distance and their product (Conneau et al.
 """
 
 import functools
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft.core import config as configs
 from ptft.core import tree
 from ptft.core.config import Config
 from ptft.models.layers import masked_mean
@@ -24,14 +22,14 @@ from ptft.train import build, weights
 def of(config: Config, index: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """View -> split -> f32[n, D], of the rows of each split in `index`; cells of other seeds and sizes share what is computed."""
     same = config.replace(seed=0, freeze="head", **{"data.train_size": 0, "optim.lr": 0.0})
-    encoder = _encoder(configs.to_json(same))
+    encoder = _encoder(same)
     found = {split: encoder.encode(split, its) for split, its in index.items()}
     return {view: {split: its[view] for split, its in found.items()} for view in found["train"]}
 
 
 @functools.lru_cache(maxsize=2)
-def _encoder(text: str) -> "Encoder":
-    return Encoder(build.build(Config(json.loads(text))))
+def _encoder(config: Config) -> "Encoder":
+    return Encoder(build.build(config))
 
 
 class Encoder:

@@ -8,11 +8,9 @@ where rows come from more than one environment.
 
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ptft import data
 from ptft.core import config as configs
@@ -25,6 +23,7 @@ from ptft.train import dataset
 SILENT = ("log_every", "save_every", "keep", "tensorboard", "strict_cost")
 USUAL = ("checkpoint", "full")  # another kind of checkpoint has other bytes, which a report shows
 PLACES = ("train", "dev", "test")
+NOT_SOURCES = ("names", "train_size", "dev_size", "tokenizer", "vocab_size", "lowercase")  # keys of `data` of which no source depends
 
 
 def of(config: Config, content: Mapping[str, str], kind: str, repeat: bool = False, metric: str = "") -> str:
@@ -51,7 +50,7 @@ def of(config: Config, content: Mapping[str, str], kind: str, repeat: bool = Fal
 def content(config: Config) -> dict[str, str]:
     """What a config's files hold: {"init_from": digest, "data.tokenizer": …, "data.train": …, …}, for those that it names."""
     section = config.data.to_dict()
-    sources = _sources(json.dumps(_layout(section)))
+    sources = _sources(config.data.without(*NOT_SOURCES))
     found = {f"data.{split}": print_ for split, (print_, _) in sources.items()}
     if "dev" in sources and 0 < section["dev_size"] < sources["dev"][1]:
         found["data.dev"] += " drawn"  # before, the first rows were looked at
@@ -62,15 +61,10 @@ def content(config: Config) -> dict[str, str]:
     return found
 
 
-def _layout(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: section[k] for k in (*data.SPEC, *PLACES)}
-
-
 @functools.lru_cache(maxsize=256)
-def _sources(layout: str) -> dict[str, tuple[str, float]]:
+def _sources(options: Config) -> dict[str, tuple[str, float]]:
     """Fingerprint of each split and how many rows it gives, of documents inf; a digest costs reading the files, once a process."""
-    options, found = Config(json.loads(layout)), dict[str, tuple[str, float]]()
-    labels: tuple[str, ...] = ()
+    found, labels = dict[str, tuple[str, float]](), tuple[str, ...]()
     for split in PLACES:
         if where := options[split]:
             source = data.load(where, options, labels)

@@ -42,8 +42,7 @@ def spend(budget: str, workdir: Path, caught: Sequence[int] = ()) -> Callable[[C
     """
 
     @functools.cache
-    def by_text(text: str) -> tuple[int, float]:
-        config = Config(json.loads(text))
+    def spent(config: Config) -> tuple[int, float]:
         run = auto.unchosen(config)
         if any(p.start is None for p in run.phases):
             raise UserError(
@@ -58,7 +57,7 @@ def spend(budget: str, workdir: Path, caught: Sequence[int] = ()) -> Callable[[C
             raise SystemExit(train.PREEMPTED)
         return run.durations.total, cost
 
-    return lambda config: by_text(configs.to_json(config))
+    return spent
 
 
 def measure(config: Config, workdir: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def section(values: Mapping[str, Any]) -> Config:
     if bench["repeat"] in ("", True):
         bench["repeat"] = bench["baseline"]
     bench["task"] = bench["task"] or str(values.get("data", {}).get("train", "task"))
-    return Config(bench)
+    return Config(bench, "bench.")
 
 
 def cells(
@@ -280,7 +280,7 @@ def _rate_problems(bench: Config, strategies: Sequence[Mapping[str, Any]]) -> li
         lrs = s.get("lrs", [s["lr"]] if "lr" in s else [])
         if sum(k in s for k in ("lr", "lrs", "optim.lr")) > 1:
             problems.append(f"bench.strategies {s['name']!r}: has more than one of lr, lrs and optim.lr")
-        if not isinstance(lrs, list) or not all(map(positive, lrs)) or ("lrs" in s and not lrs):
+        if not isinstance(lrs, list | tuple) or not all(map(positive, lrs)) or ("lrs" in s and not lrs):
             problems.append(
                 f"bench.strategies {s['name']!r}: expected lr=NUMBER or lrs=[NUMBER, …], all above 0, got {s.get('lrs', s.get('lr'))!r}"
             )
@@ -331,7 +331,7 @@ def _parts(data: Mapping[str, Any]) -> str:
 
 
 def _trials(bench: Config) -> Callable[[Mapping[str, Any]], int]:
-    return lambda s: len(s["lrs"]) if isinstance(s.get("lrs"), list) else len(bench.lr_factors)
+    return lambda s: len(s["lrs"]) if isinstance(s.get("lrs"), list | tuple) else len(bench.lr_factors)
 
 
 def _where(bench: Config, *entries: Mapping[str, Any]) -> str:

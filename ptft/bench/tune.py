@@ -125,11 +125,11 @@ def _search(config: Config, tune: Config) -> Search:
     if jax.process_count() > 1:
         raise UserError("trials run in one process; start it without a coordinator")
     if len(tune.lr) != 2 or not all(map(protocol.positive, tune.lr)) or tune.lr[0] >= tune.lr[1]:
-        raise UserError(f"tune.lr: expected [LOW, HIGH], factors of optim.lr above 0, got {tune.lr!r}")
+        raise UserError(f"tune.lr: expected [LOW, HIGH], factors of optim.lr above 0, got {list(tune.lr)}")
     entries = [s if isinstance(s, Mapping) else {"freeze": s} for s in tune.strategies]
     if not entries or any(set(e) - {"freeze", "lr"} or "freeze" not in e or not protocol.positive(e.get("lr", 1.0)) for e in entries):
         raise UserError(
-            f'tune.strategies: expected strategies, or {{"freeze": a strategy, "lr": a factor above 0}}, got {tune.strategies!r}'
+            f'tune.strategies: expected strategies, or {{"freeze": a strategy, "lr": a factor above 0}}, got {list(tune.strategies)}'
         )
     space = {
         e["freeze"] if isinstance(e["freeze"], str) else json.dumps(e["freeze"]): (e["freeze"], float(e.get("lr", 1.0))) for e in entries

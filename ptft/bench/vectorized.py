@@ -12,7 +12,6 @@ two cores: tests/benchmarks/population_steps.py). There, members take turns in o
 
 import functools
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -54,14 +53,11 @@ def group_key(config: Config) -> str | None:
     """Configs of one group may train together; None: this one trains alone, as where each seed chooses what is trainable."""
     if auto.ask(config.freeze):
         return None
-    plain = config.to_dict()
-    same = {**plain, "seed": 0, "optim": {**plain["optim"], "lr": 0.0}}
-    return _group_key(json.dumps(same, sort_keys=True), wide())
+    return _group_key(config.replace(seed=0, **{"optim.lr": 0.0}), wide())
 
 
 @functools.lru_cache(maxsize=1024)
-def _group_key(text: str, across: bool) -> str | None:
-    c = Config(json.loads(text))
+def _group_key(c: Config, across: bool) -> str | None:
     run = build.build(c)
     sparse = any(a.examples for a in run.net.added)  # what is chosen by data is frozen, and another seed's is another
     if len(run.phases) > 1 or sparse or c.parallel != "jit" or c.accumulate > 1 or c.frozen_dtype != "float32" or c.early_stop:
@@ -123,7 +119,7 @@ def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
     frozen = tree.split(members[0].params, names)[1]
     here = {m.run.config.seed: feature_cache.shorten(m.run, 0, 0, m.params, many=True) for m in members}
     one = here[c.seed]
-    together = _program(one.net, _decays(first), programs.no_dropout(first, 0), configs.to_json(c.optim.replace(lr=1.0)), d.warmup, d.total)
+    together = _program(one.net, _decays(first), programs.no_dropout(first, 0), c.optim.replace(lr=1.0), d.warmup, d.total)
     stacked = {name: jnp.stack([m.params[name] for m in members]) for name in names}
     state = jax.device_put(together.init(stacked), mesh.replicated(first.mesh))
     seeds = np.asarray([m.run.config.seed for m in members], np.uint32)
@@ -215,9 +211,8 @@ def _scaled(tx: optax.GradientTransformation, factors: Mapping[str, jax.Array]) 
 
 @functools.lru_cache(maxsize=16)
 def _program(
-    net: step.Net, decays: tuple[tuple[str, float], ...], no_dropout: frozenset[str], optim_json: str, warmup: int, total: int
+    net: step.Net, decays: tuple[tuple[str, float], ...], no_dropout: frozenset[str], values: Config, warmup: int, total: int
 ) -> Together:
-    values = configs.Config(json.loads(optim_json))
 
     def tx(names: Iterable[str], lr: Any) -> optax.GradientTransformation:
         return optim.build(values.replace(lr=lr), dict.fromkeys(names, 1.0), warmup, total, dict(decays))

@@ -10,11 +10,11 @@ from ptft.core.errors import UserError
 
 
 def load_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
-    from ptft.core import config as configs
+    from ptft.core import pages
     from ptft.train import spec
 
-    values = configs.load(args.config)
-    configs.override(values, overrides, spec.SPEC)
+    values = pages.load(args.config)
+    pages.override(values, overrides, spec.SPEC)
     return values
 
 
@@ -63,8 +63,7 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
-    from ptft.core import config as configs
-    from ptft.core import record
+    from ptft.core import pages, record
     from ptft.planning import auto, plans
     from ptft.train import build, description, spec
 
@@ -72,7 +71,7 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         values = load_config(args, overrides)
     values = {k: v for k, v in values.items() if k not in ("tune", "bench")}
     config = spec.resolve({**values, "parallel": "jit"})
-    asked = [configs.literal(f) for f in args.freeze] if args.freeze else [config.freeze]
+    asked = [pages.literal(f) for f in args.freeze] if args.freeze else [config.freeze]
     strategies = [auto.chosen(config.replace(freeze=f), args.json) if auto.ask(f) else f for f in asked]
     outline = build.outline(config.replace(freeze=strategies[0]))
     resolved = [build.refrozen(outline, s) for s in strategies]  # what is wrong with any is said before the first is compiled

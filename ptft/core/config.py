@@ -1,27 +1,19 @@
-"""Configs: loading, overriding, checking, hashing.
+"""Configs: what a key may be, the config as a value, its identity.
 
-A config is a page of plain `ml_collections` in `configs/`, forked and not inherited. What a key may be is
-said once, next to the code that reads it, as a `Field` in a `SPEC`; `resolve` checks a whole config against
-the specs, reports every problem at once, and fills in what the page left out. The resolved config records
-which keys were read, so that a test finds a key of a shipped page that nothing reads.
+A config is a page of plain `ml_collections` in `configs/` (`ptft.core.pages`), forked and not inherited. What a key may be is
+said once, next to the code that reads it, as a `Field` in a `SPEC`; `resolve` checks a whole config against the specs, reports
+every problem at once, and fills in what the page left out. That a key of a spec or of a shipped page is read at all is what
+tests/test_configs.py checks.
 """
 
-import ast
 import hashlib
-import importlib.abc
-import importlib.util
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from ptft.core.errors import UserError, did_you_mean, shown
-from ptft.core.record import say
 
 # Keys that may change between two starts in the same workdir: they decide where and how often, not what is computed.
 FREE = ("log_every", "save_every", "keep", "tensorboard", "devices", "parallel", "strict_cost", "cache_features")
@@ -54,7 +46,7 @@ class Field:
         listy = tuple in kinds and isinstance(value, list)
         exact = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
         if not (exact or numeric or listy):
-            return f"{name}: expected {' or '.join(_kind_name(k) for k in kinds)}, got {shown(value)}"
+            return f"{name}: expected {' or '.join(kind_name(k) for k in kinds)}, got {shown(value)}"
         if self.choices is not None and value not in self.choices:
             choices = list(map(str, self.choices))
             return f"{name}: {shown(value)} is not one of {', '.join(choices)}; {did_you_mean(str(value)[:60], choices)}"
@@ -75,7 +67,7 @@ class Field:
 KIND_NAMES = {str: "text", int: "a whole number", float: "a number", tuple: "a list", bool: "True or False"}
 
 
-def _kind_name(kind: type) -> str:
+def kind_name(kind: type) -> str:
     return KIND_NAMES.get(kind, kind.__name__)
 
 
@@ -83,23 +75,32 @@ Spec = Mapping[str, "Field | Spec | Callable[[Mapping[str, Any]], Spec]"]
 
 
 class Config(Mapping[str, Any]):
-    """A resolved, read-only config: `c.optim.lr`. It remembers which keys were read."""
+    """A resolved config: `c.optim.lr`. It never changes: its lists are tuples, and its sections are configs, too.
 
-    def __init__(self, values: Mapping[str, Any], prefix: str = "", read: set[str] | None = None):
-        self._read: set[str] = set() if read is None else read
-        self._prefix = prefix
-        self._values = {k: Config(v, f"{prefix}{k}.", self._read) if isinstance(v, Mapping) else v for k, v in values.items()}
+    Two configs are equal where their JSON is, so that `1`, `1.0` and `True` differ, as they do in a run's folder. So a config, or a
+    section of one, is the key of a cache.
+    """
+
+    __slots__ = ("_json", "_prefix", "_values")
+
+    def __init__(self, values: Mapping[str, Any], prefix: str = ""):
+        own = {k: _frozen(v, f"{prefix}{k}.") for k, v in values.items()}
+        for name, value in (("_values", own), ("_prefix", prefix), ("_json", None)):
+            object.__setattr__(self, name, value)
 
     def __getattr__(self, key: str) -> Any:
-        if key.startswith("__") or key not in self._values:
-            raise AttributeError(f"config has no key {self._prefix}{key}")
+        if key.startswith("_") or key not in self._values:
+            raise AttributeError(f"config has no key {'' if key.startswith('_') else self._prefix}{key}")
         return self[key]
 
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise AttributeError(f"a config never changes; {self._prefix}{key}: take config.replace(**{{'{self._prefix}{key}': …}})")
+
+    def __delattr__(self, key: str) -> None:
+        raise AttributeError(f"a config never changes; {self._prefix}{key} stays")
+
     def __getitem__(self, key: str) -> Any:
-        value = self._values[key]
-        if not isinstance(value, Config):
-            self._read.add(self._prefix + key)
-        return value
+        return self._values[key]
 
     def __iter__(self):
         return iter(self._values)
@@ -107,20 +108,44 @@ class Config(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and to_json(self) == to_json(other)
+
+    def __hash__(self) -> int:
+        return hash(to_json(self))
+
+    def __repr__(self) -> str:
+        return repr(self.to_dict())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Config, (self.to_dict(), self._prefix)  # a copy is made by the constructor, as nothing may be set
+
     def to_dict(self) -> dict[str, Any]:
-        """A plain nested dict; does not count as reading."""
-        return {k: v.to_dict() if isinstance(v, Config) else v for k, v in self._values.items()}
+        """A plain nested dict, with lists: what JSON makes of it."""
+        return {k: _plain(v) for k, v in self._values.items()}
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with dotted keys changed: `c.replace(**{"optim.lr": 1e-3})`."""
         values = self.to_dict()
         for key, value in changes.items():
             set_key(values, key, value)
-        return Config(values)
+        return Config(values, self._prefix)
 
-    def unread(self) -> list[str]:
-        """Dotted names of the keys that nobody has read yet."""
-        return [k for k in leaves(self.to_dict()) if k not in self._read]
+    def without(self, *keys: str) -> "Config":
+        """A copy that lacks these keys: the key of a cache of what does not depend on them."""
+        return Config({k: v for k, v in self._values.items() if k not in keys}, self._prefix)
+
+
+def _frozen(value: Any, prefix: str) -> Any:
+    if isinstance(value, Mapping):
+        return Config(value, prefix)
+    return tuple(_frozen(v, prefix) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def renamed(stored: Any) -> Any:
@@ -149,112 +174,6 @@ def set_key(values: dict[str, Any], dotted: str, value: Any) -> None:
     for key in parents:
         values = values.setdefault(key, {})
     values[last] = value
-
-
-def parse_arg(arg: str, **defaults: Any) -> Any:
-    """The `:arg` of a config, `"size=mini,corpus=zhwiki"`, as attributes.
-
-    Values take the type of their default; the first bare word is the first key.
-    """
-    out = ConfigDict(defaults)
-    items: list[str] = []
-    for item in filter(None, (arg or "").split(",")):
-        # A comma inside a value such as freeze=layers=0,2 or freeze=lora=8,ffn,alpha=16 separates no arguments.
-        if items and items[-1].count("=") >= 2 and item.partition("=")[0] not in defaults:
-            items[-1] += "," + item
-        else:
-            items.append(item)
-    for i, item in enumerate(items):
-        key, eq, text = item.partition("=")
-        if not eq and i == 0:
-            key, text = next(iter(defaults)), item
-        if key not in defaults:
-            raise UserError(f"config argument {item!r}: no {key!r}; {did_you_mean(key, defaults)}")
-        out[key] = _typed(f"config argument {key}", text, defaults[key])
-    return out
-
-
-def _typed(name: str, text: str, like: Any) -> Any:
-    if isinstance(like, str):
-        return text
-    value = literal(text)
-    if like is not None and not isinstance(value, type(like)) and not (isinstance(like, float) and isinstance(value, int)):
-        raise UserError(f"{name}: expected {_kind_name(type(like))}, got {text!r}")
-    return value
-
-
-def load(path_and_arg: str) -> dict[str, Any]:
-    """Runs `get_config(arg)` of `path.py:arg` (a config is code: run only your own) -> nested dict."""
-    path, _, arg = path_and_arg.partition(":")
-    file = Path(path)
-    if not file.is_file():
-        here = sorted(str(p) for p in (file.parent if file.parent.is_dir() else Path("configs")).glob("*.py"))
-        raise UserError(f"config file {path} does not exist; {did_you_mean(path, here)}")
-    spec = importlib.util.spec_from_file_location(f"ptft_config_{file.stem}", file)
-    if spec is None or not isinstance(spec.loader, importlib.abc.SourceLoader):
-        raise UserError(f"{path} is not a Python file; a config is a page such as configs/pretrain.py")
-    module = importlib.util.module_from_spec(spec)
-    # From the source: Python's compiled file goes by the second and the size, so that a page that was changed at once would be the old one.
-    exec(spec.loader.source_to_code(file.read_bytes(), path), module.__dict__)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path} has no get_config()")
-    out = module.get_config(arg)
-    return out.to_dict() if isinstance(out, ConfigDict) else out
-
-
-def literal(text: str) -> Any:
-    """A Python literal, true, false or none, or else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-
-
-def override(values: dict[str, Any], items: list[str], spec: Spec | None = None) -> None:
-    """Applies `key=value` items in place; values are Python literals or bare text. `resolve` checks them.
-
-    What is text in `spec` stays text: --config.data.text=0 is a column. A page's dev and test go with its train.
-    """
-    own = dict(values["data"]) if isinstance(values.get("data"), Mapping) else {}
-    for item in items:
-        key, eq, text = item.partition("=")
-        if not eq:
-            raise UserError(f"--config.{item}: expected --config.KEY=VALUE")
-        value = literal(text)
-        node: Any = values
-        for part in key.split(".")[:-1]:
-            node = node.get(part, {}) if isinstance(node, Mapping) else node
-            if not isinstance(node, Mapping):
-                raise UserError(f"--config.{key}: {part!r} is a value, not a section")
-        was_text = isinstance(node.get(key.split(".")[-1]), str) and not isinstance(value, list | tuple)
-        if not isinstance(value, str) and (was_text or _is_text(spec or {}, key)):
-            value = text
-        set_key(values, key, value)
-    given = {i.partition("=")[0] for i in items}
-    if own.get("train") and "data.train" in given:
-        _leave_out(values["data"], own, [s for s in ("dev", "test") if own.get(s) and f"data.{s}" not in given])
-
-
-def _leave_out(data: dict[str, Any], own: Mapping[str, Any], splits: list[str]) -> None:
-    """Empties these splits where the training data that was asked for is not of the page's own."""
-    if not data["train"] or _corpus(data["train"]) == _corpus(own["train"]):
-        return
-    for split in splits:
-        data[split] = ""
-        why = f"{own[split]} is of the page's own data, not of {data['train']}"
-        so = "; the last step counts" if split == "dev" else ""
-        say(f"data.{split}: left out, as {why}{so} (--config.data.{split}=… gives one)")
-
-
-def _is_text(spec: Any, key: str) -> bool:
-    for part in key.split("."):
-        spec = spec.get(part) if isinstance(spec, Mapping) else None
-    return isinstance(spec, Field) and (spec.kind or type(spec.default)) in (str, (str,))
-
-
-def _corpus(where: Any) -> str:
-    """A source without its split and its part: `files:a.tsv[:90%]` and `files:a.tsv` are of one."""
-    return re.sub(r"(@[^@/]*)?(\[[^\[\]]*\])?$", "", str(where))
 
 
 def resolve(values: Mapping[str, Any], spec: Spec) -> Config:
@@ -289,7 +208,7 @@ def _resolve(values: Mapping[str, Any], spec: Spec, prefix: str, problems: list[
             problem = field.problem(name, value) if key in values else None
             if problem:
                 problems.append(problem)
-            out[key] = _as_lists(value)
+            out[key] = value
             continue
         section = values.get(key, {})
         if not isinstance(section, Mapping):
@@ -307,53 +226,13 @@ def _resolve(values: Mapping[str, Any], spec: Spec, prefix: str, problems: list[
     return out
 
 
-def _as_lists(value: Any) -> Any:
-    """Tuples, however deep, as the lists that JSON makes of them, so that a stored config equals the one it was."""
-    return [_as_lists(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?|%)?\s*")
-
-
-def steps(name: str, text: str | int, *, batch: int, examples: int, total: int | None = None) -> int:
-    """A duration in steps: "1000", "500 steps", "3 epochs", "20000 examples", or "10%" of `total`.
-
-    `batch` is the global batch size and `examples` the number of training examples an epoch.
-    """
-    if why := (duration if total is None else share)(text):
-        raise UserError(f"{name}: {why}")
-    found = _DURATION.fullmatch(str(text))
-    assert found
-    number, unit = float(found[1]), (found[2] or "steps").rstrip("s")
-    if unit == "%":
-        return round((total or 0) * number / 100)
-    if unit == "epoch":
-        return math.ceil(number * examples / batch)
-    return math.ceil(number / batch) if unit == "example" else int(number)
-
-
-def duration(text: str | int) -> str | None:
-    """Why `text` is not a duration, or None: the `check` of a `Field`."""
-    found = _DURATION.fullmatch(str(text))
-    if not found or found[2] == "%":
-        return f"expected a duration such as '500 steps', '3 epochs' or '20000 examples', got {text!r}"
-    if not (found[2] or "steps").startswith(("epoch", "example")) and "." in found[1]:
-        return f"{text!r} is not a whole number of steps"
-    return None
-
-
-def share(text: str | int) -> str | None:
-    """The same for a duration that may also be a share of the run, such as '10%'."""
-    found = _DURATION.fullmatch(str(text))
-    if found and found[2] == "%":
-        return None if float(found[1]) <= 100 else f"{text!r} is more than the whole"
-    why = duration(text)
-    return why and why.replace("'500 steps'", "'10%', '500 steps'")
-
-
 def to_json(values: Mapping[str, Any]) -> str:
-    """Canonical JSON of a resolved config."""
-    return json.dumps(values.to_dict() if isinstance(values, Config) else values, sort_keys=True, ensure_ascii=False)
+    """Canonical JSON of a config; a `Config` keeps its own."""
+    if not isinstance(values, Config):
+        return json.dumps(values, sort_keys=True, ensure_ascii=False)
+    if values._json is None:
+        object.__setattr__(values, "_json", json.dumps(values.to_dict(), sort_keys=True, ensure_ascii=False))
+    return values._json
 
 
 def digest(values: Mapping[str, Any]) -> str:

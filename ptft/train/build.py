@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ptft import models, objectives
-from ptft.core import config as configs
-from ptft.core import mesh
+from ptft.core import duration, mesh
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
 from ptft.freeze import language, resolve
@@ -50,7 +49,7 @@ def phases(config: Config, net: Net, examples: int, total: int) -> tuple[resolve
     """What is trainable when; one phase where it is always the same."""
 
     def steps(text: str) -> int:
-        return configs.steps(f"freeze={config.freeze!r}", text, batch=config.batch, examples=examples, total=total)
+        return duration.steps(f"freeze={config.freeze!r}", text, batch=config.batch, examples=examples, total=total)
 
     span = Span(total, steps, config.seed)
     found = resolve.phases(language.parse(config.freeze), models.anatomy(config.model.name), net.shapes(), span)
@@ -76,7 +75,7 @@ def durations(config: Config, examples: int) -> Durations:
     """The config's durations in steps of its batch over `examples` training examples."""
 
     def steps(key: str, total: int | None = None) -> int:
-        return configs.steps(key, config[key], batch=config.batch, examples=examples, total=total)
+        return duration.steps(key, config[key], batch=config.batch, examples=examples, total=total)
 
     total = steps("train_for")
     if total < 1:

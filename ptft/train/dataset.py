@@ -1,7 +1,6 @@
 """The data of a run: its tokenizer, and every split read, tokenized and cut."""
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,9 +66,8 @@ def load_data(config: Config) -> Data:
     """Reads, tokenizes and cuts all splits; runs of one process that read the same data share the result."""
     if not config.data.train:
         raise UserError("data.train is empty; expected KIND:WHERE, such as data.train='files:/data/train.tsv'")
-    _ = list(config.data.values()), list(config.objective.values())  # a cached load reads them, too
     with timed("data"):
-        loaded = _load_data(sources_key(config.data), json.dumps(config.objective.to_dict()), str(config.init_from))
+        loaded = _load_data(sources_of(config.data), config.objective, config.init_from)
     names, size = config.data.names, config.data.train_size
     if names and len(names) != len(loaded.labels):
         raise UserError(f"data.names: {len(names)} names for {len(loaded.labels)} labels ({listed(loaded.labels)})")
@@ -81,8 +79,8 @@ def load_data(config: Config) -> Data:
 
 
 @functools.lru_cache(maxsize=2)
-def _load_data(data_json: str, objective_json: str, init_from: str) -> Data:
-    config = Config({"data": json.loads(data_json), "objective": json.loads(objective_json), "init_from": init_from})
+def _load_data(options: Config, objective_options: Config, init_from: str) -> Data:
+    config = Config({"data": options, "objective": objective_options, "init_from": init_from})
     sources = read_sources(config.data)
     labels = sources["train"].labels
     tokenizer = load_tokenizer(config)
@@ -103,9 +101,9 @@ def _load_data(data_json: str, objective_json: str, init_from: str) -> Data:
     return Data(tokenizer, labels, cut["train"], cut.get("dev"), cut.get("test"), prints, notes, doubts)
 
 
-def sources_key(options: Config) -> str:
+def sources_of(options: Config) -> Config:
     """All of `config.data` but what draws from its sources, or names their labels."""
-    return json.dumps({k: v for k, v in options.to_dict().items() if k not in ("train_size", "dev_size", "names")})
+    return options.without("train_size", "dev_size", "names")
 
 
 def read_sources(options: Config) -> dict[str, data.Source]:

@@ -1,7 +1,6 @@
 """The compiled training step of each phase: its optimizer, its parts without dropout, its cost."""
 
 import functools
-import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -56,16 +55,13 @@ def optimizer(run: Run, phase: int = 0) -> optax.GradientTransformation:
     """Of the trainable parameters of a phase, and of nothing else."""
     cohort = cohorts(run, phase)
     factors = tuple((r.name, r.lr_mult, r.wd_mult, cohort[r.name]) for r in run.phases[phase].plan.rows if r.lr_mult)
-    _ = list(run.config.optim.values())  # a cached optimizer read them
-    return _optimizer(json.dumps(run.config.optim.to_dict()), factors, run.durations.warmup, run.durations.total)
+    return _optimizer(run.config.optim, factors, run.durations.warmup, run.durations.total)
 
 
 @functools.lru_cache(maxsize=64)
-def _optimizer(
-    optim_json: str, factors: tuple[tuple[str, float, float, int], ...], warmup: int, total: int
-) -> optax.GradientTransformation:
+def _optimizer(config: Config, factors: tuple[tuple[str, float, float, int], ...], warmup: int, total: int) -> optax.GradientTransformation:
     rates, decays, cohorts = {f[0]: f[1] for f in factors}, {f[0]: f[2] for f in factors}, {f[0]: f[3] for f in factors}
-    return optim.build(Config(json.loads(optim_json)), rates, warmup, total, decays, cohorts)
+    return optim.build(config, rates, warmup, total, decays, cohorts)
 
 
 def fresh(run: Run, phase: int, params: Flat) -> step.TrainState:

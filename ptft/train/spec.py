@@ -7,6 +7,7 @@ from typing import Any
 
 from ptft import data, models, objectives
 from ptft.core import config as configs
+from ptft.core import duration
 from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError, did_you_mean
 from ptft.freeze import language, quantize
@@ -18,11 +19,11 @@ SPEC: Spec = {
     "batch": Field(32, int, lo=1, doc="global batch size"),
     "eval_batch": Field(0, int, lo=0, doc="0: as batch"),
     "accumulate": Field(1, int, lo=1, doc="parts a batch is cut into"),
-    "train_for": Field("3 epochs", (str, int), check=configs.duration, doc="steps, epochs or examples"),
-    "warmup": Field("10%", (str, int), check=configs.share, doc="a share of train_for, or steps, epochs, examples"),
-    "eval_every": Field("1 epoch", (str, int), check=configs.share, doc="evaluation on dev; '0': only at the end"),
-    "save_every": Field("1 epoch", (str, int), check=configs.share, doc="a checkpoint to resume from; '0': only at the end"),
-    "log_every": Field("50 steps", (str, int), check=configs.share),
+    "train_for": Field("3 epochs", (str, int), check=duration.check, doc="steps, epochs or examples"),
+    "warmup": Field("10%", (str, int), check=duration.check_share, doc="a share of train_for, or steps, epochs, examples"),
+    "eval_every": Field("1 epoch", (str, int), check=duration.check_share, doc="evaluation on dev; '0': only at the end"),
+    "save_every": Field("1 epoch", (str, int), check=duration.check_share, doc="a checkpoint to resume from; '0': only at the end"),
+    "log_every": Field("50 steps", (str, int), check=duration.check_share),
     "keep": Field(2, int, lo=1, doc="checkpoints to keep"),
     "checkpoint": Field("full", str, choices=("full", "delta"), doc="delta: only what is trainable, and the digest of the start's weights"),
     "early_stop": Field(0, int, lo=0, doc="stop after this many evaluations without a better best; 0: never"),

@@ -24,9 +24,8 @@ from ptft.train.step import Net
 
 def initial(config: Config, net: Net, quiet: bool = True) -> Flat:
     """The weights of `init_from`, and fresh ones for what it lacks; says what was loaded, new and unused."""
-    start, weights = config.init_from, config.init_weights  # read in any case: without init_from it is a default, not a dead key
-    want, loaded = net.shapes(), Flat()
-    if start and weights:
+    start, want, loaded = config.init_from, net.shapes(), Flat()
+    if start and config.init_weights:
         skip, new_ok = "" if net.objective.reuse_head else "head/.*", "(head|adapter|backbone/pooler)/.*"
         if folders.is_folder(start):
             folder = folders.open_folder(start)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 
-from ptft.core import checkpoint, mesh, record
+from ptft.core import checkpoint, mesh, pages, record
 from ptft.core import config as configs
 from ptft.train import build, evaluate, pipeline, programs, spec, train, weights
 
@@ -43,7 +43,7 @@ def subset(data: Path, out: Path, words: int) -> Path:
 
 
 def config(data: Path, out: Path, minilm: Path, args: argparse.Namespace, seed: int, testing: bool = False) -> Any:
-    values = configs.load(f"{PAGE}:task=sst2,init={minilm},root={data},seq_len={args.test_seq_len if testing else args.seq_len}")
+    values = pages.load(f"{PAGE}:task=sst2,init={minilm},root={data},seq_len={args.test_seq_len if testing else args.seq_len}")
     values["data"]["train"], values["data"]["dev"] = f"files:{subset(data, out, args.words)}", ""
     values["data"]["test"] = values["data"]["test"] if testing else ""
     values |= {"seed": seed, "train_for": f"{args.steps} steps", "eval_every": 0, "save_every": 0, "best": "last"}

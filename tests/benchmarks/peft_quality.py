@@ -26,15 +26,14 @@ import transformers
 from minilm_sst2 import PAGE, Classifier, torch_accuracy
 
 from ptft.bench import stats, vectorized
-from ptft.core import config as configs
-from ptft.core import record
+from ptft.core import pages, record
 from ptft.train import build, spec
 
 RATES = {"full": 1e-4, "head": 1e-2, "top-2": 3e-4, "bitfit": 2e-3, "lora=8": 1e-3}
 
 
 def config(data: Path, minilm: Path, args: argparse.Namespace, strategy: str, seed: int) -> Any:
-    values = configs.load(f"{PAGE}:task=sst2,init={minilm},root={data},seq_len=32,freeze={strategy}")
+    values = pages.load(f"{PAGE}:task=sst2,init={minilm},root={data},seq_len=32,freeze={strategy}")
     values["data"] |= {"dev": "", "train_size": args.size}
     values |= {"seed": seed, "train_for": f"{args.epochs} epochs", "batch": 16, "eval_batch": 64, "frozen_dropout": False}
     values |= {"eval_every": 0, "save_every": 0, "best": "last"}

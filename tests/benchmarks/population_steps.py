@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ptft.bench import vectorized
-from ptft.core import config as configs
-from ptft.core import mesh, record, tree
+from ptft.core import mesh, pages, record, tree
 from ptft.train import build, feature_cache, pipeline, programs, spec, weights
 
 PAGE = Path(__file__).parents[2] / "configs" / "finetune.py"
@@ -28,7 +27,7 @@ SIZES = {"head": (1, 15), "top-1": (1, 4, 15), "top-2": (1, 4), "bitfit": (1, 4)
 
 
 def runs(init: Path, data: Path, freeze: str, members: int) -> list[build.Run]:
-    values = configs.load(f"{PAGE}:task=sst2,init={init},root={data},seq_len=32,freeze={freeze}")
+    values = pages.load(f"{PAGE}:task=sst2,init={init},root={data},seq_len=32,freeze={freeze}")
     values["data"] |= {"train_size": 256, "dev": "", "test": ""}
     values |= {"train_for": "1000 steps", "frozen_dropout": False, "eval_every": 0, "save_every": 0, "best": "last"}
     return [build.build(spec.resolve({**values, "seed": seed})) for seed in range(members)]
@@ -51,9 +50,7 @@ def together(members: list[build.Run], starts: list[Any]) -> Callable[[], None]:
     first, n = members[0], len(members)
     here = [feature_cache.shorten(run, 0, 0, p, many=True) for run, p in zip(members, starts, strict=True)]
     c, d, moves = first.config, first.durations, first.plan.trainable
-    program = vectorized._program(
-        here[0].net, (), programs.no_dropout(first, 0), configs.to_json(c.optim.replace(lr=1.0)), d.warmup, d.total
-    )
+    program = vectorized._program(here[0].net, (), programs.no_dropout(first, 0), c.optim.replace(lr=1.0), d.warmup, d.total)
     frozen = tree.split(starts[0], moves)[1]
     state = [program.init({name: jnp.stack([p[name] for p in starts]) for name in moves})]
     sources: list[Iterator[Any]] = [pipeline.train_batches(h.data.train, h.used, i, c.batch, 0, d.total) for i, h in enumerate(here)]

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft.core import config as configs
-from ptft.core import mesh, record, tree
+from ptft.core import mesh, pages, record, tree
 from ptft.train import build, feature_cache, pipeline, programs, spec, weights
 
 PAGE = Path(__file__).parents[2] / "configs" / "finetune.py"
@@ -43,7 +42,7 @@ def epochs(here: build.Run, params: Any, steps: int) -> Callable[[], float]:
 
 
 def measure(args: argparse.Namespace, freeze: str) -> dict[str, Any]:
-    values = configs.load(f"{PAGE}:task=sst2,init={args.init},root={args.data},seq_len=32,freeze={freeze}")
+    values = pages.load(f"{PAGE}:task=sst2,init={args.init},root={args.data},seq_len=32,freeze={freeze}")
     values["data"] |= {"train_size": args.examples, "dev": "", "test": ""}
     values |= {"train_for": "3 epochs", "frozen_dropout": False, "eval_every": 0, "save_every": 0, "best": "last"}
     run = build.build(spec.resolve(values))
