@@ -254,7 +254,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B P D"], table: Float[Array, "V D"]) -> Float[Array, "B P V"]:
         logits = jnp.einsum("bpd,vd->bpv", x, table.astype(x.dtype)).astype(jnp.float32)
-        return logits + self.param("bias", nn.initializers.zeros, (table.shape[0],))
+        return logits + self.param("bias", nn.initializers.zeros, (table.shape[0],))[None, None]
 
 
 class Head(nn.Module):

@@ -138,7 +138,7 @@ RESIDENT = "prefix/hidden"  # f[N, D] among the parameters: hidden states of all
 
 def _gather(flat: jax.Array, at: jax.Array, mask: jax.Array) -> jax.Array:
     """Rows that begin at `at` i32[B]; zero where there is padding, which no real token sees."""
-    place = jnp.where(mask, at[:, None] + jnp.arange(mask.shape[1]), 0)
+    place = jnp.where(mask, at[:, None] + jnp.arange(mask.shape[1])[None], 0)
     return jnp.where(mask[..., None], flat[place], 0)
 
 
