@@ -62,9 +62,14 @@ def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def agreed(stop: bool) -> bool:
-    """Whether any process was asked to stop: all must leave the loop at the same step."""
-    return stop if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(stop)).any())
+def agreed(stop: bool, due: bool) -> bool:
+    """Whether any process was asked to stop: all must leave the loop at the same step.
+
+    Several processes wait for each other to answer, so they ask only where that is `due`, which must be the same for all.
+    """
+    if jax.process_count() == 1:
+        return stop
+    return due and bool(multihost_utils.process_allgather(np.asarray(stop)).any())
 
 
 @contextmanager

@@ -136,10 +136,10 @@ def fit(
                 startup.stepped(sums)
             window.append(sums)
             jax.block_until_ready(window[-3:-2])  # steps run ahead of this loop, but not so far that a signal waits for many
-            stop = mesh.agreed(bool(caught))  # read once: a later signal counts at the next step
             dev = cached_run.data.dev if evaluated_at(run, k) else None
             due_save = k == d.total or (d.save > 0 and k % d.save == 0)
             due_line = dev is not None or due_save or k % d.log == 0
+            stop = mesh.agreed(bool(caught), due_line)  # read once: a later signal counts at the next step
             if not (due_line or stop):
                 continue
             window = [evaluate.total(window)]
@@ -163,7 +163,8 @@ def fit(
             if due_save or done or stop:
                 checkpoint.save(workdir, k, states.stored(run, state), train_state.opt, states.meta(run, state, header), keep=c.keep)
             if stop:
-                record.say(f"stopped by signal {caught[0]} and saved step {k}; the same command goes on from here")
+                why = f"signal {caught[0]}" if caught else "a signal to another process"
+                record.say(f"stopped by {why} and saved step {k}; the same command goes on from here")
                 raise SystemExit(PREEMPTED)
             if done:
                 break
