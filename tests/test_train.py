@@ -372,3 +372,23 @@ def test_runs_of_one_shape_share_the_compiled_step(home):
     assert one is two
     assert programs.program(build.build(spec.resolve(flow.finetuning(home, home / "pre", **{"optim.lr": 0.5})))) is not one
     assert jax.tree.leaves(one.cost)
+
+
+@pytest.mark.parametrize("cache_features", ["auto", "off"])
+def test_a_step_gets_nothing_that_is_not_on_the_device(home, tmp_path, monkeypatch, cache_features):
+    """An array or a number of the host would be sent at every step, and the loop would wait for it."""
+    original, steps = programs.program, []
+
+    def guarded(*args):
+        found = original(*args)
+
+        def call(*given):
+            steps.append(1)
+            with jax.transfer_guard("disallow"):
+                return found.train(*given)
+
+        return found._replace(train=call)
+
+    monkeypatch.setattr(programs, "program", guarded)
+    flow.run(flow.finetuning(home, home / "pre", freeze="head; 4: full", cache_features=cache_features), tmp_path / "run")
+    assert len(steps) == 8
