@@ -12,6 +12,7 @@ if "PTFT_OPTIMIZED" not in os.environ:  # compiling takes most of the time, and 
     if version("jaxlib") < "0.11" and not os.environ.get("PTFT_PEERS"):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # a missing axis is said, and not made up
 os.environ["TOKENIZERS_PARALLELISM"] = "true"  # without a choice the library warns when a process forks
 # Tests compile the same programs again and again, in two workers and in child processes: a tenth of the time from disk.
 # A size limit is what makes jax lock the folder.

@@ -33,7 +33,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ptft(mine: Path, *args: object) -> str:
-    env = {**os.environ, "PTFT_PLUGINS": str(mine), "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PTFT_PLUGINS": str(mine), "PYTHONPATH": str(ROOT), "JAX_NUMPY_RANK_PROMOTION": "allow"}  # as users have it
     done = subprocess.run([sys.executable, "-m", "ptft", *map(str, args)], capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

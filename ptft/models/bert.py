@@ -102,7 +102,7 @@ class Embeddings(nn.Module):
         s = self.dims
         if tokens.shape[1] > s.max_len:
             raise UserError(f"sequences of {tokens.shape[1]} tokens do not fit {s.max_len} positions; lower objective.seq_len")
-        x = self.word(tokens) + self.position(jnp.arange(s.offset, s.offset + tokens.shape[1]))
+        x = self.word(tokens) + self.position(jnp.arange(s.offset, s.offset + tokens.shape[1]))[None]
         if s.types:
             # RoBERTa's tokenizers give the second text no type of its own, even where there is a row for it.
             x = x + self.type(jnp.zeros_like(types) if s.types == 1 or "roberta" in s.family else types)

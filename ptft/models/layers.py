@@ -48,12 +48,15 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        width, others = (x.shape[-1],), tuple(range(x.ndim - 1))
+        scale = jnp.expand_dims(self.param("scale", nn.initializers.ones, width), others)
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         out = centred * jax.lax.rsqrt(variance + self.epsilon) * scale
-        return (out + self.param("bias", nn.initializers.zeros, (x.shape[-1],)) if self.bias else out).astype(x.dtype)
+        if self.bias:
+            out = out + jnp.expand_dims(self.param("bias", nn.initializers.zeros, width), others)
+        return out.astype(x.dtype)
 
 
 def masked_mean(x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

@@ -56,7 +56,7 @@ class LSTM(nn.Module):
             cell = nn.OptimizedLSTMCell(self.hidden, dtype=self.dtype, name="block_0")
             with jax.numpy_dtype_promotion("standard"):  # the state stays float32 beside products in bfloat16
                 x = jnp.asarray(nn.RNN(cell, name="rnn")(x, seq_lengths=lengths), self.dtype)
-        chosen = batch["mask"] if self.pooling == "mean" else jnp.arange(x.shape[1]) == lengths[:, None] - 1
+        chosen = batch["mask"] if self.pooling == "mean" else jnp.arange(x.shape[1])[None] == lengths[:, None] - 1
         return {"hidden": x, "pooled": masked_mean(x, chosen), "word_table": word.embedding}
 
 

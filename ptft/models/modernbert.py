@@ -95,7 +95,7 @@ def turns(length: int, width: int, theta: float) -> Turns:
 
 def rotate(x: Float[Array, "B T H W"], turns: Turns) -> Float[Array, "B T H W"]:
     """Turns every pair of features by its angle, in float32."""
-    (cos, sin), (a, b) = turns, jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    (cos, sin), (a, b) = (t[None] for t in turns), jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
@@ -182,7 +182,7 @@ class ModernBert(nn.Module):
         embeddings = Embeddings(s, name="embeddings")
         x = embeddings(batch["tokens"], train) if hidden is None else hidden
         everything, at = mask[:, None, :], jnp.arange(x.shape[1])
-        nearby = everything & (jnp.abs(at[:, None] - at) <= s.window // 2)
+        nearby = everything & (jnp.abs(at[:, None] - at[None]) <= s.window // 2)[None]
         far, near = (turns(len(at), s.hidden // s.heads, theta) for theta in (s.global_theta, s.local_theta))
         for i in range(start, s.layers):
             sight = (nearby, near) if i % s.global_every else (everything, far)

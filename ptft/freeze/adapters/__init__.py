@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from ptft.core import plugins
@@ -162,6 +163,11 @@ def only_size(argument: str, kind: str, default: int) -> int:
     if more:
         raise UserError(f"{kind} has no option {more.partition(',')[0]!r}; expected {kinds()[kind].grammar}")
     return whole(size, kind) if size else default
+
+
+def last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector along the last axis of `x`, in its dtype."""
+    return jnp.expand_dims(vector.astype(x.dtype), tuple(range(x.ndim - 1)))
 
 
 def matrices(model: Layout, kind: str, *roles: str) -> list[tuple[str, tuple[int, ...]]]:

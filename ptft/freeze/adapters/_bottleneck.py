@@ -35,7 +35,7 @@ class Bottleneck(Adapter):
 
     def call(self, own: Flat, module: nn.Module, call: Any, *args: Any, **kwargs: Any) -> Any:
         y = call(*args, **kwargs)
-        p = {n: v.astype(y.dtype) for n, v in own.items()}
+        p = {n: v.astype(y.dtype) if v.ndim > 1 else adapters.last(v, y) for n, v in own.items()}
         return y + self.activation(y @ p["down_kernel"] + p["down_bias"]) @ p["up_kernel"] + p["up_bias"]
 
     def products(self, shape: tuple[int, ...]) -> list[Product]:

@@ -41,12 +41,12 @@ class Kind(Adapter):
     def call(self, own: Flat, module: nn.Module, call: Any, *args: Any, **kwargs: Any) -> Any:
         (x,) = args
         if module.name == "down":
-            return call(x * own["factor"].astype(x.dtype))
+            return call(x * adapters.last(own["factor"], x))
         y = call(x)
-        return y * own["factor"].astype(y.dtype)
+        return y * adapters.last(own["factor"], y)
 
     def merge(self, site: str, own: Flat, params: Flat) -> Flat:
         kernel, bias = f"backbone/{site}/kernel", f"backbone/{site}/bias"
         if self.before(site):
             return {kernel: params[kernel] * own["factor"][:, None]}
-        return {n: params[n] * own["factor"] for n in (kernel, bias) if n in params}
+        return {n: params[n] * adapters.last(own["factor"], params[n]) for n in (kernel, bias) if n in params}

@@ -72,14 +72,14 @@ class Kind(Adapter):
         base = module.variables["params"]
         # The length counts as a constant in the gradient (section 4.3 of the paper), so no gradient of a full weight arises.
         length = _length(jax.lax.stop_gradient(base["kernel"].astype(jnp.float32) + self.scale * (own["a"] @ own["b"])))
-        ratio = (own["magnitude"] / length).astype(y.dtype)
-        bias = base["bias"].astype(y.dtype) if "bias" in base else 0
+        ratio = adapters.last(own["magnitude"] / length, y)
+        bias = adapters.last(base["bias"], y) if "bias" in base else 0
         return y + (ratio - 1) * (y - bias) + ratio * added
 
     def merge(self, site: str, own: Flat, params: Flat) -> Flat:
         name = f"backbone/{site}/kernel"
         whole = self._sum(own, params[name])
-        return {name: whole * (own["magnitude"] / _length(whole)) if self.dora else whole}
+        return {name: whole * (own["magnitude"] / _length(whole))[None] if self.dora else whole}
 
     def products(self, shape: tuple[int, ...]) -> list[Product]:
         return [Product("a", shape[0] * self.rank, "input"), Product("b", self.rank * shape[-1], "own")]
