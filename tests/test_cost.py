@@ -21,7 +21,7 @@ def of_step(model="bert", task="classify", accumulate=1, chosen=None):
     tx = optim.build(tiny.optimizer(), dict.fromkeys(inside, 1.0), 1, 5)
     jitted = step.compile_train(net, tx, mesh.make(1), accumulate, "jit")
     moving = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
-    program = jitted.lower(moving, outside, tiny.batch(net, 16), np.uint32(0)).compile(FAST)
+    program = jitted.lower(moving, outside, tiny.batch(net, 16), np.uint32(0), {}).compile(FAST)
     return cost.of(program, accumulate), net
 
 

@@ -45,7 +45,7 @@ def compile_step(net, plan, batch, tx):
     shapes = net.shapes()
     moving, frozen = tree.split(shapes, plan.trainable)
     jitted = step.compile_train(net, tx, mesh.make(1), 1, "jit")
-    return jitted.lower(jax.eval_shape(lambda p: step.init_train_state(p, tx), moving), frozen, batch, np.uint32(0)).compile(FAST)
+    return jitted.lower(jax.eval_shape(lambda p: step.init_train_state(p, tx), moving), frozen, batch, np.uint32(0), {}).compile(FAST)
 
 
 def names_in(state):
@@ -101,7 +101,7 @@ def test_what_is_frozen_stays_bit_identical_and_costs_nothing(model, task, strat
 
     compiled = compile_step(net, plan, tiny.batch(net, 8), tx)
     for k in range(5):
-        moving, sums = compiled(moving, frozen, tiny.batch(net, 8, seed=k), np.uint32(0))
+        moving, sums = compiled(moving, frozen, tiny.batch(net, 8, seed=k), np.uint32(0), {})
     assert float(sums["grad_norm"][0]) > 0.01 and int(moving.step) == 5
     assert set(moving.params) == set(plan.trainable)
     still = [n for n in inside if np.array_equal(moving.params[n], inside[n])]

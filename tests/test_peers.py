@@ -224,7 +224,7 @@ def test_training_follows_torch(runs, tmp_path):
     tx, schedule = minilm_sst2.torch_optimizer(model, run)
     program, first, moving = programs.program(run), np.array(start["backbone/block_0/ffn/up/kernel"]), programs.fresh(run, 0, start)
     for batch in minilm_sst2.batches(run):
-        moving, sums = program.train(moving, {}, mesh.put(batch, run.mesh), np.uint32(0))
+        moving, sums = program.train(moving, {}, mesh.put(batch, run.mesh), np.uint32(0), {})
         loss = model(**minilm_sst2.words(batch), labels=torch.as_tensor(batch["label"].astype(np.int64))).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.config.optim.clip)

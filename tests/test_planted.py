@@ -143,7 +143,7 @@ def everything(scale=lambda grads: 1.0, norm=lambda grads, mine: mine, stopped=F
     """A step that differentiates all parameters and hands those that move to the optimizer."""
 
     def made(net, tx, accumulate=1, axis=None, no_dropout=frozenset()):
-        def mistaken(moving, frozen, batch, seed):
+        def mistaken(moving, frozen, batch, seed, constants):
             def loss(p):
                 p = {n: jax.lax.stop_gradient(x) if stopped and n in frozen else x for n, x in p.items()}
                 sums = net.sums(p, batch, jax.random.key(seed))
@@ -203,7 +203,7 @@ def test_4_and_6_the_optimizer_sees_what_moves(home):
     inside, outside = tree.split(run.net.shapes(), run.plan.trainable)
     tx = optim.build(run.config.optim, run.plan.rates, 1, 5)
     moving = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
-    after, _ = jax.eval_shape(step.train_step(run.net, tx), moving, outside, run.net.example(8), np.uint32(0))
+    after, _ = jax.eval_shape(step.train_step(run.net, tx), moving, outside, run.net.example(8), np.uint32(0), {})
     for state in (moving, after):
         assert set(state.params) == ledgers.optimizer_names(state.opt, stand_ins=True) == MOVES
 

@@ -74,4 +74,4 @@ def test_all_splits_lie_in_one_place(home, monkeypatch, room):
     monkeypatch.setattr(feature_cache.jax, "local_devices", lambda: [Device()])
     short = feature_cache.shorten(run, 0, 0, params)
     assert short.net.start == 2
-    assert {bool(rows.resident) for rows in (short.data.train, short.data.dev)} == {short.net.resident} == {room == 10**9}
+    assert {bool(rows.constants) for rows in (short.data.train, short.data.dev)} == {short.net.resident} == {room == 10**9}

@@ -35,7 +35,7 @@ def trained(task, devices=1, parallel="jit", accumulate=1, seed=7):
     run = step.compile_train(net, tx, grid, accumulate, parallel)
     losses = []
     for batch in batches(net):
-        moving, sums = run(moving, frozen, mesh.put(batch, grid), jnp.uint32(seed))
+        moving, sums = run(moving, frozen, mesh.put(batch, grid), jnp.uint32(seed), {})
         norm = record.divide({"grad_norm": sums.pop("grad_norm")})
         losses.append(net.objective.metrics(sums) | norm)
     return losses, jax.device_get(moving.params)
@@ -84,7 +84,7 @@ def test_training_lowers_the_loss():
     run = step.compile_train(net, tx, mesh.make(1), 1, "jit")
     batch, losses = tiny.batch(net, N), []
     for _ in range(30):
-        moving, sums = run(moving, {}, batch, jnp.uint32(0))
+        moving, sums = run(moving, {}, batch, jnp.uint32(0), {})
         losses.append(float(sums["loss"][0] / sums["loss"][1]))
     assert losses[-1] < 0.5 * losses[0]
 
@@ -134,11 +134,11 @@ def test_evaluation_draws_the_same_masks_every_time_and_no_dropout():
     net = tiny.net("bert", "mlm_nsp", dropout=0.5)
     evaluate, batch = jax.jit(step.eval_step(net)), tiny.batch(net, 8)
     params = tiny.params(net)
-    first = evaluate(params, batch)
-    assert jax.device_get(first) == jax.device_get(evaluate(params, batch))
+    first = evaluate(params, batch, {})
+    assert jax.device_get(first) == jax.device_get(evaluate(params, batch, {}))
     # Rows are masked by their place in the data set, not in the batch.
     turned = {k: x[::-1].copy() for k, x in batch.items()}
-    assert net.objective.metrics(evaluate(params, turned)) == pytest.approx(net.objective.metrics(first), rel=1e-5)
+    assert net.objective.metrics(evaluate(params, turned, {})) == pytest.approx(net.objective.metrics(first), rel=1e-5)
 
 
 def test_row_keys_differ_by_row_and_by_key():
@@ -151,7 +151,7 @@ def test_what_moves_is_donated_and_what_is_frozen_is_not():
     inside, outside = tree.split({n: jnp.array(x) for n, x in tiny.params(net).items()}, ["head/classifier/kernel", "head/classifier/bias"])
     tx = optim.build(tiny.optimizer(), dict.fromkeys(inside, 1.0), 1, 2)
     moving = step.init_train_state(inside, tx)
-    step.compile_train(net, tx, mesh.make(1), 1, "jit")(moving, outside, tiny.batch(net, 4), jnp.uint32(0))
+    step.compile_train(net, tx, mesh.make(1), 1, "jit")(moving, outside, tiny.batch(net, 4), jnp.uint32(0), {})
     assert all(x.is_deleted() for x in inside.values())
     assert not any(x.is_deleted() for x in outside.values())
 

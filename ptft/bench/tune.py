@@ -5,7 +5,7 @@
     WORKDIR/runs/HASH    the runs of the trial that is on, and that of the best so far
 
 A trial is tried cheaply first, by freezing deeper: `S` runs as `S&top-K`, K being 0.4 of the blocks, at which the ranks of whole runs are
-said to be found again (arXiv 2504.10735), and what is frozen without dropout, so that it is computed once an example (`ptft.prefix`). A
+said to be found again (arXiv 2504.10735), and what is frozen without dropout, so that it is computed once an example (the feature cache). A
 strategy that so trains nothing less (`head`, `top-1`), or cannot be cut (added parameters, phases, rules, auto), runs for a third of the
 steps instead. Only a trial whose cheap try is no worse than the median of those that were finished goes on to the whole run. Cheap tries of
 strategies that are cut in different ways are compared all the same: it is a guess what to spend the time on, and no result.

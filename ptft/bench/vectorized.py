@@ -1,10 +1,10 @@
 """Runs that share frozen blocks train together: one compiled step, vmapped over what is trainable, one frozen part.
 
-Members differ in seed, learning rate and, where the lowest trainable block is the same, in strategy: what is trainable in any of them has
-a leading axis of members, and a factor a member says how fast, or that it does not. What lies below is computed once an example
-for all of them (`ptft.prefix`), for training and evaluation. Members do not touch each other: one that diverges fails, the others
-go on. The numbers are those of solo runs up to the rounding of batched products. What a step costs cannot be read off such a run:
-seconds, FLOPs and bytes are measured apart, of a step that computes everything (`ptft.bench.probe`).
+Members differ in seed, learning rate and, where the lowest trainable block is the same, in strategy: what is trainable in any of
+them has a leading axis of members, and a factor a member says how fast, or that it does not. What lies below is computed once an
+example for all of them (`ptft.train.feature_cache`), for training and evaluation. Members do not touch each other: one that
+diverges fails, the others go on. The numbers are those of solo runs up to the rounding of batched products. What a step costs
+cannot be read off such a run: seconds, FLOPs and bytes are measured apart, of a step that computes everything (`ptft.bench.probe`).
 
 A CPU gains little from wide steps: per member, they took 0.8 to 1.4 times as long as one member alone (MiniLM, 3 to 15 members on
 two cores: tests/benchmarks/population_steps.py). There, members take turns in one compiled step.
@@ -221,7 +221,7 @@ def _program(
         state: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array, lr: jax.Array, factors: Mapping[str, jax.Array]
     ) -> tuple[TrainState, jax.Array]:
         own = step.train_step(net, _scaled(tx(factors, lr), factors), no_dropout=no_dropout)
-        after, sums = own(state, frozen, batch, seed)
+        after, sums = own(state, frozen, batch, seed, {})  # many runs' cached features lie on the host
         # What is trainable in another member alone stays as it is, to the bit.
         # No sum does that for -0.0 and denormal numbers on every device.
         after = after._replace(params={n: jnp.where(factors[n] > 0, x, state.params[n]) for n, x in after.params.items()})
@@ -234,7 +234,7 @@ def _program(
 @functools.lru_cache(maxsize=32)
 def _eval(net: step.Net) -> Callable[..., Any]:
     one = step.eval_step(net)
-    return jax.jit(jax.vmap(lambda trainable, frozen, batch: one({**frozen, **trainable}, batch), in_axes=(0, None, None)))
+    return jax.jit(jax.vmap(lambda trainable, frozen, batch: one({**frozen, **trainable}, batch, {}), in_axes=(0, None, None)))
 
 
 def evaluate_members(run: Run, frozen: Flat, trainable: Flat, split: str) -> list[dict[str, float]]:

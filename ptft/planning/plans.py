@@ -151,7 +151,7 @@ def _turn(run: Run, phase: int, program: Program, params: Flat, steps: int) -> l
     taken = []
     for _ in range(steps + 1):
         begun = time.perf_counter()
-        state, sums = program.train(state, on_device, batch, seed)
+        state, sums = program.train(state, on_device, batch, seed, {})
         jax.block_until_ready((state, sums))
         taken.append(time.perf_counter() - begun)
     return taken[1:]

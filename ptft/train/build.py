@@ -155,7 +155,7 @@ def refrozen(run: Run, strategy: Any) -> Run:
 @functools.lru_cache(maxsize=64)
 def metrics(net: Net) -> list[str]:
     """Names of what an evaluation reports, found without computing any."""
-    sums = jax.eval_shape(step.eval_step(net), net.shapes(), net.example(1))
+    sums = jax.eval_shape(step.eval_step(net), net.shapes(), net.example(1), {})
     return list(net.objective.metrics(jax.tree.map(lambda s: np.ones(s.shape, s.dtype), sums)))
 
 

@@ -33,8 +33,8 @@ def _eval_step(net: step.Net) -> Callable[..., Any]:
 def evaluate(net: step.Net, params: Flat, rows: Rows, batch: int, grid: Any, limit: int = 0) -> dict[str, float]:
     """Metrics over a split, from global sums; the last batch is padded with rows that do not count."""
     batch = math.ceil(batch / grid.size) * grid.size
-    params = {**params, **feature_cache.resident(rows)}
-    parts = [_eval_step(net)(params, mesh.put(b, grid)) for b in pipeline.eval_batches(rows, batch, limit)]
+    constants = feature_cache.constants(rows)
+    parts = [_eval_step(net)(params, mesh.put(b, grid), constants) for b in pipeline.eval_batches(rows, batch, limit)]
     return net.objective.metrics(total(parts))
 
 

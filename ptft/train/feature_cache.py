@@ -25,9 +25,9 @@ from ptft.core import mesh, record
 from ptft.core.tree import Flat
 from ptft.freeze import ledger
 from ptft.objectives import Rows
-from ptft.train import contract, pipeline, programs, step
+from ptft.train import contract, pipeline, programs
 from ptft.train.build import Run
-from ptft.train.step import Net
+from ptft.train.step import Constants, Net
 
 SHARE = 0.25  # of what is free, in a device's memory, the host's or on the disk
 KEPT = 16  # stores a process keeps, one a split and depth: a benchmark comes back to the same examples with every strategy of a depth
@@ -46,11 +46,11 @@ class Store:
 
 @dataclass
 class Cached:
-    """Rows whose batches hold the hidden states (`hidden` f[B, T, D]), or say where in `resident` they begin (`cache_offset` i32[B])."""
+    """Rows whose batches hold the hidden states (`hidden` f[B, T, D]), or say where in `constants` they begin (`cache_offset` i32[B])."""
 
     rows: Rows
     store: Store
-    resident: Flat = field(default_factory=dict)
+    constants: Constants = field(default_factory=dict)
     at: np.ndarray | None = None  # i32[n]
     notes: Mapping[str, int] = field(default_factory=dict)
 
@@ -150,9 +150,9 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
     return run._replace(net=net, data=shorter)
 
 
-def resident(rows: Any) -> Flat:
+def constants(rows: Any) -> Constants:
     """What a step needs besides parameters to read batches of these rows."""
-    return rows.resident if isinstance(rows, Cached) else {}
+    return rows.constants if isinstance(rows, Cached) else {}
 
 
 def _digest(run: Run, block: int, params: Flat) -> str:
@@ -232,4 +232,4 @@ def _resident(run: Run, rows: Rows, used: np.ndarray, store: Store) -> Cached:
     at[used] = np.concatenate([[0], np.cumsum(size)[:-1]])
     flat = np.concatenate([store.flat[store.start[i] : store.start[i + 1]] for i in used])
     placed = jax.device_put(jnp.asarray(flat), mesh.replicated(run.mesh))
-    return Cached(rows, store, {step.RESIDENT: placed}, at, rows.notes)
+    return Cached(rows, store, {"hidden": placed}, at, rows.notes)

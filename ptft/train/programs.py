@@ -80,8 +80,8 @@ def below(run: Run, block: int) -> str:
 def program(run: Run, phase: int = 0) -> Program:
     """Compiles the training step of a phase, ahead of time where there is a whole-program form (`jit`)."""
     c, trainable = run.config, run.phases[phase].plan.trainable
-    resident = tuple((n, x.shape, x.dtype) for n, x in getattr(run.data.train, "resident", {}).items())
-    kept = c.frozen_dtype, no_dropout(run, phase), resident
+    constants = tuple((n, x.shape, x.dtype) for n, x in getattr(run.data.train, "constants", {}).items())
+    kept = c.frozen_dtype, no_dropout(run, phase), constants
     return _program(run.net, optimizer(run, phase), trainable, *kept, c.batch, c.accumulate, c.parallel, run.mesh)
 
 
@@ -92,7 +92,7 @@ def _program(
     names: tuple[str, ...],
     frozen_dtype: str,
     no_dropout: frozenset[str],
-    resident: tuple[tuple[str, tuple[int, ...], Any], ...],
+    constants: tuple[tuple[str, tuple[int, ...], Any], ...],
     batch: int,
     accumulate: int,
     parallel: str,
@@ -108,11 +108,11 @@ def _program(
 
     trainable, frozen = tree.split(net.shapes(), names)
     kept = jax.eval_shape(lambda p: quantize.quantize(p, frozen_dtype), frozen)
-    kept |= {n: jax.ShapeDtypeStruct(size, dtype) for n, size, dtype in resident}
     state = jax.eval_shape(lambda p: step.init_train_state(p, tx), trainable)
     aot = compiled.lower(  # type: ignore[attr-defined]
         *jax.tree.map(lambda x: shape(x, everywhere), (state, kept)),
         {k: shape(v, by_rows) for k, v in net.example(batch).items()},
         jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere),
+        {n: jax.ShapeDtypeStruct(size, dtype, sharding=everywhere) for n, size, dtype in constants},
     ).compile()
     return Program(aot, cost.of(aot, accumulate, grid.size))

@@ -7,6 +7,7 @@ optimizer state, and no backward pass below the lowest trainable layer.
 
 import functools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,10 @@ from ptft.core.tree import Flat
 from ptft.freeze import adapters, quantize
 from ptft.freeze.adapters import Adapter
 from ptft.objectives import Objective
+
+# Arrays that a step reads and nothing changes, though they are no parameters; {} where there are none.
+# `hidden` f[N, D]: the cached hidden states of all real tokens, row by row (`ptft.train.feature_cache`).
+Constants = Mapping[str, jax.Array]
 
 
 class TrainState(NamedTuple):
@@ -39,10 +44,8 @@ class Net(NamedTuple):
     head: nn.Module
     objective: Objective
     added: tuple[Adapter, ...] = ()
-    start: int = (
-        0  # the blocks below are not computed: a batch holds what they gave (`hidden`), or where that lies (`cache_offset`, `ptft.prefix`)
-    )
-    resident: bool = False  # `cache_offset`
+    start: int = 0  # the blocks below are not computed: a batch holds what they gave (`hidden`), or where that lies
+    resident: bool = False  # where: a batch holds `cache_offset`, and `Constants` the hidden states
 
     def init(self, seed: int | jax.Array, names: tuple[str, ...] | None = None) -> Flat:
         """Fresh float32 parameters `backbone/…`, `head/…`, `adapter/…`, or those in `names` alone, which are the same as with all."""
@@ -73,22 +76,28 @@ class Net(NamedTuple):
         """Names and shapes of the parameters, without computing any."""
         return dict(_shapes(self._replace(start=0, resident=False)))
 
+    def inputs(self, batch: Mapping[str, jax.Array], key: jax.Array, constants: Constants) -> dict[str, jax.Array]:
+        """What backbone and head read: a batch as the objective prepares it, with the hidden states that lie in `constants`."""
+        made = self.objective.prepare(batch, _row_keys(key, batch["example_id"]))
+        if not self.resident:
+            return made
+        return {**made, "hidden": _gather(constants["hidden"], made["cache_offset"], made["mask"])}
+
     def predict(
         self, params: Flat, inputs: Mapping[str, jax.Array], dropout: jax.Array | None = None, no_dropout: frozenset[str] = frozenset()
     ) -> Any:
         """Backbone and head on prepared inputs -> the objective's predictions. The parts in `no_dropout` have none."""
-        hidden = _gather(params[RESIDENT], inputs["cache_offset"], inputs["mask"]) if self.resident else inputs.get("hidden")
-        wide = adapters.insert(self.added, quantize.dequantize({n: x for n, x in params.items() if n != RESIDENT}))
+        wide = adapters.insert(self.added, quantize.dequantize(params))
         p = tree.unflatten(wide)
         keys = {} if dropout is None else {"dropout": dropout}
         with adapters.attach(self.added, wide), nn.intercept_methods(functools.partial(_skip_dropout, no_dropout)):
-            entry: dict[str, Any] = {"start": self.start, "hidden": hidden} if self.start else {}
+            entry: dict[str, Any] = {"start": self.start, "hidden": inputs["hidden"]} if self.start else {}
             outputs = self.backbone.apply({"params": p["backbone"]}, inputs, train=bool(keys), rngs=keys, **entry)
         return self.head.apply({"params": p["head"]}, outputs, inputs, bool(keys), rngs=keys)
 
     def below(self, params: Flat, batch: Mapping[str, jax.Array], block: int) -> jax.Array:
         """What the block of this number reads, or what the last one gives where the number is one past it; no dropout: f[B, T, D]."""
-        inputs = self.objective.prepare(batch, _row_keys(jax.random.key(0), batch["example_id"]))
+        inputs = self.inputs(batch, jax.random.key(0), {})
         found: list[jax.Array] = []
 
         def catch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -112,9 +121,10 @@ class Net(NamedTuple):
         key: jax.Array,
         dropout: jax.Array | None = None,
         no_dropout: frozenset[str] = frozenset(),
+        constants: Constants = MappingProxyType({}),
     ) -> Sums:
         """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; a `dropout` key means training."""
-        inputs = self.objective.prepare(batch, _row_keys(key, batch["example_id"]))
+        inputs = self.inputs(batch, key, constants)
         return self.objective.sums(self.predict(params, inputs, dropout, no_dropout), inputs)
 
     def squares(self, params: Flat, batch: Mapping[str, jax.Array]) -> Flat:
@@ -131,9 +141,6 @@ class Net(NamedTuple):
 
         rows = {k: x[:, None] for k, x in batch.items()}  # one at a time: the square of a sum is no sum of squares
         return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, body), rows)[0]
-
-
-RESIDENT = "prefix/hidden"  # f[N, D] among the parameters: hidden states of all real tokens, row by row
 
 
 def _gather(flat: jax.Array, at: jax.Array, mask: jax.Array) -> jax.Array:
@@ -171,7 +178,7 @@ def _row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
 def train_step(
     net: Net, tx: optax.GradientTransformation, accumulate: int = 1, axis: str | None = None, no_dropout: frozenset[str] = frozenset()
 ) -> Callable[..., tuple[TrainState, Sums]]:
-    """The pure step `(state, frozen, batch, seed) -> (state, sums)`.
+    """The pure step `(state, frozen, batch, seed, constants) -> (state, sums)`.
 
     The loss is the sum over the objective's terms of (global sum / global weight), however the batch is split.
 
@@ -188,12 +195,14 @@ def train_step(
     def weights(sums: Sums) -> dict[str, jax.Array]:
         return {n: jnp.maximum(total(sums[n][1]), 1) for n in names}
 
-    def step(state: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[TrainState, Sums]:
+    def step(
+        state: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array, constants: Constants
+    ) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         dropout = jax.random.fold_in(key, jax.lax.axis_index(axis) + 1 if axis else 1)
 
         def part_sums(params: Flat, part: Mapping[str, jax.Array], number: jax.Array | int) -> Sums:
-            return net.sums({**frozen, **params}, part, key, jax.random.fold_in(dropout, number), no_dropout)
+            return net.sums({**frozen, **params}, part, key, jax.random.fold_in(dropout, number), no_dropout, constants)
 
         def part_grad(part: Mapping[str, jax.Array], number: jax.Array | int, weight: Mapping[str, jax.Array] | None) -> tuple[Flat, Sums]:
             def loss(params: Flat) -> tuple[jax.Array, Sums]:
@@ -231,8 +240,8 @@ def train_step(
 
 
 def eval_step(net: Net) -> Callable[..., Sums]:
-    """The pure step `(params, batch) -> sums`, no dropout; masks are the same at every evaluation."""
-    return lambda params, batch: net.sums(params, batch, jax.random.key(0))
+    """The pure step `(params, batch, constants) -> sums`, no dropout; masks are the same at every evaluation."""
+    return lambda params, batch, constants: net.sums(params, batch, jax.random.key(0), constants=constants)
 
 
 def compile_train(
@@ -245,11 +254,14 @@ def compile_train(
     if parallel == "jit":
         return jax.jit(train_step(net, tx, accumulate, None, no_dropout), donate_argnums=0)
     step = train_step(net, tx, accumulate, "data", no_dropout)
-    mapped = jax.pmap(step, "data", in_axes=(None, None, 0, None), out_axes=None, devices=list(mesh.devices.flat))
+    mapped = jax.pmap(step, "data", in_axes=(None, None, 0, None, None), out_axes=None, devices=list(mesh.devices.flat))
     n = mesh.size
 
-    def call(state: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array) -> tuple[TrainState, Sums]:
-        return mapped(state, frozen, {k: x.reshape(n, len(x) // n, *x.shape[1:]) for k, x in batch.items()}, seed)
+    def call(
+        state: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array, constants: Constants
+    ) -> tuple[TrainState, Sums]:
+        parts = {k: x.reshape(n, len(x) // n, *x.shape[1:]) for k, x in batch.items()}
+        return mapped(state, frozen, parts, seed, constants)
 
     return call
 

@@ -129,8 +129,8 @@ def fit(
                 cached_run, program, state, paused = following(run, state, k - 1, quiet)
                 batches = pipeline.train_batches(cached_run.data.train, run.used, c.seed, c.batch, k - 1, d.total)
                 clock, begun = clock + paused, begun + paused
-            frozen = {**state.frozen_on_device, **feature_cache.resident(cached_run.data.train)}
-            train_state, sums = program.train(state.train_state, frozen, mesh.put(next(batches), run.mesh), seed)
+            batch, constants = mesh.put(next(batches), run.mesh), feature_cache.constants(cached_run.data.train)
+            train_state, sums = program.train(state.train_state, state.frozen_on_device, batch, seed, constants)
             state = state._replace(train_state=train_state)
             if not quiet:
                 startup.stepped(sums)

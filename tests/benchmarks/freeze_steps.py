@@ -68,7 +68,7 @@ def stepper(run: Run, base: Flat) -> Callable[[], None]:
     batch, seed = mesh.put(rows(run), run.mesh), jax.device_put(np.uint32(0), everywhere)
 
     def step() -> None:
-        moving[0], sums = program.train(moving[0], frozen, batch, seed)
+        moving[0], sums = program.train(moving[0], frozen, batch, seed, {})
         jax.block_until_ready((moving[0], sums))
 
     return step

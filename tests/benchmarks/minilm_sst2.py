@@ -136,7 +136,7 @@ def seconds(run: build.Run, minilm: Path, turns: int = 12, steps: int = 10) -> l
     for _ in range(turns + 1):
         begun = time.perf_counter()
         for _, batch in source:
-            moving, sums = program.train(moving, {}, mesh.put(batch, run.mesh), seed)
+            moving, sums = program.train(moving, {}, mesh.put(batch, run.mesh), seed, {})
         jax.block_until_ready(sums)
         middle = time.perf_counter()
         for _, batch in source:

@@ -40,7 +40,7 @@ def solo(run: build.Run, params: Any) -> Callable[[], None]:
     program, source = programs.program(here), pipeline.train_batches(here.data.train, run.used, 0, run.config.batch, 0, 1000)
 
     def step() -> None:
-        state[0], sums = program.train(state[0], frozen, mesh.put(next(source), run.mesh), np.uint32(0))
+        state[0], sums = program.train(state[0], frozen, mesh.put(next(source), run.mesh), np.uint32(0), {})
         jax.block_until_ready(sums)
 
     return step

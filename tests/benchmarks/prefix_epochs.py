@@ -28,13 +28,13 @@ def epochs(here: build.Run, params: Any, steps: int) -> Callable[[], float]:
     """A function that trains an epoch more and returns its seconds."""
     inside, frozen = tree.split(params, here.plan.trainable)
     state = [programs.fresh(here, 0, jax.tree.map(jnp.copy, inside))]
-    program, kept = programs.program(here), {**frozen, **feature_cache.resident(here.data.train)}
+    program, constants = programs.program(here), feature_cache.constants(here.data.train)
     source = pipeline.train_batches(here.data.train, here.used, 0, here.config.batch, 0, 10**6)
 
     def epoch() -> float:
         begun = time.perf_counter()
         for _ in range(steps):
-            state[0], sums = program.train(state[0], kept, mesh.put(next(source), here.mesh), np.uint32(0))
+            state[0], sums = program.train(state[0], frozen, mesh.put(next(source), here.mesh), np.uint32(0), constants)
         jax.block_until_ready(sums)
         return time.perf_counter() - begun
 
