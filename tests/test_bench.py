@@ -755,6 +755,17 @@ def test_the_rate_is_chosen_on_dev_and_test_is_quoted(tmp_path):
     assert full.tried[1e-4] == {0: 0.7, 1: 0.7} and math.isnan(full.tried[9e-4][0])
 
 
+def test_a_metric_falls_where_its_objective_says_so():
+    rows = [
+        {"strategy": "s", "status": "ok", "seed": 0, "lr": lr, "dev": {"error": x}, "test": {"error": x}}
+        for lr, x in ((0.1, 2.0), (0.2, 1.0))
+    ]
+    assert results.quoted(rows, "error")["s"].lr == 0.1  # an older row does not say: no loss, so it rises
+    said = [{**row, "lower_is_better": ["error"]} for row in rows]
+    assert results.quoted(said, "error")["s"].lr == 0.2 and not results.higher_is_better("error", said)
+    assert results.higher_is_better("loss", said) and not results.higher_is_better("loss", rows)
+
+
 def test_without_dev_there_is_nothing_to_choose():
     row = {"strategy": "full", "status": "ok", "seed": 0, "test": {"accuracy": 0.5}}
     assert results.quoted([{**row, "lr": 0.1}], "accuracy")["full"].lr == 0.1

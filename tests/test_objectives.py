@@ -23,6 +23,7 @@ from ptft.inputs.tokenizer import SPECIALS, Tokenizer
 from ptft.objectives import classify, mlm_nsp
 from ptft.objectives.mlm_nsp import A0, A1, B0, B1, RANDOM
 from ptft.train import step
+from ptft.train.build import metrics as build_metrics
 
 FIT = 1e-3  # a smaller p-value is a bug
 FIRST = len(SPECIALS)  # the id of the first word in `wide` and in tiny.TOKENIZER
@@ -592,6 +593,15 @@ def test_classification_loss_in_numpy():
 
 
 # Reports
+
+
+@pytest.mark.parametrize(("name", "values"), [("classify", {}), ("tag", {}), ("mlm_nsp", {}), ("mlm_nsp", {"nsp": False})])
+def test_every_metric_has_a_direction(name, values):
+    o = build(name, labels=("B-X", "I-X", "O"), seq_len=16, **values)
+    net = tiny.net("bert", name)._replace(objective=o, head=o.head(jnp.float32, tiny.net("bert").backbone.style))
+    known = build_metrics(net)
+    assert o.best in known and o.lower_is_better == {m for m in known if objectives.falls(o, m)}
+    assert o.lower_is_better == {m for m in known if m.endswith(("loss", "perplexity"))}
 
 
 def test_pretraining_report():

@@ -12,7 +12,9 @@ import flow
 import jax
 import numpy as np
 import pytest
+import tiny
 
+from ptft import objectives
 from ptft.core import checkpoint, mesh, record
 from ptft.core import config as configs
 from ptft.core.errors import UserError
@@ -252,13 +254,17 @@ def test_the_last_step_may_be_asked_for(every, steps, home, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("metric", "values", "best"),
-    [("accuracy", [0.1, 0.3, 0.2], 2), ("mlm_loss", [3.0, math.nan, 2.0], 3), ("perplexity", [5.0, 9.0, 5.0], 1)],
+    ("task", "metric", "values", "best"),
+    [
+        ("classify", "accuracy", [0.1, 0.3, 0.2], 2),
+        ("mlm_nsp", "mlm_loss", [3.0, math.nan, 2.0], 3),
+        ("mlm_nsp", "perplexity", [5.0, 9.0, 5.0], 1),
+    ],
 )
-def test_which_metric_rises(metric, values, best):
-    progress = train.Progress()
+def test_which_metric_rises(task, metric, values, best):
+    progress, falls = train.Progress(), objectives.falls(tiny.objective(task), metric)
     for k, value in enumerate(values, 1):
-        progress = evaluate.judge(metric, value, k, progress)
+        progress = evaluate.judge(falls, value, k, progress)
     assert progress.best_step == best and progress.evals_since_best == 3 - best
 
 

@@ -16,9 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ptft import data
+from ptft import data, objectives
 from ptft.bench import features
-from ptft.bench.results import higher_is_better
 from ptft.core import record
 from ptft.core.config import Config, digest
 from ptft.core.errors import install
@@ -31,7 +30,7 @@ MANY = 2000  # examples, of which one fifth held out says enough
 LEAST = -50.0  # log probability of a class that no training example had
 WORD = r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+"  # a Chinese character is a word
 
-Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]  # log probabilities f64[N, k], labels -> metrics
+Merit = Callable[[np.ndarray, np.ndarray], float]  # log probabilities f64[N, k], labels -> the higher, the better
 
 
 class Unavailable(Exception):
@@ -45,7 +44,9 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
       Unavailable: scikit-learn is not there, or no text has a word.
     """
     loaded = dataset.load_data(config)
-    score = functools.partial(_scores, build.net(config, loaded.tokenizer, loaded.labels).objective)
+    objective = build.net(config, loaded.tokenizer, loaded.labels).objective
+    score = functools.partial(_scores, objective)
+    sign = -1 if objectives.falls(objective, metric) else 1
     rows = records(config)
     index = {split: np.arange(len(its)) for split, its in rows.items()}
     index["train"] = pipeline.subset(len(rows["train"]), config.data.train_size, config.seed)
@@ -61,7 +62,7 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
         raise Unavailable(f"scikit-learn is not installed; {install('bench')}")
     else:
         views = features.of(config, index) if kind == "features" else {"": _texts(rows, index)}
-        said, notes = _regression(kind, views, labels, len(loaded.labels), score, metric)
+        said, notes = _regression(kind, views, labels, len(loaded.labels), lambda its, truth: sign * score(its, truth)[metric])
     scored: dict[str, Any] = {split: score(its, labels[split]) for split, its in said.items()}
     return {
         **scored, "notes": notes, "config_hash": digest(config), "versions": {**record.versions(), **_sklearn()}, "device": record.device(),
@@ -110,7 +111,7 @@ def _majority(labels: Mapping[str, np.ndarray], k: int) -> dict[str, np.ndarray]
 
 
 def _regression(
-    kind: str, views: Mapping[str, Mapping[str, np.ndarray]], labels: Mapping[str, np.ndarray], k: int, score: Score, metric: str
+    kind: str, views: Mapping[str, Mapping[str, np.ndarray]], labels: Mapping[str, np.ndarray], k: int, merit: Merit
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What the best logistic regression says of dev and test, and what was chosen."""
     tried: dict[tuple[str, float], float] = {}
@@ -128,8 +129,8 @@ def _regression(
                 judged, truth = {c: _log_probabilities(model, x["dev"], k) for c, model in models.items()}, labels["dev"]
             else:
                 judged, truth = _held_out(kind, x["train"], y, k)
-            tried |= {(view, c): score(its, truth)[metric] for c, its in judged.items()}
-        best = (max if higher_is_better(metric) else min)(tried, key=lambda one: tried[one]) if tried else (next(iter(views)), USUAL[kind])
+            tried |= {(view, c): merit(its, truth) for c, its in judged.items()}
+        best = max(tried, key=lambda one: tried[one]) if tried else (next(iter(views)), USUAL[kind])
         said = {split: _log_probabilities(fitted[best], its, k) for split, its in views[best[0]].items() if split != "train"}
     return said, {"C": best[1]} | ({"features": best[0]} if best[0] else {})
 

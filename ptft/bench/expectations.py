@@ -68,7 +68,7 @@ def parts(rows: Sequence[Row]) -> Iterator[Part]:
         tried = {name: (q.lr, sorted(q.tried)) for name, q in found.items() if q.lr is not None}
         title = ", ".join(filter(None, [task, model, f"{size:,} examples" if size else "all examples"]))
         kept = {name: q.rows for name, q in found.items()}
-        yield Part(title, task, size, results.higher_is_better(metric), kept, scores, tried)
+        yield Part(title, task, size, results.higher_is_better(metric, here), kept, scores, tried)
 
 
 Check = Callable[[Part], tuple[Verdict, str] | None]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,11 @@ from ptft.core.errors import UserError
 Row = dict[str, Any]  # what a cell's file holds: `runner.attempt`
 
 
-def higher_is_better(metric: str) -> bool:
+def higher_is_better(metric: str, rows: Iterable[Mapping[str, Any]]) -> bool:
+    """As the objective of the rows declares it. Rows of older versions do not say which of their metrics fall."""
+    for row in rows:
+        if "lower_is_better" in row:
+            return metric not in row["lower_is_better"]
     return not metric.endswith(("loss", "perplexity"))
 
 
@@ -178,17 +182,18 @@ def quoted(rows: Sequence[Row], metric: str) -> dict[str, Quoted]:
     Args:
       rows: of one task, model and size. Every number that a report quotes comes through here.
     """
-    return {name: _quoted([r for r in rows if r["strategy"] == name], metric) for name in dict.fromkeys(r["strategy"] for r in rows)}
+    higher, names = higher_is_better(metric, rows), dict.fromkeys(r["strategy"] for r in rows)
+    return {name: _quoted([r for r in rows if r["strategy"] == name], metric, higher) for name in names}
 
 
-def _quoted(mine: list[Row], metric: str) -> Quoted:
+def _quoted(mine: list[Row], metric: str, higher: bool) -> Quoted:
     lrs = list(dict.fromkeys(r["lr"] for r in mine))
     tried = {lr: {r["seed"]: score(r, "dev", metric) for r in mine if r["lr"] == lr} for lr in lrs if lr is not None}
     known = any(math.isfinite(x) for seeds in tried.values() for x in seeds.values())
     if len(lrs) > 1 and not known and any(r["status"] == "ok" for r in mine):
         rates = ", ".join(f"{lr:g}" for lr in lrs)
         raise UserError(f"{mine[0]['strategy']}: the learning rates {rates}, and no dev {metric} to choose by; report them apart")
-    lr = lrs[0] if len(lrs) == 1 or not known else stats.choose(tried, higher_is_better(metric))
+    lr = lrs[0] if len(lrs) == 1 or not known else stats.choose(tried, higher)
     return Quoted(lr, [r for r in mine if r["lr"] == lr], tried)
 
 

@@ -55,6 +55,11 @@ class Search(NamedTuple):
     low: float
     high: float
     metric: str
+    lower_is_better: frozenset[str]  # of the objective's metrics
+
+    @property
+    def falls(self) -> bool:
+        return self.metric in self.lower_is_better
 
 
 def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[str]) -> dict[str, Any]:
@@ -87,8 +92,8 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
             "with new ones. Choose another --workdir"
         )
     found: dict[str, Any] = {"config": plain, "content": content, "metric": search.metric}
-    found |= {"trials": known.get("trials", []), "best": known.get("best")}
-    with locks.of(workdir) as held, _study(optuna, workdir, search.metric) as study, mesh.preemption() as caught:
+    found |= {"lower_is_better": sorted(search.lower_is_better), "trials": known.get("trials", []), "best": known.get("best")}
+    with locks.of(workdir) as held, _study(optuna, workdir, search.falls) as study, mesh.preemption() as caught:
         if not held.take(ALL):
             raise UserError(f"another process searches in {workdir}; wait for it, or choose another --workdir")
         record.write_json(file, found)
@@ -139,13 +144,13 @@ def _search(config: Config, tune: Config) -> Search:
     base = config.replace(**{"data.test": "", "tensorboard": False})
     nets = [auto.unchosen(base.replace(freeze=f)).net for f, _ in space.values()]
     metric = config.best if config.best not in ("", "last") else nets[0].objective.best
-    return Search(base, space, float(tune.lr[0]), float(tune.lr[1]), metric)
+    return Search(base, space, float(tune.lr[0]), float(tune.lr[1]), metric, nets[0].objective.lower_is_better)
 
 
 @contextmanager
-def _study(optuna: Any, workdir: Path, metric: str) -> Any:
+def _study(optuna: Any, workdir: Path, falls: bool) -> Any:
     storage = optuna.storages.RDBStorage(f"sqlite:///{workdir.absolute()}/tune.db")
-    direction = "maximize" if results.higher_is_better(metric) else "minimize"
+    direction = "minimize" if falls else "maximize"
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP)
     try:
         yield optuna.create_study(storage=storage, study_name=STUDY, direction=direction, pruner=pruner, load_if_exists=True)
@@ -292,7 +297,7 @@ def _news(row: Mapping[str, Any], metric: str) -> str:
 
 def table(found: Mapping[str, Any]) -> str:
     """The trials, the best first, and what came of them."""
-    falls = not results.higher_is_better(found["metric"])
+    falls = not results.higher_is_better(found["metric"], [found])
     rows = sorted(found["trials"], key=lambda r: (r["dev"] is None, (r["dev"] or 0) * (1 if falls else -1)))
     width = max(len(r["freeze"]) for r in rows)
     lines = [f"{'trial':>5}  {'freeze':<{width}}  {'lr':>9}  {'cheap try':>9}  {'dev ' + found['metric']:>12}  {'seconds':>7}"]

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ptft import objectives
 from ptft.bench import forgetting
 from ptft.core import config as configs
 from ptft.core import mesh, record, tree
@@ -116,6 +117,7 @@ def _bytes(run: Run, names: Sequence[str]) -> int:
 def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
     first, n, begun = members[0].run, len(members), time.perf_counter()
     c, d, chosen_by = first.config, first.durations, build.metric(first)
+    falls = objectives.falls(first.net.objective, chosen_by)
     frozen = tree.split(members[0].params, names)[1]
     here = {m.run.config.seed: feature_cache.shorten(m.run, 0, 0, m.params, many=True) for m in members}
     one = here[c.seed]
@@ -139,7 +141,7 @@ def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
                 raise SystemExit(train.PREEMPTED)
             if first.data.dev is not None and chosen_by != "last" and (k == d.total or (d.evaluate and k % d.evaluate == 0)):
                 scores = evaluate_members(one, frozen, state.params, "dev")
-                progress = [evaluate.judge(chosen_by, s[chosen_by], k, p) for s, p in zip(scores, progress, strict=True)]
+                progress = [evaluate.judge(falls, s[chosen_by], k, p) for s, p in zip(scores, progress, strict=True)]
                 better = np.asarray([p.best_step == k for p in progress])
                 best = _where(better, state.params, state.params if best is None else best)
     last = state.params if best is None else best

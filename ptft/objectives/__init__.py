@@ -37,7 +37,8 @@ class Objective(Protocol):
     """Host half (`rows`), device half (`prepare`, `head`, `sums`), what is reported, and what `ptft predict` asks and prints."""
 
     loss: tuple[str, ...]  # the terms whose means add up to the loss
-    best: str  # the metric that chooses the best checkpoint: higher is better unless it is a loss
+    best: str  # the metric that chooses the best checkpoint
+    lower_is_better: frozenset[str]  # of the names that `metrics` gives; of all others, higher is
     reuse_head: bool  # whether a run from weights with this objective's head goes on with it, or makes a new one
     reads_pooled: bool  # whether the head reads the backbone's `pooled`
     head_rows: Mapping[str, int]  # module of the head -> rows of an example that it reads, in the order of computation; others read 1
@@ -80,6 +81,11 @@ class Objective(Protocol):
     def line(self, record: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
         """The answer for people, with its record."""
         ...
+
+
+def falls(objective: Objective, metric: str) -> bool:
+    """Whether a metric of this objective is the better the lower it is."""
+    return metric in objective.lower_is_better
 
 
 def spec(section: Mapping[str, Any]) -> Spec:

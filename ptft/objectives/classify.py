@@ -84,6 +84,7 @@ class Classify:
     mask: int | None  # the id that stands for the blank; None: there is none
     loss: tuple[str, ...] = ("loss",)
     best: str = "accuracy"
+    lower_is_better: frozenset[str] = frozenset({"loss"})
     reuse_head: bool = False
     stochastic: bool = False
 

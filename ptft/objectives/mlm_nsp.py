@@ -303,6 +303,10 @@ class MlmNsp:
     def loss(self) -> tuple[str, ...]:
         return ("mlm_loss", "nsp_loss") if self.nsp else ("mlm_loss",)
 
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        return frozenset({"loss", "perplexity", *self.loss})
+
     def rows(self, source: Source, tokenizer: Tokenizer) -> PairRows:
         """Cuts the corpus `passes` times; which pairs come out depends on the pass and the document alone."""
         if self.nsp and tokenizer.between != 1:

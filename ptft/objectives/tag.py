@@ -81,6 +81,7 @@ class Tag:
     dropout: float
     vocab_size: int
     loss: tuple[str, ...] = ("loss",)
+    lower_is_better: frozenset[str] = frozenset({"loss"})
     reuse_head: bool = False
     reads_pooled: bool = False
     stochastic: bool = False

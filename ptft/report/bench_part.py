@@ -46,7 +46,7 @@ class Part(NamedTuple):
 def part(title: str, rows: list[Row], order: Sequence[str], baseline: str, missing: Sequence[Mapping[str, Any]]) -> Part:
     """`missing`: labels of the cells that have not run yet, here and elsewhere."""
     metric = rows[0]["metric"]
-    higher, quoted = results.higher_is_better(metric), results.quoted(rows, metric)
+    higher, quoted = results.higher_is_better(metric, rows), results.quoted(rows, metric)
     here = {(r["task"], r["model"], r["size"]) for r in rows if r["kind"] == "train"}
     waiting = frozenset(m["strategy"] for m in missing if (m["task"], m["model"], m["size"]) in here)
     found = Part(title, rows, metric, higher, baseline, quoted, lines(quoted, order, baseline, metric, higher), [], waiting)

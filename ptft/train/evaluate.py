@@ -16,9 +16,12 @@ from ptft.train import feature_cache, pipeline, step
 from ptft.train.state import Progress
 
 
-def judge(metric: str, value: float, k: int, progress: Progress) -> Progress:
-    """Whether step `k` is the best so far; NaN never is. Losses and perplexity fall, everything else rises."""
-    falls = "loss" in metric or "perplexity" in metric
+def judge(falls: bool, value: float, k: int, progress: Progress) -> Progress:
+    """Whether step `k` is the best so far; NaN never is.
+
+    Args:
+      falls: the lower the value, the better (`objectives.falls`).
+    """
     better = math.isfinite(value) and (progress.best is None or (value < progress.best if falls else value > progress.best))
     if better:
         return progress._replace(best=value, best_step=k, evals_since_best=0)

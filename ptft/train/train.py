@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ptft import objectives
 from ptft.core import checkpoint, mesh, record, startup
 from ptft.core import config as configs
 from ptft.core.config import Config
@@ -116,6 +117,7 @@ def fit(
     """The loop, from the step that `state` is at; also returns the seconds a step between two lines of the log."""
     c, d = run.config, run.durations
     chosen_by, at = build.metric(run), int(state.train_state.step)
+    falls = objectives.falls(run.net.objective, chosen_by)
     seed = jax.device_put(np.uint32(c.seed), mesh.replicated(run.mesh))
     batches = pipeline.train_batches(cached_run.data.train, run.used, c.seed, c.batch, at, d.total)
     window: list[record.Sums] = [evaluate.as_sums(state.progress.window)] if state.progress.window else []
@@ -154,7 +156,7 @@ def fit(
                 values = evaluate.evaluate(cached_run.net, state.params, dev, size, run.mesh, limit)
                 log.write(k, "dev", values)
                 if chosen_by != "last":
-                    progress = evaluate.judge(chosen_by, values[chosen_by], k, progress)
+                    progress = evaluate.judge(falls, values[chosen_by], k, progress)
                     if progress.best_step == k:
                         checkpoint.save_best(workdir, k, states.stored(run, state), states.meta(run, state, header))
             done = k == d.total or stopped_early(run, progress)
