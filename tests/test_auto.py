@@ -251,8 +251,8 @@ def test_a_cell_of_a_benchmark_records_what_its_seed_chose(home, tmp_path):
     work.check([cell], "accuracy")
     assert vectorized.group_key(cell.config) is None
     found = work.run_cell(cell, tmp_path / "cell", "accuracy")
-    assert found["chosen"] == json.loads((tmp_path / "cell" / "auto.json").read_text())["strategy"]
-    assert 0 < found["trainable_share"] <= 0.4 and found["bytes"]["optimizer"] < 8.1 * found["trainable"] + 100
+    assert found.chosen == json.loads((tmp_path / "cell" / "auto.json").read_text())["strategy"]
+    assert 0 < found.trainable_share <= 0.4 and found.bytes["optimizer"] < 8.1 * found.trainable + 100
 
 
 MISTAKES = {

@@ -20,6 +20,7 @@ import pytest
 from ptft.bench import baselines, features, identity, locks, probe, protocol, results, runner, running, schedule
 from ptft.bench import cell as work
 from ptft.bench.baselines import Unavailable
+from ptft.bench.cell_result import CellResult
 from ptft.core import pages, record
 from ptft.core.config import Field
 from ptft.core.config import resolve as check
@@ -59,21 +60,21 @@ def grid(page=None, **bench):
 
 
 def result(accuracy=0.8, dev=0.9):
-    return {
-        "dev": {"accuracy": dev},
-        "test": {"accuracy": accuracy, "loss": 0.3},
-        "best_step": 3,
-        "steps": 4,
-        "seconds": 2.0,
-        "seconds_per_step": 0.5,
-        "trainable": 10,
-        "total": 100,
-        "trainable_share": 0.1,
-        "flops_per_step": 1e6,
-        "config_hash": "c",
-        "versions": {"jax": "1"},
-        "device": {"kind": "cpu"},
-    }
+    return CellResult(
+        dev={"accuracy": dev},
+        test={"accuracy": accuracy, "loss": 0.3},
+        best_step=3,
+        steps=4,
+        seconds=2.0,
+        seconds_per_step=0.5,
+        trainable=10,
+        total=100,
+        trainable_share=0.1,
+        flops_per_step=1e6,
+        config_hash="c",
+        versions={"jax": "1"},
+        device={"kind": "cpu"},
+    )
 
 
 class Train:
@@ -95,7 +96,8 @@ def bench(workdir, do, values=None, cells=None):
     cells = protocol.cells(values, resolve) if cells is None else cells
     workdir.mkdir(exist_ok=True)
     (workdir / "bench.json").write_text(json.dumps(runner.describe(values, protocol.cells(values, resolve), "ptft bench")))
-    return runner.run(cells, workdir, lambda cell: running.run_in_process(cell, workdir, do, "accuracy", "ptft bench --config page.py"))
+    here = running.Bench(workdir, "accuracy", "ptft bench --config page.py")
+    return runner.run(cells, workdir, runner.Workers(lambda cell: running.run_in_process(cell, here, do)))
 
 
 # ---------------------------------------------------------------- protocol
@@ -458,7 +460,7 @@ def test_one_file_a_cell_and_its_run_goes(tmp_path, capsys):
     assert (one["lr"], one["task"], one["status"], one["size"], one["config"]["freeze"]) == (1e-2, "tfds:x@train", "ok", 0, "head")
     assert one["command"] == f"ptft bench --config page.py --only {one['cell']} --workdir runs/{one['cell']}"
     assert one["wall_seconds"] >= 0 and one["isolated"] is False and one["peak_rss"] is None
-    assert set(result()) <= one.keys()
+    assert set(result().to_row()) <= one.keys()
     said = capsys.readouterr().out
     assert "cell 2/4 head, lr 0.01, seed 0: test accuracy 0.800" in said and "left" in said
     stored = json.loads((tmp_path / "bench.json").read_text())
@@ -523,7 +525,7 @@ def test_a_cell_that_was_cut_short_under_another_path_begins_anew(tmp_path):
         folder.mkdir(exist_ok=True)
         (folder / "mark").touch()
         (folder / "config.json").write_text(json.dumps(other.to_dict()))
-        running.run_in_process(cell, tmp_path, do, "accuracy", "")
+        running.run_in_process(cell, running.Bench(tmp_path, "accuracy", ""), do)
     assert seen == [True, False]
 
 
@@ -581,7 +583,7 @@ def test_shards_of_machines_that_measure_other_seconds_are_one_benchmark(tmp_pat
         folders[-1].mkdir()
         (folders[-1] / "bench.json").write_text(json.dumps(runner.describe(values, cells, "ptft bench")))
         for cell in runner.pick(cells, (i, 2)):
-            running.run_in_process(cell, folders[-1], Train(), "accuracy", "", "seconds")
+            running.run_in_process(cell, running.Bench(folders[-1], "accuracy", "", "seconds"), Train())
     found = results.merge(folders)
     assert sorted((r["strategy"], r["seed"]) for r in found.rows) == [(name, seed) for name in ("full", "head") for seed in range(5)]
     assert {r["train_for"] for r in found.rows if r["strategy"] == "head"} == {"20 steps"} and not found.notes
@@ -606,14 +608,8 @@ def test_each_folder_has_its_own_metric_and_what_does_not_go_together_is_refused
         (tmp_path / name).mkdir()
         (tmp_path / name / "bench.json").write_text(json.dumps(runner.describe(values, cells, "ptft bench")))
         for cell in cells:
-            running.run_in_process(
-                cell,
-                tmp_path / name,
-                lambda cell, folder: result() | {"test": {"accuracy": 0.8, "loss": 0.3}},
-                "loss",
-                "",
-                values["bench"].get("budget", "steps"),
-            )
+            here = running.Bench(tmp_path / name, "loss", "", values["bench"].get("budget", "steps"))
+            running.run_in_process(cell, here, lambda cell, folder: result())
         return tmp_path / name
 
     a, b = run("a", task="x", metric="loss", baseline="head", seeds=[7]), run("b", task="y")
@@ -695,7 +691,7 @@ row = {"cell": cell, "strategy": "s", "seed": 0, "status": "ok", "metric": "accu
 
 def test_an_isolated_cell_is_what_its_process_wrote(tmp_path):
     def isolated(how):
-        return running.run_in_subprocess(grid()[0], tmp_path, [sys.executable, "-c", CHILD, how], "accuracy", "ptft bench")
+        return running.run_in_subprocess(grid()[0], running.Bench(tmp_path, "accuracy", "ptft bench"), [sys.executable, "-c", CHILD, how])
 
     killed = isolated("killed")
     assert (killed["status"], killed["error"]) == ("failed", "its process was ended by signal 9")
@@ -1109,23 +1105,23 @@ def words(home, tmp_path_factory):
 
 def test_the_majority_is_that_of_the_training_examples(words):
     found = baselines.run("majority", words, "accuracy")
-    assert found["test"]["accuracy"] == found["dev"]["accuracy"] == 0.75
-    assert found["test"]["loss"] == pytest.approx(-(0.75 * math.log(46 / 62) + 0.25 * math.log(16 / 62)), abs=1e-5)
+    assert found.test["accuracy"] == found.dev["accuracy"] == 0.75
+    assert found.test["loss"] == pytest.approx(-(0.75 * math.log(46 / 62) + 0.25 * math.log(16 / 62)), abs=1e-5)
     few = words.replace(seed=1, **{"data.train_size": 1})
     chosen = [int(dataset.load_data(few).train.label[pipeline.subset(60, 1, seed)[0]]) for seed in range(12)]
     assert set(chosen) == {0, 1}
-    found = [baselines.run("majority", few.replace(seed=seed), "accuracy")["test"]["accuracy"] for seed in range(12)]
+    found = [baselines.run("majority", few.replace(seed=seed), "accuracy").test["accuracy"] for seed in range(12)]
     assert found == [(0.25, 0.75)[label] for label in chosen]
 
 
 def test_tfidf_learns_words_of_both_scripts(words):
     pytest.importorskip("sklearn")
     found = baselines.run("tfidf", words, "accuracy")
-    assert found["test"]["accuracy"] == 1.0 and found["notes"]["C"] in baselines.STRENGTHS["tfidf"] and "scikit-learn" in found["versions"]
+    assert found.test["accuracy"] == 1.0 and found.notes["C"] in baselines.STRENGTHS["tfidf"] and "scikit-learn" in found.versions
     alone = baselines.run("tfidf", words.replace(**{"data.dev": ""}), "accuracy")  # chosen by folds of the training examples
-    assert alone["test"]["accuracy"] == 1.0 and alone["notes"]["C"] in baselines.STRENGTHS["tfidf"] and "dev" not in alone
+    assert alone.test["accuracy"] == 1.0 and alone.notes["C"] in baselines.STRENGTHS["tfidf"] and alone.dev is None
     one = baselines.run("tfidf", words.replace(**{"data.train_size": 1}), "accuracy")
-    assert one["notes"]["C"] is None and one["data"]["train_rows"] == 1
+    assert one.notes["C"] is None and one.data["train_rows"] == 1
 
 
 def test_tfidf_of_texts_without_words_is_skipped(words, tmp_path):
@@ -1134,30 +1130,30 @@ def test_tfidf_of_texts_without_words_is_skipped(words, tmp_path):
     without = words.replace(**{f"data.{split}": signs for split in ("train", "dev", "test")})
     with pytest.raises(Unavailable, match="no training text has a word"):
         baselines.run("tfidf", without, "accuracy")
-    assert baselines.run("majority", without, "accuracy")["test"]["accuracy"] == 0.5
+    assert baselines.run("majority", without, "accuracy").test["accuracy"] == 0.5
     # One text has words: most draws and folds have none, and know only how frequent the classes are.
     some = texts(tmp_path / "some.tsv", [("good", 1), *((("! ?", "...")[i % 2], i % 2) for i in range(8))])
     some = words.replace(**{"data.train": some, "data.dev": "", "data.test": signs})
     for seed in range(3):
         few = some.replace(seed=seed, **{"data.train_size": 5})
-        assert baselines.run("tfidf", few, "accuracy")["test"]["accuracy"] == 0.5
-    assert baselines.run("tfidf", some, "accuracy")["test"]["accuracy"] == 0.5
+        assert baselines.run("tfidf", few, "accuracy").test["accuracy"] == 0.5
+    assert baselines.run("tfidf", some, "accuracy").test["accuracy"] == 0.5
 
 
 def test_what_is_too_few_to_choose_by_takes_the_usual_strength():
     """Three texts, one of its class alone; and features of which noise would fit the training examples as well as the signal."""
     x, y = np.eye(3), np.array([0, 0, 1], np.int32)
-    score = lambda p, truth: {"accuracy": float((p.argmax(1) == truth).mean())}  # noqa: E731
+    merit = lambda p, truth: float((p.argmax(1) == truth).mean())  # noqa: E731
     pytest.importorskip("sklearn")
     views = {"mean": {"train": x, "test": x[:1]}}
-    said, notes = baselines._regression("features", views, {"train": y}, 4, score, "accuracy")
+    said, notes = baselines._regression("features", views, {"train": y}, 4, merit)
     assert notes == {"C": baselines.USUAL["features"], "features": "mean"} and said["test"].argmax() == 0
     assert said["test"].shape == (1, 4) and said["test"][0, 3] == baselines.LEAST
     rng = np.random.default_rng(0)
     y = np.arange(60, dtype=np.int32) % 2
     noise, signal = rng.normal(size=(60, 5)), rng.normal(size=(60, 5)) + y[:, None]
     views = {"noise": {"train": noise, "test": noise}, "signal": {"train": signal, "test": signal}}
-    assert baselines._regression("features", views, {"train": y}, 2, score, "accuracy")[1]["features"] == "signal"
+    assert baselines._regression("features", views, {"train": y}, 2, merit)[1]["features"] == "signal"
 
 
 def test_frozen_features_are_those_of_the_encoder_and_computed_once(words):
@@ -1165,8 +1161,8 @@ def test_frozen_features_are_those_of_the_encoder_and_computed_once(words):
     features._encoder.cache_clear()
     few = words.replace(**{"data.train_size": 20})
     found = [baselines.run("features", few.replace(seed=seed), "accuracy") for seed in (0, 1)]
-    assert all(0.5 <= f["test"]["accuracy"] <= 1 and f["data"]["train_rows"] == 20 for f in found)
-    assert found[0]["notes"]["C"] in baselines.STRENGTHS["features"] and found[0]["notes"]["features"] in ("mean", "first token")
+    assert all(0.5 <= f.test["accuracy"] <= 1 and f.data["train_rows"] == 20 for f in found)
+    assert found[0].notes["C"] in baselines.STRENGTHS["features"] and found[0].notes["features"] in ("mean", "first token")
     assert features._encoder.cache_info().misses == 1
     run = build.build(words.replace(freeze="head"))
     params, row = weights.initial(run.config, run.net), np.array([7])
@@ -1192,4 +1188,4 @@ def test_without_scikit_learn_the_row_says_so(words, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(Unavailable, match=r"-e '.\[bench\]'; elsewhere: pip install 'ptft\[bench\]'"):
         baselines.run("tfidf", words, "accuracy")
-    assert "scikit-learn" not in baselines.run("majority", words, "accuracy")["versions"]
+    assert "scikit-learn" not in baselines.run("majority", words, "accuracy").versions

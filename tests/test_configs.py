@@ -12,6 +12,7 @@ import pytest
 
 from ptft.bench import cell as work
 from ptft.bench import identity, protocol, runner, running, tune
+from ptft.bench.cell_result import CellResult
 from ptft.core import config as configs
 from ptft.core import pages
 from ptft.core.config import Config
@@ -198,12 +199,13 @@ def cells(values, workdir):
             return work.run_cell(cell, folder, "accuracy")
         result = trained(cell.config, folder)
         seen.append(cell.config)
-        return result
+        return CellResult.of(result)
 
     changes = {"train_for": "1 step", "batch": 4, "eval_batch": 4, "objective.seq_len": 16, "data.train_size": 8, "bench.seeds": [3]}
     values = flow.changed(values, {**changes, "bench.lr_factors": [1], "bench.repeat": False})
     found = protocol.cells(values, spec.resolve, identity.content)
-    rows = runner.run(found, workdir, lambda cell: running.run_in_process(cell, workdir, one, "accuracy", "ptft bench"))
+    here = running.Bench(workdir, "accuracy", "ptft bench")
+    rows = runner.run(found, workdir, runner.Workers(lambda cell: running.run_in_process(cell, here, one)))
     assert {r["status"] for r in rows if r["kind"] != "tfidf"} == {"ok"}, [r["error"] for r in rows]  # eight texts may have no word
     assert {r["kind"] for r in rows} == {"train", *protocol.REFERENCES} and len(seen) == sum(r["kind"] == "train" for r in rows)
     assert all(config.data.train_size == 8 and config.seed == 3 for config in seen)

@@ -7,7 +7,7 @@ from ptft.bench import cell as work
 from ptft.bench import vectorized
 from ptft.bench.protocol import Cell
 from ptft.core.errors import UserError
-from ptft.train import spec, train
+from ptft.train import build, spec, train
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +39,19 @@ def test_members_are_the_solo_runs(home, tmp_path, monkeypatch, freeze, wide):
     for i, c in enumerate(asked):
         alone = train.run(c, tmp_path / str(i), quiet=True)
         for split in ("dev", "test"):
-            assert found[i][split]["loss"] == pytest.approx(alone[split]["loss"], rel=1e-4), (i, split)
+            assert getattr(found[i], split)["loss"] == pytest.approx(alone[split]["loss"], rel=1e-4), (i, split)
         ledger = spec.read_run(tmp_path / str(i), "freeze_ledger.json")  # of the last step, whichever was the best
         moved = {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}
         # What was zero has no relative change; the softmax takes the keys' biases out, so that they follow rounding.
         told = [n for n, x in moved.items() if x is not None and not n.endswith("attention/key/bias")]
-        assert [found[i]["drift"][n] for n in told] == pytest.approx([moved[n] for n in told], rel=1e-2) and told
-        assert found[i]["drift"].keys() == moved.keys()
-        forgotten = work.forgotten(c, tmp_path / str(i))
-        assert found[i]["forgetting"]["after"] == pytest.approx(forgotten["after"], rel=1e-5) != found[i]["forgetting"]["before"]
-        assert {k: found[i][k] for k in ("best_step", "steps", "chosen_by", "trainable", "config_hash")} == {
+        assert [found[i].drift[n] for n in told] == pytest.approx([moved[n] for n in told], rel=1e-2) and told
+        assert found[i].drift.keys() == moved.keys()
+        forgotten = work.forgotten(build.build(c), tmp_path / str(i))
+        assert found[i].forgetting["after"] == pytest.approx(forgotten["after"], rel=1e-5) != found[i].forgetting["before"]
+        assert {k: getattr(found[i], k) for k in ("best_step", "steps", "chosen_by", "trainable", "config_hash")} == {
             k: alone[k] for k in ("best_step", "steps", "chosen_by", "trainable", "config_hash")
         }
-    assert len({r["test"]["loss"] for r in found}) == len(asked)
+    assert len({r.test["loss"] for r in found}) == len(asked)
 
 
 @pytest.mark.parametrize("other", ["lora=8", "lora=4,alpha=64", "lora=4,rs"])
@@ -66,7 +66,7 @@ def test_a_member_that_diverges_touches_no_other(home, monkeypatch):
     want = together([*good, config(home, "top-1", 2)])
     got = together([*good, bad])
     assert isinstance(got[2], FloatingPointError)
-    assert [r["test"] for r in got[:2]] == [r["test"] for r in want[:2]]
+    assert [r.test for r in got[:2]] == [r.test for r in want[:2]]
 
 
 SIDE_BY_SIDE = {"top-1": 1e-3, "layers=1": 3e-3, "top-1&bitfit": 2e-3, "top-1@decay=0.5": 1e-3}
@@ -81,11 +81,11 @@ def test_strategies_of_one_depth_train_side_by_side(home, tmp_path, monkeypatch)
     assert kins[0] and set(kins) == {kins[0]}
     for i, (c, found) in enumerate(zip(asked, together(asked), strict=True)):
         alone = train.run(c, tmp_path / str(i), quiet=True)
-        assert found["members"] == len(asked)
-        assert found["test"]["loss"] == pytest.approx(alone["test"]["loss"], rel=1e-4), c.freeze
+        assert found.members == len(asked)
+        assert found.test["loss"] == pytest.approx(alone["test"]["loss"], rel=1e-4), c.freeze
         ledger = spec.read_run(tmp_path / str(i), "freeze_ledger.json")
-        assert found["drift"].keys() == {r["name"] for r in ledger["rows"] if r["verdict"] == "moved"}, c.freeze
-        assert found["trainable"] == alone["trainable"]
+        assert found.drift.keys() == {r["name"] for r in ledger["rows"] if r["verdict"] == "moved"}, c.freeze
+        assert found.trainable == alone["trainable"]
 
 
 @pytest.mark.parametrize("other", ["full", "head", "lora=4", "top-2"])
@@ -112,7 +112,7 @@ def test_a_strategy_that_breaks_its_promise_fails_alone(home, tmp_path, monkeypa
     asked = [config(home, freeze, strict_cost=True, **{"model.dropout": 0.0}) for freeze in bad]
     cells = [Cell(c.freeze, 0, c, c.freeze, "t", "", 0, 1e-3) for c in asked]
     found = {i: outcome for some in work.run_group(cells, tmp_path) for i, outcome in some.items()}
-    assert isinstance(found[1], UserError) and found[0]["test"]["loss"] > 0 and found[0]["seconds_per_step"] == 1.0
+    assert isinstance(found[1], UserError) and found[0].test["loss"] > 0 and found[0].seconds_per_step == 1.0
 
 
 def test_what_cells_share_is_expected_to_take_its_time_once(home, tmp_path, monkeypatch):

@@ -22,12 +22,12 @@ WINGS = {
     "freeze": ["layout", "strategies", "adapters", "adapters._bottleneck", "language", "resolve", "quantize", "ledger"],
     "train": [
         "pipeline", "optim", "step", "cost", "spec", "dataset", "build", "programs", "weights", "description", "contract", "state",
-        "feature_cache", "evaluate", "train",
+        "feature_cache", "evaluate", "schedule", "result", "train",
     ],
     "planning": ["importance", "plans", "auto"],
     "bench": [
-        "stats", "identity", "protocol", "results", "locks", "features", "baselines", "forgetting", "vectorized", "probe", "cell",
-        "running", "schedule", "runner", "tune", "expectations",
+        "stats", "identity", "protocol", "results", "cell_result", "locks", "features", "baselines", "forgetting", "vectorized",
+        "probe", "cell", "running", "schedule", "runner", "tune", "expectations",
     ],
     "report": [
         "figures", "panels", "cost_panels", "format", "markdown", "ledger_page", "bench_part", "statements", "bench_tables", "advice",

@@ -19,6 +19,7 @@ from ptft.core import checkpoint, mesh, record
 from ptft.core import config as configs
 from ptft.core.errors import UserError
 from ptft.train import build, dataset, evaluate, programs, spec, train, weights
+from ptft.train import state as states
 
 ROOT = Path(__file__).parents[1]
 
@@ -262,7 +263,7 @@ def test_the_last_step_may_be_asked_for(every, steps, home, tmp_path, monkeypatc
     ],
 )
 def test_which_metric_rises(task, metric, values, best):
-    progress, falls = train.Progress(), objectives.falls(tiny.objective(task), metric)
+    progress, falls = states.Progress(), objectives.falls(tiny.objective(task), metric)
     for k, value in enumerate(values, 1):
         progress = evaluate.judge(falls, value, k, progress)
     assert progress.best_step == best and progress.evals_since_best == 3 - best

@@ -18,6 +18,7 @@ import numpy as np
 
 from ptft import data, objectives
 from ptft.bench import features
+from ptft.bench.cell_result import CellResult
 from ptft.core import record
 from ptft.core.config import Config, digest
 from ptft.core.errors import install
@@ -37,8 +38,8 @@ class Unavailable(Exception):
     """Why a reference has no row here: nobody's mistake, and no failure."""
 
 
-def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
-    """The result of a reference, in the form of a run's.
+def run(kind: str, config: Config, metric: str) -> CellResult:
+    """The result of a reference.
 
     Raises:
       Unavailable: scikit-learn is not there, or no text has a word.
@@ -63,11 +64,17 @@ def run(kind: str, config: Config, metric: str) -> dict[str, Any]:
     else:
         views = features.of(config, index) if kind == "features" else {"": _texts(rows, index)}
         said, notes = _regression(kind, views, labels, len(loaded.labels), lambda its, truth: sign * score(its, truth)[metric])
-    scored: dict[str, Any] = {split: score(its, labels[split]) for split, its in said.items()}
-    return {
-        **scored, "notes": notes, "config_hash": digest(config), "versions": {**record.versions(), **_sklearn()}, "device": record.device(),
-        "data": {"fingerprint": loaded.fingerprint, "train_rows": len(index["train"])},
-    }  # fmt: skip
+    scores = {split: score(its, labels[split]) for split, its in said.items()}
+    return CellResult(
+        dev=scores.get("dev"),
+        test=scores.get("test"),
+        lower_is_better=sorted(objective.lower_is_better),
+        config_hash=digest(config),
+        versions={**record.versions(), **_sklearn()},
+        device=record.device(),
+        data={"fingerprint": loaded.fingerprint, "train_rows": len(index["train"])},
+        notes=notes,
+    )
 
 
 def records(config: Config) -> dict[str, Sequence[Mapping[str, Any]]]:

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from ptft.bench import baselines, forgetting, probe, vectorized
+from ptft.bench.cell_result import CellResult, drift
 from ptft.bench.protocol import Cell
 from ptft.core import mesh, record
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
-from ptft.planning import auto, plans
+from ptft.planning import auto
 from ptft.train import build, contract, description, feature_cache, spec, train, weights
 from ptft.train.build import Run
 
 
-def run_cell(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
-    """Trains a cell in a folder, where a stopped run goes on, and returns its result: that of `train.run`, bytes, drift, and with
-    freeze=auto(…) what that has chosen.
+def run_cell(cell: Cell, folder: Path, metric: str) -> CellResult:
+    """Trains a cell in a folder, where a stopped run goes on, and returns its result.
 
     Raises:
       baselines.Unavailable: a reference that cannot be had here.
@@ -29,16 +29,16 @@ def run_cell(cell: Cell, folder: Path, metric: str) -> dict[str, Any]:
     config = cell.config.replace(tensorboard=False)
     result = train.run(config, folder, quiet=True, chosen=auto.choose(config, folder))
     ledger = spec.read_run(folder, "freeze_ledger.json")
-    chosen = {"chosen": ledger["phases"][0]["strategy"]} if asked else {}
-    drift = {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}
-    alone = alone or probe.measure(cell.config.replace(freeze=chosen["chosen"]), workdir)
-    return {**result, **chosen, **_cost(alone), "drift": drift, "forgetting": forgotten(cell.config, folder)}
+    chosen = ledger["phases"][0]["strategy"] if asked else None
+    alone = alone or probe.measure(cell.config.replace(freeze=chosen), workdir)
+    run = auto.built(cell.config, folder)
+    known = {"chosen": chosen, "lower_is_better": sorted(run.net.objective.lower_is_better)}
+    return CellResult.of(result, drift=drift(ledger), forgetting=forgotten(run, folder), **known).costing(alone)
 
 
-def forgotten(config: Config, folder: Path) -> dict[str, float] | None:
+def forgotten(run: Run, folder: Path) -> dict[str, float] | None:
     """`forgetting.measure` of a finished run."""
-    run = auto.built(config, folder)
-    return forgetting.measure(run, weights.computed_params(folder, config, run.net)[0])
+    return forgetting.measure(run, weights.computed_params(folder, run.config, run.net)[0])
 
 
 def group_key(cell: Cell) -> str | None:
@@ -56,7 +56,7 @@ def run_group(cells: Sequence[Cell], workdir: Path) -> Iterator[dict[int, vector
             yield {i: e}
     able = list(alone)
     for found in vectorized.train_together([cells[i].config for i in able]) if able else ():
-        yield {able[k]: {**outcome, **_cost(alone[able[k]])} if isinstance(outcome, dict) else outcome for k, outcome in found.items()}
+        yield {able[k]: outcome.costing(alone[able[k]]) if isinstance(outcome, CellResult) else outcome for k, outcome in found.items()}
 
 
 def _kept_promise(cell: Cell, workdir: Path) -> dict[str, Any]:
@@ -119,11 +119,6 @@ def _expected(run: Run, row: Mapping[str, Any], members: int, sharers: int) -> f
     evaluations = forward * (looks * dev * (1 - kept) + test * (1 - kept * many))
     filled = forward * kept * (len(run.used) / c.batch + dev + test * many)
     return steps + evaluations + row["overhead_seconds"] / sharers + filled / members
-
-
-def _cost(row: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = {key.removesuffix("_bytes"): row[key] for key in row if key.endswith("_bytes") and key != "device_bytes"}
-    return {**{key: row.get(key) for key in plans.TIMES}, "flops_per_step": row["flops"], "bytes": sizes}
 
 
 def leaks(config: Config, task: str) -> list[str]:

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ptft.bench import locks, protocol, results, schedule
 from ptft.bench.protocol import Cell
@@ -24,8 +24,14 @@ from ptft.core import mesh, record
 from ptft.core.errors import UserError, did_you_mean
 from ptft.train import train
 
-Attempt = Callable[[Cell], Row]
-Together = Callable[[Sequence[Cell]], Iterator[dict[int, Row]]]
+
+class Workers(NamedTuple):
+    """How cells are run."""
+
+    attempt: Callable[[Cell], Row]  # one of them
+    together: Callable[[Sequence[Cell]], Iterator[dict[int, Row]]] | None = None  # several; gives some of the rows at a time, by number
+    group_key: Callable[[Cell], str | None] = lambda cell: None  # those that run together have the same
+    locked: bool = True  # a cell that another process has taken is left to it; False where the attempts see to that
 
 
 def pick(cells: Sequence[Cell], shard: tuple[int, int] = (1, 1), only: str = "") -> list[Cell]:
@@ -54,24 +60,13 @@ def describe(values: Mapping[str, Any], cells: Sequence[Cell], command: str) -> 
     }  # fmt: skip
 
 
-def run(
-    cells: Sequence[Cell],
-    workdir: Path,
-    attempt: Attempt,
-    together: Together | None = None,
-    group_key: Callable[[Cell], str | None] = lambda cell: None,
-    expected: Mapping[str, float] = schedule.EXPECTED,
-    locked: bool = True,
-) -> list[Row]:
+def run(cells: Sequence[Cell], workdir: Path, workers: Workers, expected: Mapping[str, float] = schedule.EXPECTED) -> list[Row]:
     """Runs what is missing of these cells, in order, and returns the row of every one.
 
     A stop (Ctrl-C, preemption) passes through, or ends it after the cell in whose training it did not fall: the same call goes on.
 
     Args:
-      attempt: runs one cell.
-      together: runs cells of one `group_key` side by side, and yields the rows of some of them at a time, by number.
       expected: seconds of cells whose like has not finished yet, by hash.
-      locked: a cell that another process has taken is left to it; False where the attempts see to that.
     Raises:
       SystemExit(75): stopped by SIGTERM or SIGINT.
     """
@@ -94,8 +89,9 @@ def run(
             record.say(f"{name}: {news(row)} ({what})" + (f", {left} left" if left else ""))
             advance(left and f"{left} left")
 
-        waiting = groups(todo, group_key if together else lambda cell: None)
-        for group, elsewhere in _taken(waiting, workdir, held, caught) if locked else ((g, []) for g in waiting):
+        attempt, together = workers.attempt, workers.together
+        waiting = groups(todo, workers.group_key if together else lambda cell: None)
+        for group, elsewhere in _taken(waiting, workdir, held, caught) if workers.locked else ((g, []) for g in waiting):
             for cell, row in elsewhere:
                 keep(cell, row, "another process")
             try:

@@ -6,10 +6,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ptft.bench import locks, probe, results
 from ptft.bench.baselines import Unavailable
+from ptft.bench.cell_result import CellResult
 from ptft.bench.protocol import Cell
 from ptft.bench.results import Row
 from ptft.core import config as configs
@@ -17,49 +18,53 @@ from ptft.core import mesh
 from ptft.core.errors import UserError
 from ptft.train import train
 
-Work = Callable[[Cell, Path], dict[str, Any]]
+Outcome = CellResult | Exception
+Work = Callable[[Cell, Path], CellResult]
+Together = Callable[[Sequence[Cell]], Iterator[Mapping[int, Outcome]]]
 
 
-def run_in_process(cell: Cell, workdir: Path, do: Work, metric: str, command: str, budget: str = "steps", alone: bool = False) -> Row:
+class Bench(NamedTuple):
+    """What the cells of a benchmark have in common."""
+
+    workdir: Path
+    metric: str
+    command: str  # that of the whole, without a folder
+    budget: str = "steps"
+
+
+def run_in_process(cell: Cell, bench: Bench, do: Work, alone: bool = False) -> Row:
     """Runs a cell in this process, writes its row, and clears its folder away once it is done.
 
     Args:
       alone: nothing else has run in this process, so that what it held and took is the cell's.
     """
-    folder = workdir / "cells" / cell.cell
+    folder = bench.workdir / "cells" / cell.cell
     _start_over(folder, cell.config.to_dict())
     begun = time.perf_counter()
-    outcome: dict[str, Any] | Exception
+    outcome: Outcome
     try:
         outcome = do(cell, folder)
     except (KeyboardInterrupt, SystemExit):
         raise
     except Exception as e:
         outcome = e
-    row = _judged(cell, outcome, metric, command, budget)
+    row = _judged(cell, outcome, bench)
     row |= {"wall_seconds": time.perf_counter() - begun, "isolated": alone, **(probe.peaks() if alone else {})}
-    results.write(workdir, row)
+    results.write(bench.workdir, row)
     if row["status"] == "ok":
         shutil.rmtree(folder, ignore_errors=True)
     return row
 
 
-def run_group(
-    cells: Sequence[Cell],
-    workdir: Path,
-    do: Callable[[Sequence[Cell]], Iterator[Mapping[int, dict[str, Any] | Exception]]],
-    metric: str,
-    command: str,
-    budget: str = "steps",
-) -> Iterator[dict[int, Row]]:
+def run_group(cells: Sequence[Cell], bench: Bench, do: Together) -> Iterator[dict[int, Row]]:
     """Runs cells of one group in this process and writes their rows; those that are done at once took equal parts of the time."""
     missing = set(range(len(cells)))
 
-    def keep(found: Mapping[int, dict[str, Any] | Exception], seconds: float) -> dict[int, Row]:
+    def keep(found: Mapping[int, Outcome], seconds: float) -> dict[int, Row]:
         known = {"wall_seconds": seconds / len(found), "isolated": False}
-        rows = {i: {**_judged(cells[i], outcome, metric, command, budget), **known} for i, outcome in found.items()}
+        rows = {i: {**_judged(cells[i], outcome, bench), **known} for i, outcome in found.items()}
         for row in rows.values():
-            results.write(workdir, row)
+            results.write(bench.workdir, row)
         missing.difference_update(rows)
         return rows
 
@@ -72,31 +77,32 @@ def run_group(
         yield keep(dict.fromkeys(sorted(missing), e), time.perf_counter() - begun)
 
 
-def _judged(cell: Cell, outcome: dict[str, Any] | Exception, metric: str, command: str, budget: str) -> Row:
+def _judged(cell: Cell, outcome: Outcome, bench: Bench) -> Row:
     """The row of a cell that gave this result, or ended with this error."""
-    if isinstance(outcome, dict):
-        numbers = {metric: None, **(outcome.get("test") or {})}  # a network of NaN still has an accuracy: that of one class
+    if isinstance(outcome, CellResult):
+        numbers = {bench.metric: None, **(outcome.test or {})}  # a network of NaN still has an accuracy: that of one class
         if bad := [name for name, value in numbers.items() if value is None or not math.isfinite(value)]:
             outcome = ValueError(f"test {bad[0]} is not a finite number: training diverged")
-    status = {"status": "ok", "error": "", "traceback": None, "metric": metric}
+    status = {"status": "ok", "error": "", "traceback": None}
     if isinstance(outcome, Unavailable):
         status |= {"status": "skipped", "error": str(outcome)}
     elif isinstance(outcome, Exception):
         said = " ".join(str(outcome).split())[:500]
         error = said if isinstance(outcome, UserError) else f"{type(outcome).__name__}: {said}"
         status |= {"status": "failed", "error": error, "traceback": "".join(traceback.format_exception(outcome))}
-    return _row(cell, status, outcome if isinstance(outcome, dict) else {}, command, budget)
+    return _row(cell, status, outcome if isinstance(outcome, CellResult) else CellResult(), bench)
 
 
-def _row(cell: Cell, status: Mapping[str, Any], result: Mapping[str, Any], command: str, budget: str) -> Row:
+def _row(cell: Cell, status: Mapping[str, Any], result: CellResult, bench: Bench) -> Row:
     plain = cell.config.to_dict()
     known = {
-        "freeze": plain.get("freeze"), "train_for": plain.get("train_for"), "budget": {"kind": budget, "share": cell.share},
+        "freeze": plain.get("freeze"), "train_for": plain.get("train_for"), "budget": {"kind": bench.budget, "share": cell.share},
         "init_from": plain.get("init_from", "") if plain.get("init_weights", True) else "",
     }  # fmt: skip
-    again = {"command": f"{command} --only {cell.cell} --workdir runs/{cell.cell}"}
-    numbers = {"dev": None, "test": None, "bytes": None, "peak_rss": None, "peak_device": None, **result}
-    return {"cell": cell.cell, **cell.labels, **status, **(known if cell.kind == "train" else {}), **numbers, **again, "config": plain}
+    again = {"command": f"{bench.command} --only {cell.cell} --workdir runs/{cell.cell}"}
+    numbers = {"dev": None, "test": None, "bytes": None, "peak_rss": None, "peak_device": None, **result.to_row()}
+    judged = {**status, "metric": bench.metric}
+    return {"cell": cell.cell, **cell.labels, **judged, **(known if cell.kind == "train" else {}), **numbers, **again, "config": plain}
 
 
 def _start_over(folder: Path, config: Mapping[str, Any]) -> None:
@@ -105,12 +111,13 @@ def _start_over(folder: Path, config: Mapping[str, Any]) -> None:
         shutil.rmtree(folder)
 
 
-def run_in_subprocess(cell: Cell, workdir: Path, argv: Sequence[str], metric: str, command: str, budget: str = "steps") -> Row:
+def run_in_subprocess(cell: Cell, bench: Bench, argv: Sequence[str]) -> Row:
     """Runs a cell in a process of its own and returns the row that it wrote.
 
     Args:
       argv: the command of the benchmark, to which `--only HASH --workdir DIR` is added.
     """
+    workdir = bench.workdir
     file, said = workdir / "cells" / f"{cell.cell}.json", workdir / "cells" / f"{cell.cell}.log"
     before = _stamp(file)  # of the row of a failed try
     said.parent.mkdir(parents=True, exist_ok=True)
@@ -124,8 +131,8 @@ def run_in_subprocess(cell: Cell, workdir: Path, argv: Sequence[str], metric: st
     else:  # it ended without a word, as a process does that runs out of memory
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         last = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        status = {"status": "failed", "error": " ".join([f"its process {how}:", *last]).rstrip(":"), "traceback": None, "metric": metric}
-        row = {**_row(cell, status, {}, command, budget), "isolated": True}
+        status = {"status": "failed", "error": " ".join([f"its process {how}:", *last]).rstrip(":"), "traceback": None}
+        row = {**_row(cell, status, CellResult(), bench), "isolated": True}
         with locks.of(workdir) as held:
             if held.take(cell.cell) and not results.finished(workdir, cell.cell):
                 results.write(workdir, row)

@@ -8,6 +8,10 @@ cannot be read off such a run: seconds, FLOPs and bytes are measured apart, of a
 
 A CPU gains little from wide steps: per member, they took 0.8 to 1.4 times as long as one member alone (MiniLM, 3 to 15 members on
 two cores: tests/benchmarks/population_steps.py). There, members take turns in one compiled step.
+
+What is due at a step, the judging, the evaluation and the result are `ptft.train`'s, the same as for a run alone. The loop itself is
+not: a run alone has phases, checkpoints to resume from, a log and a pace, which members lack, and members have several seeds, a best
+each and a divergence of their own. One loop for both would ask at every line which it is.
 """
 
 import functools
@@ -21,20 +25,34 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ptft import objectives
 from ptft.bench import forgetting
+from ptft.bench.cell_result import CellResult, drift
 from ptft.core import config as configs
 from ptft.core import mesh, record, tree
 from ptft.core.config import Config
 from ptft.core.tree import Flat
 from ptft.freeze import ledger
 from ptft.planning import auto
-from ptft.train import build, description, evaluate, feature_cache, optim, pipeline, programs, step, train, weights
+from ptft.train import (
+    build,
+    description,
+    evaluate,
+    feature_cache,
+    optim,
+    pipeline,
+    programs,
+    result,
+    schedule,
+    step,
+    train,
+    weights,
+)
 from ptft.train.build import Run
+from ptft.train.result import Ended, RunResult
 from ptft.train.state import Progress
 from ptft.train.step import TrainState
 
-Outcome = dict[str, Any] | Exception
+Outcome = CellResult | Exception
 SHARE = 0.5  # of the memory that is free, for one group
 
 
@@ -72,8 +90,8 @@ def _group_key(c: Config, across: bool) -> str | None:
 
 
 def train_together(asked: Sequence[Config]) -> Iterator[dict[int, Outcome]]:
-    """Trains configs of one group, as many at a time as fit; yields for those of a time, by number, what `train.run` would return, or
-    the exception of a member that diverged.
+    """Trains configs of one group, as many at a time as fit; yields for those of a time, by number, the results, without
+    what a step costs, or the exception of a member that diverged.
 
     Raises:
       SystemExit(75): stopped by SIGTERM or SIGINT; nothing is kept of those that were in training.
@@ -116,8 +134,7 @@ def _bytes(run: Run, names: Sequence[str]) -> int:
 
 def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
     first, n, begun = members[0].run, len(members), time.perf_counter()
-    c, d, chosen_by = first.config, first.durations, build.metric(first)
-    falls = objectives.falls(first.net.objective, chosen_by)
+    c, d = first.config, first.durations
     frozen = tree.split(members[0].params, names)[1]
     here = {m.run.config.seed: feature_cache.shorten(m.run, 0, 0, m.params, many=True) for m in members}
     one = here[c.seed]
@@ -128,47 +145,51 @@ def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
     lrs = np.asarray([m.run.config.optim.lr for m in members], np.float32)
     factors = {name: np.asarray([m.run.plan.rates.get(name, 0.0) for m in members], np.float32) for name in names}
     batches = {s: pipeline.train_batches(r.data.train, r.used, s, c.batch, 0, d.total) for s, r in here.items()}
-    progress, best = [Progress()] * n, None
+    progress, best = [Progress().at_cost(None)] * n, None
     alive = np.ones(n, bool)
     with mesh.preemption() as caught:
         for k in range(1, d.total + 1):
             parts = {s: next(b) for s, b in batches.items()}
             batch = {name: np.stack([parts[int(s)][name] for s in seeds]) for name in parts[c.seed]}
             state, losses = together.train(state, frozen, _put(batch, first.mesh), seeds, lrs, factors)
-            if k % d.log == 0 or k == d.total:
+            due = schedule.at(first, k)
+            if due.log:
                 alive &= np.isfinite(np.asarray(losses))
             if caught:
                 raise SystemExit(train.PREEMPTED)
-            if first.data.dev is not None and chosen_by != "last" and (k == d.total or (d.evaluate and k % d.evaluate == 0)):
-                scores = evaluate_members(one, frozen, state.params, "dev")
-                progress = [evaluate.judge(falls, s[chosen_by], k, p) for s, p in zip(scores, progress, strict=True)]
+            if due.evaluate and build.metric(first) != "last":
+                scores = evaluate_members(one.net, frozen, state.params, evaluate.splits(one)["dev"])
+                progress = [evaluate.judged(first, s, k, p) for s, p in zip(scores, progress, strict=True)]
                 better = np.asarray([p.best_step == k for p in progress])
                 best = _where(better, state.params, state.params if best is None else best)
     last = state.params if best is None else best
-    splits = {s: evaluate_members(one, frozen, last, s) for s in ("dev", "test") if getattr(first.data, s) is not None}
+    splits = {name: evaluate_members(one.net, frozen, last, split) for name, split in evaluate.splits(one).items()}
     seconds = (time.perf_counter() - begun) / n
     out: list[Outcome] = []
     for i, m in enumerate(members):
         if not alive[i]:
             out.append(FloatingPointError("the training loss is not a number: the run diverged; lower optim.lr or optim.clip"))
             continue
-        mine = {**frozen, **{name: x[i] for name, x in last.items()}}
-        end = {**frozen, **{name: x[i] for name, x in state.params.items()}}  # of the last step, as a run's ledger
-        proof = ledger.make(m.run.plan, m.params, end, _own(state.opt, m.run.plan.trainable))
-        if not proof["holds"]:
-            out.append(RuntimeError(f"the freeze did not hold: {ledger.describe(proof)}"))
-            continue
-        header, (trainable, total) = description.header(m.run), m.run.plan.counts()
-        chosen = progress[i].best is not None
-        out.append({
-            "best_step": progress[i].best_step if chosen else d.total, "steps": d.total, "chosen_by": chosen_by if chosen else None,
-            **{split: scores[i] for split, scores in splits.items()},
-            "seconds": seconds, "seconds_per_step": None, "flops_per_step": None, "members": n,
-            "drift": {r["name"]: r["relative"] for r in proof["rows"] if r["verdict"] == "moved"},
-            "forgetting": forgetting.measure(m.run, mine), "trainable": trainable, "total": total, "trainable_share": trainable / total,
-            **{k: header[k] for k in ("config_hash", "versions", "device", "data")},
-        })  # fmt: skip
+        kept, end = ({**frozen, **{name: x[i] for name, x in its.items()}} for its in (last, state.params))
+        proof = ledger.make(m.run.plan, m.params, end, _own(state.opt, m.run.plan.trainable))  # of the last step, as a run's ledger
+        its = progress[i]._replace(seconds=seconds)
+        ended = Ended(d.total, d.total if its.best is None else its.best_step, {name: scores[i] for name, scores in splits.items()})
+        found = result.of(m.run, description.header(m.run), its, ended, None)
+        out.append(_outcome(m.run, kept, proof, found, n))
     return out
+
+
+def _outcome(run: Run, params: Flat, proof: Mapping[str, Any], found: RunResult, members: int) -> Outcome:
+    """What is known of a member but for what a step costs, unless its freeze did not hold."""
+    if not proof["holds"]:
+        return RuntimeError(f"the freeze did not hold: {ledger.describe(proof)}")
+    return CellResult.of(
+        found.to_json(),
+        lower_is_better=sorted(run.net.objective.lower_is_better),
+        drift=drift(proof),
+        forgetting=forgetting.measure(run, params),
+        members=members,
+    )
 
 
 def _decays(run: Run) -> tuple[tuple[str, float], ...]:
@@ -236,17 +257,16 @@ def _program(
 @functools.lru_cache(maxsize=32)
 def _eval(net: step.Net) -> Callable[..., Any]:
     one = step.eval_step(net)
-    return jax.jit(jax.vmap(lambda trainable, frozen, batch: one({**frozen, **trainable}, batch, {}), in_axes=(0, None, None)))
+
+    def member(trainable: Flat, frozen: Flat, batch: Mapping[str, jax.Array], constants: step.Constants) -> record.Sums:
+        return one({**frozen, **trainable}, batch, constants)
+
+    return jax.jit(jax.vmap(member, in_axes=(0, None, None, None)))
 
 
-def evaluate_members(run: Run, frozen: Flat, trainable: Flat, split: str) -> list[dict[str, float]]:
-    """Metrics of every member on a split of the run; what is frozen is computed once for all."""
-    rows, c = getattr(run.data, split), run.config
-    limit = c.data.dev_size if split == "dev" else 0
-    size = -(-(c.eval_batch or c.batch) // run.mesh.size) * run.mesh.size
-    total: record.Sums | None = None
-    for batch in pipeline.eval_batches(rows, size, limit):
-        total = record.add(total, jax.device_get(_eval(run.net)(trainable, frozen, mesh.put(batch, run.mesh))))
+def evaluate_members(net: step.Net, frozen: Flat, trainable: Flat, split: evaluate.Split) -> list[dict[str, float]]:
+    """Metrics of every member on a split; what is frozen is computed once for all."""
+    total = evaluate.sums(functools.partial(_eval(net), trainable, frozen), split)
     members = len(next(iter(trainable.values())))
-    each = [{name: (s[i], w[i]) for name, (s, w) in (total or {}).items()} for i in range(members)]
-    return [run.net.objective.metrics(sums) for sums in each]
+    each = [{name: (s[i], w[i]) for name, (s, w) in total.items()} for i in range(members)]
+    return [net.objective.metrics(sums) for sums in each]

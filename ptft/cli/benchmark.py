@@ -48,23 +48,19 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     expected = {} if args.only else cell.expected(waiting, workdir, args.isolated)
     if not args.only:
         record.say(schedule.schedule(waiting, mine, have, expected))
-    if args.isolated:
+    here = running.Bench(workdir, bench.metric, command, bench.budget)
+    if args.isolated:  # each process takes its cell
         argv = [sys.executable, "-m", "ptft", *words]
-        isolated = functools.partial(
-            running.run_in_subprocess, workdir=workdir, argv=argv, metric=bench.metric, command=command, budget=bench.budget
-        )
-        rows = runner.run(mine, workdir, isolated, expected=expected, locked=False)  # each process takes its cell
+        workers = runner.Workers(lambda cell: running.run_in_subprocess(cell, here, argv), locked=False)
     else:
         do, alone = functools.partial(cell.run_cell, metric=bench.metric), bool(args.only)
         share = functools.partial(cell.run_group, workdir=workdir)
-        rows = runner.run(
-            mine,
-            workdir,
-            lambda cell: running.run_in_process(cell, workdir, do, bench.metric, command, bench.budget, alone),
-            lambda group: running.run_group(group, workdir, share, bench.metric, command, bench.budget),
+        workers = runner.Workers(
+            lambda cell: running.run_in_process(cell, here, do, alone),
+            lambda group: running.run_group(group, here, share),
             group_key,
-            expected,
         )
+    rows = runner.run(mine, workdir, workers, expected)
     if not args.only:
         record.say(f"next: ptft report {workdir}")
     if failed := sum(row["status"] == "failed" for row in rows):

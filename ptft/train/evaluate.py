@@ -1,26 +1,53 @@
-"""What a model scores: sums over a split, and whether a step is the best so far."""
+"""What a model scores and says: sums over a split, outputs row by row, and whether a step is the best so far."""
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from ptft import objectives
 from ptft.core import mesh, record
 from ptft.core.errors import UserError
 from ptft.core.tree import Flat
 from ptft.objectives import Rows
-from ptft.train import feature_cache, pipeline, step
+from ptft.train import build, feature_cache, pipeline, step
+from ptft.train.build import Run
 from ptft.train.state import Progress
+
+
+class Split(NamedTuple):
+    """What an evaluation goes over, and how."""
+
+    rows: Rows
+    batch: int
+    grid: Mesh
+    limit: int = 0  # look at so many of the rows; 0: all
+
+
+def splits(run: Run) -> dict[str, Split]:
+    """Those of dev and test that a run has."""
+    c = run.config
+    found = {"dev": (run.data.dev, c.data.dev_size), "test": (run.data.test, 0)}
+    return {name: Split(rows, c.eval_batch or c.batch, run.mesh, limit) for name, (rows, limit) in found.items() if rows is not None}
+
+
+def judged(run: Run, values: Mapping[str, float], k: int, progress: Progress) -> Progress:
+    """The progress after an evaluation on dev at step `k`, by the metric that chooses the best step."""
+    metric = build.metric(run)
+    if metric == "last":
+        return progress
+    return judge(objectives.falls(run.net.objective, metric), values[metric], k, progress)
 
 
 def judge(falls: bool, value: float, k: int, progress: Progress) -> Progress:
     """Whether step `k` is the best so far; NaN never is.
 
     Args:
-      falls: the lower the value, the better (`objectives.falls`).
+      falls: the lower the value, the better.
     """
     better = math.isfinite(value) and (progress.best is None or (value < progress.best if falls else value > progress.best))
     if better:
@@ -28,21 +55,50 @@ def judge(falls: bool, value: float, k: int, progress: Progress) -> Progress:
     return progress._replace(evals_since_best=progress.evals_since_best + 1)
 
 
+def evaluate(net: step.Net, params: Flat, rows: Rows, batch: int, grid: Mesh, limit: int = 0) -> dict[str, float]:
+    """Metrics over a split."""
+    return net.objective.metrics(sums(functools.partial(_eval_step(net), params), Split(rows, batch, grid, limit)))
+
+
+def outputs(net: step.Net, params: Flat, rows: Rows, batch: int, grid: Mesh, limit: int = 0) -> dict[str, np.ndarray]:
+    """The objective's outputs of every row, [N, …] in the order of the rows, on every process the same."""
+    compiled, split = functools.partial(_output_step(net, grid), params), Split(rows, batch, grid, limit)
+    parts = jax.device_get(_over(compiled, split))
+    looked_at = len(pipeline.looked_at(len(rows), limit, getattr(rows, "label", None)))
+    return {name: np.concatenate([part[name] for part in parts])[:looked_at] for name in parts[0]} if parts else {}
+
+
+def sums(compiled: Callable[..., Any], split: Split) -> record.Sums:
+    """Global sums over a split.
+
+    Args:
+      compiled: `(batch, constants) -> sums`.
+    """
+    return total(_over(compiled, split))
+
+
+def _over(compiled: Callable[..., Any], split: Split) -> list[Any]:
+    """What a compiled step gives for each batch; the last is filled up with rows that do not count."""
+    size = math.ceil(split.batch / split.grid.size) * split.grid.size
+    constants, made = feature_cache.constants(split.rows), list[Any]()
+    for batch in pipeline.eval_batches(split.rows, size, split.limit):
+        made.append(compiled(mesh.put(batch, split.grid), constants))
+        jax.block_until_ready(made[-3:-2])  # with hidden states batches are large: few wait on the devices
+    return made
+
+
 @functools.lru_cache(maxsize=64)
 def _eval_step(net: step.Net) -> Callable[..., Any]:
     return jax.jit(step.eval_step(net))
 
 
-def evaluate(net: step.Net, params: Flat, rows: Rows, batch: int, grid: Any, limit: int = 0) -> dict[str, float]:
-    """Metrics over a split, from global sums; the last batch is padded with rows that do not count."""
-    batch = math.ceil(batch / grid.size) * grid.size
-    constants = feature_cache.constants(rows)
-    parts = [_eval_step(net)(params, mesh.put(b, grid), constants) for b in pipeline.eval_batches(rows, batch, limit)]
-    return net.objective.metrics(total(parts))
+@functools.lru_cache(maxsize=8)
+def _output_step(net: step.Net, grid: Mesh) -> Callable[..., Any]:
+    return jax.jit(step.output_step(net), out_shardings=mesh.replicated(grid))
 
 
 def total(parts: list[record.Sums]) -> record.Sums:
-    """The sum of many steps' sums, added on the host after all were dispatched."""
+    """The sum of many steps' sums, added on the host."""
     return functools.reduce(record.add, jax.device_get(parts), None)  # type: ignore[arg-type, return-value]
 
 

@@ -244,6 +244,16 @@ def eval_step(net: Net) -> Callable[..., Sums]:
     return lambda params, batch, constants: net.sums(params, batch, jax.random.key(0), constants=constants)
 
 
+def output_step(net: Net) -> Callable[..., dict[str, jax.Array]]:
+    """The pure step `(params, batch, constants) -> outputs`, a row each; masks as at every evaluation."""
+
+    def step(params: Flat, batch: Mapping[str, jax.Array], constants: Constants) -> dict[str, jax.Array]:
+        inputs = net.inputs(batch, jax.random.key(0), constants)
+        return net.objective.outputs(net.predict(params, inputs), inputs)
+
+    return step
+
+
 def compile_train(
     net: Net, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, parallel: str, no_dropout: frozenset[str] = frozenset()
 ) -> Callable[..., tuple[TrainState, Sums]]:

@@ -10,17 +10,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft import objectives
 from ptft.core import checkpoint, mesh, record, startup
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError
 from ptft.freeze import ledger, quantize, resolve
-from ptft.train import build, contract, cost, description, evaluate, feature_cache, pipeline, programs, spec, weights
+from ptft.train import build, contract, cost, description, evaluate, feature_cache, pipeline, programs, result, schedule, spec, weights
 from ptft.train import state as states
 from ptft.train.build import Run
 from ptft.train.programs import Program
-from ptft.train.state import Progress, RunState
+from ptft.train.result import Ended
+from ptft.train.state import RunState
 
 PREEMPTED = 75  # exit code: stopped from outside, and saved
 
@@ -59,20 +59,12 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
     with closing(record.Log(workdir, resume_step=at or 0, tensorboard=board, total_steps=total, quiet=quiet)) as log:
         state, pace = fit(run, cached_run, program, state, workdir, header, log, quiet)
         prove(run, state, workdir, quiet)
-        result = final_metrics(run, state, workdir, log)
-    steps, progress = int(state.train_state.step), state.progress
-    trainable, total = run.plan.counts()
-    result |= {
-        "seconds": progress.seconds,
-        "seconds_per_step": statistics.median(pace[1:] or pace) if pace else progress.seconds / max(steps, 1),
-        "trainable": trainable,
-        "total": total,
-        "trainable_share": trainable / total,
-        "flops_per_step": progress.mean_flops(steps),
-        **{k: header[k] for k in ("config_hash", "versions", "device", "data")},
-    }
-    record.write_json(workdir / "result.json", result)
-    return result
+        ended = final_metrics(run, state, workdir, log)
+    progress = state.progress
+    a_step = statistics.median(pace[1:] or pace) if pace else progress.seconds / max(ended.steps, 1)
+    found = result.of(run, header, progress, ended, a_step).to_json()
+    record.write_json(workdir / "result.json", found)
+    return found
 
 
 def enter(run: Run, state: RunState, quiet: bool) -> tuple[Run, Program, RunState]:
@@ -116,13 +108,12 @@ def fit(
 ) -> tuple[RunState, list[float]]:
     """The loop, from the step that `state` is at; also returns the seconds a step between two lines of the log."""
     c, d = run.config, run.durations
-    chosen_by, at = build.metric(run), int(state.train_state.step)
-    falls = objectives.falls(run.net.objective, chosen_by)
+    at = int(state.train_state.step)
     seed = jax.device_put(np.uint32(c.seed), mesh.replicated(run.mesh))
     batches = pipeline.train_batches(cached_run.data.train, run.used, c.seed, c.batch, at, d.total)
     window: list[record.Sums] = [evaluate.as_sums(state.progress.window)] if state.progress.window else []
     pace: list[float] = []
-    done = at == d.total or stopped_early(run, state.progress)
+    done = at == d.total or schedule.stopped_early(run, state.progress)
     with mesh.preemption() as caught:
         clock = time.perf_counter()
         begun = clock - state.progress.seconds
@@ -138,31 +129,27 @@ def fit(
                 startup.stepped(sums)
             window.append(sums)
             jax.block_until_ready(window[-3:-2])  # steps run ahead of this loop, but not so far that a signal waits for many
-            dev = cached_run.data.dev if evaluated_at(run, k) else None
-            due_save = k == d.total or (d.save > 0 and k % d.save == 0)
-            due_line = dev is not None or due_save or k % d.log == 0
-            stop = mesh.agreed(bool(caught), due_line)  # read once: a later signal counts at the next step
-            if not (due_line or stop):
+            due = schedule.at(run, k)
+            stop = mesh.agreed(bool(caught), any(due))  # read once: a later signal counts at the next step
+            if not (any(due) or stop):
                 continue
             window = [evaluate.total(window)]
             values = evaluate.of_window(run.net, window[0], k)
-            if due_line:
+            if any(due):
                 pace.append((time.perf_counter() - clock) / (k - at))
                 log.write(k, "train", values)
                 window = []
             progress = state.progress
-            if dev is not None:
-                size, limit = c.eval_batch or c.batch, c.data.dev_size
-                values = evaluate.evaluate(cached_run.net, state.params, dev, size, run.mesh, limit)
+            if due.evaluate:
+                values = evaluate.evaluate(cached_run.net, state.params, *evaluate.splits(cached_run)["dev"])
                 log.write(k, "dev", values)
-                if chosen_by != "last":
-                    progress = evaluate.judge(falls, values[chosen_by], k, progress)
-                    if progress.best_step == k:
-                        checkpoint.save_best(workdir, k, states.stored(run, state), states.meta(run, state, header))
-            done = k == d.total or stopped_early(run, progress)
+                progress = evaluate.judged(run, values, k, progress)
+                if progress.best_step == k:
+                    checkpoint.save_best(workdir, k, states.stored(run, state), states.meta(run, state, header))
+            done = k == d.total or schedule.stopped_early(run, progress)
             rest = jax.tree.map(lambda x: np.asarray(x).tolist(), window[0]) if window else None
             state = state._replace(progress=progress._replace(seconds=time.perf_counter() - begun, window=rest))
-            if due_save or done or stop:
+            if due.save or done or stop:
                 checkpoint.save(workdir, k, states.stored(run, state), train_state.opt, states.meta(run, state, header), keep=c.keep)
             if stop:
                 why = f"signal {caught[0]}" if caught else "a signal to another process"
@@ -174,19 +161,7 @@ def fit(
     return state, pace
 
 
-def evaluated_at(run: Run, k: int) -> bool:
-    """Whether step `k` is evaluated on dev. The last one is evaluated after the loop anyway, and in it only to choose the best."""
-    d = run.durations
-    last = k == d.total and build.metric(run) != "last"
-    return last or (d.evaluate > 0 and k % d.evaluate == 0)
-
-
-def stopped_early(run: Run, progress: Progress) -> bool:
-    """Whether waiting for a better best has ended the run; before its last phase it never does."""
-    return 0 < run.config.early_stop <= progress.evals_since_best and progress.phase + 1 == len(run.phases)
-
-
-def final_metrics(run: Run, state: RunState, workdir: Path, log: record.Log) -> dict[str, Any]:
+def final_metrics(run: Run, state: RunState, workdir: Path, log: record.Log) -> Ended:
     """Dev and test metrics of the best parameters, or of the last where nothing chose a best."""
     c, steps, progress, params = run.config, int(state.train_state.step), state.progress, state.params
     best_step = steps
@@ -194,14 +169,12 @@ def final_metrics(run: Run, state: RunState, workdir: Path, log: record.Log) -> 
         changed, loaded = checkpoint.load_params(workdir, None, skip="", new_ok="")
         whole = quantize.computed({**state.frozen, **state.train_state.params, **changed}, loaded.meta["thin"], c.frozen_dtype)
         params, best_step = jax.device_put(whole, mesh.replicated(run.mesh)), loaded.step
-    logged = c.best != "last" or (run.durations.evaluate > 0 and steps % run.durations.evaluate == 0)
-    result: dict[str, Any] = {"best_step": best_step, "steps": steps, "chosen_by": None if progress.best is None else build.metric(run)}
-    for split, rows, limit in (("dev", run.data.dev, c.data.dev_size), ("test", run.data.test, 0)):
-        if rows is not None:
-            result[split] = evaluate.evaluate(run.net, params, rows, c.eval_batch or c.batch, run.mesh, limit)
-            if split == "test" or not logged:
-                log.write(best_step, split, result[split])
-    return result
+    scores = {}
+    for name, split in evaluate.splits(run).items():
+        scores[name] = evaluate.evaluate(run.net, params, *split)
+        if name == "test" or not schedule.at(run, steps).evaluate:  # or the loop has written it
+            log.write(best_step, name, scores[name])
+    return Ended(steps, best_step, scores)
 
 
 def finished(config: Config, workdir: Path) -> dict[str, Any] | None:

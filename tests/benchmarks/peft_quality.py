@@ -73,7 +73,7 @@ def compare(data: Path, minilm: Path, args: argparse.Namespace, strategy: str) -
     asked = [config(data, minilm, args, strategy, seed) for seed in range(args.seeds)]
     begun = time.perf_counter()
     outcomes = {i: o for some in vectorized.train_together(asked) for i, o in some.items()}
-    ours = {seed: outcomes[seed]["test"]["accuracy"] for seed in range(args.seeds)}
+    ours = {seed: outcomes[seed].test["accuracy"] for seed in range(args.seeds)}
     middle = time.perf_counter()
     runs = [build.build(c) for c in asked]
     theirs = {r.config.seed: torch_accuracy(classifier(r, minilm), r, r.data.test, r.config.eval_batch) for r in runs}

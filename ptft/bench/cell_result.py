@@ -1,0 +1,61 @@
+"""What a cell has come to, as a value and as its part of the cell's row."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+Scores = Mapping[str, float | None]
+NULL = ("chosen_by", "seconds_per_step", "seconds_low", "seconds_high", "flops_per_step", "forgetting")  # rows of runs say null
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """None is what this kind of cell does not have, or what is not known of it."""
+
+    dev: Scores | None = None
+    test: Scores | None = None
+    lower_is_better: Sequence[str] | None = None  # of the metrics
+    config_hash: str | None = None
+    versions: Mapping[str, str] | None = None
+    device: Mapping[str, Any] | None = None
+    data: Mapping[str, Any] | None = None
+    # Of a run (`ptft.train.result`)
+    best_step: int | None = None
+    steps: int | None = None
+    chosen_by: str | None = None
+    seconds: float | None = None
+    trainable: int | None = None
+    total: int | None = None
+    trainable_share: float | None = None
+    drift: Mapping[str, float | None] | None = None  # of each parameter that moved
+    forgetting: Mapping[str, float] | None = None
+    chosen: str | None = None  # what auto(…) came to
+    members: int | None = None  # of those that trained together
+    # What a step of it costs, measured apart (`ptft.bench.probe`)
+    seconds_per_step: float | None = None
+    seconds_low: float | None = None
+    seconds_high: float | None = None
+    flops_per_step: float | None = None
+    bytes: Mapping[str, int | None] | None = None
+    # Of a reference
+    notes: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], **more: Any) -> "CellResult":
+        """From what a run's result or a cell's row holds, and what is known besides."""
+        return cls(**{f.name: found[f.name] for f in fields(cls) if f.name in found} | more)
+
+    def costing(self, row: Mapping[str, Any]) -> "CellResult":
+        """With what a step costs, by the row of a probe."""
+        sizes = {key.removesuffix("_bytes"): row[key] for key in row if key.endswith("_bytes") and key != "device_bytes"}
+        times = {key: row.get(key) for key in ("seconds_per_step", "seconds_low", "seconds_high")}
+        return replace(self, flops_per_step=row["flops"], bytes=sizes, **times)
+
+    def to_row(self) -> dict[str, Any]:
+        kept = NULL if self.steps is not None else ()
+        return {f.name: x for f in fields(self) if (x := getattr(self, f.name)) is not None or f.name in kept}
+
+
+def drift(ledger: Mapping[str, Any]) -> dict[str, float | None]:
+    """Of each parameter that moved, how far, by the ledger of a run's freeze."""
+    return {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}
