@@ -14,8 +14,9 @@ import tiny
 
 from ptft import data, objectives
 from ptft.cli import predict, tables, texts
-from ptft.core import config
+from ptft.core import config, mesh
 from ptft.core.errors import UserError
+from ptft.train import evaluate
 
 
 def options(**values):
@@ -178,9 +179,9 @@ def test_rows_of_any_length_get_what_they_get_together():
     net, params = net._replace(objective=tiny.objective("classify", seq_len=40)), tiny.params(net)
     records = [{"text": " ".join(f"w{i + n}" for i in range(n))} for n in (50, 3, 20, 39, 0)]
     rows = net.objective.ask(records, tiny.TOKENIZER)
-    predict._step.cache_clear()
+    evaluate._output_step.cache_clear()
     found = predict.outputs(net, params, rows, 2)
-    assert predict._step(net)._cache_size() == 2  # of 32 and of 40 tokens
+    assert evaluate._output_step(net, mesh.make(1))._cache_size() == 2  # of 32 and of 40 tokens
     batch = rows.batch(np.arange(5))
     want = jax.nn.softmax(jax.jit(lambda p, b: net.predict(p, objectives.pair_inputs(b)))(params, batch))
     np.testing.assert_allclose([row["probabilities"] for row in found], want, atol=1e-5)

@@ -4,13 +4,12 @@ The objective decides how it is asked (`ask`), what is computed (`outputs`) and 
 """
 
 import contextlib
-import functools
 import itertools
 import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ import jax
 import numpy as np
 
 from ptft.cli import tables, texts
-from ptft.core import checkpoint
+from ptft.core import checkpoint, mesh
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
 from ptft.core.tree import Flat
 from ptft.data import files
-from ptft.objectives import Rows
-from ptft.train import build, spec, weights
+from ptft.objectives import ArrayRows, Rows
+from ptft.train import build, evaluate, spec, weights
 from ptft.train.step import Net
 
 HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, as broken JSON has it, is no text
@@ -46,26 +45,21 @@ def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[st
     return config, tokenizer, net, params, run["labels"]
 
 
-@functools.lru_cache(maxsize=1)
-def _step(net: Net) -> Callable[..., dict[str, jax.Array]]:
-    def outputs(params: Flat, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        inputs = net.objective.prepare(batch, jax.random.split(jax.random.key(0), len(batch["length"])))
-        return net.objective.outputs(net.predict(params, inputs), inputs)
-
-    return jax.jit(outputs)
-
-
 def outputs(net: Net, params: Flat, rows: Rows, size: int) -> list[dict[str, Any]]:
     """Each row's arrays with what the net makes of them. Rows of like length go together, so that short ones are not padded
     to the longest; there are few lengths, so that few programs are compiled."""
-    batch = rows.batch(np.arange(len(rows)))
+    batch, grid = rows.batch(np.arange(len(rows))), mesh.make(1)
     order, found = np.argsort(batch["length"], kind="stable"), [dict[str, Any]()] * len(rows)
+    by_width: dict[int, list[int]] = {}
     for at in range(0, len(order), size):
         index = order[at : at + size]
-        part = {k: x[np.resize(index, size)] for k, x in batch.items()}
-        width = 1 << max(5, int(part["length"].max() - 1).bit_length())
-        made = jax.device_get(_step(net)(params, {**part, "tokens": part["tokens"][:, :width]}))
-        for i, row in enumerate(index):
+        width = 1 << max(5, int(batch["length"][index].max() - 1).bit_length())
+        by_width.setdefault(width, []).extend(index.tolist())
+    for width, numbers in by_width.items():
+        part = {k: x[numbers] for k, x in batch.items()}
+        cut = ArrayRows({**part, "tokens": part["tokens"][:, :width]}, {})
+        made = evaluate.outputs(net, params, cut, size, grid)
+        for i, row in enumerate(numbers):
             found[row] = {k: x[i] for k, x in {**part, **made}.items()}
     return found
 

@@ -4,6 +4,7 @@ A file exports `SPEC` (its keys of `config.objective`) and `build(config, tokeni
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -23,13 +24,30 @@ from ptft.models.layers import Style
 class Rows(Protocol):
     """Fixed-shape examples on the host, by index, so that a batch is a pure function of its indices."""
 
-    notes: Mapping[str, int]  # counts worth printing: truncated, empty …
+    @property
+    def notes(self) -> Mapping[str, int]:
+        """Counts worth printing: truncated, empty …"""
+        ...
 
     def __len__(self) -> int: ...
 
     def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """The rows at `index` i64[B] as named arrays, each with a leading axis B."""
         ...
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """Rows that lie in memory, padded: arrays with a leading axis N."""
+
+    arrays: Mapping[str, np.ndarray]
+    notes: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        return {k: x[index] for k, x in self.arrays.items()}
 
 
 @runtime_checkable

@@ -25,7 +25,7 @@ from ptft.core.record import Sums, divide
 from ptft.data import Source
 from ptft.inputs.tokenizer import Tokenizer
 from ptft.models.layers import ACTIVATIONS, LayerNorm, Style, dense
-from ptft.objectives import pair_inputs, plain_text, token_dtype
+from ptft.objectives import ArrayRows, pair_inputs, plain_text, token_dtype
 
 SPEC = {
     "seq_len": Field(128, int, lo=8, doc="tokens a row, [CLS] and [SEP] among them"),
@@ -212,20 +212,6 @@ class PairRows:
         return {**out, "continues": inside} if o.whole_word else out
 
 
-@dataclass(frozen=True)
-class GapRows:
-    """Texts with gaps, padded: `position` i32[N, P] says where the gaps are, `gaps` i32[N] how many."""
-
-    arrays: Mapping[str, np.ndarray]
-    notes: Mapping[str, int]
-
-    def __len__(self) -> int:
-        return len(self.arrays["length"])
-
-    def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        return {k: x[index] for k, x in self.arrays.items()}
-
-
 def choose_words(
     u: Float[Array, "B T"], free: Bool[Array, "B T"], continues: Bool[Array, "B T"], quota: Int[Array, "B"]
 ) -> Bool[Array, "B T"]:
@@ -383,8 +369,9 @@ class MlmNsp:
         means = {k: float(v) for k, v in divide(sums).items()}
         return {**means, "loss": sum(means[k] for k in self.loss), "perplexity": float(np.exp(means["mlm_loss"]))}
 
-    def ask(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> GapRows:
-        """Rows of texts with gaps, which the mask token's name marks, or of pairs, where the run knows what follows what."""
+    def ask(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> ArrayRows:
+        """Rows of texts with gaps, which the mask token's name marks, or of pairs, where the run knows what follows what: `position`
+        i32[N, P] says where the gaps are, `gaps` i32[N] how many."""
         gap, rows, cut = tokenizer.vocab[tokenizer.mask], [], 0
         for r in records:
             parts = [tokenizer.encode_gaps(r[k]) for k in ("text", "text_b") if k in r]
@@ -406,7 +393,7 @@ class MlmNsp:
         width = 1 << int(gaps.max(initial=1) - 1).bit_length()  # few programs
         position = np.argsort(tokens != tokenizer.mask, axis=1, kind="stable")[:, :width].astype(np.int32)
         arrays = {"tokens": tokens, "length": length, "segment_b": second, "position": position, "gaps": gaps}
-        return GapRows(arrays, {"truncated": cut})
+        return ArrayRows(arrays, {"truncated": cut})
 
     def outputs(self, predictions: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:
         # A model may have more rows than the vocabulary has entries.
