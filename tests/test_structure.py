@@ -26,7 +26,7 @@ WINGS = {
     ],
     "planning": ["importance", "plans", "auto"],
     "bench": [
-        "stats", "identity", "protocol", "results", "cell_result", "locks", "features", "baselines", "forgetting", "vectorized",
+        "stats", "identity", "protocol", "cell_result", "results", "locks", "features", "baselines", "forgetting", "vectorized",
         "probe", "cell", "running", "schedule", "runner", "tune", "expectations",
     ],
     "report": [

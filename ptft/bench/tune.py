@@ -48,9 +48,12 @@ ALL = "0"  # the one thing there is to lock
 
 
 class Search(NamedTuple):
-    """What is searched, and by what."""
+    """What is searched, by what and where."""
 
-    base: Config  # without a test split
+    workdir: Path
+    page: Sequence[str]  # arguments of the command line that name the config
+    test: str  # the split that the best trial alone is evaluated on
+    base: Config  # without it
     space: dict[str, tuple[Any, float]]  # name -> (freeze, factor of the learning rate)
     low: float
     high: float
@@ -76,7 +79,7 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
     record.claim(workdir, "tune.json")
     whole = spec.resolve({k: v for k, v in values.items() if k != "tune"})
     section = configs.resolve({"tune": values.get("tune", {})}, {"tune": SPEC})
-    search = _search(whole, section.tune)
+    search = _search(whole, section.tune, workdir, page)
     plain, file = {**whole.to_dict(), **section.to_dict()}, workdir / "tune.json"
     known = results.read_json(file) if file.exists() else {}
     if known and (changes := configs.difference(known["config"], plain)):
@@ -102,14 +105,14 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
             if caught:
                 record.say(f"stopped by signal {caught[0]}; the same command goes on from here")
                 raise SystemExit(train.PREEMPTED)
-            _trial(optuna, study, search, workdir, f"trial {len(_done(study)) + 1}/{trials}")
+            _trial(optuna, study, search, f"trial {len(_done(study)) + 1}/{trials}")
             found["trials"] = _rows(study)
             record.write_json(file, found)
-            _clear(study, search, workdir)
+            _clear(study, search)
             record.say(f"trial {len(found['trials'])}/{trials} {_news(found['trials'][-1], search.metric)}")
         found["trials"] = _rows(study)
         found["untried"] = [name for name in search.space if name not in {r["freeze"] for r in found["trials"]}]
-        found["best"] = _best(study, search, whole, workdir, page, known.get("best"), found["trials"])
+        found["best"] = _best(study, search, known.get("best"), found["trials"])
     record.write_json(file, found)
     return found
 
@@ -123,7 +126,7 @@ def _optuna() -> Any:
     return optuna
 
 
-def _search(config: Config, tune: Config) -> Search:
+def _search(config: Config, tune: Config, workdir: Path, page: Sequence[str]) -> Search:
     """Raises UserError for whatever would make a trial fail."""
     if not config.data.dev:
         raise UserError("trials are judged on dev; expected data.dev='KIND:WHERE'")
@@ -144,7 +147,8 @@ def _search(config: Config, tune: Config) -> Search:
     base = config.replace(**{"data.test": "", "tensorboard": False})
     nets = [auto.unchosen(base.replace(freeze=f)).net for f, _ in space.values()]
     metric = config.best if config.best not in ("", "last") else nets[0].objective.best
-    return Search(base, space, float(tune.lr[0]), float(tune.lr[1]), metric, nets[0].objective.lower_is_better)
+    low, high = map(float, tune.lr)
+    return Search(workdir, page, config.data.test, base, space, low, high, metric, nets[0].objective.lower_is_better)
 
 
 @contextmanager
@@ -170,7 +174,7 @@ def _retry(optuna: Any, study: Any) -> None:
         study.tell(t.number, state=optuna.trial.TrialState.FAIL)
 
 
-def _trial(optuna: Any, study: Any, search: Search, workdir: Path, label: str) -> None:
+def _trial(optuna: Any, study: Any, search: Search, label: str) -> None:
     """Runs one trial, cheaply and, if that is promising, as a whole."""
     # As if it had never stopped: what is proposed hangs on the seed and on the trials that count.
     study.sampler = optuna.samplers.TPESampler(seed=search.base.seed + len(_done(study)))
@@ -183,12 +187,12 @@ def _trial(optuna: Any, study: Any, search: Search, workdir: Path, label: str) -
     less = "whole at once" if cheap == config else f"for {cheap.train_for}"
     less = less if cheap.freeze == config.freeze else f"as {cheap.freeze}"
     record.say(f"{label} {name}, lr {config.optim.lr:g}: tried {less}")
-    score, error = _score(cheap, search.metric, workdir)
+    score, error = _score(cheap, search)
     trial.set_user_attr("cheap", {**how, "dev": record.plain(score), "error": error, "seconds": time.perf_counter() - begun})
     if math.isfinite(score):
         trial.report(score, 0)
         if not trial.should_prune():
-            score, error = _score(config, search.metric, workdir)
+            score, error = _score(config, search)
             trial.set_user_attr("seconds", time.perf_counter() - begun)
             if math.isfinite(score):
                 study.tell(trial, score)
@@ -224,25 +228,25 @@ def cheaper(config: Config) -> Config:
     return short
 
 
-def _score(config: Config, metric: str, workdir: Path) -> tuple[float, str]:
+def _score(config: Config, search: Search) -> tuple[float, str]:
     """(the dev metric, ""), or of a run that diverged (nan, why)."""
     try:
-        folder = _folder(config, workdir)
-        found = float(train.run(config, folder, quiet=True, chosen=auto.choose(config, folder))["dev"][metric])
-        return found, "" if math.isfinite(found) else f"dev {metric} is {found}"
+        folder = _folder(config, search)
+        found = float(train.run(config, folder, quiet=True, chosen=auto.choose(config, folder))["dev"][search.metric])
+        return found, "" if math.isfinite(found) else f"dev {search.metric} is {found}"
     except UserError as e:
         return math.nan, str(e)
 
 
-def _folder(config: Config, workdir: Path) -> Path:
-    return workdir / "runs" / configs.digest(config)
+def _folder(config: Config, search: Search) -> Path:
+    return search.workdir / "runs" / configs.digest(config)
 
 
-def _clear(study: Any, search: Search, workdir: Path) -> None:
+def _clear(study: Any, search: Search) -> None:
     """Of all runs, that of the best trial is needed once more."""
     best = _winner(study)
-    keep = _folder(_config(search, best.params["freeze"], best.params["lr"]), workdir) if best else None
-    for folder in (workdir / "runs").glob("*"):
+    keep = _folder(_config(search, best.params["freeze"], best.params["lr"]), search) if best else None
+    for folder in (search.workdir / "runs").glob("*"):
         if folder != keep:
             shutil.rmtree(folder)
 
@@ -251,20 +255,19 @@ def _winner(study: Any) -> Any:
     return study.best_trial if any(t.state.name == "COMPLETE" for t in _done(study)) else None
 
 
-def _best(
-    study: Any, search: Search, whole: Config, workdir: Path, page: Sequence[str], before: Any, rows: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def _best(study: Any, search: Search, before: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The best trial, its command, and its metrics on test, which are computed once."""
     if (best := _winner(study)) is None:
         raise UserError(
-            f"none of {len(_done(study))} trials gave a finite dev {search.metric}; lower optim.lr or tune.lr: see {workdir}/tune.json"
+            f"none of {len(_done(study))} trials gave a finite dev {search.metric}; lower optim.lr or tune.lr: see {search.workdir}/tune.json"
         )
     config = _config(search, best.params["freeze"], best.params["lr"])
-    words = [*page, f"--config.freeze={best.params['freeze']}", f"--config.optim.lr={config.optim.lr:g}", "--workdir", f"{workdir}/best"]
+    changes = [f"--config.freeze={best.params['freeze']}", f"--config.optim.lr={config.optim.lr:g}"]
+    words = [*search.page, *changes, "--workdir", f"{search.workdir}/best"]
     row = {**next(r for r in rows if r["params"] == best.params), "command": "ptft train " + shlex.join(words)}
     if before and before["params"] == best.params:
         return {**row, "test": before["test"]}
-    return {**row, "test": _test(config.replace(**{"data.test": whole.data.test}), _folder(config, workdir)) if whole.data.test else None}
+    return {**row, "test": _test(config.replace(**{"data.test": search.test}), _folder(config, search)) if search.test else None}
 
 
 def _test(config: Config, folder: Path) -> dict[str, float]:
