@@ -1,5 +1,6 @@
 """ptft.bench: which cells, running and resuming them, and reading them. Most of the training is faked."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import pytest
 from ptft.bench import baselines, features, identity, locks, probe, protocol, results, runner, running, schedule
 from ptft.bench import cell as work
 from ptft.bench.baselines import Unavailable
-from ptft.bench.cell_result import CellResult
+from ptft.bench.cell_result import CellResult, Row
 from ptft.core import pages, record
 from ptft.core.config import Field
 from ptft.core.config import resolve as check
@@ -549,6 +550,14 @@ def test_a_failed_cell_is_recorded_shown_and_tried_again(tmp_path, capsys):
     again = Train()
     assert [r["status"] for r in bench(tmp_path, again)] == ["ok"] * 4
     assert len(again.calls) == 1 and not (tmp_path / "cells" / rows[1]["cell"]).exists()
+
+
+def test_a_row_holds_its_result(tmp_path):
+    assert {f.name for f in dataclasses.fields(CellResult)} <= Row.__annotations__.keys()
+    (row, *_) = bench(tmp_path, Train())
+    assert row.keys() <= Row.__annotations__.keys() and CellResult.of(row) == result(0.8)
+    nothing = {k: row[k] for k in ("chosen_by", "seconds_low", "seconds_high", "forgetting")}
+    assert set(nothing.values()) == {None} and not {"chosen", "members", "notes"} & row.keys()  # said of every run, or only where it is
 
 
 def test_what_cannot_be_had_is_no_failure(tmp_path, capsys):

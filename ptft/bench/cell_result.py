@@ -1,8 +1,8 @@
-"""What a cell has come to, as a value and as its part of the cell's row."""
+"""What a cell has come to, as a value and as the row that its file holds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict, cast
 
 Scores = Mapping[str, float | None]
 NULL = ("chosen_by", "seconds_per_step", "seconds_low", "seconds_high", "flops_per_step", "forgetting")  # rows of runs say null
@@ -54,6 +54,71 @@ class CellResult:
     def to_row(self) -> dict[str, Any]:
         kept = NULL if self.steps is not None else ()
         return {f.name: x for f in fields(self) if (x := getattr(self, f.name)) is not None or f.name in kept}
+
+
+class Row(TypedDict, total=False):
+    """What a cell's file holds, as JSON has it. Rows of other versions and of cells that failed lack some of it."""
+
+    cell: str  # the hash, then the labels (`protocol.LABELS`)
+    strategy: str
+    task: str
+    model: str
+    size: int
+    lr: float | None
+    seed: int
+    kind: str
+    repeat: bool
+
+    status: str  # "ok", "failed" or "skipped"
+    error: str
+    traceback: str | None
+
+    metric: str  # by which it is judged
+    freeze: Any
+    train_for: str | int
+    budget: Mapping[str, Any]
+    init_from: str
+    config: Mapping[str, Any]
+    command: str  # that runs it alone
+
+    # What a `CellResult` has
+    dev: Scores | None
+    test: Scores | None
+    lower_is_better: Sequence[str]
+    config_hash: str
+    versions: Mapping[str, str]
+    device: Mapping[str, Any]
+    data: Mapping[str, Any]
+    best_step: int
+    steps: int
+    chosen_by: str | None
+    seconds: float
+    trainable: int
+    total: int
+    trainable_share: float
+    drift: Mapping[str, float | None]
+    forgetting: Mapping[str, float] | None
+    chosen: str
+    members: int
+    seconds_per_step: float | None
+    seconds_low: float | None
+    seconds_high: float | None
+    flops_per_step: float | None
+    bytes: Mapping[str, int | None] | None
+    notes: Mapping[str, Any]
+
+    wall_seconds: float  # of all that was done for it
+    isolated: bool  # in a process of its own, whose peaks are the cell's
+    peak_rss: int | None
+    peak_device: int | None
+
+    baseline: str  # of the folder that it was read from (`results.merge`)
+    page: Mapping[str, Any]
+
+
+def row_of(*parts: Mapping[str, Any]) -> Row:
+    """What JSON holds, as a row; what a later part says counts."""
+    return cast(Row, {key: value for part in parts for key, value in part.items()})
 
 
 def drift(ledger: Mapping[str, Any]) -> dict[str, float | None]:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ptft.bench import results, stats
-from ptft.bench.results import Row
+from ptft.bench.cell_result import Row
 
 Scores = Mapping[int, float]
 Verdict = bool | None  # None: open
@@ -215,7 +215,8 @@ def _all(verdicts: Sequence[Verdict]) -> Verdict:
 
 def time_never_beats_flops(part: Part) -> tuple[Verdict, str] | None:
     def median(name: str, key: str) -> float | None:
-        values = [r[key] for r in part.rows.get(name, ()) if r.get(key)]
+        rows: Sequence[Mapping[str, Any]] = part.rows.get(name, ())
+        values = [r[key] for r in rows if r.get(key)]
         return statistics.median(values) if values else None
 
     base = {key: median("full", key) for key in ("seconds_per_step", "flops_per_step")}

@@ -4,15 +4,17 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ptft.bench import stats
+from ptft.bench.cell_result import Row, row_of
 from ptft.bench.protocol import LABELS, describe
 from ptft.core import config as configs
 from ptft.core import record
 from ptft.core.errors import UserError
 
-Row = dict[str, Any]  # what a cell's file holds: `runner.attempt`
+Split = Literal["dev", "test"]
+OLDER = {"task": "task", "model": "", "size": 0, "lr": None, "kind": "train", "repeat": False, "error": ""}  # what rows of old lack
 
 
 def higher_is_better(metric: str, rows: Iterable[Mapping[str, Any]]) -> bool:
@@ -43,14 +45,14 @@ def read(folder: Path) -> list[Row]:
         row = read_json(file)
         if missing := [k for k in ("cell", "strategy", "seed", "status") if k not in row]:
             raise UserError(f"{file}: expected the row of a cell, got one without {', '.join(missing)}; remove the file")
-        rows.append({"task": "task", "model": "", "size": 0, "lr": None, "kind": "train", "repeat": False, "error": "", **row})
+        rows.append(row_of(OLDER, row))
     return rows
 
 
 def finished(folder: Path, cell: str) -> Row | None:
     """The row of a cell that has finished."""
     file = folder / "cells" / f"{cell}.json"
-    row = read_json(file) if file.exists() else {}
+    row = row_of(read_json(file) if file.exists() else {})
     return row if row.get("status") == "ok" else None
 
 
@@ -125,7 +127,7 @@ def merge(folders: Sequence[Path]) -> Merged:
 def _called(row: Row, now: Mapping[str, Any]) -> Row:
     """A row as the folder's `bench.json` has it now: cells with the same steps in two budgets are the same cells."""
     kind = now.get("budget", budget(row))
-    return {**row, **now, "budget": {**(row.get("budget") or {}), "kind": kind}}
+    return row_of(row, now, {"budget": {**(row.get("budget") or {}), "kind": kind}})
 
 
 def budget(row: Row) -> str:
@@ -160,11 +162,13 @@ def _refuse_twins(rows: Sequence[Row], source: Mapping[str, Path]) -> None:
 
 def _conflict(a: Row, b: Row) -> str:
     """How two results of one cell differ; "" if they do not, beyond the rounding in which cells that trained together differ."""
-    for split in ("test", "dev"):
+    splits: tuple[Split, ...] = ("test", "dev")
+    for split in splits:
         x, y = a.get(split) or {}, b.get(split) or {}
         for key in x.keys() & y.keys():
-            if x[key] is None or y[key] is None or not math.isclose(x[key], y[key], rel_tol=1e-3, abs_tol=1e-6):
-                return f"{split} {key} is {x[key]} and {y[key]}"
+            p, q = x[key], y[key]
+            if p is None or q is None or not math.isclose(p, q, rel_tol=1e-3, abs_tol=1e-6):
+                return f"{split} {key} is {p} and {q}"
     return ""
 
 
@@ -197,7 +201,7 @@ def _quoted(mine: list[Row], metric: str, higher: bool) -> Quoted:
     return Quoted(lr, [r for r in mine if r["lr"] == lr], tried)
 
 
-def score(row: Row, split: str, metric: str) -> float:
+def score(row: Row, split: Split, metric: str) -> float:
     """A row's number; NaN for a run that has none."""
     value = (row.get(split) or {}).get(metric) if row["status"] == "ok" else None
     return math.nan if value is None else float(value)

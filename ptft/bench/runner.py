@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptft.bench import locks, protocol, results, schedule
+from ptft.bench.cell_result import Row, row_of
 from ptft.bench.protocol import Cell
-from ptft.bench.results import Row
 from ptft.core import config as configs
 from ptft.core import mesh, record
 from ptft.core.errors import UserError, did_you_mean
@@ -105,7 +105,7 @@ def run(cells: Sequence[Cell], workdir: Path, workers: Workers, expected: Mappin
                 name = f"cell {len(cells) - len(todo) + 1}/{len(cells)} {protocol.describe(cell.labels)}"
                 record.say(f"{name}: stopped; the same command goes on from here")
                 raise
-    return [{**rows[c.cell], **c.labels} for c in cells]
+    return [row_of(rows[c.cell], c.labels) for c in cells]
 
 
 def _taken(

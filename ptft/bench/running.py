@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from ptft.bench import locks, probe, results
 from ptft.bench.baselines import Unavailable
-from ptft.bench.cell_result import CellResult
+from ptft.bench.cell_result import CellResult, Row, row_of
 from ptft.bench.protocol import Cell
-from ptft.bench.results import Row
 from ptft.core import config as configs
 from ptft.core import mesh
 from ptft.core.errors import UserError
@@ -48,8 +47,8 @@ def run_in_process(cell: Cell, bench: Bench, do: Work, alone: bool = False) -> R
         raise
     except Exception as e:
         outcome = e
-    row = _judged(cell, outcome, bench)
-    row |= {"wall_seconds": time.perf_counter() - begun, "isolated": alone, **(probe.peaks() if alone else {})}
+    took = {"wall_seconds": time.perf_counter() - begun, "isolated": alone}
+    row = row_of(_judged(cell, outcome, bench), took, probe.peaks() if alone else {})
     results.write(bench.workdir, row)
     if row["status"] == "ok":
         shutil.rmtree(folder, ignore_errors=True)
@@ -62,7 +61,7 @@ def run_group(cells: Sequence[Cell], bench: Bench, do: Together) -> Iterator[dic
 
     def keep(found: Mapping[int, Outcome], seconds: float) -> dict[int, Row]:
         known = {"wall_seconds": seconds / len(found), "isolated": False}
-        rows = {i: {**_judged(cells[i], outcome, bench), **known} for i, outcome in found.items()}
+        rows = {i: row_of(_judged(cells[i], outcome, bench), known) for i, outcome in found.items()}
         for row in rows.values():
             results.write(bench.workdir, row)
         missing.difference_update(rows)
@@ -99,10 +98,10 @@ def _row(cell: Cell, status: Mapping[str, Any], result: CellResult, bench: Bench
         "freeze": plain.get("freeze"), "train_for": plain.get("train_for"), "budget": {"kind": bench.budget, "share": cell.share},
         "init_from": plain.get("init_from", "") if plain.get("init_weights", True) else "",
     }  # fmt: skip
-    again = {"command": f"{bench.command} --only {cell.cell} --workdir runs/{cell.cell}"}
+    own = {"cell": cell.cell, **cell.labels, **status, "metric": bench.metric, **(known if cell.kind == "train" else {})}
     numbers = {"dev": None, "test": None, "bytes": None, "peak_rss": None, "peak_device": None, **result.to_row()}
-    judged = {**status, "metric": bench.metric}
-    return {"cell": cell.cell, **cell.labels, **judged, **(known if cell.kind == "train" else {}), **numbers, **again, "config": plain}
+    again = {"command": f"{bench.command} --only {cell.cell} --workdir runs/{cell.cell}", "config": plain}
+    return row_of(own, numbers, again)
 
 
 def _start_over(folder: Path, config: Mapping[str, Any]) -> None:
@@ -127,17 +126,17 @@ def run_in_subprocess(cell: Cell, bench: Bench, argv: Sequence[str]) -> Row:
     if stopped:
         raise SystemExit(train.PREEMPTED)
     if _stamp(file) != before or results.finished(workdir, cell.cell):
-        row = results.read_json(file)
+        row = row_of(results.read_json(file))
     else:  # it ended without a word, as a process does that runs out of memory
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         last = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         status = {"status": "failed", "error": " ".join([f"its process {how}:", *last]).rstrip(":"), "traceback": None}
-        row = {**_row(cell, status, CellResult(), bench), "isolated": True}
+        row = row_of(_row(cell, status, CellResult(), bench), {"isolated": True})
         with locks.of(workdir) as held:
             if held.take(cell.cell) and not results.finished(workdir, cell.cell):
                 results.write(workdir, row)
     said.unlink()
-    return {**row, "wall_seconds": time.perf_counter() - begun}
+    return row_of(row, {"wall_seconds": time.perf_counter() - begun})
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

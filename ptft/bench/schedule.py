@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ptft.bench.cell_result import Row
 from ptft.bench.protocol import Cell
-from ptft.bench.results import Row
 
 EXPECTED: Mapping[str, float] = {}  # nothing is known
 

@@ -259,7 +259,8 @@ def _best(study: Any, search: Search, before: Any, rows: Sequence[Mapping[str, A
     """The best trial, its command, and its metrics on test, which are computed once."""
     if (best := _winner(study)) is None:
         raise UserError(
-            f"none of {len(_done(study))} trials gave a finite dev {search.metric}; lower optim.lr or tune.lr: see {search.workdir}/tune.json"
+            f"none of {len(_done(study))} trials gave a finite dev {search.metric}; lower optim.lr or tune.lr: see "
+            f"{search.workdir}/tune.json"
         )
     config = _config(search, best.params["freeze"], best.params["lr"])
     changes = [f"--config.freeze={best.params['freeze']}", f"--config.optim.lr={config.optim.lr:g}"]

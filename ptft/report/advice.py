@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ptft.bench import stats
-from ptft.bench.results import Row
+from ptft.bench.cell_result import Row
 from ptft.core import config as configs
 from ptft.report import format
 from ptft.report.bench_part import Part

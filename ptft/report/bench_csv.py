@@ -1,10 +1,10 @@
 """A benchmark's cells as a table, one line a cell, for other tools."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from ptft.bench.results import Row
+from ptft.bench.cell_result import Row
 
 # In this order; then what dev and test report, by name.
 COLUMNS = (
@@ -24,7 +24,7 @@ def write(rows: Sequence[Row], to: TextIO) -> None:
     out.writerows(flat)
 
 
-def _flat(row: Row) -> Iterator[tuple[str, Any]]:
+def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key in (*COLUMNS, "config_hash", "command"):
         if row.get(key) is not None:
             yield key, row[key]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ptft.bench import expectations, results, stats
+from ptft.bench.cell_result import Row
 from ptft.bench.protocol import describe
-from ptft.bench.results import Row
 from ptft.report import advice, bench_part, bench_tables, cost_panels, format, panels, statements
 from ptft.report.bench_part import Part
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ptft.bench import results, stats
+from ptft.bench.cell_result import Row
 from ptft.bench.protocol import AGAIN
-from ptft.bench.results import Quoted, Row
+from ptft.bench.results import Quoted
 from ptft.report.cost_panels import Line
 
 SLACK = 0.1  # by how much a share of time may differ from that of FLOPs before anybody asks why
@@ -74,7 +75,7 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
             init_from=ok[0].get("init_from") or "", scores=scores, score=stats.summary([x for x in own.values() if math.isfinite(x)]),
             gain=gain, verdict="baseline" if name == baseline else stats.verdict(gain, higher),
             share=_median(ok, "trainable_share"), step=_median(ok, "seconds_per_step"),
-            time=_median([{"all": r["steps"] * r["seconds_per_step"]} for r in ok if r.get("steps") and r.get("seconds_per_step")], "all"),
+            time=_median([{"all": r["steps"] * a_step} for r in ok if r.get("steps") and (a_step := r.get("seconds_per_step"))], "all"),
             flops=_median(ok, "flops_per_step"), peak=_median([r.get("bytes") or {} for r in ok], "peak"),
             checkpoint=_median([r.get("bytes") or {} for r in ok], "checkpoint"), forgetting=_forgetting(ok),
             failed=sum(r["status"] != "ok" for r in mine), reference=ok[0]["kind"] != "train", again=ok[0]["repeat"],
