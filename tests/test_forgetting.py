@@ -24,7 +24,7 @@ def finetuned(home, start, freeze="full", **changes):
     config = spec.resolve(values)
     folder = home / f"{freeze}-{len(list(home.iterdir()))}"
     train.run(config, folder, quiet=True)
-    return config, folder
+    return build.build(config), folder
 
 
 @pytest.mark.parametrize("freeze", ["full", "lora=4", "head"])
@@ -37,12 +37,11 @@ def test_what_it_forgets(home, freeze):
 
 
 def test_a_start_without_text_or_head_has_none(home, tmp_path):
-    config, folder = finetuned(home, home / "pre")
+    _, folder = finetuned(home, home / "pre")
     assert cell.forgotten(*finetuned(home, folder)) is None  # a classifier
     assert cell.forgotten(*finetuned(home, home / "pre", init_weights=False)) is None
     shutil.copytree(home / "pre", tmp_path / "pre")
-    config, folder = finetuned(home, tmp_path / "pre")
-    run = build.build(config)
+    run, folder = finetuned(home, tmp_path / "pre")
     params = checkpoint.load_params(folder, None, skip="")[0]
     assert forgetting.measure(run, params)
     (home / "docs_dev.txt").rename(home / "gone.txt")
