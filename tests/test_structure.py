@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # A plug-in that is not named here imports nothing of its wing but what is named.
 WINGS = {
     "core": ["errors", "plugins", "cache", "tree", "record", "config", "duration", "pages", "compiled", "startup", "mesh", "checkpoint"],
-    "data": ["", "tasks", "_prose", "tfds"],
+    "data": ["", "tasks", "_prose", "_paths", "_reading", "_tables", "_conll", "_wiki", "tfds"],
     "inputs": ["added_tokens", "tokenizer"],
     "models": ["", "layers"],
     "hub": ["names", "folders", "read", "write"],

@@ -21,7 +21,7 @@ from ptft.core import checkpoint, mesh
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
 from ptft.core.tree import Flat
-from ptft.data import files
+from ptft.data import _tables
 from ptft.objectives import ArrayRows, Rows
 from ptft.train import build, evaluate, spec, weights
 from ptft.train.step import Net
@@ -168,7 +168,7 @@ def ask(net: Net, records: Sequence[texts.Record], tokenizer: build.Tokenizer, w
 
 def beside(own: dict[str, Any], answer: dict[str, Any], where: str) -> dict[str, Any]:
     """The input's columns and the answer's: a label that was there is not what was predicted."""
-    if unknown := [k for k, v in own.items() if v is files.TWICE]:
+    if unknown := [k for k, v in own.items() if v is _tables.TWICE]:
         raise UserError(f"{where}: there is a column {unknown[0]!r} twice; rename one, or leave it out")
     found = {f"predicted_{k}": v for k, v in answer.items()}
     if twice := [k for k in found if k in own]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
-from ptft.data import BadRows, files
+from ptft.data import BadRows, _conll, _reading, _tables, files
 
 TABLES = ("tsv", "csv", "jsonl", "parquet")
 
@@ -35,7 +35,7 @@ def read_lines(lines: Iterable[bytes], where: str) -> Iterator[tuple[str, str]]:
         try:
             yield f"{where}:{number}", line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
-            raise UserError(f"{where}:{number}: {files.DIRTY}") from None
+            raise UserError(f"{where}:{number}: {_reading.DIRTY}") from None
 
 
 def of_texts(texts: Iterable[tuple[str, str]], pairs: str) -> Iterator[Item]:
@@ -60,7 +60,7 @@ def of_table(path: Path, how: str, data: Config) -> Iterator[Item]:
     bad, names = _Stop("stop"), dict[str, str]()
     if data.header:  # new texts have no label to tell by what parts the columns; without names, two columns do
         data = data.replace(label="")
-    for where, row in files._rows(path, how, data, bad):
+    for where, row in _tables.read_rows(path, how, data, bad):
         if not names:
             names = {"text": data.text or next((n for n in ("text", "sentence") if n in row), "text")}
             names |= {"text_b": data.text_b} if data.text_b else {}
@@ -78,10 +78,10 @@ def of_table(path: Path, how: str, data: Config) -> Iterator[Item]:
 def of_words(path: Path, data: Config) -> Iterator[Item]:
     """A word a line, a blank line between sentences; comments are left out, and a tag behind a word, too."""
     bad = _Stop("stop")
-    lines = [(n, "" if line.startswith("-DOCSTART-") else line) for n, line in files._lines(path, bad)]
+    lines = [(n, "" if line.startswith("-DOCSTART-") else line) for n, line in _reading.read_lines(path, bad)]
     lines = [(n, line) for n, line in lines if line[:1] != "#" or len(line.split()) == 1]  # "#" is a word
     if {len(line.split()) for _, line in lines} - {0} != {1}:
-        found: Iterable[tuple[str, list[str], Any]] = files._conll(path, bad, int(data.text or 0), int(data.label or -1))
+        found: Iterable[tuple[str, list[str], Any]] = _conll.read_sentences(path, bad, int(data.text or 0), int(data.label or -1))
     else:
         groups = itertools.groupby(lines, key=lambda line: bool(line[1].strip()))
         sentences = [list(lines) for words, lines in groups if words]
@@ -92,7 +92,7 @@ def of_words(path: Path, data: Config) -> Iterator[Item]:
 
 def is_tagged(path: Path, tags: Sequence[str]) -> bool:
     """Whether a file of another name holds a word and its tag a line, and not a sentence."""
-    lines = (line.split() for _, line in files._lines(path, _Stop("stop")) if not line.startswith("-DOCSTART-"))
+    lines = (line.split() for _, line in _reading.read_lines(path, _Stop("stop")) if not line.startswith("-DOCSTART-"))
     first = next(filter(None, lines), [])
     return len(first) > 1 and first[-1] in tags
 
@@ -118,5 +118,5 @@ def read_file(path: Path, data: Config, named: bool, pairs: str, tags: Sequence[
     elif how == "conll":
         yield from of_words(path, data)
     else:
-        with files._opened(path) as lines:
+        with _reading.opened(path) as lines:
             yield from of_texts(read_lines(lines, str(path)), pairs)
