@@ -9,7 +9,7 @@ import numpy as np
 
 from ptft.core import tree
 from ptft.hub import folders, read, write
-from ptft.inputs import tokenizer as tokenizers
+from ptft.inputs import tokenizer_files
 from ptft.train import build, spec
 from ptft.train.step import Net
 
@@ -22,7 +22,7 @@ def net(folder: Path, **model: Any) -> tuple[Net, folders.Folder]:
     nsp = "cls.seq_relationship.weight" in opened.tensors
     objective = {"name": folders.task(opened)} if labels else {"name": "mlm_nsp", "nsp": nsp, "max_predictions": 3}
     config = spec.resolve({"model": {**keys, **model}, "objective": {**objective, "seq_len": 12}})
-    return build.net(config, tokenizers.load(folder), labels), opened
+    return build.net(config, tokenizer_files.load(folder), labels), opened
 
 
 def loss(net: Net, params: dict[str, Any], batch: dict[str, Any]) -> tuple[jax.Array, Any]:

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 
 from ptft.core.errors import UserError
-from ptft.inputs import added_tokens, tokenizer
+from ptft.inputs import added_tokens, tokenizer, tokenizer_files
 
 GOLDEN = Path(__file__).parent / "golden" / "hub"
 WORDS = [*"abe1x[]/<>", "##1", "##r", "us", "was", "cold", "ferry", "new", "york", "mask", "sep", "[unused1]"]
@@ -102,7 +102,7 @@ def cut(t: tokenizer.Tokenizer, text: str) -> list[str]:
 @pytest.mark.parametrize("case", CASES)
 def test_added_tokens_are_found_in_a_text(case, tmp_path):
     make, text, expected = CASES[case]
-    t = tokenizer.load(make(tmp_path / "in"))
+    t = tokenizer_files.load(make(tmp_path / "in"))
     assert cut(t, text) == expected
     first = FIRST + (case == "keys of roles first")
     assert [t.vocab.index(token) for token in expected if token in ADDED] == [
@@ -112,7 +112,7 @@ def test_added_tokens_are_found_in_a_text(case, tmp_path):
     for name in tokenizer.SPECIALS:  # what merely looks like one is text
         assert t.vocab.index(name) not in t.encode([f"a {name}b"])[0] or name == "[UNK]"
     t.save(tmp_path / "run")  # a run's folder, and an export
-    again = tokenizer.load(tmp_path / "run")
+    again = tokenizer_files.load(tmp_path / "run")
     assert (again.encode([text]), again.fingerprint, again.vocab) == (t.encode([text]), t.fingerprint, t.vocab)
     kept = json.loads((tmp_path / "run" / "tokenizer_config.json").read_text())
     assert not {*added_tokens.LISTS, "added_tokens_decoder", "key0_token"} & kept.keys()
@@ -122,13 +122,13 @@ def test_added_tokens_are_found_in_a_text(case, tmp_path):
 def test_an_entry_of_the_vocabulary_that_is_added(make, tmp_path):
     settings = {"additional_special_tokens": ["[unused1]"]}
     folder = make(tmp_path, settings) if make is old else make(tmp_path, ("[unused1]",), settings)
-    assert cut(tokenizer.load(folder), "a [unused1]") == ["a", "[unused1]"]
+    assert cut(tokenizer_files.load(folder), "a [unused1]") == ["a", "[unused1]"]
 
 
 def test_a_folder_without_any_stays_berts(tmp_path):
     files = {"special_tokens_map": NAMES, "added_tokens": {}}
-    assert type(tokenizer.load(old(tmp_path / "old", decoder(()), **files))) is tokenizer.Tokenizer
-    assert type(tokenizer.load(whole(tmp_path / "new", (), decoder(())))) is tokenizer.Tokenizer
+    assert type(tokenizer_files.load(old(tmp_path / "old", decoder(()), **files))) is tokenizer.Tokenizer
+    assert type(tokenizer_files.load(whole(tmp_path / "new", (), decoder(())))) is tokenizer.Tokenizer
 
 
 def byte_level(folder: Path, **flags: bool) -> Path:
@@ -152,7 +152,7 @@ HOW = [
 
 @pytest.mark.parametrize(("flags", "text", "expected"), HOW)
 def test_how_a_token_is_found(flags, text, expected, tmp_path):
-    assert cut(tokenizer.load(byte_level(tmp_path, **flags)), text) == expected
+    assert cut(tokenizer_files.load(byte_level(tmp_path, **flags)), text) == expected
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -160,8 +160,8 @@ def test_a_folder_that_splits_its_special_tokens(split, tmp_path):
     """Runs of before have such a folder, and texts were cut so when they were trained."""
     folder = whole(tmp_path, ADDED, {"split_special_tokens": split, "extra_special_tokens": list(SPECIAL)})
     before = (folder / "tokenizer.json").read_text()
-    assert (cut(tokenizer.load(folder), "[E1] new york") == ["[E1]", "New York"]) != split
-    tokenizer.load(folder).save(folder)
+    assert (cut(tokenizer_files.load(folder), "[E1] new york") == ["[E1]", "New York"]) != split
+    tokenizer_files.load(folder).save(folder)
     assert (json.loads((folder / "tokenizer.json").read_text())["added_tokens"] == json.loads(before)["added_tokens"]) == split
 
 
@@ -171,7 +171,7 @@ def test_tokens_that_were_added_to_an_export_of_ours(tmp_path):
     hf = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     hf.add_tokens(["<usr>"])
     hf.save(str(tmp_path / "tokenizer.json"))
-    assert cut(tokenizer.load(tmp_path), "a <usr>") == ["a", "<usr>"]
+    assert cut(tokenizer_files.load(tmp_path), "a <usr>") == ["a", "<usr>"]
 
 
 BACK = {**decoder(ADDED[::-1]), "tokenizer_class": "PreTrainedTokenizerFast"}
@@ -193,17 +193,17 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
 def test_what_is_not_to_be_told_is_refused(case, tmp_path):
     make, expected = WRONG[case]
     with pytest.raises(UserError, match=expected):
-        tokenizer.load(make(tmp_path))
+        tokenizer_files.load(make(tmp_path))
 
 
 def test_blank_lines_in_a_vocabulary(tmp_path):
     """A line's number is its id, blank lines too; those at the end number nothing."""
     text = "\n".join([*VOCAB[:6], "", " ", *VOCAB[6:], "", " ", ""])
     (tmp_path / "vocab.txt").write_text(text)
-    t = tokenizer.load(tmp_path)
+    t = tokenizer_files.load(tmp_path)
     assert t.vocab_size == len(VOCAB) + 2 and t.encode(["a b", "x"]) == [[5, 8], [VOCAB.index("x") + 2]]
     t.save(tmp_path / "run")
-    again = tokenizer.load(tmp_path / "run")
+    again = tokenizer_files.load(tmp_path / "run")
     assert again.fingerprint == t.fingerprint and np.array_equal(again.continues, t.continues)
 
 
@@ -211,4 +211,4 @@ def test_a_tokenizer_without_a_tokenizer_json_is_named(tmp_path):
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=r"holds merges.txt, vocab.json and no tokenizer.json.*AutoTokenizer.*save_pretrained"):
-        tokenizer.load(tmp_path)
+        tokenizer_files.load(tmp_path)

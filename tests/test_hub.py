@@ -33,6 +33,7 @@ from ptft.core import checkpoint, config, record, tree
 from ptft.core.errors import UserError
 from ptft.hub import folders, names, read, write
 from ptft.inputs import tokenizer as ptft_tokenizers
+from ptft.inputs import tokenizer_files
 from ptft.train import build, spec, step, weights
 
 ROOT = Path(__file__).parents[1]
@@ -242,7 +243,7 @@ def test_outputs_and_gradients_are_those_of_transformers(case, monkeypatch):
 def test_ids_are_those_of_transformers(case, trip):
     want = json_of(GOLDEN / case / "ids.json")
     for folder in (GOLDEN / case, trip(case).run, trip(case).out):
-        tokenizer = ptft_tokenizers.load(folder)
+        tokenizer = tokenizer_files.load(folder)
         assert [[tokenizer.cls, *ids, tokenizer.sep] for ids in tokenizer.encode(want["texts"])] == want["single"]
     assert trip(case).out.joinpath("tokenizer_config.json").is_file()
 
@@ -250,7 +251,7 @@ def test_ids_are_those_of_transformers(case, trip):
 @pytest.mark.parametrize("pair", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_rows_are_those_of_transformers(case, pair):
-    tokenizer, want = ptft_tokenizers.load(GOLDEN / case), json_of(GOLDEN / case / "ids.json")
+    tokenizer, want = tokenizer_files.load(GOLDEN / case), json_of(GOLDEN / case / "ids.json")
     a, single = want["texts"], want["single"]
     records = [{"text": x, "text_b": y} for x, y in itertools.pairwise(a)] if pair else [{"text": x} for x in a]
     values = {"name": "classify", "seq_len": 60}
@@ -278,7 +279,7 @@ UNIGRAM = pytest.mark.xfail(strict=True, reason="the special words are entries o
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=UNIGRAM) if c.startswith("xlm") else c for c in MASKED])
 def test_special_words_in_a_text_are_text(case):
-    tokenizer = ptft_tokenizers.load(GOLDEN / case)
+    tokenizer = tokenizer_files.load(GOLDEN / case)
     words = tokenizer.tokens([tokenizer.cls, tokenizer.sep, tokenizer.mask, tokenizer.pad])
     found = {i for ids in tokenizer.encode([f"a {w} b{w}" for w in words]) for i in ids}
     assert not found & {tokenizer.cls, tokenizer.sep, tokenizer.mask, tokenizer.pad}
@@ -298,7 +299,7 @@ def words_of(tokenizer: ptft_tokenizers.Tokenizer, text: str) -> list[str]:
 
 @pytest.mark.parametrize("case", ["roberta_masked", "xlm_roberta_masked"])
 def test_pieces_that_continue_a_word(case):
-    tokenizer = ptft_tokenizers.load(GOLDEN / case)
+    tokenizer = tokenizer_files.load(GOLDEN / case)
     assert isinstance(tokenizer, ptft_tokenizers.Pretrained) and tokenizer.continues.shape == (tokenizer.vocab_size,)
     assert words_of(tokenizer, "we sat like book mats") == ["we", "sat", "like", "book", "mats"]
     specials = [tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep, tokenizer.mask]
@@ -313,23 +314,23 @@ def test_pieces_that_continue_a_word_of_another_wordpiece(tmp_path):
     )
     hf.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     hf.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = ptft_tokenizers.load(tmp_path)
+    tokenizer = tokenizer_files.load(tmp_path)
     assert isinstance(tokenizer, ptft_tokenizers.Pretrained)
     assert words_of(tokenizer, "redo a") == ["redo", "a"]
 
 
 def test_a_tokenizer_json_that_is_berts_becomes_our_own(tmp_path):
-    own = ptft_tokenizers.load(GOLDEN / "bert_masked")
+    own = tokenizer_files.load(GOLDEN / "bert_masked")
     hf = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(own.vocab)}, unk_token="[UNK]"))
     hf.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     hf.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     hf.save(str(tmp_path / "tokenizer.json"))
-    assert ptft_tokenizers.load(tmp_path).fingerprint == own.fingerprint
+    assert tokenizer_files.load(tmp_path).fingerprint == own.fingerprint
     # Older files do not say what kind their model is, nor always what becomes of accents.
     old = json_of(tmp_path / "tokenizer.json")
     del old["model"]["type"], old["normalizer"]["strip_accents"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(old))
-    assert ptft_tokenizers.load(tmp_path).fingerprint == own.fingerprint
+    assert tokenizer_files.load(tmp_path).fingerprint == own.fingerprint
 
 
 def test_a_tokenizer_json_says_more_than_the_vocab_txt_beside_it(tmp_path):
@@ -341,7 +342,7 @@ def test_a_tokenizer_json_says_more_than_the_vocab_txt_beside_it(tmp_path):
     hf.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True, strip_accents=False)
     hf.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     hf.save(str(tmp_path / "tokenizer.json"))
-    assert ptft_tokenizers.load(tmp_path).encode(["Ä a"]) == [hf.encode("Ä a").ids] == [[6, 5]]
+    assert tokenizer_files.load(tmp_path).encode(["Ä a"]) == [hf.encode("Ä a").ids] == [[6, 5]]
 
 
 def test_a_tokenizer_json_that_adds_no_separators(tmp_path):
@@ -349,16 +350,16 @@ def test_a_tokenizer_json_that_adds_no_separators(tmp_path):
         tokenizers.models.WordLevel({w: i for i, w in enumerate([*ptft_tokenizers.SPECIALS, "a"])}, unk_token="[UNK]")
     )
     hf.save(str(tmp_path / "tokenizer.json"))
-    assert ptft_tokenizers.load(tmp_path).between == 1
+    assert tokenizer_files.load(tmp_path).between == 1
 
 
 def test_a_tokenizer_without_its_special_tokens_is_refused(tmp_path):
     hf = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[PAD]": 0, "[UNK]": 1, "<s>": 2, "</s>": 3, "a": 4}, unk_token="[UNK]"))
     hf.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match=r"no mask token; expected one of \[MASK\], <mask>, or mask_token in tokenizer_config.json"):
-        ptft_tokenizers.load(tmp_path)
+        tokenizer_files.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"mask_token": {"content": "a"}}))
-    assert ptft_tokenizers.load(tmp_path).mask == 4
+    assert tokenizer_files.load(tmp_path).mask == 4
 
 
 # ------------------------------------------------------------------------------------------------ in and out again
@@ -702,7 +703,7 @@ def test_predict_with_an_imported_classifier(case, tmp_path, capsys):
     params, _ = read.load_params(opened, net.shapes(), skip="nothing")
     rows = [*want["single"], *(want["pair"][i] for i in fit)]
     width, length = max(map(len, rows)), np.array(list(map(len, rows)))[:, None]
-    tokenizer = ptft_tokenizers.load(folder)
+    tokenizer = tokenizer_files.load(folder)
     tokens = np.array([ids + [tokenizer.pad] * (width - len(ids)) for ids in rows], np.int32)
     second = np.array([*map(len, want["single"]), *(len(want["pair"][i]) - len(want["single"][i + 1]) + 1 for i in fit)])
     mask, types = np.arange(width) < length, (np.arange(width) >= second[:, None]) & (np.arange(width) < length)
@@ -1404,13 +1405,13 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from ptft.hub import folders, read
-from ptft.inputs import tokenizer
+from ptft.inputs import tokenizer_files
 from ptft.train import build, spec
 
 folder = Path(sys.argv[1])
 opened = folders.open_folder(folder)
 config = spec.resolve({"model": folders.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
-want = build.net(config, tokenizer.load(folder), ()).shapes()
+want = build.net(config, tokenizer_files.load(folder), ()).shapes()
 memory = lambda key: int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 before = memory("VmRSS")
 params, what = read.load_params(opened, want, skip="nothing")
@@ -1430,7 +1431,7 @@ def large(tmp_path_factory):
     blocks = {f"encoder.layer.{i}.output.dense.weight": None for i in range(5)}
     opened = folders.Folder(folder, "bert", json_of(folder / "config.json"), blocks)
     made = spec.resolve({"model": folders.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
-    shapes = build.net(made, ptft_tokenizers.load(folder), ()).shapes()
+    shapes = build.net(made, tokenizer_files.load(folder), ()).shapes()
     ours = {n: np.full(s.shape, 0.5, np.float32) for n, s in shapes.items()}
     tensors, _ = write.outside(opened.family, ours, "mlm", nsp=True)
     tensors["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"].copy()

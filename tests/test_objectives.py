@@ -18,7 +18,7 @@ from ptft import objectives
 from ptft.core import config, record, tree
 from ptft.core.errors import UserError
 from ptft.data import Source
-from ptft.inputs import tokenizer as tokenizers
+from ptft.inputs import tokenizer_files, train_tokenizer
 from ptft.inputs.tokenizer import SPECIALS, Tokenizer
 from ptft.objectives import classify, mlm_nsp
 from ptft.objectives.mlm_nsp import A0, A1, B0, B1, RANDOM
@@ -429,7 +429,7 @@ def test_a_pretraining_that_has_nothing_to_tell_is_said():
 def test_chinese_words_are_masked_together():
     pytest.importorskip("jieba", reason="Chinese words need jieba")
     texts = ["他在北京大学学习，用 Python3 。", "北京大学很大。", "\u200b"]
-    tokenizer = tokenizers.train(texts, 200)
+    tokenizer = train_tokenizer.train(texts, 200)
     o = build("mlm_nsp", tokenizer, seq_len=40, nsp=False, whole_word="jieba", short_prob=0.0)
     batch = o.rows(source([{"sentences": texts}]), tokenizer).batch(np.arange(1))
     tokens, marks = tokenizer.tokens(batch["tokens"][0]), batch["continues"][0]
@@ -714,7 +714,7 @@ def twice_separated(tmp):
     ends = [(t, vocab[t]) for t in ("<s>", "</s>")]
     hf.post_processor = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends)
     hf.save(str(tmp / "tokenizer.json"))
-    return tokenizers.load(tmp)
+    return tokenizer_files.load(tmp)
 
 
 @pytest.mark.parametrize("truncate", ["head", "tail"])

@@ -20,7 +20,7 @@ from ptft.cli.main import main
 from ptft.cli.predict import load_run
 from ptft.core import mesh, tree
 from ptft.hub import read
-from ptft.inputs import tokenizer as tokenizers
+from ptft.inputs import hf_json, tokenizer_files
 from ptft.train import build, dataset, programs, spec, weights
 
 if not os.environ.get("PTFT_PEERS"):
@@ -60,7 +60,7 @@ ODD = [
 
 def auto(folder: Path) -> type:
     """The Auto class that a user would call for a folder."""
-    kind = tokenizers.read_object(folder / "config.json")["architectures"][0]
+    kind = hf_json.read_object(folder / "config.json")["architectures"][0]
     what = next(
         w for w in ("ForPreTraining", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "Model") if kind.endswith(w)
     )
@@ -133,7 +133,7 @@ def test_minilm_is_the_sentence_encoder_that_it_was(tmp_path):
         np.testing.assert_allclose(again.encode(TEXTS), theirs, atol=1e-6)
     net, folder = hub_compare.net(MINILM)
     params, _ = read.load_params(folder, net.shapes(), skip="nothing")
-    tokenizer = build.tokenizers.load(MINILM)
+    tokenizer = tokenizer_files.load(MINILM)
     ids = [[tokenizer.cls, *x, tokenizer.sep] for x in tokenizer.encode(TEXTS)]
     width = max(map(len, ids))
     tokens = np.array([x + [0] * (width - len(x)) for x in ids], np.int32)
@@ -178,7 +178,7 @@ def test_added_tokens_are_theirs(case, tmp_path):
     else:
         flags, text, _ = added.HOW[int(case)]
         texts, kind, folder = [text, "[E1]x", "x [E1]"], "roberta", added.byte_level(tmp_path / "in", **flags)
-    ours = tokenizers.load(folder)
+    ours = tokenizer_files.load(folder)
     ours.save(tmp_path / "out")
     ids = [[ours.cls, *x, ours.sep] for x in ours.encode(texts)]
     for place in (folder, tmp_path / "out"):
@@ -303,7 +303,7 @@ WORDS = [
 def test_tags_are_on_the_pieces_that_are_theirs(case):
     """Ids and words of `is_split_into_words`; byte-level BPE with `add_prefix_space`."""
     folder = MINILM if case == "minilm" else make_hub.HERE / case
-    tokenizer = build.tokenizers.load(folder)
+    tokenizer = tokenizer_files.load(folder)
     config = spec.resolve({"objective": {"name": "tag", "seq_len": 100}})
     objective = build.objectives.build(config.objective, tokenizer, [f"t{i}" for i in range(20)])
     records = [{"words": w, "tags": list(range(len(w))), "where": ""} for w in WORDS]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 WINGS = {
     "core": ["errors", "plugins", "cache", "tree", "record", "config", "duration", "pages", "compiled", "startup", "mesh", "checkpoint"],
     "data": ["", "tasks", "_prose", "_paths", "_reading", "_tables", "_conll", "_wiki", "tfds"],
-    "inputs": ["added_tokens", "tokenizer"],
+    "inputs": ["hf_json", "added_tokens", "tokenizer", "tokenizer_files", "train_tokenizer"],
     "models": ["", "layers"],
     "hub": ["names", "folders", "read", "write"],
     "objectives": [""],

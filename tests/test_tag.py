@@ -17,7 +17,7 @@ from ptft.core import checkpoint, config, record
 from ptft.core.errors import UserError
 from ptft.data import Source
 from ptft.hub import folders, read, write
-from ptft.inputs import tokenizer as tokenizers
+from ptft.inputs import tokenizer_files
 from ptft.objectives.tag import NONE
 from ptft.train import build, dataset, spec, step
 
@@ -218,7 +218,7 @@ def test_a_word_without_a_piece_is_unknown():
 @pytest.mark.parametrize("case", ["bert_tags", "roberta_tags"])
 def test_rows_are_those_of_transformers(case):
     """Ids and words of `is_split_into_words`, RoBERTa's with `add_prefix_space`."""
-    want, tokenizer = json.loads((GOLDEN / case / "ids.json").read_text()), tokenizers.load(GOLDEN / case)
+    want, tokenizer = json.loads((GOLDEN / case / "ids.json").read_text()), tokenizer_files.load(GOLDEN / case)
     o = objective(tokenizer, [f"t{i}" for i in range(10)], seq_len=60)
     records = [{"words": w, "tags": list(range(len(w))), "where": ""} for w in map(str.split, want["texts"])]
     batch = o.rows(Source(records, (), "", {}), tokenizer).batch(np.arange(5))
@@ -470,7 +470,7 @@ def test_the_names_of_every_family(kind, tmp_path):
     opened = folders.open_folder(GOLDEN / f"{kind}_classify")
     keys = folders.model_keys(opened)
     resolved = spec.resolve({"model": keys, "objective": {"name": "tag", "seq_len": 12, "dropout": 0.3}})
-    tokenizer = tokenizers.load(opened.path)
+    tokenizer = tokenizer_files.load(opened.path)
     net = build.net(resolved, tokenizer, IOB)
     params = tiny.params(net)
     left = write.write(tmp_path, resolved, net.backbone.dims, params, tokenizer, IOB, "float32", {})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 
 from ptft.core.errors import UserError
-from ptft.inputs import tokenizer
+from ptft.inputs import tokenizer, tokenizer_files, train_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "bert_vocab"
 HAN = [
@@ -113,7 +113,7 @@ def test_any_text_as_bert(text: str, lowercase: bool):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/bert_vocab")
 @pytest.mark.parametrize("name, size, lowercase", [("uncased", 30522, True), ("cased", 28996, False), ("chinese", 21128, True)])
 def test_google_vocabularies_as_bert(name: str, size: int, lowercase: bool):
-    t = tokenizer.load(SHARED / name)
+    t = tokenizer_files.load(SHARED / name)
     assert (t.vocab_size, t.lowercase, t.pad, t.unk) == (size, lowercase, 0, 100)
     assert t.encode(list(TEXTS.values())) == [bert(text, index(t), lowercase) for text in TEXTS.values()]
 
@@ -129,7 +129,7 @@ def test_google_vocabularies_as_bert(name: str, size: int, lowercase: bool):
     ],
 )
 def test_google_ids(name: str, text: str, ids: list[int]):
-    assert tokenizer.load(SHARED / name).encode([text]) == [ids]
+    assert tokenizer_files.load(SHARED / name).encode([text]) == [ids]
 
 
 CORPUS = [
@@ -140,36 +140,36 @@ CORPUS = [
 
 
 def test_train():
-    t = tokenizer.train(iter(CORPUS), 200)
+    t = train_tokenizer.train(iter(CORPUS), 200)
     assert t.tokens(range(5)) == list(tokenizer.SPECIALS) and (t.pad, t.unk, t.cls, t.sep, t.mask) == (0, 1, 2, 3, 4)
     assert t.vocab_size == len(t.vocab) <= 200 and {"the", "walk", "cafe", "我", "书"} <= set(t.vocab)
     assert t.tokens(t.encode(["THE walkers 我书"])[0]) == ["the", "walk", "##er", "##s", "我", "书"]
     assert t.decode([t.cls, *t.encode(["The dog, walking"])[0], t.sep]) == "the dog, walking"
     assert t.continues.dtype == np.bool_ and t.continues.tolist() == [w.startswith("##") for w in t.vocab]
-    cased = tokenizer.train(CORPUS, 200, lowercase=False)
+    cased = train_tokenizer.train(CORPUS, 200, lowercase=False)
     assert {"The", "Café"} <= set(cased.vocab) and not cased.lowercase and cased.fingerprint != t.fingerprint
-    assert "walking" not in tokenizer.train(CORPUS, 200, min_frequency=50).vocab
+    assert "walking" not in train_tokenizer.train(CORPUS, 200, min_frequency=50).vocab
 
 
 def test_train_again_gives_the_same_vocabulary():
     # Many ties: every word and most letters are equally frequent, which is where a hash table's order would show.
     texts = ["".join(chr(0x430 + (i * 7 + k * 11) % 32) for k in range(1 + i % 6)) for i in range(200)] * 3
-    first = tokenizer.train(texts, 150, limit_alphabet=20)
-    assert first.vocab == tokenizer.train(reversed(texts), 150, limit_alphabet=20).vocab
+    first = train_tokenizer.train(texts, 150, limit_alphabet=20)
+    assert first.vocab == train_tokenizer.train(reversed(texts), 150, limit_alphabet=20).vocab
     assert first.fingerprint == "76fc344f192810da1736f47cb9f1a12f81cf7752c26b9e68c14e7819337e0002"
 
 
 def test_alphabet_is_limited():
-    t = tokenizer.train(CORPUS, 200, limit_alphabet=10)
+    t = train_tokenizer.train(CORPUS, 200, limit_alphabet=10)
     assert sum(len(w) == 1 for w in t.vocab) == 10
-    assert tokenizer.train(CORPUS, 30).vocab_size <= 30
-    rare = tokenizer.train(["common words " * 1000 + "ж"], 100)
+    assert train_tokenizer.train(CORPUS, 30).vocab_size <= 30
+    rare = train_tokenizer.train(["common words " * 1000 + "ж"], 100)
     assert "ж" not in rare.vocab and rare.encode(["ж"]) == [[rare.unk]]
 
 
 def test_training_keeps_counts_not_texts():
     tracemalloc.start()
-    tokenizer.train((f"one text of many {i % 10} " * 500 for i in range(200)), 100)
+    train_tokenizer.train((f"one text of many {i % 10} " * 500 for i in range(200)), 100)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 500_000  # of 4 million characters
@@ -177,10 +177,10 @@ def test_training_keeps_counts_not_texts():
 
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_save_and_load(tmp_path: Path, lowercase: bool):
-    t = tokenizer.train(CORPUS, 200, lowercase=lowercase)
+    t = train_tokenizer.train(CORPUS, 200, lowercase=lowercase)
     t.save(tmp_path / "run" / "tokenizer")
     for where in (tmp_path / "run", tmp_path / "run" / "tokenizer", str(tmp_path / "run" / "tokenizer" / "vocab.txt")):
-        again = tokenizer.load(where)
+        again = tokenizer_files.load(where)
         assert (again.vocab, again.lowercase, again.fingerprint) == (t.vocab, lowercase, t.fingerprint)
         assert again.encode(CORPUS) == t.encode(CORPUS)
     elsewhere = Library.from_file(str(tmp_path / "run" / "tokenizer" / "tokenizer.json"))
@@ -190,45 +190,45 @@ def test_save_and_load(tmp_path: Path, lowercase: bool):
 def test_lower_casing_is_given_read_or_guessed(tmp_path: Path):
     file = tmp_path / "vocab.txt"
     file.write_text("\r\n".join(["\ufeff[PAD]", *SMALL[1:], "[unused1]", "<S>"]) + "\r\n", encoding="utf-8", newline="")
-    assert tokenizer.load(file).lowercase is True
-    assert tokenizer.load(file, lowercase=False).lowercase is False
+    assert tokenizer_files.load(file).lowercase is True
+    assert tokenizer_files.load(file, lowercase=False).lowercase is False
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
-    assert tokenizer.load(tmp_path).lowercase is False
+    assert tokenizer_files.load(tmp_path).lowercase is False
     (tmp_path / "tokenizer_config.json").write_text("{}")
     file.write_text("\n".join([*SMALL, "Book"]), encoding="utf-8")
-    assert tokenizer.load(tmp_path).lowercase is False
+    assert tokenizer_files.load(tmp_path).lowercase is False
     (tmp_path / "tokenizer_config.json").write_text("[")
     with pytest.raises(UserError, match=r"tokenizer_config\.json is no JSON"):
-        tokenizer.load(tmp_path)
+        tokenizer_files.load(tmp_path)
 
 
 def test_no_text_and_broken_text():
     t = tokenizer.Tokenizer(SMALL, True)
     assert t.encode([]) == [] and t.encode(["", " "]) == [[], []]
     assert t.encode(["the \ud800 book"]) == t.encode(["the book"])
-    assert "a" in tokenizer.train(["a \udfff a"], 10).vocab
+    assert "a" in train_tokenizer.train(["a \udfff a"], 10).vocab
 
 
 def test_mistakes(tmp_path: Path):
     with pytest.raises(UserError, match="hold no word"):
-        tokenizer.train([], 100)
+        train_tokenizer.train([], 100)
     with pytest.raises(UserError, match="hold no word"):
-        tokenizer.train(["", " \n"], 100)
+        train_tokenizer.train(["", " \n"], 100)
     with pytest.raises(UserError, match="no room"):
-        tokenizer.train(["word"], 5)
+        train_tokenizer.train(["word"], 5)
     with pytest.raises(UserError, match="does not exist"):
-        tokenizer.load(tmp_path / "nowhere" / "vocab.txt")
+        tokenizer_files.load(tmp_path / "nowhere" / "vocab.txt")
     (tmp_path / "vocab.text").write_text("\n".join(SMALL), encoding="utf-8")
     for missing in (tmp_path, tmp_path / "vocab.tx"):
         with pytest.raises(UserError, match=r"did you mean 'vocab\.text'"):
-            tokenizer.load(missing)
+            tokenizer_files.load(missing)
     bad = tmp_path / "bad.txt"
     bad.write_text("[PAD]\n[UNK]\nthe\n")
     with pytest.raises(UserError, match=r"bad\.txt: .*lacks .*\[CLS\] \[SEP\] \[MASK\]"):
-        tokenizer.load(bad)
+        tokenizer_files.load(bad)
     bad.write_text("\n".join([*SMALL, "the"]), encoding="utf-8")
     with pytest.raises(UserError, match=rf"'the' twice, on lines {SMALL.index('the') + 1} and {len(SMALL) + 1}"):
-        tokenizer.load(bad)
+        tokenizer_files.load(bad)
     bad.write_bytes(b"\xff\xfe[PAD]")
     with pytest.raises(UserError, match="not UTF-8"):
-        tokenizer.load(bad)
+        tokenizer_files.load(bad)

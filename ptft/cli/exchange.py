@@ -11,7 +11,7 @@ from ptft.core.config import Config
 from ptft.core.errors import UserError, joined
 from ptft.freeze import adapters
 from ptft.hub import folders, read, write
-from ptft.inputs import tokenizer as tokenizers
+from ptft.inputs import tokenizer_files
 from ptft.train import build, spec, weights
 
 
@@ -23,7 +23,7 @@ def import_run(where: str, workdir: Path) -> None:
     """
     _must_be_new(workdir)
     folder = folders.open_folder(where)
-    tokenizer, labels = tokenizers.load(folder.path), folders.labels(folder)
+    tokenizer, labels = tokenizer_files.load(folder.path), folders.labels(folder)
     keys = folders.model_keys(folder)
     nsp = folder.family.mlm.get("head/nsp", "no such head") + ".weight" in folder.tensors
     objective = {

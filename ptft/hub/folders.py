@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from ptft.core.errors import UserError, did_you_mean, install, joined, listed, short, shown, table
 from ptft.hub.names import ACTIVATIONS, places
-from ptft.inputs.tokenizer import as_written, read_object
+from ptft.inputs.hf_json import as_written, read_object
 from ptft.models import Family, anatomy, families
 
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")

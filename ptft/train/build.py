@@ -16,8 +16,7 @@ from ptft.core.errors import UserError, did_you_mean
 from ptft.freeze import language, resolve
 from ptft.freeze.layout import Layout
 from ptft.freeze.strategies import Span
-from ptft.inputs import tokenizer as tokenizers
-from ptft.inputs.tokenizer import Tokenizer
+from ptft.inputs.tokenizer import SPECIALS, Tokenizer
 from ptft.train import dataset, pipeline, step
 from ptft.train.dataset import Data
 from ptft.train.step import Net
@@ -135,8 +134,7 @@ def outline(config: Config) -> Run:
     labels = tuple(map(str, config.data.labels or config.data.names or ("0", "1")))
     tokenizer = dataset.load_tokenizer(config)
     if tokenizer is None:
-        specials = tokenizers.SPECIALS
-        tokenizer = Tokenizer([*specials, *(f"w{i}" for i in range(config.data.vocab_size - len(specials)))], config.data.lowercase)
+        tokenizer = Tokenizer([*SPECIALS, *(f"w{i}" for i in range(config.data.vocab_size - len(SPECIALS)))], config.data.lowercase)
     network = net(config, tokenizer, labels)
     nothing: Any = None
     data = Data(tokenizer, labels, nothing, None, None, "", {})

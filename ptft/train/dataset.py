@@ -10,7 +10,7 @@ from ptft.core.config import Config
 from ptft.core.errors import UserError, listed
 from ptft.core.startup import timed
 from ptft.hub import folders
-from ptft.inputs import tokenizer as tokenizers
+from ptft.inputs import tokenizer_files, train_tokenizer
 from ptft.inputs.tokenizer import Tokenizer
 from ptft.objectives import Objective, Rows
 from ptft.train import spec
@@ -31,7 +31,7 @@ class Data(NamedTuple):
 
 def run_tokenizer(workdir: Path) -> Tokenizer:
     """The tokenizer of a run, if it still is the one that the run was trained with."""
-    tokenizer = tokenizers.load(workdir / "tokenizer")
+    tokenizer = tokenizer_files.load(workdir / "tokenizer")
     if tokenizer.fingerprint != spec.read_run(workdir, "run.json")["tokenizer"]:
         raise UserError(
             f"{workdir}/tokenizer ({tokenizer.vocab_size} entries) is not the one that {workdir} was trained with: "
@@ -42,9 +42,9 @@ def run_tokenizer(workdir: Path) -> Tokenizer:
 
 def load_tokenizer(config: Config) -> Tokenizer | None:
     """The tokenizer that the config names, or None: train one."""
-    given = config.data.tokenizer and tokenizers.load(config.data.tokenizer)
+    given = config.data.tokenizer and tokenizer_files.load(config.data.tokenizer)
     start = config.init_from
-    own = start and (tokenizers.load(folders.locate(start)) if folders.is_folder(start) else run_tokenizer(Path(start)))
+    own = start and (tokenizer_files.load(folders.locate(start)) if folders.is_folder(start) else run_tokenizer(Path(start)))
     if given and own and given.fingerprint != own.fingerprint:
         raise UserError(
             f"data.tokenizer {config.data.tokenizer} ({given.vocab_size} entries) is not the one that {config.init_from} was trained "
@@ -85,7 +85,7 @@ def _load_data(options: Config, objective_options: Config, init_from: str) -> Da
     labels = sources["train"].labels
     tokenizer = load_tokenizer(config)
     if tokenizer is None:
-        tokenizer = tokenizers.train(texts(sources["train"].records), config.data.vocab_size, config.data.lowercase)
+        tokenizer = train_tokenizer.train(texts(sources["train"].records), config.data.vocab_size, config.data.lowercase)
     try:
         objective = objectives.build(config.objective, tokenizer, labels)
     except UserError as e:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import hub_compare
 
 from ptft.hub import folders
-from ptft.inputs import tokenizer as tokenizers
+from ptft.inputs import tokenizer_files
 
 transformers.logging.disable_progress_bar()
 TEXTS = [
@@ -34,7 +34,7 @@ TEXTS = [
 
 def compare(folder: Path, texts: list[str]) -> list[tuple[str, float, float]]:
     """(tensor, largest difference, the largest value of the tensor); the checkpoint's own pooler, if it has one."""
-    tokenizer, pooler = tokenizers.load(folder), "pooler.dense.weight" in folders.open_folder(folder).tensors
+    tokenizer, pooler = tokenizer_files.load(folder), "pooler.dense.weight" in folders.open_folder(folder).tensors
     ids = [[tokenizer.cls, *x, tokenizer.sep] for x in tokenizer.encode(texts)]
     mask = np.arange(max(map(len, ids))) < np.array([[len(x)] for x in ids])
     tokens = np.full(mask.shape, tokenizer.pad, np.int32)
