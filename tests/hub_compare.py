@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ptft.core import tree
-from ptft.hub import folders, read, write
+from ptft.hub import config_json, folders, read, write
 from ptft.inputs import tokenizer_files
 from ptft.train import build, spec
 from ptft.train.step import Net
@@ -17,10 +17,10 @@ from ptft.train.step import Net
 def net(folder: Path, **model: Any) -> tuple[Net, folders.Folder]:
     """The net of a checkpoint, with the head that its file has, or a new one."""
     opened = folders.open_folder(folder)
-    labels = folders.labels(opened)
-    keys = folders.model_keys(opened)
+    labels = config_json.labels(opened)
+    keys = config_json.model_keys(opened)
     nsp = "cls.seq_relationship.weight" in opened.tensors
-    objective = {"name": folders.task(opened)} if labels else {"name": "mlm_nsp", "nsp": nsp, "max_predictions": 3}
+    objective = {"name": config_json.task(opened)} if labels else {"name": "mlm_nsp", "nsp": nsp, "max_predictions": 3}
     config = spec.resolve({"model": {**keys, **model}, "objective": {**objective, "seq_len": 12}})
     return build.net(config, tokenizer_files.load(folder), labels), opened
 

@@ -31,7 +31,7 @@ from ptft import data, models, objectives
 from ptft.cli import exchange
 from ptft.core import checkpoint, config, record, tree
 from ptft.core.errors import UserError
-from ptft.hub import folders, names, read, write
+from ptft.hub import config_json, folders, names, read, write
 from ptft.inputs import tokenizer as ptft_tokenizers
 from ptft.inputs import tokenizer_files
 from ptft.train import build, spec, step, weights
@@ -400,8 +400,8 @@ def test_a_checkpoint_comes_out_as_it_went_in(case, dtype, trip):
 def test_an_export_means_the_same_model(case, trip):
     """The keys of config.json that are spelled otherwise still say the same."""
     t = trip(case)
-    keys = [folders.model_keys(folders.open_folder(folder)) for folder in (t.source, t.out)]
-    assert keys[0] == keys[1] and folders.labels(folders.open_folder(t.out)) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    keys = [config_json.model_keys(folders.open_folder(folder)) for folder in (t.source, t.out)]
+    assert keys[0] == keys[1] and config_json.labels(folders.open_folder(t.out)) == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -751,7 +751,7 @@ def test_a_classifier_of_two_classes_without_names(tmp_path):
         return {n: x[:2].copy() if n.startswith("classifier.") else x for n, x in tensors.items()}
 
     folder = copy("bert_classify", tmp_path / "in", two, id2label=None, label2id=None)
-    assert folders.labels(folders.open_folder(folder)) == ["LABEL_0", "LABEL_1"]
+    assert config_json.labels(folders.open_folder(folder)) == ["LABEL_0", "LABEL_1"]
 
 
 LOST = {
@@ -788,7 +788,7 @@ def test_a_classifier_cuts_texts_as_its_tokenizer_says(tmp_path):
     ):
         more = {k: v for k, v in {"model_max_length": length, "truncation_side": side}.items() if v}
         (folder / "tokenizer_config.json").write_text(json.dumps({**tokenizer_config, **more}))
-        assert tuple(folders.cuts(folders.open_folder(folder), 32).values()) == expected, number
+        assert tuple(config_json.cuts(folders.open_folder(folder), 32).values()) == expected, number
     said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
     assert json_of(tmp_path / "run" / "config.json")["objective"]["seq_len"] == 32
 
@@ -821,7 +821,7 @@ def pooling(folder: Path, *modes: str) -> Path:
 @pytest.mark.parametrize(("mode", "ours"), [("mean_tokens", "mean"), ("cls_token", "first")])
 def test_a_sentence_encoder(mode, ours, texts, tmp_path):
     folder = pooling(copy("bert_bare", tmp_path / "in"), mode)
-    assert folders.model_keys(folders.open_folder(folder))["pooling"] == ours
+    assert config_json.model_keys(folders.open_folder(folder))["pooling"] == ours
     assert spec.resolve(classify(texts, folder)).model.pooling == ours
     said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
     assert json_of(tmp_path / "run" / "config.json")["model"]["pooling"] == ours
@@ -834,7 +834,7 @@ def test_a_sentence_encoder(mode, ours, texts, tmp_path):
         (0, "", "sentence_transformers.models.Transformer"),
         (1, "1_Pooling", "sentence_transformers.models.Pooling"),
     ]
-    assert folders.model_keys(folders.open_folder(tmp_path / "out"))["pooling"] == ours
+    assert config_json.model_keys(folders.open_folder(tmp_path / "out"))["pooling"] == ours
 
 
 def test_the_mean_is_taken_over_real_tokens(tmp_path):
@@ -1404,13 +1404,13 @@ def test_absurd_headers_are_refused_before_anything_is_read(tmp_path, capsys, mo
 MEASURE = """
 import re, sys
 from pathlib import Path
-from ptft.hub import folders, read
+from ptft.hub import config_json, folders, read
 from ptft.inputs import tokenizer_files
 from ptft.train import build, spec
 
 folder = Path(sys.argv[1])
 opened = folders.open_folder(folder)
-config = spec.resolve({"model": folders.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
+config = spec.resolve({"model": config_json.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
 want = build.net(config, tokenizer_files.load(folder), ()).shapes()
 memory = lambda key: int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 before = memory("VmRSS")
@@ -1430,7 +1430,7 @@ def large(tmp_path_factory):
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", **sizes, "max_position_embeddings": 128}))
     blocks = {f"encoder.layer.{i}.output.dense.weight": None for i in range(5)}
     opened = folders.Folder(folder, "bert", json_of(folder / "config.json"), blocks)
-    made = spec.resolve({"model": folders.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
+    made = spec.resolve({"model": config_json.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
     shapes = build.net(made, tokenizer_files.load(folder), ()).shapes()
     ours = {n: np.full(s.shape, 0.5, np.float32) for n, s in shapes.items()}
     tensors, _ = write.outside(opened.family, ours, "mlm", nsp=True)
@@ -1560,7 +1560,7 @@ def test_newer_words_of_sentence_encoders(tmp_path, capsys):
     folder = copy("bert_bare", tmp_path / "in")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 16, "pooling_mode": "mean"}))
-    assert folders.model_keys(folders.open_folder(folder))["pooling"] == "mean"
+    assert config_json.model_keys(folders.open_folder(folder))["pooling"] == "mean"
     (folder / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
     assert "models.Dense after the encoder; ptft has Transformer, Pooling" in mistake(
         capsys, "import", folder, "--workdir", tmp_path / "run"

@@ -15,7 +15,7 @@ import pytest
 from ptft import models
 from ptft.core import tree
 from ptft.freeze import adapters, language, resolve
-from ptft.hub import folders, read
+from ptft.hub import config_json, folders, read
 from ptft.inputs import tokenizer_files
 from ptft.train import build, spec
 
@@ -40,7 +40,7 @@ BODY = make_hub.HERE / "bert_bare"
 def ours(strategy):
     """Hidden states of the strategy, everything that it adds random, and those numbers by site."""
     folder = folders.open_folder(BODY)
-    config = spec.resolve({"model": folders.model_keys(folder), "objective": {"name": "tag", "seq_len": 12}})
+    config = spec.resolve({"model": config_json.model_keys(folder), "objective": {"name": "tag", "seq_len": 12}})
     plain = build.net(config, tokenizer_files.load(BODY), ["a", "b"])
     net = plain._replace(added=resolve.added(language.parse(strategy), models.anatomy("bert"), plain.shapes()))
     loaded, _ = read.load_params(folder, plain.shapes(), skip="head/.*", new_ok="(head|backbone/pooler)/.*")

@@ -17,7 +17,7 @@ WINGS = {
     "data": ["", "tasks", "_prose", "_paths", "_reading", "_tables", "_conll", "_wiki", "tfds"],
     "inputs": ["hf_json", "added_tokens", "tokenizer", "tokenizer_files", "train_tokenizer"],
     "models": ["", "layers"],
-    "hub": ["names", "folders", "read", "write"],
+    "hub": ["names", "folders", "config_json", "read", "write"],
     "objectives": [""],
     "freeze": ["layout", "strategies", "adapters", "adapters._bottleneck", "language", "resolve", "quantize", "ledger"],
     "train": [

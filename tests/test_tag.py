@@ -16,7 +16,7 @@ from ptft import data, objectives
 from ptft.core import checkpoint, config, record
 from ptft.core.errors import UserError
 from ptft.data import Source
-from ptft.hub import folders, read, write
+from ptft.hub import config_json, folders, read, write
 from ptft.inputs import tokenizer_files
 from ptft.objectives.tag import NONE
 from ptft.train import build, dataset, spec, step
@@ -468,7 +468,7 @@ def test_out_and_in_again(trained, tmp_path, capsys):
 def test_the_names_of_every_family(kind, tmp_path):
     """A head over the other encoders, there and back; the tables of names are read in both directions."""
     opened = folders.open_folder(GOLDEN / f"{kind}_classify")
-    keys = folders.model_keys(opened)
+    keys = config_json.model_keys(opened)
     resolved = spec.resolve({"model": keys, "objective": {"name": "tag", "seq_len": 12, "dropout": 0.3}})
     tokenizer = tokenizer_files.load(opened.path)
     net = build.net(resolved, tokenizer, IOB)
@@ -477,7 +477,7 @@ def test_the_names_of_every_family(kind, tmp_path):
     assert left == ["backbone/pooler/bias", "backbone/pooler/kernel"]
     folder = folders.open_folder(tmp_path)
     again, what = read.load_params(folder, net.shapes(), skip="nothing")
-    assert folders.task(folder) == "tag" and folders.labels(folder) == list(IOB) and what.new == left and not what.unused
+    assert config_json.task(folder) == "tag" and config_json.labels(folder) == list(IOB) and what.new == left and not what.unused
     assert {"classifier.weight", "classifier.bias"} < set(folder.tensors)
     assert all(np.array_equal(again[n], params[n]) for n in params if n not in left)
 
@@ -495,7 +495,7 @@ def test_modernberts_tagger_has_more_layers(tmp_path):
     said = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["ModernBertForTokenClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(said))
     folder = folders.open_folder(tmp_path)
-    assert folders.task(folder) == "" and folders.labels(folder) == []  # the encoder alone
+    assert config_json.task(folder) == "" and config_json.labels(folder) == []  # the encoder alone
 
 
 MISTAKES = {

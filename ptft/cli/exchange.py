@@ -10,7 +10,7 @@ from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError, joined
 from ptft.freeze import adapters
-from ptft.hub import folders, read, write
+from ptft.hub import config_json, folders, read, write
 from ptft.inputs import tokenizer_files
 from ptft.train import build, spec, weights
 
@@ -23,15 +23,15 @@ def import_run(where: str, workdir: Path) -> None:
     """
     _must_be_new(workdir)
     folder = folders.open_folder(where)
-    tokenizer, labels = tokenizer_files.load(folder.path), folders.labels(folder)
-    keys = folders.model_keys(folder)
+    tokenizer, labels = tokenizer_files.load(folder.path), config_json.labels(folder)
+    keys = config_json.model_keys(folder)
     nsp = folder.family.mlm.get("head/nsp", "no such head") + ".weight" in folder.tensors
     objective = {
-        **({"name": folders.task(folder)} if labels else {"name": "mlm_nsp", "nsp": nsp}),
+        **({"name": config_json.task(folder)} if labels else {"name": "mlm_nsp", "nsp": nsp}),
         "seq_len": min(512, keys.get("max_len", 512)),
     }
     if objective["name"] == "classify":
-        objective |= folders.cuts(folder, objective["seq_len"])
+        objective |= config_json.cuts(folder, objective["seq_len"])
     config = spec.resolve({"model": keys, "objective": objective, "data": {"names": labels}})
     # A pooler comes along even where the model's own pooling does not read it.
     whole = build.net(config.replace(**{"model.pooling": "cls"}) if "pooling" in config.model else config, tokenizer, labels).shapes()
@@ -39,7 +39,7 @@ def import_run(where: str, workdir: Path) -> None:
     if objective["name"] == "classify":
         read.must_be_whole(folder, what.new)
     origin = {"from": where, "model_type": folder.kind, "architectures": folder.config.get("architectures"), "dtype": folder.dtype}
-    origin["sentence"] = folders.sentence(folder)
+    origin["sentence"] = config_json.sentence(folder)
     origin["head"] = any(n.startswith("head/") for n in params)
     header = {
         "config": config.to_dict(),

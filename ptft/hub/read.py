@@ -17,7 +17,7 @@ from ptft import models
 from ptft.core import checkpoint
 from ptft.core.errors import UserError, short, table
 from ptft.core.tree import Flat
-from ptft.hub import folders
+from ptft.hub import config_json
 from ptft.hub.folders import FLOATS, Folder
 from ptft.hub.names import Place, places
 
@@ -28,7 +28,7 @@ def must_be_whole(folder: Folder, new: Iterable[str]) -> None:
     """Refuses a classifier of texts without some of its parameters, `new`: transformers would draw them at random, and so the answers."""
     at = [places(folder.family, n, ("classify",))[0] for n in new]
     if at:
-        raise UserError(folders.incomplete(folder, "classify", [folder.family.prefix * p.inner + p.name for p in at]))
+        raise UserError(config_json.incomplete(folder, "classify", [folder.family.prefix * p.inner + p.name for p in at]))
 
 
 class Found(NamedTuple):

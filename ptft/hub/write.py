@@ -11,7 +11,7 @@ import safetensors.numpy
 from ptft.core.config import Config
 from ptft.core.errors import UserError
 from ptft.core.tree import Flat
-from ptft.hub.folders import HEADS
+from ptft.hub.config_json import HEADS
 from ptft.hub.names import places
 from ptft.inputs.tokenizer import Tokenizer
 from ptft.models import Family, families

@@ -11,7 +11,7 @@ from ptft.core import duration
 from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError, did_you_mean
 from ptft.freeze import language, quantize
-from ptft.hub import folders
+from ptft.hub import config_json, folders
 from ptft.train import optim
 
 SPEC: Spec = {
@@ -69,7 +69,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
     start, own = values.get("init_from"), values.get("model", {})
     if start and isinstance(start, str) and isinstance(own, Mapping):
         base = (
-            folders.model_keys(folders.open_folder(start))
+            config_json.model_keys(folders.open_folder(start))
             if folders.is_folder(start)
             else read_run(Path(start), "config.json").get("model")
         )
