@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ptft.cli.main import main
-from ptft.core import checkpoint
+from ptft.core import checkpoint, integrity
 from ptft.core import config as configs
 from ptft.train import pipeline, spec, train
 
@@ -139,7 +139,7 @@ def sigterm() -> None:
 
 def state(workdir: Path, step: int) -> dict[str, bytes]:
     """Every array of a checkpoint, parameters and optimizer, byte by byte."""
-    folder = checkpoint._folder(workdir, "checkpoints", step)
+    folder = integrity.step_folder(workdir, "checkpoints", step)
     out = {}
     for item in ("params", "opt"):
         stored = checkpoint._stored(folder, item)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ptft.core import checkpoint
+from ptft.core import checkpoint, integrity
 from ptft.core.errors import UserError
 from ptft.freeze import quantize
 from ptft.train import build, spec, train, weights
@@ -102,7 +102,7 @@ def test_a_delta_holds_what_moved_and_no_more(home):
     for name in STRATEGIES:
         run = json.loads((home / f"{name}_delta" / "run.json").read_text())
         size_of = {r["name"]: 4 * math.prod(r["shape"]) for r in run["freeze"] if r["rate"] or r["name"].startswith("adapter/")}
-        stored = checkpoint._stored(checkpoint._folder(home / f"{name}_delta", "checkpoints", 4), "params")
+        stored = checkpoint._stored(integrity.step_folder(home / f"{name}_delta", "checkpoints", 4), "params")
         assert set(stored) == set(size_of)
         whole, delta = (size(home / n / "checkpoints" / "4" / "params") for n in (name, f"{name}_delta"))
         assert delta < sum(size_of.values()) + 4096 * len(stored)  # Orbax's own of every array
@@ -227,7 +227,7 @@ def test_random_weights_are_a_base_too(home, tmp_path, capsys):
     assert whole["dev"] == delta["dev"]
     evals = [said(capsys, "eval", "--workdir", tmp_path / kind, "--split", "dev") for kind in ("full", "delta")]
     assert evals[0] == evals[1]
-    stored = checkpoint._stored(checkpoint._folder(tmp_path / "delta", "best", delta["best_step"]), "params")
+    stored = checkpoint._stored(integrity.step_folder(tmp_path / "delta", "best", delta["best_step"]), "params")
     assert stored and not any(n.startswith("backbone/embeddings/") for n in stored)
     file = tmp_path / "delta" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "seed": 7}))

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A wing imports from the wings below it; a file from those that stand before it in its own wing.
 # A plug-in that is not named here imports nothing of its wing but what is named.
 WINGS = {
-    "core": ["errors", "plugins", "cache", "tree", "record", "config", "duration", "pages", "compiled", "startup", "mesh", "checkpoint"],
+    "core": ["errors", "plugins", "cache", "tree", "record", "config", "duration", "pages", "compiled", "startup", "mesh", "integrity",
+        "checkpoint"],
     "data": ["", "tasks", "_prose", "_paths", "_reading", "_tables", "_conll", "_wiki", "tfds"],
     "inputs": ["hf_json", "added_tokens", "tokenizer", "tokenizer_files", "train_tokenizer"],
     "models": ["", "layers"],

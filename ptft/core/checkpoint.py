@@ -1,16 +1,13 @@
-"""Checkpoints: Orbax for the bytes, an own manifest for trust.
+"""Checkpoints: Orbax for the bytes, an own manifest for trust (`ptft.core.integrity`).
 
     WORKDIR/checkpoints/<step>/   params, opt, meta: to resume from; the newest few stay
     WORKDIR/best/<step>/          params, meta: the best on the dev split; one stays
     WORKDIR/manifests/<kind>-<step>.json   size and SHA-256 of every file of a step
 
-Orbax restores a flipped bit without a word, so a step counts only once its manifest is written (after the
-commit) and as long as every file still agrees with it. A step that does not is named and passed over for the
-one before. Saving is synchronous: when `save` returns, the step is on disk, and an error is raised where it happened.
+Saving is synchronous: when `save` returns, the step is on disk, and an error is raised where it happened.
 With several processes all must call `save`, `restore` and `load_params`, on a shared file system.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -22,14 +19,13 @@ import absl.logging
 import jax
 from jax.experimental import multihost_utils
 
-from ptft.core import record
-from ptft.core.errors import UserError, did_you_mean, table
+from ptft.core import integrity, record
+from ptft.core.errors import UserError, table
+from ptft.core.integrity import BEST, RESUME
 from ptft.core.tree import Flat, diff, flatten, unflatten
 
 # Orbax logs every failure with several tracebacks from its threads, and then raises it as well.
 absl.logging.get_absl_logger().addFilter(lambda entry: "orbax" not in entry.pathname)
-
-RESUME, BEST = "checkpoints", "best"
 
 
 def save(workdir: Path, step: int, params: Flat, opt: Any, meta: Mapping[str, Any], *, keep: int = 2) -> None:
@@ -52,8 +48,8 @@ def save(workdir: Path, step: int, params: Flat, opt: Any, meta: Mapping[str, An
     numbered = {f"{i:05d}": leaf for i, (_, leaf) in enumerate(leaves)}
     _write(workdir, RESUME, step, params, numbered, {"step": step, "meta": meta, "opt": [_opt_name(path) for path, _ in leaves]})
     if record.is_lead():
-        trusted = [s for s in _steps(workdir, RESUME) if s <= step and _manifest(workdir, RESUME, s).exists()]
-        _remove(workdir, RESUME, set(_steps(workdir, RESUME)) - set(trusted[:keep]))
+        trusted = [s for s in integrity.steps(workdir, RESUME) if s <= step and integrity.manifest_file(workdir, RESUME, s).exists()]
+        integrity.remove(workdir, RESUME, set(integrity.steps(workdir, RESUME)) - set(trusted[:keep]))
     _barrier("ptft.save")
 
 
@@ -61,13 +57,13 @@ def save_best(workdir: Path, step: int, params: Flat, meta: Mapping[str, Any]) -
     """Saves the best parameters so far; the previous best is removed once the new one is complete. Raises as `save`."""
     _write(workdir, BEST, step, params, {}, {"step": step, "meta": meta, "opt": []})
     if record.is_lead():
-        _remove(workdir, BEST, set(_steps(workdir, BEST)) - {step})
+        integrity.remove(workdir, BEST, set(integrity.steps(workdir, BEST)) - {step})
     _barrier("ptft.save_best")
 
 
 def newest(workdir: Path) -> int | None:
     """The newest step to resume from whose every file is intact, or None. Each damaged step is reported and skipped."""
-    return _newest(workdir, RESUME)
+    return integrity.newest(workdir, RESUME)
 
 
 def restore(workdir: Path, step: int, params_like: Flat, opt_like: Any) -> tuple[Flat, Any]:
@@ -82,8 +78,8 @@ def restore(workdir: Path, step: int, params_like: Flat, opt_like: Any) -> tuple
     Raises:
       UserError: the step is damaged, or holds other names, shapes or dtypes.
     """
-    _trust(workdir, RESUME, step)
-    folder = _folder(workdir, RESUME, step)
+    integrity.trust(workdir, RESUME, step)
+    folder = integrity.step_folder(workdir, RESUME, step)
     named = jax.tree_util.tree_leaves_with_path(opt_like)
     paths = json.loads((folder / "meta" / "metadata").read_text())["opt"]
     have = {"params": _stored(folder, "params"), "opt": _stored(folder, "opt") if paths else {}}
@@ -104,12 +100,12 @@ def read_meta(workdir: Path, step: int | None = None, best: bool = False) -> dic
     """The `meta` of a step (the newest intact one when None). Raises UserError when there is none."""
     kind = BEST if best else RESUME
     if step is None:
-        step = _newest(workdir, kind)
+        step = integrity.newest(workdir, kind)
         if step is None:
-            raise UserError(_nothing(workdir))
+            raise UserError(integrity.nothing(workdir))
     else:
-        _trust(workdir, kind, step)
-    return json.loads((_folder(workdir, kind, step) / "meta" / "metadata").read_text())["meta"]
+        integrity.trust(workdir, kind, step)
+    return json.loads((integrity.step_folder(workdir, kind, step) / "meta" / "metadata").read_text())["meta"]
 
 
 class Loaded(NamedTuple):
@@ -139,12 +135,12 @@ def load_params(
       UserError: no intact step; a shape that differs or a name that is missing and may not be (with a table).
     """
     kind = BEST
-    step = _newest(workdir, BEST) if best else None
+    step = integrity.newest(workdir, BEST) if best else None
     if step is None:
         kind, step = RESUME, newest(workdir)
     if step is None:
-        raise UserError(_nothing(workdir))
-    folder = _folder(workdir, kind, step)
+        raise UserError(integrity.nothing(workdir))
+    folder = integrity.step_folder(workdir, kind, step)
     have = _stored(folder, "params")
     want = want if want is not None else {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in have.items()}
     _, what = choose(have, want, f"the checkpoint {folder}", skip=skip, new_ok=new_ok)
@@ -165,98 +161,6 @@ def choose(have: Flat, want: Flat, where: str, *, skip: str, new_ok: str) -> tup
     return {name: have[name] for name in found.same}, Loaded(found.same, found.missing, unused)
 
 
-# Files and manifests.
-
-
-def _folder(workdir: Path, kind: str, step: int) -> Path:
-    return Path(workdir).absolute() / kind / str(step)  # Orbax wants absolute paths
-
-
-def _manifest(workdir: Path, kind: str, step: int) -> Path:
-    return Path(workdir) / "manifests" / f"{kind}-{step}.json"
-
-
-def _steps(workdir: Path, kind: str) -> list[int]:
-    """The committed steps, newest first."""
-    return sorted((int(p.name) for p in (Path(workdir) / kind).glob("*") if p.name.isdecimal() and p.is_dir()), reverse=True)
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-
-
-def _digest(path: Path) -> list[Any]:
-    with path.open("rb") as f:
-        return [path.stat().st_size, hashlib.file_digest(f, "sha256").hexdigest()]
-
-
-def _damage(workdir: Path, kind: str, step: int) -> str | None:
-    """The file that makes a step untrustworthy and why, or None when all agree with the manifest."""
-    folder, manifest = _folder(workdir, kind, step), _manifest(workdir, kind, step)
-    if not manifest.exists():
-        return f"{manifest} is missing (the save was interrupted)"
-    try:
-        listed = json.loads(manifest.read_bytes())
-        files, same_step = dict(listed["files"]), listed["step"] == step
-    except (ValueError, KeyError, TypeError):
-        return f"{manifest} is damaged"
-    if not files or not same_step:
-        return f"{manifest} is damaged"
-    for name, (size, digest) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path} is missing, which {manifest} lists"
-        if path.stat().st_size != size:
-            return f"{path} has {path.stat().st_size} bytes, {manifest} says {size}"
-        if _digest(path)[1] != digest:
-            return f"{path} was changed after it was written (its SHA-256 is not the one in {manifest})"
-    return None
-
-
-def _newest(workdir: Path, kind: str) -> int | None:
-    for step in _steps(workdir, kind):
-        damage = _damage(workdir, kind, step)
-        if damage is None:
-            return step
-        record.say(f"WARNING: step {step} in {Path(workdir) / kind} cannot be trusted and is skipped: {damage}")
-    return None
-
-
-def _trust(workdir: Path, kind: str, step: int) -> None:
-    if step not in _steps(workdir, kind):
-        there = ", ".join(map(str, _steps(workdir, kind))) or "none"
-        raise UserError(f"there is no step {step} in {Path(workdir) / kind}; steps there: {there}")
-    damage = _damage(workdir, kind, step)
-    if damage is not None:
-        raise UserError(f"step {step} in {Path(workdir) / kind} cannot be trusted: {damage}")
-
-
-def _remove(workdir: Path, kind: str, steps: set[int]) -> None:
-    for step in steps:
-        _manifest(workdir, kind, step).unlink(missing_ok=True)  # first, so that half a folder is never trusted
-        shutil.rmtree(_folder(workdir, kind, step), ignore_errors=True)
-
-
-def _clear_tmp(workdir: Path) -> None:
-    """Removes what an interrupted save left behind; Orbax keeps it, and a full disk stays full."""
-    for kind in (RESUME, BEST):
-        for pattern in ("*.orbax-checkpoint-tmp*", "*.new"):
-            for path in (Path(workdir) / kind).glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _nothing(workdir: Path) -> str:
-    workdir = Path(workdir)
-    if not workdir.is_dir():
-        beside = [p.name for p in workdir.absolute().parent.glob("*") if p.is_dir()]
-        return f"no folder {workdir}; {did_you_mean(workdir.name, beside)}"
-    there = ", ".join(sorted(p.name for p in workdir.iterdir())) or "nothing"
-    return f"no usable checkpoint in {workdir}: expected a run's folder with {BEST}/ or {RESUME}/; it holds: {there}"
-
-
-# Orbax.
-
-
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
@@ -264,11 +168,11 @@ def _barrier(name: str) -> None:
 
 def _write(workdir: Path, kind: str, step: int, params: Flat, opt: Flat, meta: Mapping[str, Any]) -> None:
     json.dumps(meta)  # a value that JSON cannot hold is found before anything is touched
-    folder = _folder(workdir, kind, step)
+    folder = integrity.step_folder(workdir, kind, step)
     need = 1.2 * sum(leaf.nbytes for leaf in (*params.values(), *opt.values())) + 2**20
     if record.is_lead():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _clear_tmp(workdir)
+        integrity.clear_tmp(workdir)
     free = shutil.disk_usage(folder.parent if folder.parent.exists() else ".").free
     if free < need:
         raise UserError(
@@ -286,13 +190,13 @@ def _write(workdir: Path, kind: str, step: int, params: Flat, opt: Flat, meta: M
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
             orbax.save(new, args=ocp.args.Composite(**items))
         if record.is_lead():
-            manifest = {"step": step, "files": {name: _digest(new / name) for name in _files(new)}}
-            _remove(workdir, kind, {step})
+            manifest = integrity.make_manifest(step, new)
+            integrity.remove(workdir, kind, {step})
             new.rename(folder)
-            record.write_json(_manifest(workdir, kind, step), manifest)
+            record.write_json(integrity.manifest_file(workdir, kind, step), manifest)
     except Exception as e:
         if record.is_lead():
-            _clear_tmp(workdir)
+            integrity.clear_tmp(workdir)
         if isinstance(e, OSError) or "os_error_code" in str(e):  # tensorstore's ValueError of a failed write
             raise UserError(f"could not write step {step} to {folder.parent}: {e}\nearlier steps are intact") from e
         raise
