@@ -20,8 +20,8 @@ from ptft.core.errors import UserError
 from ptft.data import Source
 from ptft.inputs import tokenizer_files, train_tokenizer
 from ptft.inputs.tokenizer import SPECIALS, Tokenizer
-from ptft.objectives import classify, mlm_nsp
-from ptft.objectives.mlm_nsp import A0, A1, B0, B1, RANDOM
+from ptft.objectives import _documents, classify
+from ptft.objectives._documents import A0, A1, B0, B1, RANDOM
 from ptft.train import step
 from ptft.train.build import metrics as build_metrics
 
@@ -377,7 +377,7 @@ def test_ten_tries_to_find_another_document():
         lists = [[list(range(20 * d + s, 20 * d + s + 5)) for s in (0, 5, 10, 15)] for d in range(n)]
         same = 0
         for seed in range(1200):
-            rows = mlm_nsp.cut_pairs(docs, 1, 13, 0.1, random.Random(seed))
+            rows = _documents.cut_pairs(docs, 1, 13, 0.1, random.Random(seed))
             want = google(lists, 1, 13, 0.1, random.Random(seed))
             assert [(list(range(r[A0], r[A1])), list(range(r[B0], r[B1])), r[RANDOM]) for r in rows] == want
             same += sum(r[RANDOM] and r[B0] // 20 == 1 for r in rows)
@@ -477,11 +477,11 @@ def test_rows_are_the_same_each_time_and_other_rows_each_pass(nsp):
 def documents(*lengths, times):
     """`times` documents, each of sentences of these lengths."""
     sentence = np.cumsum([0, *(list(lengths) * times)])
-    return mlm_nsp.Documents(np.arange(sentence[-1]), sentence, np.arange(times + 1) * len(lengths))
+    return _documents.Documents(np.arange(sentence[-1]), sentence, np.arange(times + 1) * len(lengths))
 
 
 @pytest.mark.parametrize("short_prob", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("cut", [mlm_nsp.cut_pairs, mlm_nsp.cut_single])
+@pytest.mark.parametrize("cut", [_documents.cut_pairs, _documents.cut_single])
 def test_some_documents_are_cut_short(cut, short_prob):
     """With sentences of one token the first row, unless its B is random, is as long as the target."""
     room, n = 13, 4000
@@ -501,7 +501,7 @@ def test_some_documents_are_cut_short(cut, short_prob):
 def test_truncation_takes_from_the_longer_side_at_either_end():
     """A of 12 and B of 20 must fit 13: B gives 14, A gives 5, each from its front or its back."""
     docs = documents(12, 20, times=3000)
-    rows = [r for d in range(3000) for r in mlm_nsp.cut_pairs(docs, d, 13, 0.0, random.Random(d))]
+    rows = [r for d in range(3000) for r in _documents.cut_pairs(docs, d, 13, 0.0, random.Random(d))]
     assert {(r[A1] - r[A0], r[B1] - r[B0]) for r in rows} == {(7, 6)}
     start = docs.sentence
     real = np.array([r for r in rows if not r[RANDOM]])
@@ -516,7 +516,7 @@ def test_truncation_takes_from_the_longer_side_at_either_end():
         )
     # The shorter side is not touched while the other is longer.
     docs = documents(3, 20, times=200)
-    rows = [mlm_nsp.cut_pairs(docs, d, 13, 0.0, random.Random(d))[0] for d in range(200)]
+    rows = [_documents.cut_pairs(docs, d, 13, 0.0, random.Random(d))[0] for d in range(200)]
     real = [r for r in rows if not r[RANDOM]]
     assert len(real) > 60 and {(r[A1] - r[A0], r[B1] - r[B0]) for r in real} == {(3, 10)}
 

@@ -19,7 +19,7 @@ WINGS = {
     "inputs": ["hf_json", "added_tokens", "tokenizer", "tokenizer_files", "train_tokenizer"],
     "models": ["", "layers"],
     "hub": ["names", "folders", "config_json", "read", "write"],
-    "objectives": [""],
+    "objectives": ["", "_documents"],
     "freeze": ["layout", "strategies", "adapters", "adapters._bottleneck", "language", "resolve", "quantize", "ledger"],
     "train": [
         "pipeline", "optim", "step", "cost", "spec", "dataset", "build", "programs", "weights", "description", "contract", "state",

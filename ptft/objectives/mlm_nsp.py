@@ -6,8 +6,6 @@ bias and the transform before it belong to the head and stay trainable.
 """
 
 import random
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,12 +18,13 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ptft.core.config import Config, Field
-from ptft.core.errors import UserError, install
+from ptft.core.errors import UserError
 from ptft.core.record import Sums, divide
 from ptft.data import Source
 from ptft.inputs.tokenizer import Tokenizer
 from ptft.models.layers import ACTIVATIONS, LayerNorm, Style, dense
-from ptft.objectives import ArrayRows, pair_inputs, plain_text, token_dtype
+from ptft.objectives import ArrayRows, _documents, pair_inputs, plain_text, token_dtype
+from ptft.objectives._documents import A0, A1, B0, B1, RANDOM, Documents
 
 SPEC = {
     "seq_len": Field(128, int, lo=8, doc="tokens a row, [CLS] and [SEP] among them"),
@@ -38,123 +37,7 @@ SPEC = {
         False, (bool, str), choices=(False, True, "jieba"), doc="mask all pieces of a word together; jieba: Chinese words, too"
     ),
 }
-
-# One row: [CLS] tokens[a0:a1] [SEP] tokens[b0:b1] [SEP], and whether B is a random sentence.
-A0, A1, B0, B1, RANDOM = range(5)
-CHINESE = re.compile(r"([\u3400-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]+)")
 BEST = 5  # words that are said for a gap
-
-
-@dataclass(frozen=True)
-class Documents:
-    """A corpus as one array of ids: sentence s is tokens[sentence[s]:sentence[s+1]], document d is sentences document[d]:document[d+1]."""
-
-    tokens: np.ndarray
-    sentence: np.ndarray
-    document: np.ndarray
-    continues: np.ndarray | None = None  # bool, beside `tokens`: whether a token goes on with a word
-
-    def __len__(self) -> int:
-        return len(self.document) - 1
-
-
-def tokenize(source: Source, tokenizer: Tokenizer, chunk: int = 2000) -> Documents:
-    """Encodes a corpus, `chunk` documents at a time; empty sentences and documents are dropped."""
-    tokens: list[np.ndarray] = []
-    sentence, document = [0], [0]
-    dtype = token_dtype(tokenizer.vocab_size)
-    for at in range(0, len(source.records), chunk):
-        texts = [source.records[i]["sentences"] for i in range(at, min(at + chunk, len(source.records)))]
-        ids = iter(tokenizer.encode([s for sentences in texts for s in sentences]))
-        for sentences in texts:
-            for _ in sentences:
-                if piece := next(ids):
-                    tokens.append(np.asarray(piece, dtype))
-                    sentence.append(sentence[-1] + len(piece))
-            if len(sentence) - 1 > document[-1]:
-                document.append(len(sentence) - 1)
-    if len(document) == 1:
-        raise UserError(f"the corpus has no text: {len(source.records)} documents, all empty")
-    return Documents(np.concatenate(tokens), np.asarray(sentence), np.asarray(document))
-
-
-def inside_words(source: Source, docs: Documents, tokenizer: Tokenizer) -> np.ndarray:
-    """Which tokens go on with a word, where jieba says what a Chinese word is; elsewhere as the tokenizer says."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about its own escapes and pkg_resources
-            import jieba
-    except ImportError:
-        raise UserError(f"objective.whole_word='jieba' needs jieba; {install('zh')}") from None
-    jieba.setLogLevel(60)
-    out, known = tokenizer.continues[docs.tokens], dict[str, list[int]]()
-    places = iter(zip(docs.sentence[:-1], docs.sentence[1:], strict=True))
-    for text in (s for record in source.records for s in record["sentences"]):
-        parts = [w for run in CHINESE.split(text) if run for w in (jieba.cut(run) if CHINESE.fullmatch(run) else [run])]
-        new = [p for p in dict.fromkeys(parts) if p not in known]
-        known |= dict(zip(new, tokenizer.encode(new), strict=True))
-        ids = [i for p in parts for i in known[p]]
-        if not ids:
-            continue  # a sentence without a token was dropped
-        start, end = next(places)
-        if ids != docs.tokens[start:end].tolist():
-            continue  # a tokenizer whose pieces go over the ends of words
-        marks = [CHINESE.fullmatch(p) is not None and k > 0 for p in parts for k in range(len(known[p]))]
-        out[start:end] |= np.asarray(marks)
-    return out
-
-
-def cut_pairs(docs: Documents, d: int, room: int, short_prob: float, rng: random.Random) -> list[tuple[int, int, int, int, int]]:
-    """The rows (A0, A1, B0, B1, RANDOM) of document `d`, A and B together at most `room` tokens."""
-    rows = []
-    offset, first, last = docs.sentence, int(docs.document[d]), int(docs.document[d + 1])
-    target = rng.randint(2, room) if rng.random() < short_prob else room
-    start = at = first
-    while at < last:
-        if at < last - 1 and offset[at + 1] - offset[start] < target:
-            at += 1
-            continue
-        sentences = at - start + 1
-        middle = start + (rng.randint(1, sentences - 1) if sentences >= 2 else 1)
-        a0, a1 = int(offset[start]), int(offset[middle])
-        is_random = sentences == 1 or rng.random() < 0.5
-        if is_random:
-            other = rng.randrange(len(docs))
-            for _ in range(9):  # ten tries in all to find another document
-                if other != d:
-                    break
-                other = rng.randrange(len(docs))
-            b_first = rng.randrange(int(docs.document[other]), int(docs.document[other + 1]))
-            b_last = int(np.searchsorted(offset, offset[b_first] + max(target - (a1 - a0), 1)))
-            b0, b1 = int(offset[b_first]), int(offset[min(b_last, int(docs.document[other + 1]))])
-            at = middle - 1  # the sentences that B did not use come again
-        else:
-            b0, b1 = a1, int(offset[at + 1])
-        rows.append((*_truncate(a0, a1, b0, b1, room, rng), int(is_random)))
-        at += 1
-        start = at
-    return rows
-
-
-def _truncate(a0: int, a1: int, b0: int, b1: int, room: int, rng: random.Random) -> tuple[int, int, int, int]:
-    """Drops tokens from the longer of A and B, each from its front or its back at random, until both fit."""
-    while (a1 - a0) + (b1 - b0) > room:
-        front = rng.random() < 0.5
-        if a1 - a0 > b1 - b0:
-            a0, a1 = a0 + front, a1 - (not front)
-        else:
-            b0, b1 = b0 + front, b1 - (not front)
-    return a0, a1, b0, b1
-
-
-def cut_single(docs: Documents, d: int, room: int, short_prob: float, rng: random.Random) -> list[tuple[int, int, int, int, int]]:
-    """Rows of one segment: consecutive sentences of document `d` up to the target length."""
-    rows = []
-    target = rng.randint(2, room) if rng.random() < short_prob else room
-    start, end = int(docs.sentence[docs.document[d]]), int(docs.sentence[docs.document[d + 1]])
-    for a0 in range(start, end, target):
-        a1 = min(a0 + target, end)
-        rows.append((a0, a1, a1, a1, 0))
-    return rows
 
 
 @dataclass(frozen=True)
@@ -188,9 +71,10 @@ class PairRows:
     def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
         cls, sep, pad = self.special
         o, chosen = self.objective, self.ranges[index]
+        a, b = chosen[:, A1] - chosen[:, A0], chosen[:, B1] - chosen[:, B0]
         tokens = np.full((len(index), o.seq_len), pad, self.docs.tokens.dtype)
-        second = (chosen[:, A1] - chosen[:, A0] + 2).astype(np.int32)
-        length = second + ((chosen[:, B1] - chosen[:, B0] + 1).astype(np.int32) if o.nsp else 0)
+        second = (a + 2).astype(np.int32)
+        length = second + ((b + 1).astype(np.int32) if o.nsp else 0)
         tokens[:, 0] = cls
         inside, goes_on = np.zeros(tokens.shape, bool), self.docs.continues
         for row, marks, (a0, a1, b0, b1, _) in zip(tokens, inside, chosen, strict=True):
@@ -297,16 +181,16 @@ class MlmNsp:
         """Cuts the corpus `passes` times; which pairs come out depends on the pass and the document alone."""
         if self.nsp and tokenizer.between != 1:
             raise UserError("this tokenizer puts two separators between texts, and its models know no NSP; set objective.nsp=False")
-        docs = tokenize(source, tokenizer)
+        docs = _documents.tokenize(source, tokenizer)
         if self.whole_word:
-            marks = inside_words(source, docs, tokenizer) if self.whole_word == "jieba" else tokenizer.continues[docs.tokens]
+            marks = _documents.inside_words(source, docs, tokenizer) if self.whole_word == "jieba" else tokenizer.continues[docs.tokens]
             docs = replace(docs, continues=marks)
         if self.nsp and len(docs) < 2:
             raise UserError(
                 "next-sentence prediction takes random sentences from another document, and the corpus is one document; "
                 "put a blank line between documents, or set objective.nsp=False"
             )
-        cut = cut_pairs if self.nsp else cut_single
+        cut = _documents.cut_pairs if self.nsp else _documents.cut_single
         room = self.seq_len - (3 if self.nsp else 2)
         rows = [
             row
