@@ -1,18 +1,21 @@
 """Compares freeze strategies on one task, from one pretrained run: strategies x learning rates x seeds.
 
     ptft bench --config configs/bench.py:task=sst2,init=runs/simplewiki,root=data --workdir runs/bench_sst2
-    ptft bench --config configs/bench.py:task=,init=runs/simplewiki --workdir runs/mine --config.data.text=text --config.data.label=label \
+    ptft bench --config configs/bench.py:task=,init=runs/simplewiki --workdir runs/mine \
+        --config.data.text=text --config.data.label=label \
         --config.data.train=files:train.tsv --config.data.dev=files:dev.tsv --config.data.test=files:test.tsv
     ptft report runs/bench_sst2
 
-Arguments: `task`, `init`, `root`, `seq_len` as in configs/finetune.py, and `train_size`, the number of labelled examples (another subset
-for each seed; 1000 where nothing is said, of a table of your own all); several: `--config.bench.sizes=[200,1000]`; longer:
-`--config.train_for='10 epochs'`. Of three learning rates a strategy, dev chooses; without dev, one: `--config.bench.lr_factors=[1]`. The
-rows of reference (the most frequent class, TF-IDF, frozen features, random weights) and a second copy of the baseline are added.
-Parts of the encoder in which nothing is trainable run without dropout, as in evaluation, so that what lies below all that is trainable is
-computed once; what is trainable keeps it, whatever the strategy. `--config.frozen_dropout=True` gives it back to all of them.
-`--check` prints the schedule and runs nothing.
-Cost: 10 strategies and the copy x 3 rates x 5 seeds; it says how long that takes before it starts. Result: which parts were worth it.
+Arguments: `task`, `init`, `root`, `seq_len` as in configs/finetune.py, and `train_size`, the number of
+labelled examples (another subset for each seed; 1000 where nothing is said, of a table of your own all);
+several: `--config.bench.sizes=[200,1000]`; longer: `--config.train_for='10 epochs'`. Of three learning rates
+a strategy, dev chooses; without dev, one: `--config.bench.lr_factors=[1]`. The rows of reference (the most
+frequent class, TF-IDF, frozen features, random weights) and a second copy of the baseline are added. Parts of
+the encoder in which nothing is trainable run without dropout, as in evaluation, so that what lies below all
+that is trainable is computed once; what is trainable keeps it, whatever the strategy.
+`--config.frozen_dropout=True` gives it back to all of them. `--check` prints the schedule and runs nothing.
+Cost: 10 strategies and the copy x 3 rates x 5 seeds; it says how long that takes before it starts. Result:
+which parts were worth it.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +23,8 @@ from ml_collections import ConfigDict
 from ptft.core.pages import parse_arg
 from ptft.data import tasks
 
-# Each strategy has learning rates of its own, a third, once and three times this one: what moves less has to go further.
+# Each strategy has learning rates of its own, a third, once and three times this one: what moves less has to
+# go further.
 STRATEGIES = [
     {"name": "full", "freeze": "full", "lr": 3e-4},
     {"name": "freeze-embeddings", "freeze": "freeze-embeddings", "lr": 1e-3},

@@ -1,11 +1,13 @@
 """Finetunes part of a pretrained run on a named task.
 
-    ptft train --config configs/finetune.py:task=sst2,init=runs/simplewiki,freeze=top-1,root=data --workdir runs/sst2
+    ptft train --config configs/finetune.py:task=sst2,init=runs/simplewiki,freeze=top-1,root=data \
+        --workdir runs/sst2
 
-Arguments: `task`, one of ptft/data/tasks.py, or empty for a table of your own in config.data; `init`, the folder of a pretraining
-run, a folder in Hugging Face's format, or hf:ORG/NAME; `freeze`, a strategy; `root`, a folder that holds the task's files in
-the layout of ptft/data/tasks.py: empty reads TFDS instead, where GLUE needs the [tf] extra once, to prepare it; `seq_len`; `epochs`.
-Cost: seconds a thousand examples for the tiny sizes on two CPU cores. Result: see the README's table of real runs.
+Arguments: `task`, one of ptft/data/tasks.py, or empty for a table of your own in config.data; `init`, the
+folder of a pretraining run, a folder in Hugging Face's format, or hf:ORG/NAME; `freeze`, a strategy; `root`,
+a folder that holds the task's files in the layout of ptft/data/tasks.py: empty reads TFDS instead, where GLUE
+needs the [tf] extra once, to prepare it; `seq_len`; `epochs`. Cost: seconds a thousand examples for the tiny
+sizes on two CPU cores. Result: see the README's table of real runs.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +40,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.objective.seq_len = a.seq_len
 
     c.optim = ConfigDict()
-    # The fewer parameters move, the further each has to go; weights that were pretrained for days want smaller steps.
+    # The fewer parameters move, the further each has to go; weights that were pretrained for days want
+    # smaller steps.
     full, part = (5e-5, 5e-4) if folders.is_imported(a.init) else (5e-4, 1e-3)
     c.optim.lr = full if a.freeze.startswith(("full", "freeze-embeddings")) else part
 

@@ -1,7 +1,7 @@
-"""The classic IMDb classifier: embedding 100, LSTM 128, vocabulary 10,000, the last 100 tokens, batch 32, Adam.
+"""The classic IMDb classifier: embedding 100, LSTM 128, vocabulary 10,000, the last 100 tokens, Adam.
 
-    ptft train --config configs/imdb_lstm.py --workdir runs/imdb_lstm                        # through TFDS
-    ptft train --config configs/imdb_lstm.py:root=data/aclImdb --workdir runs/imdb_lstm      # train, val, test / pos, neg
+    ptft train --config configs/imdb_lstm.py --workdir runs/imdb_lstm  # through TFDS
+    ptft train --config configs/imdb_lstm.py:root=data/aclImdb --workdir runs/imdb_lstm  # or local files
 
 No pretraining: the baseline that a pretrained encoder has to beat, and the proof that a backbone is one file.
 Cost and result: see the README's table of real runs.
@@ -41,8 +41,14 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data = ConfigDict()
     c.data.vocab_size = 10_000
     if a.root:
-        c.data.train, c.data.dev, c.data.test = (f"files:{a.root}/{split}" for split in ("train", "val", "test"))
+        c.data.train, c.data.dev, c.data.test = (
+            f"files:{a.root}/{split}" for split in ("train", "val", "test")
+        )
     else:
-        c.data.train, c.data.dev, c.data.test = "tfds:imdb_reviews@train[:90%]", "tfds:imdb_reviews@train[90%:]", "tfds:imdb_reviews@test"
+        c.data.train, c.data.dev, c.data.test = (
+            "tfds:imdb_reviews@train[:90%]",
+            "tfds:imdb_reviews@train[90%:]",
+            "tfds:imdb_reviews@test",
+        )
         c.data.label = "label"
     return c

@@ -1,11 +1,12 @@
-"""Pretrains BERT on raw text: masked words and next sentences (Devlin et al. 2018, the recipe of google-research/bert).
+"""Pretrains BERT on raw text: masked words and next sentences (Devlin et al. 2018, the recipe of
+google-research/bert).
 
     ptft train --config configs/pretrain.py:size=tiny,corpus=simplewiki,root=data --workdir runs/simplewiki
 
-Arguments: `size` tiny … large; `init`, a run or a checkpoint to go on from, heads and size included; `corpus` embedded,
-simplewiki or zhwiki (WikiExtractor output in `root`/NAME/AA), or any source through --config.data.train and
---config.data.dev. The default, tiny on the embedded corpus, needs no files.
-Cost and result of the command above: see the README's table of real runs (about half an hour of two CPU cores).
+Arguments: `size` tiny … large; `init`, a run or a checkpoint to go on from, heads and size included; `corpus`
+embedded, simplewiki or zhwiki (WikiExtractor output in `root`/NAME/AA), or any source through
+--config.data.train and --config.data.dev. The default, tiny on the embedded corpus, needs no files. Cost and
+result of the command above: see the README's table of real runs (about half an hour of two CPU cores).
 """
 
 from ml_collections import ConfigDict

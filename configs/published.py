@@ -1,15 +1,17 @@
-"""The strategies that published tables compare, from weights that exist, with few labels: which of their shapes show here?
+"""The strategies that published tables compare, from weights that exist, with few labels: which of their
+shapes show here?
 
     ptft bench --config configs/published.py:task=sst2,init=minilm,root=data --workdir runs/published_sst2
     ptft bench --config configs/published.py:task=mrpc,init=minilm,root=data --workdir runs/published_mrpc
     ptft report runs/published_sst2 runs/published_mrpc
 
-`minilm` is a folder in Hugging Face's format or a pretrained run; `task=` and config.data take a table of your own, as in
-configs/bench.py. What is frozen runs without dropout. The tables: top layers of BERT on GLUE (Lee, Tang & Lin 2019,
-arXiv 1911.03090), frozen layers x 50 to 1,000 examples (RoBERTa-base on SST-2), BitFit (Ben Zaken et al. 2021, arXiv 2106.10199), LoRA
-(Hu et al. 2021, arXiv 2106.09685), gradual unfreezing (Howard & Ruder 2018, arXiv 1801.06146, table 7), LayerNorm (Zhao et al. 2023,
-arXiv 2312.11420). Their models are larger and their data more, so numbers do not carry over; `ptft.bench.shapes` states what should,
-and the report says where it holds. Cost: 12 strategies, random weights and the A/A check x 3 rates x 5 seeds x 2
+`minilm` is a folder in Hugging Face's format or a pretrained run; `task=` and config.data take a table of
+your own, as in configs/bench.py. What is frozen runs without dropout. The tables: top layers of BERT on GLUE
+(Lee, Tang & Lin 2019, arXiv 1911.03090), frozen layers x 50 to 1,000 examples (RoBERTa-base on SST-2), BitFit
+(Ben Zaken et al. 2021, arXiv 2106.10199), LoRA (Hu et al. 2021, arXiv 2106.09685), gradual unfreezing (Howard
+& Ruder 2018, arXiv 1801.06146, table 7), LayerNorm (Zhao et al. 2023, arXiv 2312.11420). Their models are
+larger and their data more, so numbers do not carry over; `ptft.bench.shapes` states what should, and the
+report says where it holds. Cost: 12 strategies, random weights and the A/A check x 3 rates x 5 seeds x 2
 sizes a task; it says how long before it starts. Result: which of the shapes show.
 """
 
@@ -20,7 +22,8 @@ from ptft.data import tasks
 
 # The middle of the three rates that each tries, for weights pretrained for days and some 10 to 150 steps.
 RATES = {
-    "full": 2e-4, "freeze-embeddings": 2e-4, "top-4": 2e-4, "top-3": 3e-4, "top-2": 4e-4, "top-1": 8e-4, "head": 1.5e-2, "bottom-2": 6e-4,
+    "full": 2e-4, "freeze-embeddings": 2e-4, "top-4": 2e-4, "top-3": 3e-4, "top-2": 4e-4, "top-1": 8e-4,
+    "head": 1.5e-2, "bottom-2": 6e-4,
     "bitfit": 4e-3, "layernorm": 4e-3, "lora=8": 4e-3, "gradual": 4e-4,
 }  # fmt: skip
 

@@ -2,10 +2,11 @@
 
     bash launch/quickstart.sh
 
-Stage `pretrain`: a two-layer ModernBERT guesses masked words of the English documentation that this Python environment carries.
-Stage `bench`: which word is missing in a sentence, the, of, to or is? Four strategies and a random start, 200 labelled sentences,
-five seeds each; it is scored on sentences of modules that the pretraining has not seen. Stage `use`: one of them, kept for `ptft predict`.
-Learning rates were chosen by hand on seeds 10 to 12. Cost: six minutes on two CPU cores. Result: the README's first table.
+Stage `pretrain`: a two-layer ModernBERT guesses masked words of the English documentation that this Python
+environment carries. Stage `bench`: which word is missing in a sentence, the, of, to or is? Four strategies
+and a random start, 200 labelled sentences, five seeds each; it is scored on sentences of modules that the
+pretraining has not seen. Stage `use`: one of them, kept for `ptft predict`. Learning rates were chosen by
+hand on seeds 10 to 12. Cost: six minutes on two CPU cores. Result: the README's first table.
 """
 
 from ml_collections import ConfigDict
@@ -30,13 +31,15 @@ def pretrain() -> ConfigDict:
     c.log_every = "100 steps"
 
     c.model = ConfigDict()
-    c.model.name = "modernbert"  # its rotary positions need a quarter of the steps that BERT's learned ones need to look at a neighbour
+    # its rotary positions need a quarter of the steps that BERT's learned ones need to look at a neighbour
+    c.model.name = "modernbert"
     c.model.layers = 2
     c.model.hidden = 128
     c.model.heads = 2
     c.model.ffn = 128
     c.model.max_len = 64
-    c.model.pooling = "mean"  # for a classifier on these weights: no objective here trains a pooler or reads [CLS]
+    # for a classifier on these weights: no objective here trains a pooler or reads [CLS]
+    c.model.pooling = "mean"
     c.model.window = 8  # the second block sees four tokens to each side, the first one all
     c.model.global_theta = 1000.0
     c.model.local_theta = 1000.0

@@ -1,11 +1,12 @@
-"""Every kind of strategy once, each at a learning rate of its own: does it train at all, and what does it cost?
+"""Every kind of strategy once, each at a learning rate of its own: does it train at all, and what does it
+cost?
 
     ptft bench --config configs/strategies.py:task=sst2,init=minilm,root=data --workdir runs/strategies
     ptft report runs/strategies
 
-`minilm` is a folder in Hugging Face's format; the arguments are those of configs/bench.py. One seed: this is a check, and no
-comparison. What is frozen runs without dropout. Cost: about a minute a strategy with MiniLM's six layers on two CPU cores. Result: every
-one of them is above the floor.
+`minilm` is a folder in Hugging Face's format; the arguments are those of configs/bench.py. One seed: this is
+a check, and no comparison. What is frozen runs without dropout. Cost: about a minute a strategy with MiniLM's
+six layers on two CPU cores. Result: every one of them is above the floor.
 """
 
 from ml_collections import ConfigDict
@@ -15,11 +16,16 @@ from ptft.data import tasks
 
 # For weights pretrained for days. What moves less has to go further.
 RATES = {
-    "full": 1e-4, "freeze-embeddings": 1e-4, "full@decay=0.8": 2e-4, "full@ulmfit": 3e-4, "full!attention": 1e-4,
-    "top-2": 3e-4, "bottom-2": 3e-4, "layers=1,3-4": 3e-4, "every-3": 3e-4, "random=0.1,0": 3e-4, "embeddings": 1e-3,
-    "attention": 3e-4, "ffn": 3e-4, "layernorm": 5e-3, "bitfit": 3e-3, "bitfit=query,up": 5e-3, "top-2&bitfit": 5e-3, "head": 2e-2,
-    "lora=8": 2e-3, "lora=8,attention,ffn,alpha=16,rs": 5e-4, "lora=8,dora": 2e-3, "lora=8@plus=16": 5e-4, "lora=8+bitfit": 2e-3,
-    "houlsby=32": 1e-3, "pfeiffer=32": 1e-3, "ia3": 1e-2, "prompt=16": 1e-2, "prefix=16": 1e-2, "fish=0.005": 1e-3,
+    "full": 1e-4, "freeze-embeddings": 1e-4, "full@decay=0.8": 2e-4, "full@ulmfit": 3e-4,
+    "full!attention": 1e-4,
+    "top-2": 3e-4, "bottom-2": 3e-4, "layers=1,3-4": 3e-4, "every-3": 3e-4, "random=0.1,0": 3e-4,
+    "embeddings": 1e-3,
+    "attention": 3e-4, "ffn": 3e-4, "layernorm": 5e-3, "bitfit": 3e-3, "bitfit=query,up": 5e-3,
+    "top-2&bitfit": 5e-3, "head": 2e-2,
+    "lora=8": 2e-3, "lora=8,attention,ffn,alpha=16,rs": 5e-4, "lora=8,dora": 2e-3, "lora=8@plus=16": 5e-4,
+    "lora=8+bitfit": 2e-3,
+    "houlsby=32": 1e-3, "pfeiffer=32": 1e-3, "ia3": 1e-2, "prompt=16": 1e-2, "prefix=16": 1e-2,
+    "fish=0.005": 1e-3,
     "gradual": 3e-4, "gradual@ulmfit": 5e-4, "head; 30%: top-2; 60%: full": 2e-4, "lisa=2,20 steps": 2e-4,
 }  # fmt: skip
 

@@ -28,7 +28,12 @@ def sentence(rng: random.Random, words: int = 6) -> str:
 def documents(path: Path, n: int = 24, seed: int = 0) -> Path:
     """One sentence a line, a blank line between documents."""
     rng = random.Random(seed)
-    path.write_text("\n\n".join("\n".join(sentence(rng, rng.randint(3, 8)) for _ in range(rng.randint(2, 5))) for _ in range(n)) + "\n")
+    path.write_text(
+        "\n\n".join(
+            "\n".join(sentence(rng, rng.randint(3, 8)) for _ in range(rng.randint(2, 5))) for _ in range(n)
+        )
+        + "\n"
+    )
     return path
 
 
@@ -51,11 +56,13 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def pretraining(folder: Path, **changes: Any) -> dict[str, Any]:
     """Eight steps of an epoch of about six; lines, evaluations and checkpoints fall on different steps."""
     values: dict[str, Any] = {
-        "batch": 8, "train_for": "8 steps", "log_every": "2 steps", "eval_every": "3 steps", "save_every": "4 steps", "warmup": "2 steps",
+        "batch": 8, "train_for": "8 steps", "log_every": "2 steps", "eval_every": "3 steps",
+        "save_every": "4 steps", "warmup": "2 steps",
         "model": {"layers": 1, "hidden": 64, "max_len": 32, "dropout": 0.1},
         "objective": {"name": "mlm_nsp", "seq_len": 16},
         "optim": {"lr": 1e-3, "bias_correction": False},
-        "data": {"train": f"files:{folder}/docs.txt", "dev": f"files:{folder}/docs_dev.txt", "vocab_size": 120},
+        "data": {"train": f"files:{folder}/docs.txt", "dev": f"files:{folder}/docs_dev.txt",
+        "vocab_size": 120},
     }  # fmt: skip
     if not (folder / "docs.txt").exists():
         documents(folder / "docs.txt")
@@ -65,11 +72,13 @@ def pretraining(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def finetuning(folder: Path, init: Path, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "batch": 8, "train_for": "8 steps", "log_every": "2 steps", "eval_every": "3 steps", "save_every": "4 steps",
+        "batch": 8, "train_for": "8 steps", "log_every": "2 steps", "eval_every": "3 steps",
+        "save_every": "4 steps",
         "init_from": str(init), "freeze": "top-1",
         "objective": {"name": "classify", "seq_len": 16},
         "optim": {"lr": 1e-3},
-        "data": {split: f"files:{folder}/{split}.tsv" for split in ("train", "dev", "test")} | {"label": "label"},
+        "data": {split: f"files:{folder}/{split}.tsv" for split in ("train", "dev",
+        "test")} | {"label": "label"},
     }  # fmt: skip
     if not (folder / "train.tsv").exists():
         for seed, (name, n) in enumerate({"train": 20, "dev": 10, "test": 11}.items()):
@@ -81,13 +90,16 @@ def tagged(path: Path, n: int, seed: int) -> Path:
     """Some words are names, the others are none."""
     rng = random.Random(seed)
     texts = [rng.choices(WORDS[:8], k=rng.randint(3, 9)) for _ in range(n)]
-    path.write_text("\n".join("".join(f"{word}\t{TAGS.get(word, 'O')}\n" for word in words) for words in texts))
+    path.write_text(
+        "\n".join("".join(f"{word}\t{TAGS.get(word, 'O')}\n" for word in words) for words in texts)
+    )
     return path
 
 
 def tagging(folder: Path, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "batch": 16, "train_for": "20 steps", "log_every": "2 steps", "eval_every": "10 steps", "save_every": "0",
+        "batch": 16, "train_for": "20 steps", "log_every": "2 steps", "eval_every": "10 steps",
+        "save_every": "0",
         "model": {"layers": 1, "hidden": 64, "max_len": 16, "dropout": 0.0},
         "objective": {"name": "tag", "seq_len": 12},
         "optim": {"lr": 3e-3},
@@ -111,7 +123,10 @@ def pretrained(folder: Path) -> Path:
 
 def page(path: Path, values: dict[str, Any]) -> str:
     """The values as a config file."""
-    path.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n    return ConfigDict({values!r})\n")
+    path.write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n    return "
+        f"ConfigDict({values!r})\n"
+    )
     return str(path)
 
 
@@ -144,7 +159,10 @@ def state(workdir: Path, step: int) -> dict[str, bytes]:
     for item in ("params", "opt"):
         stored = checkpoint._stored(folder, item)
         want = {n: checkpoint._abstract(jax.ShapeDtypeStruct(x.shape, x.dtype)) for n, x in stored.items()}
-        out |= {f"{item} {name}": np.asarray(x).tobytes() for name, x in checkpoint._read(folder, item, want).items()}
+        out |= {
+            f"{item} {name}": np.asarray(x).tobytes()
+            for name, x in checkpoint._read(folder, item, want).items()
+        }
     return out
 
 
@@ -154,4 +172,8 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
 
 def listing(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, with its content."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()} if folder.exists() else {}
+    return (
+        {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+        if folder.exists()
+        else {}
+    )

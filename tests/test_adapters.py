@@ -1,4 +1,5 @@
-"""Added parameters: what each computes against its formula, where it attaches, how it merges, and what is refused."""
+"""Added parameters: what each computes against its formula, where it attaches, how it merges, and what is
+refused."""
 
 import functools
 import math
@@ -36,7 +37,9 @@ def make(name, strategy="head", task="classify"):
     """A net of one of MODELS with what the strategy adds."""
     model, values = MODELS[name]
     plain = tiny.net(model, task, dropout=0.0, **values)
-    return plain._replace(added=resolve.added(language.parse(strategy), models.anatomy(model), plain.shapes()))
+    return plain._replace(
+        added=resolve.added(language.parse(strategy), models.anatomy(model), plain.shapes())
+    )
 
 
 @functools.cache
@@ -53,14 +56,24 @@ def moved(net):
     """The same after training: everything that is added is somewhere else, but FISH's places."""
     rng = np.random.default_rng(3)
     start = fresh(net)
-    moving = {n: np.asarray(x) for n, x in start.items() if n.startswith("adapter/") and not n.endswith("index")}
-    return {**start, **{n: jnp.asarray(x + 0.1 * rng.standard_normal(x.shape).astype(np.float32)) for n, x in moving.items()}}
+    moving = {
+        n: np.asarray(x) for n, x in start.items() if n.startswith("adapter/") and not n.endswith("index")
+    }
+    return {
+        **start,
+        **{
+            n: jnp.asarray(x + 0.1 * rng.standard_normal(x.shape).astype(np.float32))
+            for n, x in moving.items()
+        },
+    }
 
 
 def inputs(task="classify", n=4):
     """Rows of different length; those of a classifier are a tagger's, too."""
     net = make("bert", task=task)
-    return net.objective.prepare({k: jnp.asarray(v) for k, v in tiny.batch(net, n).items()}, jax.random.split(jax.random.key(0), n))
+    return net.objective.prepare(
+        {k: jnp.asarray(v) for k, v in tiny.batch(net, n).items()}, jax.random.split(jax.random.key(0), n)
+    )
 
 
 @functools.cache
@@ -76,7 +89,7 @@ def sites(net, kind="lora"):
     return {site for one in net.added if one.kind() == kind for site, _ in one.sites}
 
 
-# ------------------------------------------------------------------------------------------------ names and options
+# ---------------------------------------------------------------------------------------- names and options
 
 
 @pytest.mark.parametrize(
@@ -97,7 +110,9 @@ def sites(net, kind="lora"):
 )
 def test_where_lora_attaches(strategy, modules, blocks):
     parents = {"up": "ffn", "down": "ffn"}
-    assert sites(make("bert", strategy)) == {f"block_{b}/{parents.get(m, 'attention')}/{m}" for b in blocks for m in modules.split()}
+    assert sites(make("bert", strategy)) == {
+        f"block_{b}/{parents.get(m, 'attention')}/{m}" for b in blocks for m in modules.split()
+    }
 
 
 @pytest.mark.parametrize(
@@ -122,17 +137,31 @@ def test_rank_and_scale(strategy, rank, scale, dora):
 def test_the_shapes_of_all_other_kinds():
     shapes = make("bert", "houlsby=3+pfeiffer+ia3+prompt=5+prefix+fish=0.01").shapes()
     added = {n.removeprefix("adapter/"): s.shape for n, s in shapes.items() if n.startswith("adapter/")}
-    assert added["block_1/attention/out/houlsby/down_kernel"] == (64, 3) == added["block_1/ffn/down/houlsby/up_kernel"][::-1]
-    assert added["block_1/ffn/down/pfeiffer/down_kernel"] == (64, 32) and "block_1/attention/out/pfeiffer/up_bias" not in added
-    assert added["block_0/ffn/down/ia3/factor"] == (256,) and added["block_0/attention/key/ia3/factor"] == (64,)
-    assert added["embeddings/prompt/vectors"] == (5, 64) and added["block_0/attention/value/prefix/vectors"] == (16, 64)
+    assert (
+        added["block_1/attention/out/houlsby/down_kernel"]
+        == (64, 3)
+        == added["block_1/ffn/down/houlsby/up_kernel"][::-1]
+    )
+    assert (
+        added["block_1/ffn/down/pfeiffer/down_kernel"] == (64, 32)
+        and "block_1/attention/out/pfeiffer/up_bias" not in added
+    )
+    assert added["block_0/ffn/down/ia3/factor"] == (256,) and added["block_0/attention/key/ia3/factor"] == (
+        64,
+    )
+    assert added["embeddings/prompt/vectors"] == (5, 64) and added[
+        "block_0/attention/value/prefix/vectors"
+    ] == (16, 64)
     for name, s in shapes.items():
         if name.startswith("backbone/"):
             size = max(1, round(0.01 * math.prod(s.shape)))
             assert (
-                added[f"{name.removeprefix('backbone/')}/fish/values"] == (size,) == added[f"{name.removeprefix('backbone/')}/fish/index"]
+                added[f"{name.removeprefix('backbone/')}/fish/values"]
+                == (size,)
+                == added[f"{name.removeprefix('backbone/')}/fish/index"]
             )
-    assert make("electra", "prompt=2").shapes()["adapter/embeddings/prompt/vectors"].shape == (2, 64)  # behind the projection
+    # behind the projection
+    assert make("electra", "prompt=2").shapes()["adapter/embeddings/prompt/vectors"].shape == (2, 64)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +194,11 @@ def test_the_shapes_of_all_other_kinds():
         ("bert", "full!ia3", "'ia3' is added to other sets with"),
         ("bert", "lora=8!attention", "'lora=8' is added to other sets with"),
         ("bert", "lora=8+top-1&bitfit", "& and ! are for what the model has, and come before it"),
-        ("lstm", "lora=8", "lora needs the group 'attention', which this model does not have; it has stem, bias"),
+        (
+            "lstm",
+            "lora=8",
+            "lora needs the group 'attention', which this model does not have; it has stem, bias",
+        ),
         ("lstm", "houlsby", "houlsby needs the group 'attention'"),
         ("lstm", "ia3", "ia3 needs the group 'attention'"),
         ("lstm", "prompt", "prompt needs the group 'attention'"),
@@ -187,7 +220,9 @@ def test_phases_share_what_they_add():
     groups, shapes = models.anatomy("bert"), make("bert").shapes()
     found = [resolve.added(language.parse(s), groups, shapes) for s in ("head", "ia3+lora=8", "lora=8+full")]
     assert [one.kind() for one in adapters.union(found)] == ["lora", "ia3"]
-    with pytest.raises(UserError, match="freeze='lora=8; 50%: lora=8,key': its phases add lora in different ways"):
+    with pytest.raises(
+        UserError, match="freeze='lora=8; 50%: lora=8,key': its phases add lora in different ways"
+    ):
         resolve.added(language.parse("lora=8; 50%: lora=8,key"), groups, shapes)
 
 
@@ -197,7 +232,9 @@ def test_what_moves_is_what_is_added_and_the_head():
         shapes = make("bert", kind).shapes()
         want = {n for n in shapes if n.startswith(("adapter/", "head/")) and not n.endswith("index")}
         assert set(resolve.plan(kind, groups, shapes).trainable) == want
-        assert set(resolve.plan("head", groups, shapes).trainable) == {n for n in want if n.startswith("head/")}
+        assert set(resolve.plan("head", groups, shapes).trainable) == {
+            n for n in want if n.startswith("head/")
+        }
     shapes = make("bert", "lora=2+bitfit").shapes()
     moving = set(resolve.plan("lora=2+bitfit", groups, shapes).trainable)
     assert moving == {n for n in shapes if n.startswith(("adapter/", "head/")) or n.endswith("/bias")}
@@ -226,7 +263,9 @@ def by_hand(kind, scale=1.0, dora=False):
     """For `key` and `down`, everywhere of random numbers: weight, bias, what is added, input and output."""
     rng = np.random.default_rng(0)
     options = (scale, dora) if kind == "lora" else ()
-    one = adapters.kinds()[kind]((("part/key", (6, 5)), ("part/down", (6, 5))), *([] if kind == "ia3" else [2]), *options)
+    one = adapters.kinds()[kind](
+        (("part/key", (6, 5)), ("part/down", (6, 5))), *([] if kind == "ia3" else [2]), *options
+    )
     shapes = jax.eval_shape(lambda: adapters.init([one], jax.random.key(0)))
     p = {n: jnp.asarray(1 + rng.standard_normal(s.shape), jnp.float32) for n, s in shapes.items()}
     w = {m: {"kernel": rng.standard_normal((6, 5)), "bias": rng.standard_normal(5)} for m in ("key", "down")}
@@ -234,7 +273,9 @@ def by_hand(kind, scale=1.0, dora=False):
     with adapters.attach([one], p):
         found = Around(Layers()).apply({"params": {"part": w}}, x)
     p, w, x = jax.tree.map(np.asarray, (p, w, x))
-    own = {m: {n.rpartition("/")[2]: v for n, v in p.items() if n.startswith(f"adapter/part/{m}/")} for m in w}
+    own = {
+        m: {n.rpartition("/")[2]: v for n, v in p.items() if n.startswith(f"adapter/part/{m}/")} for m in w
+    }
     return {m: (w[m]["kernel"], w[m]["bias"], own[m], x, found[m]) for m in w}
 
 
@@ -244,15 +285,21 @@ def test_lora_by_hand():
 
 
 def test_dora_by_hand():
-    """Equation 5 of the paper: the direction is that of W + s AB, the length of every output's column is the magnitude."""
+    """Equation 5 of the paper: the direction is that of W + s AB, the length of every output's column is the
+    magnitude."""
     for w, bias, p, x, y in by_hand("lora", scale=0.7, dora=True).values():
         v = w + 0.7 * p["a"] @ p["b"]
-        np.testing.assert_allclose(y, x @ (p["magnitude"] * v / np.linalg.norm(v, axis=0)) + bias, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            y, x @ (p["magnitude"] * v / np.linalg.norm(v, axis=0)) + bias, rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", ["houlsby", "pfeiffer"])
 def test_bottlenecks_by_hand(kind):
-    act = {"houlsby": np.vectorize(lambda v: v * 0.5 * (1 + math.erf(v / math.sqrt(2)))), "pfeiffer": lambda v: np.maximum(v, 0)}[kind]
+    act = {
+        "houlsby": np.vectorize(lambda v: v * 0.5 * (1 + math.erf(v / math.sqrt(2)))),
+        "pfeiffer": lambda v: np.maximum(v, 0),
+    }[kind]
     for w, bias, p, x, y in by_hand(kind).values():
         inner = x @ w + bias
         want = inner + act(inner @ p["down_kernel"] + p["down_bias"]) @ p["up_kernel"] + p["up_bias"]
@@ -268,10 +315,14 @@ def test_ia3_by_hand():
 
 
 def test_a_prefix_by_hand():
-    """Softmax over N keys more, whose values come with them; no query and no position is added, padding stays unseen."""
+    """Softmax over N keys more, whose values come with them; no query and no position is added, padding stays
+    unseen."""
     rng = np.random.default_rng(0)
     x, mask = rng.standard_normal((2, 5, 8)), np.arange(5) < np.array([[5], [3]])
-    own = {m: {"kernel": rng.standard_normal((8, 8)), "bias": rng.standard_normal(8)} for m in ("query", "key", "value", "out")}
+    own = {
+        m: {"kernel": rng.standard_normal((8, 8)), "bias": rng.standard_normal(8)}
+        for m in ("query", "key", "value", "out")
+    }
     more = {m: rng.standard_normal((3, 8)) for m in ("key", "value")}
     one = adapters.kinds()["prefix"]((("part/key", (8, 8)), ("part/value", (8, 8))), 3)
     narrow = functools.partial(jax.tree.map, lambda v: jnp.asarray(v, jnp.float32))
@@ -297,12 +348,19 @@ def test_a_prompt_is_that_many_tokens_more(name):
     params, batch = moved(net), inputs()
     body = tree.unflatten(params)["backbone"]
     embedded = (
-        Embeddings(net.backbone.dims).apply({"params": body["embeddings"]}, batch["tokens"], batch["types"], False)
+        Embeddings(net.backbone.dims).apply(
+            {"params": body["embeddings"]}, batch["tokens"], batch["types"], False
+        )
         if name != "modernbert"
-        else models.modernbert.Embeddings(net.backbone.dims).apply({"params": body["embeddings"]}, batch["tokens"], False)
+        else models.modernbert.Embeddings(net.backbone.dims).apply(
+            {"params": body["embeddings"]}, batch["tokens"], False
+        )
     )
     more = jnp.broadcast_to(params["adapter/embeddings/prompt/vectors"], (4, 5, 64))
-    wide = {**batch, "mask": jnp.concatenate([batch["mask"][:, :1], jnp.ones((4, 5), bool), batch["mask"][:, 1:]], 1)}
+    wide = {
+        **batch,
+        "mask": jnp.concatenate([batch["mask"][:, :1], jnp.ones((4, 5), bool), batch["mask"][:, 1:]], 1),
+    }
     hidden = jnp.concatenate([embedded[:, :1], more, embedded[:, 1:]], 1)
     want = jax.jit(lambda p, b, h: net.backbone.apply({"params": p}, b, hidden=h))(body, wide, hidden)
     with adapters.attach(net.added, params):
@@ -326,13 +384,17 @@ def test_a_row_says_the_same_alone_and_beside_longer_ones(name, strategy):
     assert np.abs(logits(plain, params, batch) - together).max() > 1e-3  # they are seen
 
 
-# ------------------------------------------------------------------------------------------------ start, merge, order
+# -------------------------------------------------------------------------------------- start, merge, order
 
 
 @pytest.mark.parametrize(
     ("name", "strategy"),
     [
-        *((n, s) for n in ("one", "modernbert") for s in ("lora=2,attention,ffn,alpha=3,rs", "ia3+lora=2,dora,key,value,down")),
+        *(
+            (n, s)
+            for n in ("one", "modernbert")
+            for s in ("lora=2,attention,ffn,alpha=3,rs", "ia3+lora=2,dora,key,value,down")
+        ),
         ("electra", "lora=2,query+lora=3,up,dora"),
         ("distilbert", "ia3"),
         ("one", "lora=2,dora+fish=0.05"),
@@ -355,7 +417,10 @@ def test_what_is_added_starts_as_the_backbone_and_merges_into_it(name, strategy)
 @pytest.mark.parametrize("kind", ["houlsby=2", "pfeiffer=2", "prompt=2", "prefix=2"])
 def test_what_no_weight_can_compute_is_not_merged(kind):
     net = make("one", f"lora=2+{kind}")
-    with pytest.raises(UserError, match=f"{kind[:-2]} cannot be merged into the backbone's weights; those that can are lora, ia3, fish"):
+    with pytest.raises(
+        UserError,
+        match=f"{kind[:-2]} cannot be merged into the backbone's weights; those that can are lora, ia3, fish",
+    ):
         adapters.merge(net.added, {})
 
 
@@ -374,7 +439,9 @@ def test_dora_starts_at_the_lengths_of_the_columns():
     params = fresh(net)
     for site in sites(net):
         kernel = np.asarray(params[f"backbone/{site}/kernel"])
-        np.testing.assert_allclose(params[f"adapter/{site}/lora/magnitude"], np.linalg.norm(kernel, axis=0), rtol=1e-6)
+        np.testing.assert_allclose(
+            params[f"adapter/{site}/lora/magnitude"], np.linalg.norm(kernel, axis=0), rtol=1e-6
+        )
         assert not params[f"adapter/{site}/lora/b"].any() and params[f"adapter/{site}/lora/a"].std() > 0.05
 
 
@@ -383,7 +450,9 @@ def test_dora_on_a_dead_output_is_a_number():
     name = "backbone/block_0/attention/query/kernel"
     params = fresh(net)
     params = adapters.fill(net.added, {**params, name: params[name].at[:, 3].set(0)})
-    assert np.isfinite(logits(net, params)).all() and np.isfinite(adapters.merge(net.added, params)[name]).all()
+    assert (
+        np.isfinite(logits(net, params)).all() and np.isfinite(adapters.merge(net.added, params)[name]).all()
+    )
 
 
 def test_each_site_is_drawn_for_itself_and_in_bounds():
@@ -400,7 +469,12 @@ def test_the_rates_of_lora_plus_reach_the_second_matrix_alone():
     plan = resolve.plan("lora=2,dora+bitfit@plus=16", models.anatomy("bert"), net.shapes())
     assert {n for n, r in plan.rates.items() if r == 16} == {n for n in net.shapes() if n.endswith("lora/b")}
     assert set(plan.rates.values()) == {1.0, 16.0}
-    tx = optim.build(tiny.optimizer(name="sgd", lr=0.5, momentum=0.0, clip=0.0, weight_decay=0.0, decay="constant"), plan.rates, 0, 9)
+    tx = optim.build(
+        tiny.optimizer(name="sgd", lr=0.5, momentum=0.0, clip=0.0, weight_decay=0.0, decay="constant"),
+        plan.rates,
+        0,
+        9,
+    )
     inside = {n: np.ones(net.shapes()[n].shape, np.float32) for n in plan.trainable}
     updates = jax.jit(lambda p: tx.update(p, tx.init(p), p)[0])(inside)
     for n, u in updates.items():
@@ -410,9 +484,16 @@ def test_the_rates_of_lora_plus_reach_the_second_matrix_alone():
 
 
 def test_rates_of_blocks_hold_for_what_is_added_to_them():
-    plan = resolve.plan("lora=2+prompt=2@decay=0.5", models.anatomy("bert"), make("bert", "lora=2+prompt=2").shapes())
-    assert plan.rates["adapter/block_1/attention/query/lora/a"] == 0.5 and plan.rates["adapter/block_0/attention/query/lora/b"] == 0.25
-    assert plan.rates["adapter/embeddings/prompt/vectors"] == 0.125 and plan.rates["head/classifier/bias"] == 1
+    plan = resolve.plan(
+        "lora=2+prompt=2@decay=0.5", models.anatomy("bert"), make("bert", "lora=2+prompt=2").shapes()
+    )
+    assert (
+        plan.rates["adapter/block_1/attention/query/lora/a"] == 0.5
+        and plan.rates["adapter/block_0/attention/query/lora/b"] == 0.25
+    )
+    assert (
+        plan.rates["adapter/embeddings/prompt/vectors"] == 0.125 and plan.rates["head/classifier/bias"] == 1
+    )
 
 
 def test_factors_and_biases_do_not_decay():
@@ -438,8 +519,11 @@ def products(net, strategy):
     found, todo = set(), [traced.jaxpr.jaxpr]
     while todo:
         for eqn in todo.pop().eqns:
-            todo += [getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
-                     if hasattr(getattr(p, "jaxpr", p), "eqns")]  # fmt: skip
+            todo += [
+                getattr(p, "jaxpr", p)
+                for p in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
+                if hasattr(getattr(p, "jaxpr", p), "eqns")
+            ]
             if eqn.primitive.name == "dot_general":
                 (contracted, _), _ = eqn.params["dimension_numbers"]
                 if math.prod(eqn.invars[0].aval.shape[d] for d in contracted) == 32 * 16:
@@ -455,7 +539,8 @@ def test_no_gradient_of_a_full_weight_is_computed():
     for strategy in ("lora=2", "lora=2,attention,dora", "houlsby=2", "ia3"):
         found, flops = products(make("one", strategy), strategy)
         assert not {(64, 64), (64, 256), (256, 64)} & found, strategy
-        assert flops < cost - 0.8 * 2 * 32 * 16 * 64 * 64 * 4 or "attention" in strategy  # four matrices, whose gradients are not there
+        # four matrices, whose gradients are not there
+        assert flops < cost - 0.8 * 2 * 32 * 16 * 64 * 64 * 4 or "attention" in strategy
     assert {(64, 2), (2, 64)} & products(make("one", "lora=2"), "lora=2")[0]
 
 
@@ -486,7 +571,10 @@ def test_fish_takes_the_largest_squared_gradients_of_single_examples():
     for site, shape in net.added[0].sites:
         index, values = (np.asarray(filled[f"adapter/{site}/fish/{k}"]) for k in ("index", "values"))
         assert len(index) == max(1, round(0.05 * math.prod(shape))) and (np.diff(index) > 0).all()
-        chosen, left = want[f"backbone/{site}"].reshape(-1)[index], np.delete(want[f"backbone/{site}"].reshape(-1), index)
+        chosen, left = (
+            want[f"backbone/{site}"].reshape(-1)[index],
+            np.delete(want[f"backbone/{site}"].reshape(-1), index),
+        )
         assert chosen.min() >= left.max() * (1 - 1e-3)
         np.testing.assert_array_equal(values, np.asarray(params[f"backbone/{site}"]).reshape(-1)[index])
 
@@ -507,10 +595,14 @@ def test_fish_moves_the_tied_table_in_both_of_its_places():
     """Under MLM the decoder is the word table: FISH's elements of it move the decoder, too."""
     net = make("one", "fish=0.05", "mlm_nsp")
     start, word = fresh(net), "embeddings/word/embedding"
-    # Elements of the rows from 1 on, and a batch of the token 0 alone: the embeddings do not read them, the decoder does.
+    # Elements of the rows from 1 on, and a batch of the token 0 alone: the embeddings do not read them, the
+    # decoder does.
     index = start[f"adapter/{word}/fish/index"] + 64
     base = start[f"backbone/{word}"].reshape(-1)[index]
-    still, now = ({**start, f"adapter/{word}/fish/index": index, f"adapter/{word}/fish/values": v} for v in (base, base + 1))
+    still, now = (
+        {**start, f"adapter/{word}/fish/index": index, f"adapter/{word}/fish/values": v}
+        for v in (base, base + 1)
+    )
     batch = {**inputs("mlm_nsp"), "tokens": jnp.zeros((4, 16), jnp.int32)}
     before, after = logits(net, still, batch), logits(net, now, batch)
     np.testing.assert_array_equal(after["nsp"], before["nsp"])
@@ -524,4 +616,8 @@ def test_the_tied_table_rests_with_what_is_added_beside_it(strategy):
     moving = resolve.plan(strategy, models.anatomy("bert"), net.shapes()).trainable
     assert "backbone/embeddings/word/embedding" not in moving and "head/decoder/bias" in moving
     if strategy == "prompt=2":  # the masked positions are those of the tokens, not of the longer row
-        assert logits(net, moved(net), inputs("mlm_nsp"))["mlm"].shape == (4, net.objective.predictions, tiny.TOKENIZER.vocab_size)
+        assert logits(net, moved(net), inputs("mlm_nsp"))["mlm"].shape == (
+            4,
+            net.objective.predictions,
+            tiny.TOKENIZER.vocab_size,
+        )

@@ -1,4 +1,5 @@
-"""Added tokens in every layout of a tokenizer's files. tests/test_peers.py holds the same folders beside transformers."""
+"""Added tokens in every layout of a tokenizer's files. tests/test_peers.py holds the same folders beside
+transformers."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +26,13 @@ FOUND = ["[E1]", "ferry", "[/E1]", "was", "cold", "[UNK]", "<usr>", "x", "New Yo
 
 def entry(content: str, **flags: bool) -> dict[str, Any]:
     special = content in SPECIAL or content in tokenizer.SPECIALS
-    return {"content": content, **dict.fromkeys(added_tokens.FLAGS, False), "normalized": not special, "special": special, **flags}
+    return {
+        "content": content,
+        **dict.fromkeys(added_tokens.FLAGS, False),
+        "normalized": not special,
+        "special": special,
+        **flags,
+    }
 
 
 def put(folder: Path, **files: Any) -> Path:
@@ -38,28 +45,41 @@ def put(folder: Path, **files: Any) -> Path:
 
 def old(folder: Path, settings: dict[str, Any], vocab: list[str] = VOCAB, **files: Any) -> Path:
     """The files of a tokenizer that was not fast: vocab.txt, and what is said beside it."""
-    put(folder, tokenizer_config={"tokenizer_class": "BertTokenizer", "do_lower_case": True, **settings}, **files)
+    put(
+        folder,
+        tokenizer_config={"tokenizer_class": "BertTokenizer", "do_lower_case": True, **settings},
+        **files,
+    )
     (folder / "vocab.txt").write_text("".join(f"{w}\n" for w in vocab))
     return folder
 
 
 def whole(folder: Path, inside: tuple[str, ...], settings: dict[str, Any], **flags: bool) -> Path:
     """A tokenizer.json with added tokens."""
-    hf = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(VOCAB)}, unk_token="[UNK]"))
+    hf = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({w: i for i, w in enumerate(VOCAB)}, unk_token="[UNK]")
+    )
     hf.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     hf.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     ends = ("[SEP]", VOCAB.index("[SEP]")), ("[CLS]", VOCAB.index("[CLS]"))
     hf.post_processor = tokenizers.processors.BertProcessing(*ends)
     made = [entry(c, **flags) for c in (*tokenizer.SPECIALS, *inside)]
     hf.add_tokens([tokenizers.AddedToken(e.pop("content"), **e) for e in [dict(e) for e in made]])
-    put(folder, tokenizer_config={"tokenizer_class": "BertTokenizer", "do_lower_case": True, **NAMES, **settings})
+    put(
+        folder,
+        tokenizer_config={"tokenizer_class": "BertTokenizer", "do_lower_case": True, **NAMES, **settings},
+    )
     hf.save(str(folder / "tokenizer.json"))
     return folder
 
 
 def decoder(tokens: tuple[str, ...] = ADDED, **flags: bool) -> dict[str, Any]:
     numbered = {**dict(enumerate(tokenizer.SPECIALS)), **dict(enumerate(tokens, FIRST))}
-    return {"added_tokens_decoder": {str(i): entry(t, **(flags if i >= FIRST else {})) for i, t in numbered.items()}}
+    return {
+        "added_tokens_decoder": {
+            str(i): entry(t, **(flags if i >= FIRST else {})) for i, t in numbered.items()
+        }
+    }
 
 
 NUMBERS = {t: i for i, t in enumerate(ADDED, FIRST)}
@@ -68,13 +88,16 @@ DICTS = {**NAMES, "mask_token": entry("[MASK]"), "additional_special_tokens": [e
 LIST = [*SPECIAL, {"__type": "AddedToken", **entry(ADDED[3])}]
 LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "tokenizer.json": lambda f: whole(f, ADDED, {"extra_special_tokens": list(SPECIAL)}),
-    "tokenizer.json and a decoder": lambda f: whole(f, ADDED, decoder() | {"additional_special_tokens": list(SPECIAL)}),
-    "tokenizer.json and added_tokens.json": lambda f: put(whole(f, ADDED, {}), added_tokens=NUMBERS, special_tokens_map=NAMES),
+    "tokenizer.json and a decoder": lambda f: whole(f, ADDED,
+    decoder() | {"additional_special_tokens": list(SPECIAL)}),
+    "tokenizer.json and added_tokens.json": lambda f: put(whole(f, ADDED, {}), added_tokens=NUMBERS,
+    special_tokens_map=NAMES),
     "a decoder beside tokenizer.json": lambda f: whole(f, (), decoder()),
     "a list beside tokenizer.json": lambda f: whole(f, (), {"extra_special_tokens": LIST}),
     "vocab.txt, numbers and a map": lambda f: old(f, {}, added_tokens=NUMBERS, special_tokens_map=MAP),
     "vocab.txt and numbers": lambda f: old(f, NAMES, added_tokens=NUMBERS),
-    "vocab.txt, numbers and a list": lambda f: old(f, {"additional_special_tokens": SPECIAL}, added_tokens=NUMBERS),
+    "vocab.txt, numbers and a list": lambda f: old(f, {"additional_special_tokens": SPECIAL},
+    added_tokens=NUMBERS),
     "vocab.txt and a decoder": lambda f: old(f, decoder()),
 }  # fmt: skip
 # Without the token of two words, which needs a file that says it is not special.
@@ -83,7 +106,9 @@ SHORT_FOUND = ["[E1]", "ferry", "[/E1]", "was", "cold", "[UNK]", "<usr>", "x", "
 SPECIAL_ALONE: dict[str, Callable[[Path], Path]] = {
     "vocab.txt and a map": lambda f: old(f, {}, special_tokens_map=MAP),
     "vocab.txt and a list": lambda f: old(f, {"extra_special_tokens": SPECIAL}),
-    "names of their own": lambda f: old(f, {"extra_special_tokens": {f"{i}_token": t for i, t in enumerate(SPECIAL)}}),
+    "names of their own": lambda f: old(
+        f, {"extra_special_tokens": {f"{i}_token": t for i, t in enumerate(SPECIAL)}}
+    ),
     "keys of their own": lambda f: whole(f, (), {f"key{i}_token": t for i, t in enumerate(SPECIAL)}),
     "keys of roles first": lambda f: old(f, {"bos_token": "<bos>", "extra_special_tokens": SPECIAL}),
 }
@@ -113,7 +138,11 @@ def test_added_tokens_are_found_in_a_text(case, tmp_path):
         assert t.vocab.index(name) not in t.encode([f"a {name}b"])[0] or name == "[UNK]"
     t.save(tmp_path / "run")  # a run's folder, and an export
     again = tokenizer_files.load(tmp_path / "run")
-    assert (again.encode([text]), again.fingerprint, again.vocab) == (t.encode([text]), t.fingerprint, t.vocab)
+    assert (again.encode([text]), again.fingerprint, again.vocab) == (
+        t.encode([text]),
+        t.fingerprint,
+        t.vocab,
+    )
     kept = json.loads((tmp_path / "run" / "tokenizer_config.json").read_text())
     assert not {*added_tokens.LISTS, "added_tokens_decoder", "key0_token"} & kept.keys()
 
@@ -162,7 +191,10 @@ def test_a_folder_that_splits_its_special_tokens(split, tmp_path):
     before = (folder / "tokenizer.json").read_text()
     assert (cut(tokenizer_files.load(folder), "[E1] new york") == ["[E1]", "New York"]) != split
     tokenizer_files.load(folder).save(folder)
-    assert (json.loads((folder / "tokenizer.json").read_text())["added_tokens"] == json.loads(before)["added_tokens"]) == split
+    assert (
+        json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+        == json.loads(before)["added_tokens"]
+    ) == split
 
 
 def test_tokens_that_were_added_to_an_export_of_ours(tmp_path):
@@ -177,15 +209,29 @@ def test_tokens_that_were_added_to_an_export_of_ours(tmp_path):
 BACK = {**decoder(ADDED[::-1]), "tokenizer_class": "PreTrainedTokenizerFast"}
 GAPS = [*VOCAB[:-1], "", "", VOCAB[-1]]
 WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "a gap": (lambda f: old(f, {}, added_tokens={"[E1]": FIRST + 2}), rf"token '\[E1\]' has the id {FIRST + 2} .* is read as {FIRST};"),
+    "a gap": (lambda f: old(f, {}, added_tokens={"[E1]": FIRST + 2}), (
+        rf"token '\[E1\]' has the id {FIRST + 2} .* is read as "
+        rf"{FIRST};"
+    )),
     "two ids": (lambda f: whole(f, ADDED, BACK), "the added token '.*' has the id .*without a gap"),
-    "two files that differ": (lambda f: whole(f, ADDED, decoder(ADDED[:2])), "lacks '<usr>', 'New York', which tokenizer.json adds"),
-    "no number": (lambda f: old(f, {}, added_tokens={"[E1]": "x"}), "the tokenizer in .* is not as transformers writes it"),
+    "two files that differ": (lambda f: whole(f, ADDED, decoder(ADDED[:2])), (
+        "lacks '<usr>', 'New York', which tokenizer.json "
+        "adds"
+    )),
+    "no number": (lambda f: old(f, {}, added_tokens={"[E1]": "x"}), (
+        "the tokenizer in .* is not as transformers writes "
+        "it"
+    )),
     "no token": (lambda f: old(f, {"extra_special_tokens": [5]}), "is not as transformers writes it"),
     "no list": (lambda f: old(f, {"extra_special_tokens": 5}), "is not as transformers writes it"),
-    "a list for an object": (lambda f: old(f, {}, added_tokens=[1]), "added_tokens.json: expected a JSON object, got list"),
-    "a gap in the vocabulary": (lambda f: old(f, {"extra_special_tokens": ["[E1]"]}, GAPS), "because the vocabulary has gaps"),
-    "another way of cutting": (lambda f: old(f, {"word_tokenizer_type": "mecab"}), "words are cut by 'mecab' first"),
+    "a list for an object": (lambda f: old(f, {}, added_tokens=[1]), (
+        "added_tokens.json: expected a JSON object, got "
+        "list"
+    )),
+    "a gap in the vocabulary": (lambda f: old(f, {"extra_special_tokens": ["[E1]"]}, GAPS),
+    "because the vocabulary has gaps"),
+    "another way of cutting": (lambda f: old(f, {"word_tokenizer_type": "mecab"}),
+    "words are cut by 'mecab' first"),
 }  # fmt: skip
 
 
@@ -210,5 +256,7 @@ def test_blank_lines_in_a_vocabulary(tmp_path):
 def test_a_tokenizer_without_a_tokenizer_json_is_named(tmp_path):
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match=r"holds merges.txt, vocab.json and no tokenizer.json.*AutoTokenizer.*save_pretrained"):
+    with pytest.raises(
+        UserError, match=r"holds merges.txt, vocab.json and no tokenizer.json.*AutoTokenizer.*save_pretrained"
+    ):
         tokenizer_files.load(tmp_path)

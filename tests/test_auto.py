@@ -1,4 +1,5 @@
-"""`freeze=auto(…)`: what is chosen fits its budget by the compiled step, is worth as much as can be, and is decided once."""
+"""`freeze=auto(…)`: what is chosen fits its budget by the compiled step, is worth as much as can be, and is
+decided once."""
 
 import itertools
 import json
@@ -17,7 +18,13 @@ from ptft.freeze import resolve
 from ptft.planning import auto, importance, plans
 from ptft.train import build, contract, spec, step, train
 
-SMALL = {"devices": 1, "train_for": "4 steps", "eval_every": "0", "save_every": "2 steps", "model.dropout": 0.0}
+SMALL = {
+    "devices": 1,
+    "train_for": "4 steps",
+    "eval_every": "0",
+    "save_every": "2 steps",
+    "model.dropout": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +39,27 @@ def config(home, freeze, **changes):
 
 
 def outline(**model):
-    values = {"batch": 8, "devices": 1, "freeze": "head", "model": {"layers": 3, "hidden": 64, "max_len": 32, **model}}
-    return build.outline(spec.resolve({**values, "objective": {"name": "classify", "seq_len": 32}, "data": {"vocab_size": 300}}))
+    values = {
+        "batch": 8,
+        "devices": 1,
+        "freeze": "head",
+        "model": {"layers": 3, "hidden": 64, "max_len": 32, **model},
+    }
+    return build.outline(
+        spec.resolve(
+            {**values, "objective": {"name": "classify", "seq_len": 32}, "data": {"vocab_size": 300}}
+        )
+    )
 
 
 @pytest.mark.parametrize("unit", ["flops", "bytes", "params"])
 def test_the_choice_fits_by_the_compiled_step(home, unit):
     c = config(home, f"auto(budget=0.5 {unit})")
     known = auto.decide(c)
-    rows = {r["freeze"]: r for r in plans.rows(build.outline(c.replace(freeze="head")), ["full", known["strategy"]], probe=0)}
+    rows = {
+        r["freeze"]: r
+        for r in plans.rows(build.outline(c.replace(freeze="head")), ["full", known["strategy"]], probe=0)
+    }
     key = {"flops": "flops", "bytes": "peak_bytes", "params": "trainable"}[unit]
     share = rows[known["strategy"]][key] / rows["full"][key]
     assert share <= 0.5 and known["cost"] == pytest.approx(share, rel=0.01)
@@ -59,11 +78,15 @@ def test_no_set_that_fits_is_worth_more(seed):
 
     own, reach = auto.estimates(run, parts, "flops", price)
     full = price("full")
-    moves = [i for i in range(len(parts)) if not parts[i].name.startswith("layernorm")]  # 256 sets instead of 2048
+    # 256 sets instead of 2048
+    moves = [i for i in range(len(parts)) if not parts[i].name.startswith("layernorm")]
     some = [parts[i] for i in moves]
     every = [s for k in range(len(some) + 1) for s in itertools.combinations(range(len(some)), k)]
     v, o, r = ([x[i] for i in moves] for x in (value, own, reach))
-    least = {s: price("head") / full + (sum(o[i] for i in s) + max((r[i] for i in s), default=0)) / auto.GRID for s in every}
+    least = {
+        s: price("head") / full + (sum(o[i] for i in s) + max((r[i] for i in s), default=0)) / auto.GRID
+        for s in every
+    }
     for budget in (0.4, 0.6, 0.8):
         chosen, _ = auto.solve(some, v, o, r, auto.Ask(budget, "flops", "rgn"), price)
         best = max(sum(v[i] for i in s) for s in every if least[s] <= budget)
@@ -92,7 +115,9 @@ def test_where_the_formula_is_too_low_the_measured_cost_counts():
     value = np.random.default_rng(3).random(len(parts)).tolist()
 
     def price(strategy):
-        return contract.products(build.refrozen(run, strategy)).total * (1 if strategy in ("head", "full") else 1.07)
+        return contract.products(build.refrozen(run, strategy)).total * (
+            1 if strategy in ("head", "full") else 1.07
+        )
 
     own, reach = auto.estimates(run, parts, "flops", price)
     chosen, tried = auto.solve(parts, value, own, reach, auto.Ask(0.7, "flops", "rgn"), price)
@@ -100,11 +125,22 @@ def test_where_the_formula_is_too_low_the_measured_cost_counts():
     strategy = auto.named(parts, chosen)
     worth = {t["strategy"]: t["value"] for t in tried}
     less = {"strategy": "worth less", "value": worth[strategy] / 2, "cost": 0.9, "fits": False}
-    known = {"score": "rgn", "examples": 8, "budget": 0.7, "unit": "flops", "strategy": strategy, "cost": 0.6, "parts": []}
+    known = {
+        "score": "rgn",
+        "examples": 8,
+        "budget": 0.7,
+        "unit": "flops",
+        "strategy": strategy,
+        "cost": 0.6,
+        "parts": [],
+    }
     said = auto.describe({**known, "tried": [*tried, less]})
     more = [t["strategy"] for t in tried if not t["fits"] and worth[t["strategy"]] > worth[strategy]]
-    assert said.count("worth more, but measured to cost too much") == len(more) > 0 and "worth less" not in said
-    auto.describe({**known, "tried": [{k: t[k] for k in t if k != "value"} for t in tried]})  # as it was kept before
+    assert (
+        said.count("worth more, but measured to cost too much") == len(more) > 0 and "worth less" not in said
+    )
+    # as it was kept before
+    auto.describe({**known, "tried": [{k: t[k] for k in t if k != "value"} for t in tried]})
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
@@ -116,23 +152,34 @@ def test_depth_is_the_largest_that_fits_whatever_the_estimates_say(blocks, sign)
     def price(strategy):  # measured costs lie to either side of what is estimated
         one = build.refrozen(run, strategy)
         moving = sum(any(n.startswith(f"backbone/block_{i}/") for n in one.plan.trainable) for i in range(3))
-        return contract.products(one).total * (1 if strategy in ("head", "full") else 1 + sign * 0.04 * (-1) ** moving)
+        return contract.products(one).total * (
+            1 if strategy in ("head", "full") else 1 + sign * 0.04 * (-1) ** moving
+        )
 
     own, reach = auto.estimates(run, parts, "flops", price)
     ranked = auto.choices(parts, [1.0] * len(parts), own, reach, True)
     budget = 1.0001 * price(f"top-{blocks}+pooler") / price("full")
-    largest = next(chosen for _, _, chosen in ranked if price(auto.named(parts, chosen)) <= budget * price("full"))
-    chosen, tried = auto.solve(parts, [1.0] * len(parts), own, reach, auto.Ask(budget, "flops", "depth"), price)
+    largest = next(
+        chosen for _, _, chosen in ranked if price(auto.named(parts, chosen)) <= budget * price("full")
+    )
+    chosen, tried = auto.solve(
+        parts, [1.0] * len(parts), own, reach, auto.Ask(budget, "flops", "depth"), price
+    )
     assert chosen == largest and len(tried) <= 4
 
 
 @pytest.mark.parametrize("score", ["rgn", "fisher"])
 def test_the_part_with_far_larger_gradients_is_chosen(home, monkeypatch, score):
-    """Planted: the loss is what it was, its gradient by block 1's feed-forward matrices ten thousand times as long."""
+    """Planted: the loss is what it was, its gradient by block 1's feed-forward matrices ten thousand times as
+    long."""
     sums = step.Net.sums
 
     def steep(net, params, *rest):
-        planted = {n: x * 1e4 - jax.lax.stop_gradient(x * (1e4 - 1)) for n, x in params.items() if n.startswith("backbone/block_1/ffn/")}
+        planted = {
+            n: x * 1e4 - jax.lax.stop_gradient(x * (1e4 - 1))
+            for n, x in params.items()
+            if n.startswith("backbone/block_1/ffn/")
+        }
         return sums(net, {**params, **planted}, *rest)
 
     freeze = f"auto(budget=0.3 params, score={score})"
@@ -146,7 +193,9 @@ def test_the_part_with_far_larger_gradients_is_chosen(home, monkeypatch, score):
 def test_the_number_of_devices_decides_nothing(home):
     found = [auto.decide(config(home, "auto(budget=0.4 params, score=fisher)", devices=n)) for n in (1, 2)]
     assert found[0]["strategy"] == found[1]["strategy"]
-    assert [p["score"] for p in found[0]["parts"]] == pytest.approx([p["score"] for p in found[1]["parts"]], rel=1e-3)
+    assert [p["score"] for p in found[0]["parts"]] == pytest.approx(
+        [p["score"] for p in found[1]["parts"]], rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("score", ["fisher", "snr", "variability"])
@@ -160,13 +209,20 @@ def test_every_signal_gives_a_number_a_part(home, score):
 def test_the_controls_need_no_data_and_keep_the_budget(home):
     run = auto.unchosen(config(home, "auto(budget=0.6 params, score=depth)"))
     parts = auto.split(run.layout)
-    assert auto.decide(run.config.replace(freeze="auto(budget=0.6 params, score=depth)"))["strategy"] == "layers=2+pooler"
-    draws = [importance.measure(run._replace(config=run.config.replace(seed=s)), parts, "random") for s in (0, 0, 1)]
+    assert (
+        auto.decide(run.config.replace(freeze="auto(budget=0.6 params, score=depth)"))["strategy"]
+        == "layers=2+pooler"
+    )
+    draws = [
+        importance.measure(run._replace(config=run.config.replace(seed=s)), parts, "random")
+        for s in (0, 0, 1)
+    ]
     assert draws[0] == draws[1] != draws[2]
 
 
 def test_variability_is_within_over_between():
-    """Two classes around (-1, 0) and (1, 0), each 0.5 to either side, along the line between them and then across it."""
+    """Two classes around (-1, 0) and (1, 0), each 0.5 to either side, along the line between them and then
+    across it."""
     label = np.array([0, 0, 1, 1])
     along = np.array([[-1.5, 0], [-0.5, 0], [0.5, 0], [1.5, 0]])
     across = np.array([[-1, -0.5], [-1, 0.5], [1, -0.5], [1, 0.5]])
@@ -178,12 +234,16 @@ def test_names_are_those_of_strategies():
     run = outline()
     groups, shapes = models.anatomy("bert"), run.net.shapes()
     parts = auto.split(run.layout)
-    assert sorted(n for p in parts for n in p.leaves) == sorted(n for n in shapes if n.startswith("backbone/")), "each leaf in one part"
+    assert sorted(n for p in parts for n in p.leaves) == sorted(
+        n for n in shapes if n.startswith("backbone/")
+    ), "each leaf in one part"
     rng = np.random.default_rng(0)
     for k in range(1, len(parts)):
         chosen = sorted(rng.choice(len(parts), k, replace=False).tolist())
         plan = resolve.plan(auto.named(parts, chosen), groups, shapes)
-        assert {n for n in plan.trainable if not n.startswith("head/")} == {n for i in chosen for n in parts[i].leaves}
+        assert {n for n in plan.trainable if not n.startswith("head/")} == {
+            n for i in chosen for n in parts[i].leaves
+        }
     assert auto.named(parts, []) == "head" and auto.named(parts, list(range(len(parts)))) == "full"
 
 
@@ -211,7 +271,9 @@ def test_a_run_that_resumes_goes_by_what_was_chosen(home, tmp_path, monkeypatch)
     monkeypatch.undo()
     monkeypatch.setattr(auto, "decide", lambda config: pytest.fail("decided again"))
     again = run(c, tmp_path / "cut")
-    assert again["test"] == whole["test"] and flow.state(tmp_path / "cut", 4) == flow.state(tmp_path / "whole", 4)
+    assert again["test"] == whole["test"] and flow.state(tmp_path / "cut", 4) == flow.state(
+        tmp_path / "whole", 4
+    )
     (tmp_path / "cut" / "auto.json").unlink()
     (tmp_path / "cut" / "result.json").unlink()
     with pytest.raises(UserError, match=r"has no auto\.json"):
@@ -222,7 +284,10 @@ def test_a_start_that_trained_nothing_binds_nobody(home, tmp_path):
     """auto.json of another config, without a run beside it, is one that a killed start left."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "auto.json").write_text('{"config_hash": "another", "strategy": "full"}')
-    assert auto.built(config(home, "auto(budget=0.4 params, score=depth)"), tmp_path / "run").phases[0].strategy != "full"
+    assert (
+        auto.built(config(home, "auto(budget=0.4 params, score=depth)"), tmp_path / "run").phases[0].strategy
+        != "full"
+    )
 
 
 def test_what_reads_a_run_needs_no_data(home, tmp_path, capsys):
@@ -236,17 +301,37 @@ def test_what_reads_a_run_needs_no_data(home, tmp_path, capsys):
 
 def test_the_plan_says_what_was_chosen_or_why_it_cannot(home, tmp_path, capsys):
     page = flow.page(tmp_path / "page.py", flow.finetuning(home, home / "pre", **SMALL))
-    assert flow.ptft("plan", "--config", page, "--freeze", "auto(budget=0.4 params, score=depth)", "--freeze", "head", "--probe", 0) == 0
+    assert (
+        flow.ptft(
+            "plan",
+            "--config",
+            page,
+            "--freeze",
+            "auto(budget=0.4 params, score=depth)",
+            "--freeze",
+            "head",
+            "--probe",
+            0,
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "at most 0.4 of the params of training everything -> layers=2+pooler" in said.splitlines()[0]
     assert [line.split()[0] for line in said.splitlines()[-2:]] == ["layers=2+pooler", "head"]
-    assert flow.ptft("plan", "--config", page, "--freeze", FREEZE, "--config.data.train=files:nowhere.tsv") == 2
+    assert (
+        flow.ptft("plan", "--config", page, "--freeze", FREEZE, "--config.data.train=files:nowhere.tsv") == 2
+    )
     assert f"(freeze='{FREEZE}' is decided by a sample of the training data)" in capsys.readouterr().err
 
 
 def test_a_cell_of_a_benchmark_records_what_its_seed_chose(home, tmp_path):
     page = flow.finetuning(home, home / "pre", **SMALL)
-    page["bench"] = {"strategies": [{"name": "auto", "freeze": FREEZE}], "seeds": [0], "repeat": False, "random_init": False}
+    page["bench"] = {
+        "strategies": [{"name": "auto", "freeze": FREEZE}],
+        "seeds": [0],
+        "repeat": False,
+        "random_init": False,
+    }
     cell = next(c for c in protocol.cells(page, spec.resolve) if c.kind == "train")
     work.check([cell], "accuracy")
     assert vectorized.group_key(cell.config) is None
@@ -262,7 +347,9 @@ MISTAKES = {
     "auto(budget=0.5 flops); 50%: full": "alone",
     "bitfit+auto(budget=0.5 flops)": "stands alone",
     "head; 50%: auto(budget=0.5 flops)": "stands alone",
-    "auto(budget=0.5 flop)": "'flop' is no unit, expected one of flops, seconds, bytes, params; did you mean 'flops'",
+    "auto(budget=0.5 flop)": (
+        "'flop' is no unit, expected one of flops, seconds, bytes, params; did you mean 'flops'"
+    ),
     "auto(budget=0.5 flops, score=rng)": "'rng' is no score.*did you mean 'rgn'",
     "auto(budget=1.5 flops)": "expected above 0 and up to 1, got 1.5",
     "auto(budget=0.01 flops, score=depth)": "less than training the head alone; expected at least 0\\.\\d",

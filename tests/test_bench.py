@@ -18,7 +18,18 @@ import jax
 import numpy as np
 import pytest
 
-from ptft.bench import baselines, features, identity, locks, probe, protocol, results, runner, running, schedule
+from ptft.bench import (
+    baselines,
+    features,
+    identity,
+    locks,
+    probe,
+    protocol,
+    results,
+    runner,
+    running,
+    schedule,
+)
 from ptft.bench import cell as work
 from ptft.bench.baselines import Unavailable
 from ptft.bench.cell_result import CellResult, Row
@@ -39,7 +50,13 @@ FINETUNE = {
     "log_every": Field(10),
     "train_for": Field("1 epoch"),
     "objective": {"name": Field("tag")},
-    "data": {"train": Field(""), "dev": Field(""), "test": Field(""), "train_size": Field(0), "dev_size": Field(0)},
+    "data": {
+        "train": Field(""),
+        "dev": Field(""),
+        "test": Field(""),
+        "train_size": Field(0),
+        "dev_size": Field(0),
+    },
     "optim": {"lr": Field(1e-3, lo=0), "decay": Field(0.0)},
 }
 FULL, HEAD = {"name": "full", "freeze": "full", "lr": 1e-4}, {"name": "head", "freeze": "head", "lr": 1e-2}
@@ -53,7 +70,13 @@ def config(page=None, **bench):
     """Two strategies x two seeds, without the rows that a benchmark adds by itself."""
     given = {"strategies": [FULL, HEAD], "seeds": [0, 1], "repeat": False}
     data = {"train": "tfds:x@train", "dev": "tfds:x@dev", "test": "tfds:x@test"}
-    return {"freeze": "full", "data": data, "optim": {"lr": 1e-3}, **(page or {}), "bench": {**given, **bench}}
+    return {
+        "freeze": "full",
+        "data": data,
+        "optim": {"lr": 1e-3},
+        **(page or {}),
+        "bench": {**given, **bench},
+    }
 
 
 def grid(page=None, **bench):
@@ -79,7 +102,8 @@ def result(accuracy=0.8, dev=0.9):
 
 
 class Train:
-    """A fake of one cell's work that remembers what it was asked for, and may be told to fail at its n-th call."""
+    """A fake of one cell's work that remembers what it was asked for, and may be told to fail at its n-th
+    call."""
 
     def __init__(self, error=None, at=()):
         self.calls, self.error, self.at = [], error, at
@@ -96,7 +120,9 @@ def bench(workdir, do, values=None, cells=None):
     values = values or config()
     cells = protocol.cells(values, resolve) if cells is None else cells
     workdir.mkdir(exist_ok=True)
-    (workdir / "bench.json").write_text(json.dumps(runner.describe(values, protocol.cells(values, resolve), "ptft bench")))
+    (workdir / "bench.json").write_text(
+        json.dumps(runner.describe(values, protocol.cells(values, resolve), "ptft bench"))
+    )
     here = running.Bench(workdir, "accuracy", "ptft bench --config page.py")
     return runner.run(cells, workdir, runner.Workers(lambda cell: running.run_in_process(cell, here, do)))
 
@@ -127,7 +153,10 @@ def test_every_axis_multiplies_the_cells():
 
 
 def test_a_list_of_rates_is_taken_as_it_is():
-    cells = grid(strategies=[{**FULL, "lr": 1e-4}, {"name": "head", "freeze": "head", "lrs": [1e-2, 2e-2]}], lr_factors=[1, 2])
+    cells = grid(
+        strategies=[{**FULL, "lr": 1e-4}, {"name": "head", "freeze": "head", "lrs": [1e-2, 2e-2]}],
+        lr_factors=[1, 2],
+    )
     assert [c.lr for c in cells[:4]] == [1e-4, 2e-4, 1e-2, 2e-2]
 
 
@@ -159,7 +188,10 @@ def test_one_table_of_ones_own_is_told_how_it_gives_the_splits(tmp_path):
         return str(e.value)
 
     alone = said(table)
-    assert f"data.train='{table}[:80%]' data.dev='{table}[80%:90%]' data.test='{table}[90%:]'" in alone and "lr_factors=[1]" in alone
+    assert (
+        f"data.train='{table}[:80%]' data.dev='{table}[80%:90%]' data.test='{table}[90%:]'" in alone
+        and "lr_factors=[1]" in alone
+    )
     assert f"data.train='{table}[:90%]' data.test='{table}[90%:]'" in said(table, "files:dev.tsv")
     for whole in (f"files:{tmp_path}", "tfds:x", f"{table}[:90%]"):
         assert "expected data.test='KIND:WHERE'\n" in said(whole) and "parts of one table" not in said(whole)
@@ -170,7 +202,11 @@ def test_strategies_of_ones_own_need_no_other_key(name):
     """The first is the baseline and the one that is repeated, on every page."""
     values = pages.load(f"{Path(__file__).parents[1]}/configs/{name}.py" + ":init=x" * (name != "quickstart"))
     pages.override(
-        values, ["bench.strategies=[{'name': 'all', 'freeze': 'full', 'lr': 3e-4}, {'name': 'thin', 'freeze': 'head', 'lr': 3e-3}]"]
+        values,
+        [
+            "bench.strategies=[{'name': 'all', 'freeze': 'full', 'lr': 3e-4}, "
+            "{'name': 'thin', 'freeze': 'head', 'lr': 3e-3}]"
+        ],
     )
     section = protocol.section(values)
     assert (
@@ -190,7 +226,8 @@ def test_a_strategy_that_is_entered_twice_runs_twice():
     assert len(once) == len(again) == 4 and all(c.repeat for c in again)
     assert [c.config.to_dict() for c in once] == [c.config.to_dict() for c in again]
     assert not {c.cell for c in once} & {c.cell for c in again}
-    assert {c.strategy for c in grid(repeat="")} == {"full", "head", "full (A/A)"}  # the baseline, where nothing is said
+    # the baseline, where nothing is said
+    assert {c.strategy for c in grid(repeat="")} == {"full", "head", "full (A/A)"}
     renamed = grid(strategies=[FULL, {**HEAD, "name": "probe"}], repeat="probe", lr_factors=[1, 2])
     assert {c.cell for c in renamed} == {c.cell for c in cells}
 
@@ -201,9 +238,16 @@ def test_random_weights_are_entered_where_there_are_others():
 
     assert names({"init_from": "run"}) == ["full", "head", "full, random init"]
     last = grid({"init_from": "run"}, strategies=[{**FULL, "optim.decay": 0.5}, HEAD], lr_factors=[1, 3])[-1]
-    assert (last.config.init_weights, last.config.freeze, last.config.optim.decay, last.lr) == (False, "full", 0.5, 3e-4)
+    assert (last.config.init_weights, last.config.freeze, last.config.optim.decay, last.lr) == (
+        False,
+        "full",
+        0.5,
+        3e-4,
+    )
     assert names() == names({"init_from": "run"}, random_init=False) == ["full", "head"]
-    assert names({"init_from": "run"}, strategies=[FULL, {**FULL, "name": "scratch", "init_weights": False}]) == ["full", "scratch"]
+    assert names(
+        {"init_from": "run"}, strategies=[FULL, {**FULL, "name": "scratch", "init_weights": False}]
+    ) == ["full", "scratch"]
     assert names(models=[{"name": "m", "init_from": "run"}])[-1] == "full, random init"
 
 
@@ -225,7 +269,8 @@ def test_references_run_once_for_what_they_see():
         ("majority class", 5, 1, "", None),
         ("TF-IDF + logistic regression", 5, 1, "", None),
     ]
-    assert [(c.kind, c.seed) for c in of(sizes=[0])] == [("majority", 0), ("tfidf", 0)]  # all examples: the seed chooses nothing
+    # all examples: the seed chooses nothing
+    assert [(c.kind, c.seed) for c in of(sizes=[0])] == [("majority", 0), ("tfidf", 0)]
 
 
 def test_frozen_features_are_a_reference_of_each_pretrained_encoder():
@@ -233,7 +278,11 @@ def test_frozen_features_are_a_reference_of_each_pretrained_encoder():
         page = {"objective": {"name": "classify"}, "init_from": init}
         return [(c.model, c.seed, c.cell) for c in grid(page, **bench) if c.kind == "features"]
 
-    assert of("") == [] and [(m, s) for m, s, _ in of("x", sizes=[5])] == [("", 0), ("", 1)] and len(of("x", sizes=[0])) == 1
+    assert (
+        of("") == []
+        and [(m, s) for m, s, _ in of("x", sizes=[5])] == [("", 0), ("", 1)]
+        and len(of("x", sizes=[0])) == 1
+    )
     models = [{"name": "m", "init_from": "x"}, {"name": "n", "init_from": "y"}, {"name": "random"}]
     two = of("", models=models, sizes=[5], seeds=[3])
     assert [m for m, _, _ in two] == ["m", "n"] and len({cell for *_, cell in two}) == 2
@@ -254,14 +303,16 @@ def test_a_budget_buys_steps_at_each_strategys_price():
         ("head", 8, "240 steps", 3.0),
     ]
     steps = {c.cell for c in grid(sizes=[4, 8], seeds=[0])}
-    assert [c.cell in steps for c in cells] == [True, False, True, False]  # the baseline's are the same in every budget
+    # the baseline's are the same in every budget
+    assert [c.cell in steps for c in cells] == [True, False, True, False]
 
 
 PHASED = {"name": "phased", "freeze": "head; 30 steps: full", "lr": 1e-3}
 
 
 def phased(early, late, least=31, most=math.inf, full=2.0):
-    """Prices of a strategy whose step costs another from step 30 on, and which has room for its phases in some lengths only."""
+    """Prices of a strategy whose step costs another from step 30 on, and which has room for its phases in
+    some lengths only."""
 
     def spend(config):
         steps = 100 if config.train_for == "1 epoch" else int(config.train_for.split()[0])
@@ -279,7 +330,8 @@ def phased(early, late, least=31, most=math.inf, full=2.0):
     [
         (phased(1.0, 3.0), 86),  # 30 + 3 * 56 = 198, a step more 201
         (phased(3.0, 1.0), 140),
-        (phased(3.0, 9.0, full=1.2), 33),  # at the page's mean price it would be 16, in which there is no room
+        # at the page's mean price it would be 16, in which there is no room
+        (phased(3.0, 9.0, full=1.2), 33),
         (phased(3.0, 1.0, most=120), 120),  # nor beyond
     ],
     ids=["dearer", "cheaper", "just enough", "no room for more"],
@@ -293,7 +345,8 @@ def test_a_budget_counts_what_steps_cost_at_the_length_that_it_buys(spend, buys)
 
 def test_a_budget_is_spent_though_a_length_may_cost_less_than_the_one_before():
     def spend(config):
-        """Odd lengths cost three steps more, as where phases begin at whole steps: a search by halves ends at 40."""
+        """Odd lengths cost three steps more, as where phases begin at whole steps: a search by halves ends at
+        40."""
         n = 21 if config.train_for == "1 epoch" else int(config.train_for.split()[0])
         return n, 2.0 if config.freeze == "full" else (n + 3 * (n % 2)) / n
 
@@ -320,7 +373,11 @@ def test_a_strategy_that_cannot_be_read_is_the_only_problem():
 def test_a_budget_that_buys_too_little_is_an_error_and_ends():
     values = config(strategies=[FULL, PHASED], seeds=[0], budget="flops")
     with pytest.raises(
-        UserError, match=r"'phased': what the baseline spends in its 100 steps buys \d+ of .*, too few for all of its phases"
+        UserError,
+        match=(
+            r"'phased': what the baseline spends in its 100 steps buys \d+ of .*, too few for all of its "
+            r"phases"
+        ),
     ):
         protocol.cells(values, resolve, spend=phased(3.0, 9.0, full=0.5))
 
@@ -338,7 +395,12 @@ def test_a_budget_asks_for_the_price_of_every_seed():
     prices = {0: 1.0, 1: 0.5}
     spend = lambda config: (10, 1.0 if config.freeze == "full" else prices[config.seed])  # noqa: E731
     cells = protocol.cells(config(budget="flops"), resolve, spend=spend)
-    assert [(c.strategy, c.seed, c.share) for c in cells] == [("full", 0, 1.0), ("head", 0, 1.0), ("full", 1, 1.0), ("head", 1, 2.0)]
+    assert [(c.strategy, c.seed, c.share) for c in cells] == [
+        ("full", 0, 1.0),
+        ("head", 0, 1.0),
+        ("full", 1, 1.0),
+        ("head", 1, 2.0),
+    ]
 
 
 def test_a_cell_is_named_by_what_decides_its_result():
@@ -363,20 +425,36 @@ def test_what_a_report_has_the_bytes_of_decides_the_cell_too(home):
     assert grid_of(home, checkpoint="delta").cell != one.cell == grid_of(home, keep=7).cell
 
 
-@pytest.mark.parametrize("key", ["train_for", "batch", "data.dev_size", "data", "eval_every", "best", "early_stop"])
+@pytest.mark.parametrize(
+    "key", ["train_for", "batch", "data.dev_size", "data", "eval_every", "best", "early_stop"]
+)
 def test_what_must_be_the_same_for_all_strategies_is_not_one_s_own(key):
     """More steps, or another dev split to choose by, would make a strategy look better."""
-    with pytest.raises(UserError, match=rf"bench\.strategies 'head': '{key}.*' is the benchmark's own, not one of its strategies'"):
+    with pytest.raises(
+        UserError,
+        match=rf"bench\.strategies 'head': '{key}.*' is the benchmark's own, not one of its strategies'",
+    ):
         grid(strategies=[FULL, {**HEAD, key: {"dev_size": 5} if key == "data" else 5}])
 
 
 def test_strategies_may_override_any_key_and_leave_the_config_alone():
     values = config(
-        strategies=[{"name": "rules", "freeze": [["head/.*", "train"], [".*", "freeze"]], "optim.decay": 0.1, "init_from": "x"}]
+        strategies=[
+            {
+                "name": "rules",
+                "freeze": [["head/.*", "train"], [".*", "freeze"]],
+                "optim.decay": 0.1,
+                "init_from": "x",
+            }
+        ]
     )
     before = json.dumps(values)
     cell = protocol.cells(values, resolve)[0]
-    assert cell.config.optim.decay == 0.1 and cell.config.init_from == "x" and cell.config.freeze[0] == ("head/.*", "train")
+    assert (
+        cell.config.optim.decay == 0.1
+        and cell.config.init_from == "x"
+        and cell.config.freeze[0] == ("head/.*", "train")
+    )
     assert json.dumps(values) == before
 
 
@@ -397,7 +475,14 @@ def test_all_problems_at_once():
     ]
     rated = [{"name": "m", "lr": 0.5}, {"name": "n", "lrs": [1]}]
     with pytest.raises(UserError) as e:
-        grid(strategies=strategies, seeds=[0, 0, -1], sizes=[3, 3], baseline="aa", tasks=[{"name": "t"}, {"name": "t"}, 3], models=rated)
+        grid(
+            strategies=strategies,
+            seeds=[0, 0, -1],
+            sizes=[3, 3],
+            baseline="aa",
+            tasks=[{"name": "t"}, {"name": "t"}, 3],
+            models=rated,
+        )
     for part in (
         "unknown key optim.lrr",
         "did you mean",
@@ -455,17 +540,29 @@ def test_a_broken_finetune_config_is_said_once():
 
 def test_one_file_a_cell_and_its_run_goes(tmp_path, capsys):
     rows = bench(tmp_path, Train())
-    assert len(rows) == 4 and sorted(results.read(tmp_path), key=lambda r: r["cell"]) == sorted(rows, key=lambda r: r["cell"])
+    assert len(rows) == 4 and sorted(results.read(tmp_path), key=lambda r: r["cell"]) == sorted(
+        rows, key=lambda r: r["cell"]
+    )
     assert sorted(p.name for p in (tmp_path / "cells").iterdir()) == sorted(f"{r['cell']}.json" for r in rows)
     one = rows[1]
-    assert (one["lr"], one["task"], one["status"], one["size"], one["config"]["freeze"]) == (1e-2, "tfds:x@train", "ok", 0, "head")
+    assert (one["lr"], one["task"], one["status"], one["size"], one["config"]["freeze"]) == (
+        1e-2,
+        "tfds:x@train",
+        "ok",
+        0,
+        "head",
+    )
     assert one["command"] == f"ptft bench --config page.py --only {one['cell']} --workdir runs/{one['cell']}"
     assert one["wall_seconds"] >= 0 and one["isolated"] is False and one["peak_rss"] is None
     assert set(result().to_row()) <= one.keys()
     said = capsys.readouterr().out
     assert "cell 2/4 head, lr 0.01, seed 0: test accuracy 0.800" in said and "left" in said
     stored = json.loads((tmp_path / "bench.json").read_text())
-    assert stored["baseline"] == "full" and stored["cells"][one["cell"]]["strategy"] == "head" and stored["order"] == ["full", "head"]
+    assert (
+        stored["baseline"] == "full"
+        and stored["cells"][one["cell"]]["strategy"] == "head"
+        and stored["order"] == ["full", "head"]
+    )
 
 
 def test_finished_cells_are_not_run_again(tmp_path):
@@ -488,7 +585,8 @@ def test_a_stop_passes_through_and_the_same_call_goes_on(tmp_path, stop):
         bench(tmp_path, Train(stop, at=[3]))
     assert len(results.read(tmp_path)) == 2
     cut = grid()[2].cell
-    assert (tmp_path / "cells" / cut / "checkpoints").exists()  # the cell that was cut short goes on from here
+    # the cell that was cut short goes on from here
+    assert (tmp_path / "cells" / cut / "checkpoints").exists()
     again = Train()
     assert len(bench(tmp_path, again)) == 4
     assert len(again.calls) == 2 and not (tmp_path / "cells" / cut).exists()
@@ -544,7 +642,11 @@ def test_a_broken_file_is_named(tmp_path):
 def test_a_failed_cell_is_recorded_shown_and_tried_again(tmp_path, capsys):
     rows = bench(tmp_path, Train(RuntimeError("out of\nmemory"), at=[2]))
     assert [r["status"] for r in rows] == ["ok", "failed", "ok", "ok"]
-    assert rows[1]["error"] == "RuntimeError: out of memory" and rows[1]["seed"] == 0 and "Traceback" in rows[1]["traceback"]
+    assert (
+        rows[1]["error"] == "RuntimeError: out of memory"
+        and rows[1]["seed"] == 0
+        and "Traceback" in rows[1]["traceback"]
+    )
     assert "FAILED: RuntimeError: out of memory" in capsys.readouterr().out
     assert (tmp_path / "cells" / rows[1]["cell"] / "checkpoints").exists()  # to go on from
     again = Train()
@@ -557,12 +659,18 @@ def test_a_row_holds_its_result(tmp_path):
     (row, *_) = bench(tmp_path, Train())
     assert row.keys() <= Row.__annotations__.keys() and CellResult.of(row) == result(0.8)
     nothing = {k: row[k] for k in ("chosen_by", "seconds_low", "seconds_high", "forgetting")}
-    assert set(nothing.values()) == {None} and not {"chosen", "members", "notes"} & row.keys()  # said of every run, or only where it is
+    # said of every run, or only where it is
+    assert set(nothing.values()) == {None} and not {"chosen", "members", "notes"} & row.keys()
 
 
 def test_what_cannot_be_had_is_no_failure(tmp_path, capsys):
     rows = bench(tmp_path, Train(Unavailable("no scikit-learn"), at=[2]))
-    assert [r["status"] for r in rows] == ["ok", "skipped", "ok", "ok"] and "skipped: no scikit-learn" in capsys.readouterr().out
+    assert [r["status"] for r in rows] == [
+        "ok",
+        "skipped",
+        "ok",
+        "ok",
+    ] and "skipped: no scikit-learn" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
@@ -575,10 +683,14 @@ def test_shards_part_the_cells_and_share_a_folder(tmp_path):
     cells, calls = grid(seeds=list(range(7))), []
     parts = [runner.pick(cells, (i, 3)) for i in (1, 2, 3)]
     assert sorted(c.cell for part in parts for c in part) == sorted(c.cell for c in cells)
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1 and all({c.strategy for c in part} == {"full", "head"} for part in parts)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1 and all(
+        {c.strategy for c in part} == {"full", "head"} for part in parts
+    )
     for part in parts:
         train = Train()
-        assert len(bench(tmp_path, train, config(seeds=list(range(7))), part)) == len(part) == len(train.calls)
+        assert (
+            len(bench(tmp_path, train, config(seeds=list(range(7))), part)) == len(part) == len(train.calls)
+        )
         calls += train.calls
     assert len(set(calls)) == 14 == len(results.merge([tmp_path]).rows)
 
@@ -587,14 +699,18 @@ def test_shards_of_machines_that_measure_other_seconds_are_one_benchmark(tmp_pat
     """The steps that a budget of seconds buys, and with them the hashes, are each machine's own."""
     folders, values = [], config(seeds=list(range(5)), budget="seconds")
     for i, price in ((1, 0.50), (2, 0.49)):
-        cells = protocol.cells(values, resolve, spend=lambda c, price=price: (10, 1.0 if c.freeze == "full" else price))
+        cells = protocol.cells(
+            values, resolve, spend=lambda c, price=price: (10, 1.0 if c.freeze == "full" else price)
+        )
         folders.append(tmp_path / str(i))
         folders[-1].mkdir()
         (folders[-1] / "bench.json").write_text(json.dumps(runner.describe(values, cells, "ptft bench")))
         for cell in runner.pick(cells, (i, 2)):
             running.run_in_process(cell, running.Bench(folders[-1], "accuracy", "", "seconds"), Train())
     found = results.merge(folders)
-    assert sorted((r["strategy"], r["seed"]) for r in found.rows) == [(name, seed) for name in ("full", "head") for seed in range(5)]
+    assert sorted((r["strategy"], r["seed"]) for r in found.rows) == [
+        (name, seed) for name in ("full", "head") for seed in range(5)
+    ]
     assert {r["train_for"] for r in found.rows if r["strategy"] == "head"} == {"20 steps"} and not found.notes
     one = results.merge(folders[:1])
     assert one.notes == ["5 of 10 cells have not run yet."]
@@ -607,7 +723,11 @@ def test_folders_merge_the_same_in_any_order(tmp_path):
     lent = next((tmp_path / "b" / "cells").glob("*.json"))
     lent.rename(tmp_path / "a" / "cells" / lent.name)
     a, b = (results.merge([tmp_path / x for x in order]) for order in ("ab", "ba"))
-    assert len(a.rows) == 6 and {r["cell"] for r in a.rows} == {r["cell"] for r in b.rows} and a.notes == b.notes == []
+    assert (
+        len(a.rows) == 6
+        and {r["cell"] for r in a.rows} == {r["cell"] for r in b.rows}
+        and a.notes == b.notes == []
+    )
 
 
 def test_each_folder_has_its_own_metric_and_what_does_not_go_together_is_refused(tmp_path):
@@ -627,16 +747,22 @@ def test_each_folder_has_its_own_metric_and_what_does_not_go_together_is_refused
             ("x", "loss", "head"),
             ("y", "accuracy", "full"),
         }
-    with pytest.raises(UserError, match=r"y is judged by accuracy in .*b and loss in .*c\. Report them apart"):
+    with pytest.raises(
+        UserError, match=r"y is judged by accuracy in .*b and loss in .*c\. Report them apart"
+    ):
         results.merge([b, run("c", task="y", metric="loss", seeds=[5])])
-    with pytest.raises(UserError, match=r"y is trained within a budget of steps in .*b and flops in .*d\. Report them apart"):
+    with pytest.raises(
+        UserError, match=r"y is trained within a budget of steps in .*b and flops in .*d\. Report them apart"
+    ):
         results.merge([b, run("d", task="y", budget="flops", seeds=[5])])
 
 
 def test_one_cell_alone_and_one_that_is_none():
     cells = grid()
     assert runner.pick(cells, only=cells[2].cell) == [cells[2]]
-    with pytest.raises(UserError, match=r"no such cell; config, data or starting weights are not what they were"):
+    with pytest.raises(
+        UserError, match=r"no such cell; config, data or starting weights are not what they were"
+    ):
         runner.pick(cells, only="0123456789ab")
 
 
@@ -650,8 +776,8 @@ with locks.of(workdir) as held:
     print("taken", flush=True)
     sys.stdin.readline()
     if how == "finishes":
-        results.write(workdir, {"cell": cell, "strategy": "s", "seed": 0, "status": "ok", "metric": "accuracy",
-                                "test": {"accuracy": 0.5}})
+        row = {"cell": cell, "strategy": "s", "seed": 0, "status": "ok", "metric": "accuracy"}
+        results.write(workdir, {**row, "test": {"accuracy": 0.5}})
 """
 
 
@@ -659,7 +785,10 @@ with locks.of(workdir) as held:
 def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path, how, capsys):
     cells, do = grid(), Train()
     with subprocess.Popen(
-        [sys.executable, "-c", OTHER, tmp_path, cells[0].cell, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", OTHER, tmp_path, cells[0].cell, how],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as other:
         assert other.stdin and other.stdout and other.stdout.readline() == "taken\n"
 
@@ -679,7 +808,10 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "lockf", none)
-    with pytest.raises(UserError, match=r"keeps no locks \(No locks available\); expected"), locks.of(tmp_path) as held:
+    with (
+        pytest.raises(UserError, match=r"keeps no locks \(No locks available\); expected"),
+        locks.of(tmp_path) as held,
+    ):
         held.take("0123456789ab")
 
 
@@ -693,14 +825,17 @@ if how == "slow":
     signal.signal(signal.SIGTERM, lambda *_: (folder / "saved").touch() or sys.exit(75))
     os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(30)
-row = {"cell": cell, "strategy": "s", "seed": 0, "status": "ok", "metric": "accuracy", "test": {"accuracy": 0.5}, "peak_rss": 7}
+row = {"cell": cell, "strategy": "s", "seed": 0, "status": "ok", "metric": "accuracy", "peak_rss": 7}
+row["test"] = {"accuracy": 0.5}
 (folder / "cells" / f"{cell}.json").write_text(json.dumps(row))
 """
 
 
 def test_an_isolated_cell_is_what_its_process_wrote(tmp_path):
     def isolated(how):
-        return running.run_in_subprocess(grid()[0], running.Bench(tmp_path, "accuracy", "ptft bench"), [sys.executable, "-c", CHILD, how])
+        return running.run_in_subprocess(
+            grid()[0], running.Bench(tmp_path, "accuracy", "ptft bench"), [sys.executable, "-c", CHILD, how]
+        )
 
     killed = isolated("killed")
     assert (killed["status"], killed["error"]) == ("failed", "its process was ended by signal 9")
@@ -722,24 +857,40 @@ def test_references_do_not_tell_how_long_training_takes():
 
 def test_the_time_left_is_that_of_the_like():
     cells = grid(sizes=[10, 1000], seeds=[0, 1])
-    rows: list[dict[str, Any]] = [{**c.labels, "status": "ok", "wall_seconds": 1.0 if c.size == 10 else 60.0} for c in cells if c.seed == 0]
+    rows: list[dict[str, Any]] = [
+        {**c.labels, "status": "ok", "wall_seconds": 1.0 if c.size == 10 else 60.0}
+        for c in cells
+        if c.seed == 0
+    ]
     todo = [c for c in cells if c.seed == 1]
     assert schedule.predict(todo, rows) == 1 + 1 + 60 + 60 and schedule.predict(todo, []) is None
     unknown = grid(strategies=[FULL, {**HEAD, "freeze": "top-1", "name": "top-1"}], sizes=[1000], seeds=[5])
     assert schedule.predict(unknown, rows) == 120  # a new strategy takes what others take at its size
     expected = {c.cell: 7.0 for c in unknown}
     assert (
-        schedule.predict(unknown, rows, expected) == 60 + 7 and schedule.predict(todo, rows, {c.cell: 7.0 for c in todo}) == 1 + 1 + 60 + 60
+        schedule.predict(unknown, rows, expected) == 60 + 7
+        and schedule.predict(todo, rows, {c.cell: 7.0 for c in todo}) == 1 + 1 + 60 + 60
     )
 
 
 def test_the_schedule_says_what_runs_together_and_how_long():
     cells = grid(sizes=[10, 1000], seeds=[0, 1])
     said = schedule.schedule([[c] for c in cells], cells, [])
-    assert "8 cells, 0 finished, 8 to run" in said and "head: 2 cells, lr 0.01, 1 epoch\n" in said and "1000 examples" in said
-    assert schedule.schedule([[c] for c in cells], cells, [], {}).endswith("8 to run; for how long shows once a cell has run")
+    assert (
+        "8 cells, 0 finished, 8 to run" in said
+        and "head: 2 cells, lr 0.01, 1 epoch\n" in said
+        and "1000 examples" in said
+    )
+    assert schedule.schedule([[c] for c in cells], cells, [], {}).endswith(
+        "8 to run; for how long shows once a cell has run"
+    )
     together = runner.groups(cells[2:], lambda c: f"{c.strategy} {c.size}")
-    said = schedule.schedule(together, cells, [{**cells[0].labels, "status": "ok", "cell": cells[0].cell}], {c.cell: 30.0 for c in cells})
+    said = schedule.schedule(
+        together,
+        cells,
+        [{**cells[0].labels, "status": "ok", "cell": cells[0].cell}],
+        {c.cell: 30.0 for c in cells},
+    )
     assert "head: 2 cells, lr 0.01, 1 epoch, one program, about 1 min" in said, said
     assert said.endswith("8 cells, 2 finished, 6 to run, about 3 min")
 
@@ -780,26 +931,43 @@ def test_without_dev_there_is_nothing_to_choose():
 
 def test_two_folders_are_one_benchmark(tmp_path):
     bench(tmp_path / "a", Train(RuntimeError("x"), at=[1]), config(seeds=[0, 1]))
-    bench(tmp_path / "b", Train(), config(seeds=[0, 2], strategies=[FULL, HEAD, {**FULL, "freeze": "top-1", "name": "top-1"}]))
+    bench(
+        tmp_path / "b",
+        Train(),
+        config(seeds=[0, 2], strategies=[FULL, HEAD, {**FULL, "freeze": "top-1", "name": "top-1"}]),
+    )
     merged = results.merge([tmp_path / "a", tmp_path / "b"])
     assert {r["status"] for r in merged.rows} == {"ok"} and len(merged.rows) == 2 * 2 + 3 + 2 - 2 + 1
     assert merged.order == ["full", "head", "top-1"] and merged.notes == []
     for batch in (8, 16):
         twin = {**merged.rows[0], "cell": f"{batch}", "config": {"batch": batch}}
         results.write(tmp_path / f"other{batch}", twin)
-    with pytest.raises(UserError, match=r"is another cell in .*other8 and in .*other16: batch: 8 -> 16\. Report them apart"):
+    with pytest.raises(
+        UserError, match=r"is another cell in .*other8 and in .*other16: batch: 8 -> 16\. Report them apart"
+    ):
         results.merge([tmp_path / "other8", tmp_path / "other16"])
 
 
 def test_a_contradiction_between_folders_is_said(tmp_path):
     bench(tmp_path / "a", Train())
-    bench(tmp_path / "b", lambda cell, folder: result(0.8 + 0.01 * cell.seed + 0.05 * (cell.strategy == "head" and cell.seed == 1)))
+    bench(
+        tmp_path / "b",
+        lambda cell, folder: result(
+            0.8 + 0.01 * cell.seed + 0.05 * (cell.strategy == "head" and cell.seed == 1)
+        ),
+    )
     merged = results.merge([tmp_path / "a", tmp_path / "b"])
     assert (
         len(merged.notes) == 1
-        and "One cell has two results, of which the first is shown: head, lr 0.01, seed 1: test accuracy" in merged.notes[0]
+        and "One cell has two results, of which the first is shown: head, lr 0.01, seed 1: test accuracy"
+        in merged.notes[0]
     )
-    assert results.score(next(r for r in merged.rows if r["strategy"] == "head" and r["seed"] == 1), "test", "accuracy") == 0.81
+    assert (
+        results.score(
+            next(r for r in merged.rows if r["strategy"] == "head" and r["seed"] == 1), "test", "accuracy"
+        )
+        == 0.81
+    )
 
 
 def test_missing_and_older_cells_are_counted(tmp_path):
@@ -823,14 +991,33 @@ def home(tmp_path_factory):
 
 
 def page(home, **bench):
-    values = flow.finetuning(home, home / "pre", train_for="4 steps", save_every="0", eval_every="0", best="last", **{"data.dev_size": 8})
-    strategies = [{"name": "full", "freeze": "full", "lr": 1e-3}, {"name": "head", "freeze": "head", "lr": 1e-2}]
-    grid = {"strategies": strategies, "seeds": [0, 1], "sizes": [8, 16], "lr_factors": [1, 3], "repeat": "head", "task": "words"}
+    values = flow.finetuning(
+        home,
+        home / "pre",
+        train_for="4 steps",
+        save_every="0",
+        eval_every="0",
+        best="last",
+        **{"data.dev_size": 8},
+    )
+    strategies = [
+        {"name": "full", "freeze": "full", "lr": 1e-3},
+        {"name": "head", "freeze": "head", "lr": 1e-2},
+    ]
+    grid = {
+        "strategies": strategies,
+        "seeds": [0, 1],
+        "sizes": [8, 16],
+        "lr_factors": [1, 3],
+        "repeat": "head",
+        "task": "words",
+    }
     return {**values, "bench": {**grid, **bench}}
 
 
 def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
-    """2 strategies and an A/A check x 2 rates, and 2 references, x 2 seeds x 2 sizes; stopped in its first cell."""
+    """2 strategies and an A/A check x 2 rates, and 2 references, x 2 seeds x 2 sizes; stopped in its first
+    cell."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     monkeypatch.chdir(tmp_path)
     config = flow.page(tmp_path / "page.py", page(home, random_init=False))
@@ -839,26 +1026,49 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
         once = iter([flow.sigterm])  # cells that train together have a batch each
         flow.at_batch(m, 3, lambda: next(once, lambda: None)())
         flow.ptft(*start)
-    assert e.value.code == 75 and {r["kind"] for r in results.read(Path("it"))} == {"majority", "tfidf", "features"}
+    assert e.value.code == 75 and {r["kind"] for r in results.read(Path("it"))} == {
+        "majority",
+        "tfidf",
+        "features",
+    }
     assert flow.ptft(*start) == 0
     rows = results.merge([Path("it")]).rows
-    assert [r["status"] for r in rows] == ["ok"] * (3 * 2 * 2 * 2 + 3 * 2 * 2), [r["error"] for r in rows if r["error"]]
-    assert all(r["seconds_low"] <= r["seconds_per_step"] <= r["seconds_high"] for r in rows if r["kind"] == "train")
+    assert [r["status"] for r in rows] == ["ok"] * (3 * 2 * 2 * 2 + 3 * 2 * 2), [
+        r["error"] for r in rows if r["error"]
+    ]
+    assert all(
+        r["seconds_low"] <= r["seconds_per_step"] <= r["seconds_high"] for r in rows if r["kind"] == "train"
+    )
     assert not [p for p in Path("it/cells").iterdir() if p.is_dir()]
 
     one = rows[0]
-    assert one["bytes"]["optimizer"] > 0 and one["config"]["optim"]["eps"] == 1e-7 and one["data"]["train_rows"] == 8
+    assert (
+        one["bytes"]["optimizer"] > 0
+        and one["config"]["optim"]["eps"] == 1e-7
+        and one["data"]["train_rows"] == 8
+    )
     assert any(name.startswith("backbone/") for name in one["drift"])
     assert {name.split("/")[0] for r in rows if r["strategy"] == "head" for name in r["drift"]} == {"head"}
-    twins = [[(r["dev"], r["test"]) for r in rows if r["strategy"] == name] for name in ("head", "head (A/A)")]
+    twins = [
+        [(r["dev"], r["test"]) for r in rows if r["strategy"] == name] for name in ("head", "head (A/A)")
+    ]
     assert twins[0] == twins[1] and len(twins[0]) == 8
 
-    # The command of a row gives its numbers, in another process and though it trained together with others here.
+    # The command of a row gives its numbers, in another process and though it trained together with others
+    # here.
     again = [*shlex.split(one["command"])[1:], "--isolated"]
     assert flow.ptft(*again) == 0
     alone = results.read(Path("runs") / one["cell"])
-    assert one["members"] == 1 and "members" not in alone[0] and alone[0]["isolated"] and alone[0]["peak_rss"] > 2**27
-    assert (alone[0]["dev"], alone[0]["test"]) == (pytest.approx(one["dev"], rel=1e-3), pytest.approx(one["test"], rel=1e-3))
+    assert (
+        one["members"] == 1
+        and "members" not in alone[0]
+        and alone[0]["isolated"]
+        and alone[0]["peak_rss"] > 2**27
+    )
+    assert (alone[0]["dev"], alone[0]["test"]) == (
+        pytest.approx(one["dev"], rel=1e-3),
+        pytest.approx(one["test"], rel=1e-3),
+    )
     reference = next(r for r in rows if r["kind"] == "tfidf")
     assert flow.ptft(*shlex.split(reference["command"])[1:]) == 0
     assert results.read(Path("runs") / reference["cell"])[0]["test"] == reference["test"]
@@ -866,13 +1076,19 @@ def test_a_benchmark_from_its_page_to_its_report(home, tmp_path, monkeypatch):
     merged = results.merge([Path("it"), Path("runs") / one["cell"]])
     assert merged.notes == [] and len(merged.rows) == 36
     text = files.write(Path("it"))["md"].read_text()
-    assert "## words, 8 examples" in text and "## words, 16 examples" in text and text.count("| majority class |") == 2
+    assert (
+        "## words, 8 examples" in text
+        and "## words, 16 examples" in text
+        and text.count("| majority class |") == 2
+    )
     assert text.count("| frozen features + logistic regression |") == 4  # in both tables of each part
 
 
 def test_a_schedule_runs_nothing(home, tmp_path, capsys):
     config = flow.page(tmp_path / "page.py", page(home))
-    assert flow.ptft("bench", "--config", config, "--workdir", tmp_path / "it", "--check", "--shard", "2/4") == 0
+    assert (
+        flow.ptft("bench", "--config", config, "--workdir", tmp_path / "it", "--check", "--shard", "2/4") == 0
+    )
     said = capsys.readouterr().out
     assert "11 cells, 0 finished, 11 to run; how long is measured when the run starts\n" in said
     assert not (tmp_path / "it").exists()
@@ -904,11 +1120,17 @@ def test_test_rows_that_were_trained_on_are_pointed_out(home, tmp_path, capsys):
     assert "of the 11 test rows 3 stand in train, too" in capsys.readouterr().out
     seen = tmp_path / "seen.tsv"
     seen.write_text("\n".join([head, *lines, "something else\t1"]) + "\n")
-    with pytest.raises(UserError, match=r"of the 11 test rows 11 stand in dev, too: numbers that were chosen or trained on them"):
+    with pytest.raises(
+        UserError,
+        match=r"of the 11 test rows 11 stand in dev, too: numbers that were chosen or trained on them",
+    ):
         work.check([grid_of(home, **{"data.dev": f"files:{seen}", "data.dev_size": 0})], "accuracy")
     work.check([grid_of(home, **{"data.dev": f"files:{seen}[11:12]", "data.dev_size": 0})], "accuracy")
     assert "stand in" not in capsys.readouterr().out
-    documents = {f"data.{split}": f"files:{home}/docs{'_dev' * (split == 'test')}.txt" for split in ("train", "dev", "test")}
+    documents = {
+        f"data.{split}": f"files:{home}/docs{'_dev' * (split == 'test')}.txt"
+        for split in ("train", "dev", "test")
+    }
     config = spec.resolve(flow.pretraining(home, **documents))
     assert work.leaks(config, "words") == [] and "stand in" not in capsys.readouterr().out
 
@@ -929,17 +1151,24 @@ def test_a_cell_whose_cost_cannot_be_measured_says_so_before_it_trains(home, tmp
 
 
 def test_a_seed_gives_every_strategy_the_same_start(home):
-    """The head's first weights, the examples and their order; added parameters and random weights do not shift them."""
+    """The head's first weights, the examples and their order; added parameters and random weights do not
+    shift them."""
     names = ["full", "head", "lora=2", "prefix=2", "prompt=2", "fish=0.05,8"]
     strategies = [{"name": name, "freeze": name, "lr": 1e-3} for name in names]
-    cells = protocol.cells(page(home, strategies=strategies, seeds=[3], lr_factors=[1], repeat=False), spec.resolve)
+    cells = protocol.cells(
+        page(home, strategies=strategies, seeds=[3], lr_factors=[1], repeat=False), spec.resolve
+    )
     trained = [c for c in cells if c.kind == "train"]
     assert len(trained) == 2 * (len(names) + 1)
     heads, orders = {}, {}
     for cell in trained:
         run = build.build(cell.config)
         if cell.size == 8:
-            heads[cell.strategy] = {n: np.asarray(x) for n, x in weights.initial(cell.config, run.net).items() if n.startswith("head/")}
+            heads[cell.strategy] = {
+                n: np.asarray(x)
+                for n, x in weights.initial(cell.config, run.net).items()
+                if n.startswith("head/")
+            }
         numbers = pipeline.order(len(run.used), run.config.seed)
         orders[cell.strategy, cell.size] = [int(run.used[numbers[i]]) for i in range(24)]
     for name in [*names, protocol.RANDOM]:
@@ -958,14 +1187,21 @@ def test_content_names_the_weights_and_the_data(home, tmp_path):
     assert identity.content(config.replace(**{"data.train": f"files:{moved}"})) == found
     other = tmp_path / "other.tsv"
     other.write_bytes(moved.read_bytes() + b"one more\t1\n")
-    assert identity.content(config.replace(**{"data.train": f"files:{other}"}))["data.train"] != found["data.train"]
+    assert (
+        identity.content(config.replace(**{"data.train": f"files:{other}"}))["data.train"]
+        != found["data.train"]
+    )
     with pytest.raises(UserError, match="has no checkpoint yet"):
         identity.content(config.replace(init_from=str(tmp_path)))
 
 
 def test_a_run_its_references_and_its_name_agree_on_the_dev_rows(home, tmp_path):
-    (tmp_path / "dev.tsv").write_text("sentence\tlabel\n" + "".join(f"alpha {i}\t{i // 20}\n" for i in range(40)))
-    values = flow.finetuning(home, home / "pre", **{"data.dev": f"files:{tmp_path}/dev.tsv", "data.dev_size": 10})
+    (tmp_path / "dev.tsv").write_text(
+        "sentence\tlabel\n" + "".join(f"alpha {i}\t{i // 20}\n" for i in range(40))
+    )
+    values = flow.finetuning(
+        home, home / "pre", **{"data.dev": f"files:{tmp_path}/dev.tsv", "data.dev_size": 10}
+    )
     config = spec.resolve(values)
     seen = baselines.records(config)["dev"]
     assert [r["label"] for r in seen] == [0] * 5 + [1] * 5
@@ -975,7 +1211,9 @@ def test_a_run_its_references_and_its_name_agree_on_the_dev_rows(home, tmp_path)
     np.testing.assert_array_equal(tokens, rows.batch(np.asarray(lines))["tokens"])
     assert identity.content(config)["data.dev"].endswith(" drawn")
     whole = config.replace(**{"data.dev_size": 40})
-    assert identity.content(whole) == identity.content(config.replace(**{"data.dev_size": 0})), "where all are seen, nothing changed"
+    assert identity.content(whole) == identity.content(config.replace(**{"data.dev_size": 0})), (
+        "where all are seen, nothing changed"
+    )
 
 
 def test_weights_in_a_folder_of_another_format_count_by_content(tmp_path):
@@ -994,17 +1232,22 @@ def test_weights_in_a_folder_of_another_format_count_by_content(tmp_path):
 def test_a_probe_is_made_once(home, tmp_path, monkeypatch):
     config = spec.resolve(flow.finetuning(home, home / "pre", freeze="head"))
     data = {"data.train_size": 4, "data.dev": "", "data.dev_size": 3, "data.test": ""}
-    assert probe.name(config) == probe.name(config.replace(seed=5, init_weights=False, **{"optim.lr": 7.0}, **data))
+    assert probe.name(config) == probe.name(
+        config.replace(seed=5, init_weights=False, **{"optim.lr": 7.0}, **data)
+    )
     assert probe.name(config) != probe.name(config.replace(freeze="full"))
     made = probe.measure(config, tmp_path)
     assert made["flops"] > 0 and made["seconds_per_step"] > 0 and made["peak_rss"] > 2**27
     with monkeypatch.context() as m:  # a folder that moves to another device
-        m.setattr(record, "device", lambda: {"platform": "gpu", "kind": "another", "count": 1, "processes": 1})
+        m.setattr(
+            record, "device", lambda: {"platform": "gpu", "kind": "another", "count": 1, "processes": 1}
+        )
         assert probe.known(config, tmp_path) is None
     monkeypatch.setattr(probe, "_child", None)
     assert probe.measure(config, tmp_path) == made
     assert probe.spend("flops", tmp_path)(config) == (8, made["flops"])
-    probe._first(tmp_path / "probes" / f"{probe.name(config)}.json", {"flops": 1})  # a slower shard goes by the first one's
+    # a slower shard goes by the first one's
+    probe._first(tmp_path / "probes" / f"{probe.name(config)}.json", {"flops": 1})
     assert probe.measure(config, tmp_path) == made
 
 
@@ -1026,7 +1269,9 @@ ROW = {"seconds_per_step": 0.1, "flops": 1.0, "phases": [], "timed_seconds": 1.0
 
 
 def test_strategies_are_measured_side_by_side_in_one_process(home, tmp_path, monkeypatch):
-    both, asked = probed(home, monkeypatch, lambda names: (0, json.dumps([{**ROW, "freeze": n} for n in names]), ""))
+    both, asked = probed(
+        home, monkeypatch, lambda names: (0, json.dumps([{**ROW, "freeze": n} for n in names]), "")
+    )
     probe.in_turns(both, tmp_path)
     assert asked == [["full", "head"]]
     assert [probe.measure(c, tmp_path)["freeze"] for c in both] == ["full", "head"] * 2 and len(asked) == 1
@@ -1036,17 +1281,26 @@ def test_strategies_are_measured_side_by_side_in_one_process(home, tmp_path, mon
 
 def test_what_ends_the_process_of_many_is_found_alone(home, tmp_path, monkeypatch):
     both, asked = probed(
-        home, monkeypatch, lambda names: (-9, "", "killed") if "full" in names else (0, json.dumps([{**ROW, "freeze": "head"}]), "")
+        home,
+        monkeypatch,
+        lambda names: (
+            (-9, "", "killed") if "full" in names else (0, json.dumps([{**ROW, "freeze": "head"}]), "")
+        ),
     )
     probe.in_turns(both, tmp_path)
-    assert asked == [["full", "head"], ["full"], ["head"]] and probe.measure(both[1], tmp_path)["freeze"] == "head"
+    assert (
+        asked == [["full", "head"], ["full"], ["head"]]
+        and probe.measure(both[1], tmp_path)["freeze"] == "head"
+    )
     with pytest.raises(UserError, match=r"the cost of freeze='full' could not be measured: killed"):
         probe.measure(both[0], tmp_path)
     assert len(asked) == 3  # it is not tried again
 
 
 def test_the_price_of_phases_is_a_mean_over_the_steps_that_each_has(home, tmp_path, monkeypatch):
-    config = spec.resolve(flow.finetuning(home, home / "pre", freeze="head; 2 steps: full", train_for="8 steps"))
+    config = spec.resolve(
+        flow.finetuning(home, home / "pre", freeze="head; 2 steps: full", train_for="8 steps")
+    )
     made = probe.measure(config, tmp_path)
     head, full = (part["flops"] for part in made["phases"])
     assert head < full and made["flops"] == pytest.approx((2 * head + 6 * full) / 8)
@@ -1057,7 +1311,9 @@ def test_the_price_of_phases_is_a_mean_over_the_steps_that_each_has(home, tmp_pa
 
 def test_what_a_plateau_costs_is_not_known_before(home, tmp_path):
     config = spec.resolve(flow.finetuning(home, home / "pre", freeze="head; plateau=2: full"))
-    with pytest.raises(UserError, match=r"when a plateau ends, .* is known only as it runs; expected budget='steps'"):
+    with pytest.raises(
+        UserError, match=r"when a plateau ends, .* is known only as it runs; expected budget='steps'"
+    ):
         probe.spend("flops", tmp_path)(config)
 
 
@@ -1081,7 +1337,11 @@ def test_a_signal_to_the_benchmark_alone_ends_its_probe_at_once(home, tmp_path, 
     begun = time.monotonic()
     with pytest.raises(SystemExit) as e:
         probe.measure(spec.resolve(flow.finetuning(home, home / "pre")), tmp_path)
-    assert e.value.code == 75 and time.monotonic() - begun < 60 and "stopped; the same command goes on" in capsys.readouterr().out
+    assert (
+        e.value.code == 75
+        and time.monotonic() - begun < 60
+        and "stopped; the same command goes on" in capsys.readouterr().out
+    )
     assert not (tmp_path / "probes").exists()
 
 
@@ -1115,20 +1375,33 @@ def words(home, tmp_path_factory):
 def test_the_majority_is_that_of_the_training_examples(words):
     found = baselines.run("majority", words, "accuracy")
     assert found.test["accuracy"] == found.dev["accuracy"] == 0.75
-    assert found.test["loss"] == pytest.approx(-(0.75 * math.log(46 / 62) + 0.25 * math.log(16 / 62)), abs=1e-5)
+    assert found.test["loss"] == pytest.approx(
+        -(0.75 * math.log(46 / 62) + 0.25 * math.log(16 / 62)), abs=1e-5
+    )
     few = words.replace(seed=1, **{"data.train_size": 1})
     chosen = [int(dataset.load_data(few).train.label[pipeline.subset(60, 1, seed)[0]]) for seed in range(12)]
     assert set(chosen) == {0, 1}
-    found = [baselines.run("majority", few.replace(seed=seed), "accuracy").test["accuracy"] for seed in range(12)]
+    found = [
+        baselines.run("majority", few.replace(seed=seed), "accuracy").test["accuracy"] for seed in range(12)
+    ]
     assert found == [(0.25, 0.75)[label] for label in chosen]
 
 
 def test_tfidf_learns_words_of_both_scripts(words):
     pytest.importorskip("sklearn")
     found = baselines.run("tfidf", words, "accuracy")
-    assert found.test["accuracy"] == 1.0 and found.notes["C"] in baselines.STRENGTHS["tfidf"] and "scikit-learn" in found.versions
-    alone = baselines.run("tfidf", words.replace(**{"data.dev": ""}), "accuracy")  # chosen by folds of the training examples
-    assert alone.test["accuracy"] == 1.0 and alone.notes["C"] in baselines.STRENGTHS["tfidf"] and alone.dev is None
+    assert (
+        found.test["accuracy"] == 1.0
+        and found.notes["C"] in baselines.STRENGTHS["tfidf"]
+        and "scikit-learn" in found.versions
+    )
+    # chosen by folds of the training examples
+    alone = baselines.run("tfidf", words.replace(**{"data.dev": ""}), "accuracy")
+    assert (
+        alone.test["accuracy"] == 1.0
+        and alone.notes["C"] in baselines.STRENGTHS["tfidf"]
+        and alone.dev is None
+    )
     one = baselines.run("tfidf", words.replace(**{"data.train_size": 1}), "accuracy")
     assert one.notes["C"] is None and one.data["train_rows"] == 1
 
@@ -1150,7 +1423,8 @@ def test_tfidf_of_texts_without_words_is_skipped(words, tmp_path):
 
 
 def test_what_is_too_few_to_choose_by_takes_the_usual_strength():
-    """Three texts, one of its class alone; and features of which noise would fit the training examples as well as the signal."""
+    """Three texts, one of its class alone; and features of which noise would fit the training examples as
+    well as the signal."""
     x, y = np.eye(3), np.array([0, 0, 1], np.int32)
     merit = lambda p, truth: float((p.argmax(1) == truth).mean())  # noqa: E731
     pytest.importorskip("sklearn")
@@ -1171,12 +1445,21 @@ def test_frozen_features_are_those_of_the_encoder_and_computed_once(words):
     few = words.replace(**{"data.train_size": 20})
     found = [baselines.run("features", few.replace(seed=seed), "accuracy") for seed in (0, 1)]
     assert all(0.5 <= f.test["accuracy"] <= 1 and f.data["train_rows"] == 20 for f in found)
-    assert found[0].notes["C"] in baselines.STRENGTHS["features"] and found[0].notes["features"] in ("mean", "first token")
+    assert found[0].notes["C"] in baselines.STRENGTHS["features"] and found[0].notes["features"] in (
+        "mean",
+        "first token",
+    )
     assert features._encoder.cache_info().misses == 1
     run = build.build(words.replace(freeze="head"))
     params, row = weights.initial(run.config, run.net), np.array([7])
-    batch = {**run.data.train.batch(row), "example_id": row.astype(np.int32), "weight": np.ones(1, np.float32)}
-    hidden = np.asarray(run.net.below(params, jax.device_put(batch), run.net.backbone.dims.layers))[0, : int(batch["length"][0])]
+    batch = {
+        **run.data.train.batch(row),
+        "example_id": row.astype(np.int32),
+        "weight": np.ones(1, np.float32),
+    }
+    hidden = np.asarray(run.net.below(params, jax.device_put(batch), run.net.backbone.dims.layers))[
+        0, : int(batch["length"][0])
+    ]
     views = features.of(words.replace(seed=5), {"train": np.array([3, 7])})
     assert views["mean"]["train"][1] == pytest.approx(hidden.mean(0), abs=1e-5)
     assert views["first token"]["train"][1] == pytest.approx(hidden[0], abs=1e-5)
@@ -1186,10 +1469,17 @@ def test_frozen_features_of_a_pair_are_of_each_text(home, tmp_path):
     for i, split in enumerate(("train", "test")):
         flow.table(tmp_path / f"{split}.tsv", 4, i, header="a\tb\tlabel")
     files = {f"data.{split}": f"files:{tmp_path}/{split}.tsv" for split in ("train", "test")}
-    pairs = spec.resolve(flow.finetuning(home, home / "pre", **files, **{"data.text": "a", "data.text_b": "b", "data.dev": ""}))
+    pairs = spec.resolve(
+        flow.finetuning(home, home / "pre", **files, **{"data.text": "a", "data.text_b": "b", "data.dev": ""})
+    )
     mean = features.of(pairs, {"train": np.arange(4)})["mean"]["train"]
     a, b, distance, product = np.split(mean, 4, axis=1)
-    assert mean.shape[1] == 4 * 64 and distance == pytest.approx(abs(a - b)) and product == pytest.approx(a * b) and distance.max() > 0
+    assert (
+        mean.shape[1] == 4 * 64
+        and distance == pytest.approx(abs(a - b))
+        and product == pytest.approx(a * b)
+        and distance.max() > 0
+    )
 
 
 def test_without_scikit_learn_the_row_says_so(words, monkeypatch):

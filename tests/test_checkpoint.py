@@ -21,7 +21,8 @@ from ptft.core.errors import UserError
 
 @pytest.fixture(autouse=True)
 def standard_promotion():
-    """optax itself mixes dtypes (a float to the power of an int32 count); nothing is computed in ptft.checkpoint."""
+    """optax itself mixes dtypes (a float to the power of an int32 count); nothing is computed in
+    ptft.checkpoint."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -170,11 +171,17 @@ def test_restores_onto_another_number_of_devices(tmp_path, before, after, spread
     state = (make(), adam(make()))
     checkpoint.save(tmp_path, 1, *jax.device_put(state, place(state, before, spread)), {})
     shardings = place(state, after, spread) if after else None
-    want = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings) if after else like(state)
+    want = (
+        jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+        if after
+        else like(state)
+    )
     got = checkpoint.restore(tmp_path, 1, *want)
     same(got, state)
     for leaf, asked in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert leaf.sharding.is_equivalent_to(asked.sharding or SingleDeviceSharding(jax.devices()[0]), leaf.ndim)
+        assert leaf.sharding.is_equivalent_to(
+            asked.sharding or SingleDeviceSharding(jax.devices()[0]), leaf.ndim
+        )
 
 
 def test_load_params_places_as_wanted(tmp_path):
@@ -193,10 +200,16 @@ def test_keep_prunes_steps_with_their_manifests(tmp_path):
     for step in (2, 10, 9, 11, 100):
         checkpoint.save(tmp_path, step, make(step), (), {}, keep=3)
     assert names(tmp_path / "checkpoints") == ["100", "11", "9"]  # 10 went when the run fell back to 9
-    assert names(tmp_path / "manifests") == ["checkpoints-100.json", "checkpoints-11.json", "checkpoints-9.json"]
+    assert names(tmp_path / "manifests") == [
+        "checkpoints-100.json",
+        "checkpoints-11.json",
+        "checkpoints-9.json",
+    ]
     assert checkpoint.newest(tmp_path) == 100
     checkpoint.save(tmp_path, 101, make(), (), {}, keep=1)
-    assert names(tmp_path / "checkpoints") == ["101"] and names(tmp_path / "manifests") == ["checkpoints-101.json"]
+    assert names(tmp_path / "checkpoints") == ["101"] and names(tmp_path / "manifests") == [
+        "checkpoints-101.json"
+    ]
 
 
 def test_pruning_never_prefers_a_damaged_later_step(tmp_path):
@@ -216,7 +229,12 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 
 
 def test_left_over_temporary_folders_are_removed(tmp_path):
-    for left in ("checkpoints/5.orbax-checkpoint-tmp", "checkpoints/5.new", "checkpoints/5.new.orbax-checkpoint-tmp", "best/5.new"):
+    for left in (
+        "checkpoints/5.orbax-checkpoint-tmp",
+        "checkpoints/5.new",
+        "checkpoints/5.new.orbax-checkpoint-tmp",
+        "best/5.new",
+    ):
         (tmp_path / left).mkdir(parents=True)
         (tmp_path / left / "data").write_bytes(b"x" * 100)
     assert checkpoint.newest(tmp_path) is None
@@ -226,7 +244,8 @@ def test_left_over_temporary_folders_are_removed(tmp_path):
 
 def test_a_new_best_replaces_the_old_one(tmp_path):
     checkpoint.save_best(tmp_path, 5, make(5), {"accuracy": 0.5})
-    checkpoint.save_best(tmp_path, 3, make(3), {"accuracy": 0.6})  # after falling back, a lower step may be the best
+    # after falling back, a lower step may be the best
+    checkpoint.save_best(tmp_path, 3, make(3), {"accuracy": 0.6})
     assert names(tmp_path / "best") == ["3"] and names(tmp_path / "manifests") == ["best-3.json"]
     got, loaded = checkpoint.load_params(tmp_path, like(make()), skip="", new_ok="")
     same(got, make(3))
@@ -299,7 +318,9 @@ def test_no_damaged_file_is_ever_used(tmp_path, capsys, harm):
     good, new = (make(1), adam(make(1))), (make(2), adam(make(2), 5))
     checkpoint.save(tmp_path, 1, *good, {"n": 1})
     checkpoint.save(tmp_path, 2, *new, {"n": 2})
-    files = [p for p in (tmp_path / "checkpoints" / "2").rglob("*") if p.is_file()] + [tmp_path / "manifests" / "checkpoints-2.json"]
+    files = [p for p in (tmp_path / "checkpoints" / "2").rglob("*") if p.is_file()] + [
+        tmp_path / "manifests" / "checkpoints-2.json"
+    ]
     assert len(files) > 10
     for path in files:
         kept = path.read_bytes()
@@ -350,7 +371,14 @@ def test_a_step_without_manifest_is_not_used_and_is_cleared_away(tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{}", "null", '{"step": 1, "files": {}}', '{"step": 9, "files": {"_CHECKPOINT_METADATA": [1, "a"]}}']
+    "text",
+    [
+        "[]",
+        "{}",
+        "null",
+        '{"step": 1, "files": {}}',
+        '{"step": 9, "files": {"_CHECKPOINT_METADATA": [1, "a"]}}',
+    ],
 )
 def test_a_wrong_manifest_proves_nothing(tmp_path, text):
     checkpoint.save(tmp_path, 1, make(1), (), {})
@@ -430,7 +458,11 @@ def test_a_write_that_fails_leaves_earlier_steps_intact(tmp_path, step):
     before = everything_in(tmp_path)
     root = str(Path(__file__).parents[1])
     child = subprocess.run(
-        [sys.executable, "-c", FAILING_WRITE, str(tmp_path), str(step), root], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", FAILING_WRITE, str(tmp_path), str(step), root],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     assert f"could not write step {step}" in child.stdout and "File too large" in child.stdout
     assert "ERROR:absl" not in child.stderr
@@ -499,7 +531,9 @@ def test_heads_are_left_and_the_backbone_is_taken(pretrained):
     assert sorted(loaded.new) == ["head/classify/kernel", "head/dense/kernel"]
     assert sorted(loaded.unused) == ["head/dense/bias", "head/dense/kernel"]
     same(got, {n: make(3)[n] for n in backbone})
-    assert sorted(loaded.loaded + loaded.new) == sorted(want) and sorted(loaded.loaded + loaded.unused) == sorted(SHAPES)
+    assert sorted(loaded.loaded + loaded.new) == sorted(want) and sorted(
+        loaded.loaded + loaded.unused
+    ) == sorted(SHAPES)
 
 
 def test_best_false_takes_the_newest(pretrained):
@@ -533,7 +567,12 @@ def test_patterns_match_whole_names(pretrained):
 def test_nothing_in_common_gives_no_arrays(pretrained):
     want = like({"head/other": jnp.zeros(2)})
     got, what = checkpoint.load_params(pretrained, want)
-    assert got == {} and what[:4] == ([], ["head/other"], list(checkpoint._stored(pretrained / "best" / "3", "params")), 3)
+    assert got == {} and what[:4] == (
+        [],
+        ["head/other"],
+        list(checkpoint._stored(pretrained / "best" / "3", "params")),
+        3,
+    )
 
 
 def test_wanted_dtype_holds(pretrained):
@@ -580,7 +619,11 @@ def test_the_manifest_lists_every_file(tmp_path):
 
 
 def test_only_orbax_is_silenced():
-    quiet = logging.LogRecord("absl", logging.ERROR, "/site-packages/orbax/checkpoint/future.py", 1, "m", (), None)
-    other = logging.LogRecord("absl", logging.ERROR, "/site-packages/tensorflow_datasets/core.py", 1, "m", (), None)
+    quiet = logging.LogRecord(
+        "absl", logging.ERROR, "/site-packages/orbax/checkpoint/future.py", 1, "m", (), None
+    )
+    other = logging.LogRecord(
+        "absl", logging.ERROR, "/site-packages/tensorflow_datasets/core.py", 1, "m", (), None
+    )
     logger = logging.getLogger("absl")
     assert not logger.filter(quiet) and logger.filter(other)

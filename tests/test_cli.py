@@ -1,4 +1,5 @@
-"""The command line: mistakes end with one clear message, exit code 2, and nothing written; and what the verbs print."""
+"""The command line: mistakes end with one clear message, exit code 2, and nothing written; and what the verbs
+print."""
 
 import csv
 import io
@@ -28,7 +29,13 @@ def home(tmp_path_factory):
     fine = flow.finetuning(folder, folder / "pre", **{"data.names": ["no", "yes"], "data.dev_size": 7})
     flow.run(fine, folder / "fine")
     flow.table(folder / "pairs.tsv", header="sentence\tother\tlabel")
-    one = {"data.train": f"files:{folder}/pairs.tsv", "data.dev": "", "data.test": "", "data.text_b": "other", "train_for": "1 step"}
+    one = {
+        "data.train": f"files:{folder}/pairs.tsv",
+        "data.dev": "",
+        "data.test": "",
+        "data.text_b": "other",
+        "train_for": "1 step",
+    }
     flow.run(flow.finetuning(folder, folder / "pre", **one), folder / "pairs")
     flow.page(folder / "pre.py", flow.pretraining(folder))
     flow.page(folder / "fine.py", fine)
@@ -44,7 +51,7 @@ def mistake(capsys, *args):
     return captured.err.removeprefix(f"ptft {args[0]}: ").strip()
 
 
-# ------------------------------------------------------------------------------------------------ mistakes in the config
+# ----------------------------------------------------------------------------------- mistakes in the config
 
 CONFIG = {
     "an unknown key": (["batsh=8"], "unknown key batsh; did you mean 'batch'"),
@@ -56,10 +63,19 @@ CONFIG = {
     "no duration": (["train_for=3 epoks"], "train_for: expected a duration such as '500 steps', '3 epochs'"),
     "a share of nothing": (["train_for=10%"], "train_for: expected a duration such as"),
     "no step": (["train_for=0 steps"], "train_for: '0 steps' is no step at all"),
-    "several at once": (["batsh=8", "seed=-1", "optim.lr=x", "warmup=ten"], "the config has 4 problems:\n  seed: -1 is"),
+    "several at once": (["batsh=8", "seed=-1", "optim.lr=x", "warmup=ten"], (
+        "the config has 4 problems:\n  seed: -1 "
+        "is"
+    )),
     "no such model": (["model.name=brt"], "model.name: there is no models/brt.py; did you mean 'bert'?"),
-    "no such objective": (["objective.name=clasify"], "objective.name: there is no objectives/clasify.py; did you mean 'classify'?"),
-    "no such metric": (["best=acuracy"], "best: 'acuracy' is no metric of this objective; did you mean 'accuracy'"),
+    "no such objective": (["objective.name=clasify"], (
+        "objective.name: there is no objectives/clasify.py; did you mean "
+        "'classify'?"
+    )),
+    "no such metric": (["best=acuracy"], (
+        "best: 'acuracy' is no metric of this objective; did you mean "
+        "'accuracy'"
+    )),
     "early stop without a best": (["early_stop=2", "best=last"], "early_stop needs data.dev and a metric"),
     "no such strategy": (["freeze=tpo-1"], "'tpo-1' is no strategy; did you mean 'top-K'"),
     "too many blocks": (["freeze=top-3"], "freeze='top-3': the model has 1 blocks; expected top-1"),
@@ -67,32 +83,83 @@ CONFIG = {
         ["freeze=[('backbone/blok_0/.*','train'),('.*','freeze')]"],
         r"rule \('backbone/blok_0/.*', 'train'\) matches no parameter; did you mean 'backbone/block_0/",
     ),
-    "a rule that never wins": (["freeze=[('.*','train'),('head/.*','freeze')]"], r"never wins: rules above it claim all it matches"),
-    "no rule for the rest": (["freeze=[('head/.*','train')]"], "no rule claims backbone/.* end the list with a rule such as"),
+    "a rule that never wins": (["freeze=[('.*','train'),('head/.*','freeze')]"], (
+        r"never wins: rules above it claim all it "
+        r"matches"
+    )),
+    "no rule for the rest": (["freeze=[('head/.*','train')]"], (
+        "no rule claims backbone/.* end the list with a rule such "
+        "as"
+    )),
     "an unknown action": (["freeze=[('.*','thaw')]"], "thaw"),
     "nothing left to train": (["freeze=[('.*','freeze')]"], "leaves nothing to train"),
-    "batch and devices": (["batch=6"], "batch: 6 is not divisible by 4 devices; the nearest sizes are 4 and 8"),
-    "batch and accumulation": (["accumulate=3"], "batch: 8 is not divisible by 4 devices x 3 accumulation steps; the nearest sizes are 12"),
+    "batch and devices": (["batch=6"], (
+        "batch: 6 is not divisible by 4 devices; the nearest sizes are 4 and "
+        "8"
+    )),
+    "batch and accumulation": (["accumulate=3"], (
+        "batch: 8 is not divisible by 4 devices x 3 accumulation steps; the nearest sizes are "
+        "12"
+    )),
     "more devices than there are": (["devices=5"], r"devices: asked for 5, this machine has 4 \(cpu\)"),
-    "rows longer than the model": (["objective.seq_len=64"], "objective.seq_len: 64 tokens do not fit a model of 32 positions; .* 32"),
-    "too many examples": (["data.train_size=21"], "data.train_size: asked for 21 examples, files:.*train.tsv has 20"),
-    "names for other labels": (["data.names=('a','b','c')"], r"data.names: 3 names for 2 labels \('0', '1'\)"),
-    "one name for two labels": (["data.names=('a','a')"], "data.names has a name twice: 'a', 'a'; expected another for each label"),
+    "rows longer than the model": (["objective.seq_len=64"], (
+        "objective.seq_len: 64 tokens do not fit a model of 32 positions; .* "
+        "32"
+    )),
+    "too many examples": (["data.train_size=21"], (
+        "data.train_size: asked for 21 examples, files:.*train.tsv has "
+        "20"
+    )),
+    "names for other labels": (["data.names=('a','b','c')"], (
+        r"data.names: 3 names for 2 labels \('0', "
+        r"'1'\)"
+    )),
+    "one name for two labels": (["data.names=('a','a')"], (
+        "data.names has a name twice: 'a', 'a'; expected another for each "
+        "label"
+    )),
     "another model than the checkpoint's": (
         ["model.hidden=128"],
         r"path +have +want(.|\n)*backbone/embeddings/norm/bias +(float32)?\[64\] +(float32)?\[128\]",
     ),
-    "a deeper model than the checkpoint's": (["model.layers=2"], "backbone/block_1/attention/key/bias +missing"),
-    "init_from that does not exist": (["init_from={home}/prre"], "prre is not the folder of a run: it does not exist; did you mean 'pre'"),
+    "a deeper model than the checkpoint's": (["model.layers=2"], (
+        "backbone/block_1/attention/key/bias "
+        "+missing"
+    )),
+    "init_from that does not exist": (["init_from={home}/prre"], (
+        "prre is not the folder of a run: it does not exist; did you mean "
+        "'pre'"
+    )),
     "init_from that is no run": (["init_from={home}"], "is not the folder of a run: it has no config.json"),
-    "another tokenizer": (["data.tokenizer={vocab}"], r"txt \(10 entries\) is not the one that .*pre was trained with \(\d+ entries\)"),
-    "a missing file": (["data.train=files:{home}/trian.tsv"], "no file matches .*trian.tsv; in .* did you mean 'train.tsv'"),
-    "no kind": (["data.train={home}/train.tsv"], "there is no data/.*|expected KIND:WHERE with a KIND of corpus, files, tfds"),
-    "an unknown kind": (["data.train=file:{home}/train.tsv"], "there is no data/file.py; did you mean 'files'"),
+    "another tokenizer": (["data.tokenizer={vocab}"], (
+        r"txt \(10 entries\) is not the one that .*pre was trained with \(\d+ "
+        r"entries\)"
+    )),
+    "a missing file": (["data.train=files:{home}/trian.tsv"], (
+        "no file matches .*trian.tsv; in .* did you mean "
+        "'train.tsv'"
+    )),
+    "no kind": (["data.train={home}/train.tsv"], (
+        "there is no data/.*|expected KIND:WHERE with a KIND of corpus, files, "
+        "tfds"
+    )),
+    "an unknown kind": (["data.train=file:{home}/train.tsv"], (
+        "there is no data/file.py; did you mean "
+        "'files'"
+    )),
     "no training data": (["data.train="], "data.train is empty; expected KIND:WHERE"),
-    "no such column": (["data.label=labels"], "train.tsv has no column 'labels' .data.label.; it has 'sentence', 'label'"),
-    "no label": (["data.label="], r"classify needs at least two classes.*it is read as documents; set data.label"),
-    "labels for documents": (["objective.name=mlm_nsp"], "data.train: the objective reads 'sentences' of every record, these have text"),
+    "no such column": (["data.label=labels"], (
+        "train.tsv has no column 'labels' .data.label.; it has 'sentence', "
+        "'label'"
+    )),
+    "no label": (["data.label="], (
+        r"classify needs at least two classes.*it is read as documents; set "
+        r"data.label"
+    )),
+    "labels for documents": (["objective.name=mlm_nsp"], (
+        "data.train: the objective reads 'sentences' of every record, these have "
+        "text"
+    )),
 }  # fmt: skip
 
 
@@ -102,18 +169,33 @@ def test_a_mistake_in_the_config(case, check, home, tmp_path, capsys):
     items, expected = CONFIG[case]
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\nc\nd\ne\n")
     flags = [f"--config.{i.format(home=home, vocab=tmp_path / 'vocab.txt')}" for i in items]
-    message = mistake(capsys, "train", "--config", home / "fine.py", "--workdir", tmp_path / "run", *flags, *["--check"] * check)
+    message = mistake(
+        capsys,
+        "train",
+        "--config",
+        home / "fine.py",
+        "--workdir",
+        tmp_path / "run",
+        *flags,
+        *["--check"] * check,
+    )
     assert re.search(expected, message), message
     assert not (tmp_path / "run").exists()
 
 
-# ------------------------------------------------------------------------------------------------ mistakes in the data
+# ------------------------------------------------------------------------------------- mistakes in the data
 
 DATA = {
     "empty": ("", r"data 'files:.*' is empty: 0 records"),
     "a header alone": ("sentence\tlabel\n", r"data 'files:.*' is empty: 0 records"),
-    "one class": ("sentence\tlabel\n" + "a\t1\n" * 9, r"classify needs at least two classes; the training data has \['1'\]"),
-    "a row that is too short": ("sentence\tlabel\na\t1\nb\n", r"mine.tsv:3: expected 2 columns, got 1 .*on_bad_row='skip'"),
+    "one class": (
+        "sentence\tlabel\n" + "a\t1\n" * 9,
+        r"classify needs at least two classes; the training data has \['1'\]",
+    ),
+    "a row that is too short": (
+        "sentence\tlabel\na\t1\nb\n",
+        r"mine.tsv:3: expected 2 columns, got 1 .*on_bad_row='skip'",
+    ),
     "other bytes": (b"sentence\tlabel\na\t1\n\xff\xfe\t0\n", r"mine.tsv:3: expected UTF-8, got other bytes"),
 }
 
@@ -129,33 +211,69 @@ def test_a_mistake_in_the_data(case, home, tmp_path, capsys):
 
 
 def test_a_dev_that_lacks_a_class_is_said(home, tmp_path, capsys):
-    (tmp_path / "mine.tsv").write_text("sentence\tlabel\n" + "alpha\t0\n" * 30 + "beta\t1\n" * 10 + "good\t2\n" * 10)
-    args = ["train", "--config", home / "fine.py", "--check", f"--config.data.train=files:{tmp_path}/mine.tsv"]
-    more = [f"--config.data.dev=files:{tmp_path}/mine.tsv[80%:]", "--config.data.names=[]", f"--config.data.test=files:{tmp_path}/mine.tsv"]
+    (tmp_path / "mine.tsv").write_text(
+        "sentence\tlabel\n" + "alpha\t0\n" * 30 + "beta\t1\n" * 10 + "good\t2\n" * 10
+    )
+    args = [
+        "train",
+        "--config",
+        home / "fine.py",
+        "--check",
+        f"--config.data.train=files:{tmp_path}/mine.tsv",
+    ]
+    more = [
+        f"--config.data.dev=files:{tmp_path}/mine.tsv[80%:]",
+        "--config.data.names=[]",
+        f"--config.data.test=files:{tmp_path}/mine.tsv",
+    ]
     assert flow.ptft(*args, *more) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "WARNING: dev lacks 2 of the 3 labels, '0', '1': its scores say nothing of them; shuffle a sorted table" in said
+    assert (
+        "WARNING: dev lacks 2 of the 3 labels, '0', '1': its scores say nothing of them; shuffle a sorted "
+        "table" in said
+    )
     assert "dev 10 records, 10 rows, 7 of them drawn" in said and "test lacks" not in said
 
 
 def test_an_unknown_label_names_its_row(home, tmp_path, capsys):
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\na\t1\nb\t7\n")
-    args = ("train", "--config", home / "fine.py", "--workdir", tmp_path / "run", f"--config.data.dev=files:{tmp_path}/dev.tsv")
+    args = (
+        "train",
+        "--config",
+        home / "fine.py",
+        "--workdir",
+        tmp_path / "run",
+        f"--config.data.dev=files:{tmp_path}/dev.tsv",
+    )
     assert re.search(r"dev.tsv:3: label '7' is unknown; expected one of '0', '1'", mistake(capsys, *args))
 
 
 def test_broken_rows_may_be_skipped_and_are_counted(home, tmp_path, capsys):
     rows = (home / "train.tsv").read_text() + "alpha\nbeta\n"
     (tmp_path / "mine.tsv").write_text(rows)
-    args = ("train", "--config", home / "fine.py", "--check", f"--config.data.train=files:{tmp_path}/mine.tsv")
+    args = (
+        "train",
+        "--config",
+        home / "fine.py",
+        "--check",
+        f"--config.data.train=files:{tmp_path}/mine.tsv",
+    )
     assert "mine.tsv:22: expected 2 columns, got 1" in mistake(capsys, *args)
     assert flow.ptft(*args, "--config.data.on_bad_row=skip") == 0
     assert re.search(r"train +20 records, 2 skipped rows", capsys.readouterr().out)
 
 
 def test_empty_and_long_texts_are_kept_and_counted(home, tmp_path, capsys):
-    (tmp_path / "mine.tsv").write_text((home / "train.tsv").read_text() + "\t0\n  \t1\n" + "alpha " * 40 + "\t1\n")
-    args = ("train", "--config", home / "fine.py", "--check", f"--config.data.train=files:{tmp_path}/mine.tsv")
+    (tmp_path / "mine.tsv").write_text(
+        (home / "train.tsv").read_text() + "\t0\n  \t1\n" + "alpha " * 40 + "\t1\n"
+    )
+    args = (
+        "train",
+        "--config",
+        home / "fine.py",
+        "--check",
+        f"--config.data.train=files:{tmp_path}/mine.tsv",
+    )
     assert flow.ptft(*args) == 0
     said = capsys.readouterr().out
     assert re.search(r"train +23 records, 2 empty text, 1 truncated", said)
@@ -168,14 +286,16 @@ def test_empty_and_long_texts_are_kept_and_counted(home, tmp_path, capsys):
     assert loaded.tokenizer.tokens(batch["tokens"][2].tolist())[-1] == "[SEP]"
 
 
-# ------------------------------------------------------------------------------------------------ mistakes in the command
+# ---------------------------------------------------------------------------------- mistakes in the command
 
 
 def test_a_misspelt_flag(home, capsys):
     assert "unknown argument '--workdri'; did you mean '--workdir'" in mistake(
         capsys, "train", "--config", home / "fine.py", "--workdri", "x"
     )
-    assert "unknown argument '--config.seed=1'" in mistake(capsys, "eval", "--workdir", home / "fine", "--config.seed=1")
+    assert "unknown argument '--config.seed=1'" in mistake(
+        capsys, "eval", "--workdir", home / "fine", "--config.seed=1"
+    )
     assert "--config.KEY=VALUE" in mistake(capsys, "train", "--config", home / "fine.py", "--confg.seed=1")
     said = mistake(capsys, "eval", "--workdir", home / "fine", "--label_column", "x")
     assert "unknown argument '--label_column'; did you mean '--label-column'" in said
@@ -190,7 +310,10 @@ def test_an_unknown_verb_or_a_missing_argument_is_code_2(capsys):
 
 
 def test_a_missing_page_or_workdir(home, tmp_path, capsys):
-    assert re.search(r"fin.py does not exist; did you mean '.*fine.py'", mistake(capsys, "train", "--config", home / "fin.py"))
+    assert re.search(
+        r"fin.py does not exist; did you mean '.*fine.py'",
+        mistake(capsys, "train", "--config", home / "fin.py"),
+    )
     assert "--workdir DIR is missing" in mistake(capsys, "train", "--config", home / "fine.py")
 
 
@@ -206,8 +329,21 @@ def test_a_workdir_that_is_a_file(home, tmp_path, capsys):
 def test_a_workdir_of_another_config(home, capsys):
     before = flow.listing(home / "fine")
     for flags in ([], ["--check"]):
-        said = mistake(capsys, "train", "--config", home / "fine.py", "--workdir", home / "fine", "--config.optim.lr=0.5", *flags)
-        assert re.search(r"holds a run of another config; these keys differ .there -> asked.:\n  optim.lr: 0.001 -> 0.5\nchoose", said)
+        said = mistake(
+            capsys,
+            "train",
+            "--config",
+            home / "fine.py",
+            "--workdir",
+            home / "fine",
+            "--config.optim.lr=0.5",
+            *flags,
+        )
+        assert re.search(
+            r"holds a run of another config; these keys differ .there -> asked.:\n  optim.lr: 0.001 -> "
+            r"0.5\nchoose",
+            said,
+        )
     assert flow.listing(home / "fine") == before
 
 
@@ -219,7 +355,9 @@ def test_a_start_that_may_not_be_meant_is_pointed_out(home, tmp_path, capsys):
 
     assert said() == []
     random = "nothing is loaded (init_from, init_weights): what is frozen keeps its random weights"
-    assert said(init_weights=False, freeze="head") == [random] and said(init_weights=False, freeze="full") == []
+    assert (
+        said(init_weights=False, freeze="head") == [random] and said(init_weights=False, freeze="full") == []
+    )
     shutil.copytree(home / "pre", tmp_path / "stopped")
     (tmp_path / "stopped" / "result.json").unlink()
     assert said(init_from=f"{tmp_path}/stopped") == [f"{tmp_path}/stopped has not finished its training"]
@@ -227,22 +365,33 @@ def test_a_start_that_may_not_be_meant_is_pointed_out(home, tmp_path, capsys):
     run = json.loads((tmp_path / "frozen" / "run.json").read_text())
     rows = [{**r, "rate": r["rate"] * ("/pooler/" not in r["name"])} for r in run["freeze"]]
     (tmp_path / "frozen" / "run.json").write_text(json.dumps({**run, "freeze": rows}))
-    stays = f"the head reads backbone/pooler, which {tmp_path}/frozen never trained and this run freezes: it stays random; "
-    assert said(init_from=f"{tmp_path}/frozen", freeze="head") == [f"{stays}train it, too, such as freeze='head+pooler'"]
+    stays = (
+        f"the head reads backbone/pooler, which {tmp_path}/frozen never trained and this run freezes: it "
+        "stays random; "
+    )
+    assert said(init_from=f"{tmp_path}/frozen", freeze="head") == [
+        f"{stays}train it, too, such as freeze='head+pooler'"
+    ]
     assert said(init_from=f"{tmp_path}/frozen", freeze="head+pooler") == []
     (tmp_path / "zh.tsv").write_text("sentence\tlabel\n" + "我非常喜欢这本书\tpos\n不好\tneg\n" * 8)
     foreign = said(**{"data.train": f"files:{tmp_path}/zh.tsv", "data.dev": "", "data.test": ""})
-    assert [line.partition(" to the tokenizer")[0] for line in foreign] == ["100% of the training tokens are unknown"]
+    assert [line.partition(" to the tokenizer")[0] for line in foreign] == [
+        "100% of the training tokens are unknown"
+    ]
     train = flow.table(tmp_path / "slip.tsv", 60, 1)
     lines = train.read_text().splitlines()
     train.write_text("\n".join([*lines, lines[-1].rpartition("\t")[0] + "\tmaybe"]) + "\n")
     slip = "label 'maybe' has 1 of 61 training rows: a slip? data.labels says which labels there are"
-    lacks = "lacks 1 of the 3 labels, 'maybe': its scores say nothing of them; shuffle a sorted table before it is parted"
+    lacks = (
+        "lacks 1 of the 3 labels, 'maybe': its scores say nothing of them; shuffle a sorted table before it "
+        "is parted"
+    )
     assert said(**{"data.train": f"files:{train}"}) == [slip, f"dev {lacks}", f"test {lacks}"]
 
 
 @pytest.mark.parametrize(
-    ("verb", "marker"), [("train", "bench.json"), ("train", "tune.json"), ("bench", "run.json"), ("tune", "bench.json")]
+    ("verb", "marker"),
+    [("train", "bench.json"), ("train", "tune.json"), ("bench", "run.json"), ("tune", "bench.json")],
 )
 def test_a_workdir_of_another_verb(home, tmp_path, capsys, verb, marker):
     (tmp_path / marker).write_text("{}")
@@ -257,9 +406,14 @@ def test_damaged_files_of_a_run(home, tmp_path, capsys):
     for name in ("config.json", "run.json"):
         whole = (run / name).read_text()
         (run / name).write_text(whole[: len(whole) // 2])
-        assert re.search(f"run/{name} is damaged .*; restore it", mistake(capsys, "predict", "--workdir", run, "--text", "x"))
+        assert re.search(
+            f"run/{name} is damaged .*; restore it",
+            mistake(capsys, "predict", "--workdir", run, "--text", "x"),
+        )
         (run / name).write_text(whole)
-    (run / "tokenizer" / "vocab.txt").write_text("\n".join(reversed((run / "tokenizer" / "vocab.txt").read_text().split())) + "\n")
+    (run / "tokenizer" / "vocab.txt").write_text(
+        "\n".join(reversed((run / "tokenizer" / "vocab.txt").read_text().split())) + "\n"
+    )
     said = mistake(capsys, "predict", "--workdir", run, "--text", "x")
     assert re.search(r"run/tokenizer \(\d+ entries\) is not the one that .*run was trained with", said)
     said = mistake(capsys, "train", "--config", home / "fine.py", "--check", f"--config.init_from={run}")
@@ -277,9 +431,13 @@ def test_a_flipped_bit_is_found(home, tmp_path, capsys):
     weights.write_bytes(data)
     assert flow.ptft("predict", "--workdir", run, "--text", "x") == 0  # from the newest checkpoint instead
     found = capsys.readouterr()
-    assert "WARNING" in found.err and weights.name in found.err and len(found.out.splitlines()) == 1  # results may be piped
+    # results may be piped
+    assert "WARNING" in found.err and weights.name in found.err and len(found.out.splitlines()) == 1
     shutil.rmtree(run / "checkpoints")
-    assert flow.ptft("predict", "--workdir", run, "--text", "x") == 2 and "no usable checkpoint in" in capsys.readouterr().err
+    assert (
+        flow.ptft("predict", "--workdir", run, "--text", "x") == 2
+        and "no usable checkpoint in" in capsys.readouterr().err
+    )
 
 
 def test_a_folder_that_is_no_run(home, tmp_path, capsys):
@@ -291,7 +449,9 @@ def test_a_folder_that_is_no_run(home, tmp_path, capsys):
 
 def test_a_bench_page_is_not_trained(tmp_path, capsys):
     page = flow.page(tmp_path / "page.py", {"bench": {"seeds": [0]}})
-    assert "is a page for ptft bench" in mistake(capsys, "train", "--config", page, "--workdir", tmp_path / "run")
+    assert "is a page for ptft bench" in mistake(
+        capsys, "train", "--config", page, "--workdir", tmp_path / "run"
+    )
 
 
 def test_debug_shows_the_traceback(home):
@@ -301,11 +461,15 @@ def test_debug_shows_the_traceback(home):
 
 def test_a_real_process_ends_with_code_2_and_one_message(home):
     done = subprocess.run(
-        [sys.executable, "-m", "ptft", "train", "--config", home / "fine.py", "--workdir", home / "x", "--config.batsh=1"],
+        [sys.executable, "-m", "ptft", "train", "--config", home / "fine.py", "--workdir", home / "x",
+        "--config.batsh=1"],
         cwd=ROOT, capture_output=True, text=True, env=os.environ,
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "ptft train: the config has a problem:\n  unknown key batsh; did you mean 'batch' or 'eval_batch' or 'data'?\n"
+    assert done.stderr == (
+        "ptft train: the config has a problem:\n  unknown key batsh; did you mean 'batch' or "
+        "'eval_batch' or 'data'?\n"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ predict
@@ -334,7 +498,9 @@ def test_predict_keeps_the_order_of_a_file_and_of_standard_input(predict, tmp_pa
     rows = [json.loads(line) for line in predict("--file", tmp_path / "in.txt", "--json").out.splitlines()]
     assert [r["text"] for r in rows] == texts
     for r in rows:
-        assert set(r["probabilities"]) == {"no", "yes"} and sum(r["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert set(r["probabilities"]) == {"no", "yes"} and sum(r["probabilities"].values()) == pytest.approx(
+            1, abs=1e-5
+        )
         assert r["label"] == max(r["probabilities"], key=r["probabilities"].get)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "in.txt").read_bytes())))
     assert [json.loads(line) for line in predict("--json").out.splitlines()] == rows
@@ -343,9 +509,16 @@ def test_predict_keeps_the_order_of_a_file_and_of_standard_input(predict, tmp_pa
 
 
 def test_predict_takes_empty_and_long_lines(predict, tmp_path):
-    (tmp_path / "in.txt").write_bytes("\ufeffalpha\r\n\r\n".encode() + b"beta " * 5000 + "\r\n中文\n".encode())
+    (tmp_path / "in.txt").write_bytes(
+        "\ufeffalpha\r\n\r\n".encode() + b"beta " * 5000 + "\r\n中文\n".encode()
+    )
     found = predict("--file", tmp_path / "in.txt", "--json")
-    assert [r["text"] for r in map(json.loads, found.out.splitlines())] == ["alpha", "", "beta " * 5000, "中文"]
+    assert [r["text"] for r in map(json.loads, found.out.splitlines())] == [
+        "alpha",
+        "",
+        "beta " * 5000,
+        "中文",
+    ]
     assert found.err == "ptft predict: cut texts longer than 16 tokens: 1\n"
 
 
@@ -373,24 +546,48 @@ def test_predict_reads_and_writes_tables(predict, home, tmp_path):
     """By the run's own columns (here the usual name); what was there stays, beside what was predicted."""
     (tmp_path / "in.csv").write_text('id,sentence,label\n7,"good, good",0\n8,"bad\nbad",1\n')
     rows = [json.loads(line) for line in predict("--file", tmp_path / "in.csv", "--json").out.splitlines()]
-    assert [r["text"] for r in rows] == ["good, good", "bad\nbad"] and len(predict("--file", tmp_path / "in.csv").out.splitlines()) == 2
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"sentence": r["text"], "of": [1]}) + "\n" for r in rows))
-    assert [json.loads(line) for line in predict("--file", tmp_path / "in.jsonl", "--json").out.splitlines()] == rows
+    assert [r["text"] for r in rows] == ["good, good", "bad\nbad"] and len(
+        predict("--file", tmp_path / "in.csv").out.splitlines()
+    ) == 2
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"sentence": r["text"], "of": [1]}) + "\n" for r in rows)
+    )
+    assert [
+        json.loads(line) for line in predict("--file", tmp_path / "in.jsonl", "--json").out.splitlines()
+    ] == rows
     found = predict("--file", tmp_path / "in.csv", "--to", tmp_path / "new" / "out.csv")
     assert found.out == "" and found.err == f"ptft predict: {tmp_path}/new/out.csv: 2 rows\n"
     with (tmp_path / "new" / "out.csv").open(newline="") as f:
         table = list(csv.DictReader(f))
-    assert [(r["id"], r["sentence"], r["label"]) for r in table] == [("7", "good, good", "0"), ("8", "bad\nbad", "1")]
+    assert [(r["id"], r["sentence"], r["label"]) for r in table] == [
+        ("7", "good, good", "0"),
+        ("8", "bad\nbad", "1"),
+    ]
     for r, want in zip(table, rows, strict=True):
-        assert r["predicted_label"] == want["label"] and float(r["predicted_probabilities.yes"]) == want["probabilities"]["yes"]
+        assert (
+            r["predicted_label"] == want["label"]
+            and float(r["predicted_probabilities.yes"]) == want["probabilities"]["yes"]
+        )
     predict("--file", tmp_path / "in.jsonl", "--to", tmp_path / "out.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert lines == [{"sentence": r["text"], "of": [1], **{f"predicted_{k}": r[k] for k in ("label", "probabilities")}} for r in rows]
+    assert lines == [
+        {"sentence": r["text"], "of": [1], **{f"predicted_{k}": r[k] for k in ("label", "probabilities")}}
+        for r in rows
+    ]
 
 
 def test_predict_stops_at_a_bad_row_and_leaves_no_table(home, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"sentence": "good"}\n{"sentence": null}\n')
-    said = mistake(capsys, "predict", "--workdir", home / "fine", "--file", tmp_path / "in.jsonl", "--to", tmp_path / "out.csv")
+    said = mistake(
+        capsys,
+        "predict",
+        "--workdir",
+        home / "fine",
+        "--file",
+        tmp_path / "in.jsonl",
+        "--to",
+        tmp_path / "out.csv",
+    )
     assert said.endswith("in.jsonl:2: expected text in 'sentence', got 'None'")
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
@@ -403,32 +600,48 @@ def test_predict_stops_at_a_bad_row_and_leaves_no_table(home, tmp_path, capsys):
         ("", "out.csv", r"in.csv has no rows; --to .*out.csv is not written"),
     ],
 )
-def test_predict_writes_no_table_over_its_input_and_none_that_is_empty(home, tmp_path, capsys, rows, to, expected):
+def test_predict_writes_no_table_over_its_input_and_none_that_is_empty(
+    home, tmp_path, capsys, rows, to, expected
+):
     (tmp_path / "in.csv").write_text(f"sentence\n{rows}")
     (tmp_path / "link").symlink_to(tmp_path)
-    said = mistake(capsys, "predict", "--workdir", home / "fine", "--file", tmp_path / "in.csv", "--to", tmp_path / to)
+    said = mistake(
+        capsys, "predict", "--workdir", home / "fine", "--file", tmp_path / "in.csv", "--to", tmp_path / to
+    )
     assert re.search(expected, said), said
     assert (tmp_path / "in.csv").read_text() == f"sentence\n{rows}" and not (tmp_path / "out.csv").exists()
 
 
 def test_predict_fills_gaps(predict, home, capsys):
     pair, alone = map(
-        json.loads, predict("--text", "alpha [MASK]\tbeta [MASK] good", "--text", "[MASK]", "--json", run="pre").out.splitlines()
+        json.loads,
+        predict(
+            "--text", "alpha [MASK]\tbeta [MASK] good", "--text", "[MASK]", "--json", run="pre"
+        ).out.splitlines(),
     )
     assert pair["text_b"] == "beta [MASK] good" and 0 < pair["follows"] < 1 and "follows" not in alone
     assert [len(gap) for gap in pair["gaps"]] == [5, 5] and len(alone["gaps"]) == 1
     for gap in pair["gaps"]:
         shares = [w["probability"] for w in gap]
-        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) < 1 and len({w["word"] for w in gap}) == 5
+        assert (
+            shares == sorted(shares, reverse=True)
+            and 0 < sum(shares) < 1
+            and len({w["word"] for w in gap}) == 5
+        )
     best = pair["gaps"][1][0]
     line = predict("--text", "alpha [MASK]\tbeta [MASK] good", run="pre").out.rstrip("\n").split("\t")
-    assert line[0] == f"follows {pair['follows']:.4f}" and line[2].startswith(f"{best['word']} {best['probability']:.4f} ")
+    assert line[0] == f"follows {pair['follows']:.4f}" and line[2].startswith(
+        f"{best['word']} {best['probability']:.4f} "
+    )
     assert line[3:] == ["alpha [MASK]", "beta [MASK] good"]
     said = mistake(capsys, "predict", "--workdir", home / "pre", "--text", "alpha")
-    assert said == "--text: this run fills gaps: expected [MASK] in the text, or two texts with a tab between them; got 'alpha'"
+    assert said == (
+        "--text: this run fills gaps: expected [MASK] in the text, or two texts with a tab between "
+        "them; got 'alpha'"
+    )
 
 
-# ------------------------------------------------------------------------------------------------ eval, plan, train --check
+# -------------------------------------------------------------------------------- eval, plan, train --check
 
 
 @pytest.mark.parametrize(("run", "split"), [("fine", "dev"), ("fine", "test"), ("pre", "dev")])
@@ -445,20 +658,30 @@ def test_eval_on_other_data(home, capsys):
     capsys.readouterr()
     assert flow.ptft("eval", "--workdir", home / "fine", "--data", f"files:{home}/train.tsv") == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 20
-    assert "the run has no data.test; give another --split, or a source with --data" in mistake(capsys, "eval", "--workdir", home / "pre")
+    assert "the run has no data.test; give another --split, or a source with --data" in mistake(
+        capsys, "eval", "--workdir", home / "pre"
+    )
     said = mistake(capsys, "eval", "--workdir", home / "fine", "--data", f"files:{home}/docs.txt")
     assert "is plain text and has no column 'label'" in said
     (home / "broken.tsv").write_text("sentence\tlabel\na\t1\nb\n")
     said = mistake(capsys, "eval", "--workdir", home / "fine", "--data", f"files:{home}/broken.tsv")
     assert said.endswith("broken.tsv:3: expected 2 columns, got 1"), "eval has no data.on_bad_row"
     flow.table(home / "other.tsv", header="words\tlabel")
-    assert flow.ptft("eval", "--workdir", home / "fine", "--data", f"files:{home}/other.tsv", "--text-column", "words") == 0
+    assert (
+        flow.ptft(
+            "eval", "--workdir", home / "fine", "--data", f"files:{home}/other.tsv", "--text-column", "words"
+        )
+        == 0
+    )
 
 
 def test_plan_prints_counts_and_cost(home, capsys):
     before = flow.listing(home)
     capsys.readouterr()
-    assert flow.ptft("plan", "--config", home / "fine.py", "--freeze", "head", "--freeze", "full", "--rules") == 0
+    assert (
+        flow.ptft("plan", "--config", home / "fine.py", "--freeze", "head", "--freeze", "full", "--rules")
+        == 0
+    )
     said = capsys.readouterr().out
     counts = re.findall(r"trainable ([\d,]+) of ([\d,]+) parameters", said)
     assert counts[0][0] == "130" and counts[1][0] == counts[1][1] == counts[0][1]
@@ -468,7 +691,9 @@ def test_plan_prints_counts_and_cost(home, capsys):
 
 
 def test_plan_knows_strategies(home, capsys):
-    assert "is no strategy; did you mean" in mistake(capsys, "plan", "--config", home / "fine.py", "--freeze", "heed")
+    assert "is no strategy; did you mean" in mistake(
+        capsys, "plan", "--config", home / "fine.py", "--freeze", "heed"
+    )
 
 
 def test_check_trains_and_writes_nothing(home, tmp_path, capsys, monkeypatch):
@@ -476,7 +701,14 @@ def test_check_trains_and_writes_nothing(home, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert flow.ptft("train", "--config", home / "fine.py", "--workdir", "run", "--check") == 0
     said = capsys.readouterr().out
-    for part in ("20 records", "trainable ", "a step costs", "8 steps of 8 examples", "new: head/classifier/bias", "nothing was trained"):
+    for part in (
+        "20 records",
+        "trainable ",
+        "a step costs",
+        "8 steps of 8 examples",
+        "new: head/classifier/bias",
+        "nothing was trained",
+    ):
         assert part in said
     assert list(tmp_path.iterdir()) == [] and flow.listing(home) == before
 
@@ -485,7 +717,9 @@ def test_check_holds_the_step_to_its_plan(home, capsys, monkeypatch):
     monkeypatch.setattr(contract, "problem", lambda *args: "it costs too much")
     assert flow.ptft("train", "--config", home / "fine.py", "--check") == 0
     assert "it costs too much" in capsys.readouterr().out
-    assert "it costs too much" in mistake(capsys, "train", "--config", home / "fine.py", "--check", "--config.strict_cost=True")
+    assert "it costs too much" in mistake(
+        capsys, "train", "--config", home / "fine.py", "--check", "--config.strict_cost=True"
+    )
 
 
 def test_train_prints_the_result(home, capsys):
@@ -513,4 +747,6 @@ def test_plan_takes_a_list_of_rules(home, capsys):
 
 
 def test_predict_text_and_file_are_one_too_many(home, capsys):
-    assert "expected one of them" in mistake(capsys, "predict", "--workdir", home / "fine", "--text", "good", "--file", "there.txt")
+    assert "expected one of them" in mistake(
+        capsys, "predict", "--workdir", home / "fine", "--text", "good", "--file", "there.txt"
+    )

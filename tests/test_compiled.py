@@ -1,4 +1,5 @@
-"""Compiled programs are kept between processes, whatever happens to the folder; and a start loads what it needs."""
+"""Compiled programs are kept between processes, whatever happens to the folder; and a start loads what it
+needs."""
 
 import os
 import re
@@ -21,7 +22,9 @@ PLAIN = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k and
 
 def child(code: str, **env: str) -> str:
     """What a new process prints, in which nothing is said to jax of its cache."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**PLAIN, **env}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**PLAIN, **env}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -59,12 +62,20 @@ def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path, capsys, monkey
     (tmp_path / "file").touch()
     folder = Folder(tmp_path if full else tmp_path / "file" / "compiled", 100)
     if full:
-        monkeypatch.setattr(Path, "write_bytes", lambda self, value: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        monkeypatch.setattr(
+            Path,
+            "write_bytes",
+            lambda self, value: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
     folder.put("a", b"one")
     folder.put("b", b"two")
     assert folder.get("a") is None
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"WARNING: compiled programs are not kept in {folder.path}: No" in said and "PTFT_CACHE=DIR" in said
+    assert (
+        said.count("\n") == 1
+        and f"WARNING: compiled programs are not kept in {folder.path}: No" in said
+        and "PTFT_CACHE=DIR" in said
+    )
 
 
 PROGRAM = """
@@ -77,7 +88,8 @@ from ptft.train import cost
 def go():
     jax.clear_caches()
     compiled.start()
-    made = jax.jit(lambda x, y: (jnp.tanh(x @ y), y + 1), donate_argnums=1).lower(*[np.ones((64, 64), np.float32)] * 2).compile()
+    jitted = jax.jit(lambda x, y: (jnp.tanh(x @ y), y + 1), donate_argnums=1)
+    made = jitted.lower(*[np.ones((64, 64), np.float32)] * 2).compile()
     found = made(np.ones((64, 64), np.float32), jnp.full((64, 64), 0.01))
     total = float(found[0].sum())
     print(compiled.seen.programs, compiled.seen.read, cost.of(made), total, sep="; ")
@@ -99,7 +111,8 @@ def test_a_program_from_the_cache_is_the_same_and_half_of_one_is_compiled_again(
     *lines, last = child(PROGRAM, PTFT_CACHE=str(tmp_path)).splitlines()
     n, *first = lines[0].split("; ")
     assert [line.split("; ")[1] for line in lines] == ["0", n, "0", n]
-    assert {tuple(line.split("; ")[2:]) for line in lines} == {tuple(first[1:])}  # FLOPs, bytes, what it computes
+    # FLOPs, bytes, what it computes
+    assert {tuple(line.split("; ")[2:]) for line in lines} == {tuple(first[1:])}
     assert "flops=" in lines[0] and last == f"{n} 700 {n} from the cache, 0 compiled"
 
 
@@ -119,7 +132,9 @@ def test_what_the_environment_says_of_the_cache_holds(monkeypatch, env, path, li
         monkeypatch.delenv(f"JAX_COMPILATION_CACHE_{name}", raising=False)
     monkeypatch.setenv("PTFT_CACHE", "user")
     for name, value in env.items():
-        monkeypatch.setenv({"DIR": "JAX_COMPILATION_CACHE_DIR", "SIZE": "JAX_COMPILATION_CACHE_MAX_SIZE"}[name], value)
+        monkeypatch.setenv(
+            {"DIR": "JAX_COMPILATION_CACHE_DIR", "SIZE": "JAX_COMPILATION_CACHE_MAX_SIZE"}[name], value
+        )
     folder = chosen()
     assert folder is None if path is None else (str(folder.path), folder._limit) == (path, limit)
 
@@ -144,7 +159,8 @@ for argv in {argvs}:
         main(argv)
     except SystemExit:
         pass
-print("loaded", *sorted({{"jax", "scipy", "scipy.stats", "matplotlib", "optuna", "tensorflow_datasets"}} & set(sys.modules)))
+heavy = {{"jax", "scipy", "scipy.stats", "matplotlib", "optuna", "tensorflow_datasets"}}
+print("loaded", *sorted(heavy & set(sys.modules)))
 """
 
 
@@ -171,14 +187,18 @@ def test_what_the_time_to_the_first_step_went_to_is_said_once(capsys, monkeypatc
     with startup.timed("data"):
         pass
     monkeypatch.setattr(compiled, "time", SimpleNamespace(perf_counter=lambda: 25.0))
-    for event, seconds in (("jaxpr_trace", 1.0), ("jaxpr_trace", 3.0), ("backend_compile", 4.0)):  # each holds the one before
+    # each holds the one before
+    for event, seconds in (("jaxpr_trace", 1.0), ("jaxpr_trace", 3.0), ("backend_compile", 4.0)):
         seen._duration(f"/jax/core/compile/{event}_duration", seconds)
     startup.stepped(())
     startup.stepped(())
     startup.imported()  # a second command of the process
     startup.stepped(())
     first, second = capsys.readouterr().out.splitlines()
-    parts = "1.0 s imports, 2.5 s data, 4.0 s tracing and compiling (0 from the cache, 1 compiled in 4.0 s), 13.5 s the rest"
+    parts = (
+        "1.0 s imports, 2.5 s data, 4.0 s tracing and compiling (0 from the cache, 1 compiled in 4.0 s), "
+        "13.5 s the rest"
+    )
     assert first == f"first step after 21.0 s: {parts}"
     assert second.startswith("first step after 1.0 s: 0.0 s imports, 4.0 s tracing")
 
@@ -190,4 +210,6 @@ def test_a_command_says_what_it_compiled_beside_its_output(monkeypatch, capsys):
     monkeypatch.setitem(VERBS, "plan", (verb, *VERBS["plan"][1:]))
     assert main(["plan", "--config", "page.py"]) == 0
     said = capsys.readouterr()
-    assert said.out == "4.0\n" and re.fullmatch(r"compiled programs: \d from the cache, \d compiled( in [\d.]+ s)?\n", said.err)
+    assert said.out == "4.0\n" and re.fullmatch(
+        r"compiled programs: \d from the cache, \d compiled( in [\d.]+ s)?\n", said.err
+    )

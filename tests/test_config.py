@@ -22,7 +22,10 @@ SPEC = {
     "rules": Field((), tuple),
     "train_for": Field("3 epochs", (str, int), check=duration.check),
     "optim": {"clip": Field(1.0, float, lo=0), "name": Field("adamw", str)},
-    "model": lambda section: {"name": Field("bert", str), **({"cell": Field(1, int)} if section.get("name") == "lstm" else {})},
+    "model": lambda section: {
+        "name": Field("bert", str),
+        **({"cell": Field(1, int)} if section.get("name") == "lstm" else {}),
+    },
 }
 
 
@@ -41,7 +44,16 @@ def test_defaults_are_filled_in():
 
 
 def test_all_problems_are_told_at_once():
-    said = problems({"batsh": 3, "lr": 2.0, "size": "huge", "optim": {"clip": -1, "klip": 1}, "flag": 1, "train_for": "3 epoks"})
+    said = problems(
+        {
+            "batsh": 3,
+            "lr": 2.0,
+            "size": "huge",
+            "optim": {"clip": -1, "klip": 1},
+            "flag": 1,
+            "train_for": "3 epoks",
+        }
+    )
     assert said.splitlines()[0] == "the config has 7 problems:"
     for part in (
         "lr: 2.0 is out of range; expected 0 … 1",
@@ -82,7 +94,10 @@ def test_a_section_may_choose_its_spec():
 
 
 def test_a_missing_plug_in_is_one_of_the_problems():
-    with pytest.raises(UserError, match=r"2 problems(.|\n)*seed: -1(.|\n)*model.name: there is no models/brt.py; did you mean 'bert'"):
+    with pytest.raises(
+        UserError,
+        match=r"2 problems(.|\n)*seed: -1(.|\n)*model.name: there is no models/brt.py; did you mean 'bert'",
+    ):
         spec.resolve({"model": {"name": "brt"}, "seed": -1})
 
 
@@ -153,14 +168,17 @@ def test_the_digest_does_not_depend_on_the_order_of_keys():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("500", 500), (500, 500), ("500 steps", 500), ("1 step", 1), ("3 epochs", 19), ("0.5 epoch", 4), ("100 examples", 7),
+    [("500", 500), (500, 500), ("500 steps", 500), ("1 step", 1), ("3 epochs", 19), ("0.5 epoch", 4),
+    ("100 examples", 7),
      ("10%", 8), ("0", 0), (" 2  epochs ", 13), ("12.5%", 10)],
 )  # fmt: skip
 def test_durations(text, expected):
     assert duration.steps("warmup", text, batch=16, examples=100, total=80) == expected
 
 
-@pytest.mark.parametrize("text", ["3 epoks", "-3", "", "1.5 steps", "1.5", "three", "3 epochs 2", "1e3", "101%"])
+@pytest.mark.parametrize(
+    "text", ["3 epoks", "-3", "", "1.5 steps", "1.5", "three", "3 epochs 2", "1e3", "101%"]
+)
 def test_what_is_no_duration(text):
     with pytest.raises(UserError, match="warmup: "):
         duration.steps("warmup", text, batch=16, examples=100, total=80)
@@ -177,7 +195,7 @@ def test_an_epoch_covers_every_example(epochs, examples, batch):
     assert (n - 1) * batch < epochs * examples <= n * batch
 
 
-# ------------------------------------------------------------------------------------------------ arguments and overrides
+# ---------------------------------------------------------------------------------- arguments and overrides
 
 
 def test_arguments():
@@ -222,7 +240,9 @@ def test_overrides(item, key, value):
     assert got == value and type(got) is type(value)
 
 
-@pytest.mark.parametrize("text", ["0", "1e3", "None", "none", "True", "no", "[1]", "('a',)", "{}", "0x1", "1_000"])
+@pytest.mark.parametrize(
+    "text", ["0", "1e3", "None", "none", "True", "no", "[1]", "('a',)", "{}", "0x1", "1_000"]
+)
 @pytest.mark.parametrize("page", [{}, {"text": ""}, {"text": "sentence"}])
 def test_a_key_of_text_takes_what_looks_like_something_else(page, text):
     values = {"data": dict(page)}
@@ -232,23 +252,40 @@ def test_a_key_of_text_takes_what_looks_like_something_else(page, text):
 
 def test_the_dev_and_test_of_a_page_go_with_its_train(capsys):
     def splits(*items):
-        values = {"data": {"train": "corpus:documents@train", "dev": "corpus:documents@dev", "test": "tfds:x@test"}}
+        values = {
+            "data": {"train": "corpus:documents@train", "dev": "corpus:documents@dev", "test": "tfds:x@test"}
+        }
         pages.override(values, list(items))
         return values["data"]["dev"], values["data"]["test"]
 
     own = ("corpus:documents@dev", "tfds:x@test")
-    assert splits() == splits("batch=3") == splits("data.train=corpus:documents@train[:500]") == splits("data.train=") == own
+    assert (
+        splits()
+        == splits("batch=3")
+        == splits("data.train=corpus:documents@train[:500]")
+        == splits("data.train=")
+        == own
+    )
     assert not capsys.readouterr().out
     assert splits("data.train=files:zh.txt") == ("", "")
     said = " ".join(capsys.readouterr().out.split())
-    assert "data.dev: left out, as corpus:documents@dev is of the page's own data, not of files:zh.txt; the last step counts" in said
+    assert (
+        "data.dev: left out, as corpus:documents@dev is of the page's own data, not of files:zh.txt; the "
+        "last step counts" in said
+    )
     assert "data.test: left out" in said
     assert splits("data.dev=files:d.txt", "data.train=files:zh.txt") == ("files:d.txt", "")
-    assert splits("data.train=files:zh.txt", "data.dev=corpus:documents@dev", "data.test=") == (own[0], ""), "asked for"
+    assert splits("data.train=files:zh.txt", "data.dev=corpus:documents@dev", "data.test=") == (own[0], ""), (
+        "asked for"
+    )
 
 
 @pytest.mark.parametrize(
-    ("item", "part"), [("lr", "--config.lr: expected --config.KEY=VALUE"), ("lr.x=1", "--config.lr.x: 'lr' is a value, not a section")]
+    ("item", "part"),
+    [
+        ("lr", "--config.lr: expected --config.KEY=VALUE"),
+        ("lr.x=1", "--config.lr.x: 'lr' is a value, not a section"),
+    ],
 )
 def test_wrong_overrides(item, part):
     with pytest.raises(UserError) as e:
@@ -296,7 +333,9 @@ def test_a_config_is_read_only():
     c = Config({"a": 1, "b": {"c": [1, [2, {"d": []}]]}})
     with pytest.raises(TypeError):
         c["a"] = 2  # type: ignore[index]
-    with pytest.raises(AttributeError, match=r"a config never changes; b\.c: take config\.replace\(\*\*\{'b\.c': …\}\)"):
+    with pytest.raises(
+        AttributeError, match=r"a config never changes; b\.c: take config\.replace\(\*\*\{'b\.c': …\}\)"
+    ):
         c.b.c = 2
     with pytest.raises(AttributeError, match="a config never changes; a stays"):
         del c.a
@@ -311,7 +350,14 @@ def test_a_config_is_a_value():
     known = functools.lru_cache(lambda config, asked=[]: asked.append(config) or len(asked))
     again = [made().replace(a=2).replace(a=1), copy.deepcopy(made()), pickle.loads(pickle.dumps(made()))]
     assert {known(config) for config in (made(), *again)} == {1}
-    others = [made(a=1.0), made(a=True), made(a="1"), made(e=0), made().without("a"), made(b={"c": [{"d": "x"}, 1]})]
+    others = [
+        made(a=1.0),
+        made(a=True),
+        made(a="1"),
+        made(e=0),
+        made().without("a"),
+        made(b={"c": [{"d": "x"}, 1]}),
+    ]
     assert len({made(), *others}) == 7, "what JSON writes in another way is another config"
     assert made().b.without("c") == Config({}) and made().b == Config({"c": [1, {"d": "x"}]})
 
@@ -330,13 +376,27 @@ def test_commas_inside_of_phases_separate_no_arguments():
 
 
 def test_an_argument_may_hold_a_strategy_with_options():
-    given = pages.parse_arg("task=sst2,freeze=lora=8,attention,ffn,alpha=16,dora,init=there", task="", init="", freeze="full")
-    assert given.to_dict() == {"task": "sst2", "init": "there", "freeze": "lora=8,attention,ffn,alpha=16,dora"}
+    given = pages.parse_arg(
+        "task=sst2,freeze=lora=8,attention,ffn,alpha=16,dora,init=there", task="", init="", freeze="full"
+    )
+    assert given.to_dict() == {
+        "task": "sst2",
+        "init": "there",
+        "freeze": "lora=8,attention,ffn,alpha=16,dora",
+    }
     with pytest.raises(UserError, match="no 'taks'"):
         pages.parse_arg("task=sst2,taks=x", task="", freeze="full")
 
 
 def test_old_names_are_read_in_old_files():
-    stored = {"cache_prefix": "off", "bench": {"strategies": [{"freeze": "auto(budget=0.5 flops, signal=snr)"}]}, "text": "begun"}
-    new = {"cache_features": "off", "bench": {"strategies": [{"freeze": "auto(budget=0.5 flops, score=snr)"}]}, "text": "begun"}
+    stored = {
+        "cache_prefix": "off",
+        "bench": {"strategies": [{"freeze": "auto(budget=0.5 flops, signal=snr)"}]},
+        "text": "begun",
+    }
+    new = {
+        "cache_features": "off",
+        "bench": {"strategies": [{"freeze": "auto(budget=0.5 flops, score=snr)"}]},
+        "text": "begun",
+    }
     assert config.renamed(stored) == new == config.renamed(new)

@@ -36,7 +36,10 @@ def home(tmp_path_factory):
     rows = [(text, i % 2) for i, text in enumerate(texts)]
 
     def write(path, header, line):
-        (data / path).write_text("".join(f"{x}\n" for x in [*header, *(line(text, label) for text, label in rows)]), encoding="utf-8")
+        (data / path).write_text(
+            "".join(f"{x}\n" for x in [*header, *(line(text, label) for text, label in rows)]),
+            encoding="utf-8",
+        )
 
     for split in ("in_domain_train", "in_domain_dev", "out_of_domain_dev"):
         write(f"cola/raw/{split}.tsv", [], lambda text, label: f"gj04\t{label}\t\t{text}")
@@ -45,7 +48,11 @@ def home(tmp_path_factory):
         write(f"chnsenticorp/{split}.tsv", ["label\ttext_a"], lambda text, label: f"{label}\t很好 {text}")
     for split in ("train", "test"):
         header = ["\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
-        write(f"mrpc/msr_paraphrase_{split}.txt", header, lambda text, label: f'{label}\t1\t2\t{text}\tand "{text}')
+        write(
+            f"mrpc/msr_paraphrase_{split}.txt",
+            header,
+            lambda text, label: f'{label}\t1\t2\t{text}\tand "{text}',
+        )
     columns = {"sentence1": texts, "sentence2": texts, "label": [label for _, label in rows]}
     for split in ("train", "validation"):
         pyarrow.parquet.write_table(pyarrow.table(columns), data / f"rte/{split}-00000-of-00001.parquet")
@@ -57,7 +64,9 @@ def home(tmp_path_factory):
     for name, dev in (("simplewiki", "99"), ("zhwiki", "39")):
         for number in ("00", dev):
             page = {"id": "1", "url": "x", "title": "T", "text": "\n".join(text + "." for text in texts)}
-            (data / name / "AA" / f"wiki_{number}").write_text("".join(json.dumps({**page, "id": str(i)}) + "\n" for i in range(8)))
+            (data / name / "AA" / f"wiki_{number}").write_text(
+                "".join(json.dumps({**page, "id": str(i)}) + "\n" for i in range(8))
+            )
     return folder
 
 
@@ -118,17 +127,23 @@ def trained(config, workdir):
 
 
 def one_step(values, workdir, **changes):
-    return trained(spec.resolve(flow.changed(values, {"train_for": "1 step", "batch": 4, "eval_batch": 4, **changes})), workdir)
+    return trained(
+        spec.resolve(flow.changed(values, {"train_for": "1 step", "batch": 4, "eval_batch": 4, **changes})),
+        workdir,
+    )
 
 
 def test_the_plug_ins_that_no_page_names(tmp_path):
-    values = flow.tagging(tmp_path, train_for="1 step", model={"name": "modernbert", "heads": 2, "ffn": 64, **SMALL})
+    values = flow.tagging(
+        tmp_path, train_for="1 step", model={"name": "modernbert", "heads": 2, "ffn": 64, **SMALL}
+    )
     trained(spec.resolve(values), tmp_path / "run")
 
 
 def test_every_key_of_a_benchmark_and_of_a_search_is_read(home):
     values = flow.changed(
-        load("bench", f"task=sst2,init={home / 'pre'},root={home / 'data'}"), {"data.train_size": 8, "objective.seq_len": 16}
+        load("bench", f"task=sst2,init={home / 'pre'},root={home / 'data'}"),
+        {"data.train_size": 8, "objective.seq_len": 16},
     )
     with recorded() as read:
         protocol.cells(values, spec.resolve)
@@ -160,7 +175,9 @@ def test_pretrain(corpus, home, tmp_path):
 def test_pretrain_on_the_embedded_corpus_or_on_any_other(home, tmp_path):
     assert load("pretrain")["data"]["train"] == "corpus:documents@train"
     values = load("pretrain", "size=base,corpus=zhwiki,root=there")
-    assert values["model"]["size"] == "base" and values["data"]["train"] == "files:there/zhwiki/AA/wiki_?[0-8]"
+    assert (
+        values["model"]["size"] == "base" and values["data"]["train"] == "files:there/zhwiki/AA/wiki_?[0-8]"
+    )
     with pytest.raises(UserError, match=r"no corpus 'zhwik'; did you mean 'zhwiki'"):
         load("pretrain", "corpus=zhwik")
 
@@ -179,14 +196,18 @@ def test_finetune(task, home, tmp_path):
 @pytest.mark.parametrize("task", sorted(tasks.TFDS))
 def test_finetune_through_tfds_resolves(task, home):
     config = spec.resolve(load("finetune", f"task={task},init={home / 'pre'}"))
-    assert config.data.train.startswith("tfds:") and config.data.dev and config.data.text and config.data.label
+    assert (
+        config.data.train.startswith("tfds:") and config.data.dev and config.data.text and config.data.label
+    )
     assert bool(config.data.text_b) == (task not in ("cola", "sst2", "imdb"))
 
 
 def test_an_unknown_task_shows_the_known_ones():
     with pytest.raises(UserError, match=r"no task 'sst3' in TFDS.*did you mean 'sst2'"):
         load("finetune", "task=sst3")
-    with pytest.raises(UserError, match=r"no task 'qqp' as files; there is|no task 'qqp' as files; did you mean"):
+    with pytest.raises(
+        UserError, match=r"no task 'qqp' as files; there is|no task 'qqp' as files; did you mean"
+    ):
         load("finetune", "task=qqp,root=/data")
 
 
@@ -201,13 +222,23 @@ def cells(values, workdir):
         seen.append(cell.config)
         return CellResult.of(result)
 
-    changes = {"train_for": "1 step", "batch": 4, "eval_batch": 4, "objective.seq_len": 16, "data.train_size": 8, "bench.seeds": [3]}
+    changes = {
+        "train_for": "1 step",
+        "batch": 4,
+        "eval_batch": 4,
+        "objective.seq_len": 16,
+        "data.train_size": 8,
+        "bench.seeds": [3],
+    }
     values = flow.changed(values, {**changes, "bench.lr_factors": [1], "bench.repeat": False})
     found = protocol.cells(values, spec.resolve, identity.content)
     here = running.Bench(workdir, "accuracy", "ptft bench")
     rows = runner.run(found, workdir, runner.Workers(lambda cell: running.run_in_process(cell, here, one)))
-    assert {r["status"] for r in rows if r["kind"] != "tfidf"} == {"ok"}, [r["error"] for r in rows]  # eight texts may have no word
-    assert {r["kind"] for r in rows} == {"train", *protocol.REFERENCES} and len(seen) == sum(r["kind"] == "train" for r in rows)
+    # eight texts may have no word
+    assert {r["status"] for r in rows if r["kind"] != "tfidf"} == {"ok"}, [r["error"] for r in rows]
+    assert {r["kind"] for r in rows} == {"train", *protocol.REFERENCES} and len(seen) == sum(
+        r["kind"] == "train" for r in rows
+    )
     assert all(config.data.train_size == 8 and config.seed == 3 for config in seen)
     return rows
 
@@ -216,16 +247,27 @@ def test_bench(home, tmp_path):
     values = load("bench", f"task=sst2,init={home / 'pre'},root={home / 'data'}")
     names = [s["name"] for s in values["bench"]["strategies"]]
     assert names[0] == "full" and "full, random init" in names and len(names) == 10
-    # Three stand for the ten: the others differ in the strategy's name alone, which every strategy's own test covers.
-    values["bench"]["strategies"] = [s for s in values["bench"]["strategies"] if s["name"] in ("full", "bitfit", "full, random init")]
+    # Three stand for the ten: the others differ in the strategy's name alone, which every strategy's own test
+    # covers.
+    values["bench"]["strategies"] = [
+        s for s in values["bench"]["strategies"] if s["name"] in ("full", "bitfit", "full, random init")
+    ]
     rows = cells(values, tmp_path / "bench")
-    assert rows[1]["trainable"] < rows[0]["trainable"] == rows[2]["trainable"] and {r["metric"] for r in rows} == {"accuracy"}
+    assert rows[1]["trainable"] < rows[0]["trainable"] == rows[2]["trainable"] and {
+        r["metric"] for r in rows
+    } == {"accuracy"}
 
 
 def test_every_strategy_of_the_benchmarks_fits_its_model(home):
     here = f"init={home / 'pre'},root={home / 'data'}"
-    published = flow.changed(load("published", f"task=mrpc,{here}"), {"bench.sizes": [], "bench.random_init": False})
-    shallow = [s for s in published["bench"]["strategies"] if s["name"] not in ("top-4", "top-3", "top-2", "bottom-2")]
+    published = flow.changed(
+        load("published", f"task=mrpc,{here}"), {"bench.sizes": [], "bench.random_init": False}
+    )
+    shallow = [
+        s
+        for s in published["bench"]["strategies"]
+        if s["name"] not in ("top-4", "top-3", "top-2", "bottom-2")
+    ]
     published["bench"]["strategies"] = shallow  # the model here has one layer
     for values in (load("bench", here), load("quickstart", f"stage=bench,init={home / 'pre'}"), published):
         found = [c for c in protocol.cells(values, spec.resolve) if c.kind == "train"]
@@ -241,46 +283,88 @@ def test_every_strategy_of_the_benchmarks_fits_its_model(home):
 def test_a_benchmark_takes_a_table_of_ones_own(page, home, tmp_path, capsys):
     """As configs/finetune.py does, and with all of its rows; without a test split it says what to do."""
     flow.table(tmp_path / "mine.tsv", 30, header="words\tkind")
-    few = ["bench.strategies=[{'name': 'head', 'freeze': 'head', 'lr': 0.01}]", "bench.lr_factors=[1]", "bench.sizes=[]", "batch=4"]
-    own = [f"data.train=files:{tmp_path}/mine.tsv[:80%]", "data.text=words", "data.label=kind", "bench.random_init=False"]
-    start = ["bench", "--config", f"{PAGES / page}.py:task=,init={home / 'pre'},seq_len=16", "--workdir", tmp_path / "it", "--check"]
+    few = [
+        "bench.strategies=[{'name': 'head', 'freeze': 'head', 'lr': 0.01}]",
+        "bench.lr_factors=[1]",
+        "bench.sizes=[]",
+        "batch=4",
+    ]
+    own = [
+        f"data.train=files:{tmp_path}/mine.tsv[:80%]",
+        "data.text=words",
+        "data.label=kind",
+        "bench.random_init=False",
+    ]
+    start = [
+        "bench",
+        "--config",
+        f"{PAGES / page}.py:task=,init={home / 'pre'},seq_len=16",
+        "--workdir",
+        tmp_path / "it",
+        "--check",
+    ]
     start += [f"--config.{x}" for x in [*few, *own]]
     assert flow.ptft(*start) == 2
     assert "a benchmark quotes numbers of a test split" in capsys.readouterr().err
     assert flow.ptft(*start, f"--config.data.test=files:{tmp_path}/mine.tsv[80%:]") == 0
     said = capsys.readouterr().out
-    assert f"files:{tmp_path}/mine.tsv[:80%], all examples" in said and "head: 5 cells" in said.replace("1 cell", "5 cells")
+    assert f"files:{tmp_path}/mine.tsv[:80%], all examples" in said and "head: 5 cells" in said.replace(
+        "1 cell", "5 cells"
+    )
 
 
 def test_strategies(home, tmp_path):
     values = load("strategies", f"init={home / 'pre'},root={home / 'data'}")
-    six = {"batch": 8, "model": {**SMALL, "layers": 6}, "objective": {"name": "classify", "seq_len": 16}, "data": {"vocab_size": 100}}
+    six = {
+        "batch": 8,
+        "model": {**SMALL, "layers": 6},
+        "objective": {"name": "classify", "seq_len": 16},
+        "data": {"vocab_size": 100},
+    }
     for strategy in values["bench"]["strategies"]:
         assert build.outline(spec.resolve({**six, "freeze": strategy["freeze"]})).plan.trainable, strategy
-    values["bench"]["strategies"] = [s for s in values["bench"]["strategies"] if s["name"] in ("full", "head")]
+    values["bench"]["strategies"] = [
+        s for s in values["bench"]["strategies"] if s["name"] in ("full", "head")
+    ]
     cells(values, tmp_path / "bench")
 
 
 def test_imdb_lstm(home, tmp_path):
     values = load("imdb_lstm", f"root={home / 'data'}/aclImdb")
-    result = one_step(values, tmp_path / "run", **{"objective.seq_len": 6, "data.vocab_size": 120, "model.embedding": 8, "model.hidden": 8})
+    result = one_step(
+        values,
+        tmp_path / "run",
+        **{"objective.seq_len": 6, "data.vocab_size": 120, "model.embedding": 8, "model.hidden": 8},
+    )
     assert result["trainable"] == result["total"] and result["data"]["notes"]["train"]["truncated"] > 0
     assert load("imdb_lstm")["data"]["train"] == "tfds:imdb_reviews@train[:90%]"
 
 
 def test_quickstart(home, tmp_path):
     values = load("quickstart", "pretrain")
-    data = {"data.train": f"files:{home}/docs.txt", "data.dev": f"files:{home}/docs_dev.txt", "data.vocab_size": 120, "data.dev_size": 9}
+    data = {
+        "data.train": f"files:{home}/docs.txt",
+        "data.dev": f"files:{home}/docs_dev.txt",
+        "data.vocab_size": 120,
+        "data.dev_size": 9,
+    }
     model = {**values["model"], **SMALL, "heads": 1}
     one_step(values, tmp_path / "pre", model=model, **{"objective.seq_len": 32}, **data)
     values, use = (load("quickstart", f"{stage},init={tmp_path / 'pre'}") for stage in ("bench", "use"))
     assert values["data"] == use["data"] and use["data"]["test"] == "corpus:blanks@test"
     for page in (values, use):
         for split in ("train", "dev", "test"):
-            table = (home / f"data/sst2_glue/{split}.tsv").read_text().replace("\t", " ___\t").replace("sentence ___", "sentence")
+            table = (
+                (home / f"data/sst2_glue/{split}.tsv")
+                .read_text()
+                .replace("\t", " ___\t")
+                .replace("sentence ___", "sentence")
+            )
             (tmp_path / f"{split}.tsv").write_text(table)
             page["data"][split] = f"files:{tmp_path}/{split}.tsv"
         page["data"]["label"] = "label"
-    values["bench"]["strategies"] = [s for s in values["bench"]["strategies"] if s["name"] in ("full", "head")]
+    values["bench"]["strategies"] = [
+        s for s in values["bench"]["strategies"] if s["name"] in ("full", "head")
+    ]
     cells(values, tmp_path / "bench")
     one_step(use, tmp_path / "use", **{"objective.seq_len": 16, "data.train_size": 8})

@@ -26,7 +26,9 @@ def of_step(model="bert", task="classify", accumulate=1, chosen=None):
 
 
 def test_a_product_costs_two_flops_an_element():
-    assert cost.of(compiled(jnp.matmul, (64, 128), (128, 32))).flops == pytest.approx(2 * 64 * 128 * 32, rel=0.01)
+    assert cost.of(compiled(jnp.matmul, (64, 128), (128, 32))).flops == pytest.approx(
+        2 * 64 * 128 * 32, rel=0.01
+    )
 
 
 def test_bytes_are_those_of_the_arguments():
@@ -88,6 +90,15 @@ def test_what_is_frozen_has_no_optimizer_state():
 
 
 def test_text():
-    assert cost.describe(Cost(2.5e9, 3 * 2**20, 2**21)) == "a step costs 2.5 GFLOP, 3 MiB state and batch, 2 MiB temporaries"
-    assert cost.describe(Cost(1e9, None, None), Cost(4e9, None, None)) == "a step costs 1 GFLOP (25.0% of training everything)"
-    assert cost.describe(Cost(None, None, None)) == "a step costs an unknown number of FLOP (it loops over time, or runs under pmap)"
+    assert (
+        cost.describe(Cost(2.5e9, 3 * 2**20, 2**21))
+        == "a step costs 2.5 GFLOP, 3 MiB state and batch, 2 MiB temporaries"
+    )
+    assert (
+        cost.describe(Cost(1e9, None, None), Cost(4e9, None, None))
+        == "a step costs 1 GFLOP (25.0% of training everything)"
+    )
+    assert (
+        cost.describe(Cost(None, None, None))
+        == "a step costs an unknown number of FLOP (it loops over time, or runs under pmap)"
+    )

@@ -88,15 +88,26 @@ def tiny(tmp_path, monkeypatch):
     """Two little libraries of 40 modules with three paragraphs each, and a cache of their own."""
     for library in ("alpha", "beta"):
         for i in range(40):
-            number = " ".join(["one", "two", "three", "four", "five"][int(d) % 5] for d in f"{i:06b}") + "." * (i % 2)
-            lines = [f"{part} of {library} is in {number}, open to all the others who have it." for part in ("First", "Last")]
+            number = " ".join(
+                ["one", "two", "three", "four", "five"][int(d) % 5] for d in f"{i:06b}"
+            ) + "." * (i % 2)
+            lines = [
+                f"{part} of {library} is in {number}, open to all the others who have it."
+                for part in ("First", "Last")
+            ]
             path = tmp_path / "site" / f"tiny_{library}" / f"m{i}.py"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f'"""{lines[0]}\n\n{SAME}"""\ndef f():\n    """{lines[1]} """\nraise SystemExit("imported")\n')
+            path.write_text(
+                f'"""{lines[0]}\n\n{SAME}"""\ndef f():\n    """{lines[1]} """\nraise SystemExit("imported")\n'
+            )
         (path.parent / "__init__.py").write_text("")
-        (path.parent / "broken.py").write_text('"""This is a file that is not Python but its text is read."""\ndef')
+        (path.parent / "broken.py").write_text(
+            '"""This is a file that is not Python but its text is read."""\ndef'
+        )
         (path.parent / "tests").mkdir()
-        (path.parent / "tests" / "t.py").write_text('"""This is a test and the text of a test is not in the corpus."""')
+        (path.parent / "tests" / "t.py").write_text(
+            '"""This is a test and the text of a test is not in the corpus."""'
+        )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setattr(corpus, "PACKAGES", {"tiny_alpha": "", "tiny_beta": ""})
     monkeypatch.setattr(corpus, "MOST", {"train": 5, "dev": 2, "test": 3})
@@ -137,7 +148,9 @@ def test_labelled_splits_share_no_module_and_no_text(tiny):
 
 
 def test_a_sentence_of_two_splits_is_in_none():
-    said = tuple(f"{word} is one of the words that are given to the many of us." for word in ("This", "That", "It"))
+    said = tuple(
+        f"{word} is one of the words that are given to the many of us." for word in ("This", "That", "It")
+    )
     modules = [corpus.Module(f"m{i}", said) for i in range(40)]
     assert set(corpus.held_out(modules).values()) == {"dev", "test"}
     assert not any(corpus.blanks(modules).values())

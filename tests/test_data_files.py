@@ -35,7 +35,10 @@ def texts(source: data.Source) -> list[tuple[object, ...]]:
         ("One is here. Two is there! Is it?", ["One is here.", "Two is there!", "Is it?"]),
         ("Mr. J. R. Smith of the U.S. Army met Dr. Who.", ["Mr. J. R. Smith of the U.S. Army met Dr. Who."]),
         ("He left the U.S. The rest stayed, e.g. me.", ["He left the U.S.", "The rest stayed, e.g. me."]),
-        ("It cost 3.5 dollars (see Fig. 3). 5 men came.", ["It cost 3.5 dollars (see Fig. 3).", "5 men came."]),
+        (
+            "It cost 3.5 dollars (see Fig. 3). 5 men came.",
+            ["It cost 3.5 dollars (see Fig. 3).", "5 men came."],
+        ),
         ('"Stop!" he said. "Why?" "So."', ['"Stop!" he said.', '"Why?"', '"So."']),
         ("A line\nanother line", ["A line", "another line"]),
         ("他說：「好。」然後走了！真的嗎？是", ["他說：「好。」", "然後走了！", "真的嗎？", "是"]),
@@ -77,10 +80,22 @@ def test_both_wikiextractor_forms_give_the_same_documents(tmp_path):
         ("Empty", ""),
         ("April", "April is a month. It has 30 days."),
     ]
-    rows = [json.dumps({"id": str(i), "revid": "7", "url": "u", "title": t, "text": text}) for i, (t, text) in enumerate(pages)]
-    blocks = [f'<doc id="{i}" url="u" title="{t.replace("&", "&amp;")}">\n{t}\n\n{text}\n\n</doc>\n' for i, (t, text) in enumerate(pages)]
-    json_form, doc_form = load(write(tmp_path, "wiki_00", "\n".join(rows) + "\n")), load(write(tmp_path, "wiki_01", "".join(blocks)))
-    expected = [(["They live.", "They play.", "History.", "A   B."],), (["April is a month.", "It has 30 days."],)]
+    rows = [
+        json.dumps({"id": str(i), "revid": "7", "url": "u", "title": t, "text": text})
+        for i, (t, text) in enumerate(pages)
+    ]
+    blocks = [
+        f'<doc id="{i}" url="u" title="{t.replace("&", "&amp;")}">\n{t}\n\n{text}\n\n</doc>\n'
+        for i, (t, text) in enumerate(pages)
+    ]
+    json_form, doc_form = (
+        load(write(tmp_path, "wiki_00", "\n".join(rows) + "\n")),
+        load(write(tmp_path, "wiki_01", "".join(blocks))),
+    )
+    expected = [
+        (["They live.", "They play.", "History.", "A   B."],),
+        (["April is a month.", "It has 30 days."],),
+    ]
     assert texts(json_form) == texts(doc_form) == expected
     assert json_form.notes["empty_documents"] == doc_form.notes["empty_documents"] == 1
     assert [r["where"][-3:] for r in doc_form.records] == ["1:1", ":16"]
@@ -88,12 +103,19 @@ def test_both_wikiextractor_forms_give_the_same_documents(tmp_path):
 
 def test_tsv_takes_quotes_byte_order_mark_and_windows_line_ends_as_they_come(tmp_path):
     text = '\ufeffQuality\t#1 String\t#2 String\r\n1\tHe said "no.\t"Yes" she\u2028said\r\n0\ta\tb\r\n'
-    source = load(write(tmp_path, "msr.txt", text), format="tsv", label="Quality", text="#1 String", text_b="#2 String")
+    source = load(
+        write(tmp_path, "msr.txt", text), format="tsv", label="Quality", text="#1 String", text_b="#2 String"
+    )
     assert texts(source) == [('He said "no.', '"Yes" she\u2028said', 1), ("a", "b", 0)]
 
 
 def test_columns_by_number_without_a_header(tmp_path):
-    source = load(write(tmp_path, "cola.tsv", "gj04\t1\t\tFine.\ngj04\t0\t*\tFine not.\n"), header=False, text="3", label="1")
+    source = load(
+        write(tmp_path, "cola.tsv", "gj04\t1\t\tFine.\ngj04\t0\t*\tFine not.\n"),
+        header=False,
+        text="3",
+        label="1",
+    )
     assert texts(source) == [("Fine.", 1), ("Fine not.", 0)]
 
 
@@ -134,7 +156,12 @@ def test_parquet(tmp_path, name):
 
 
 def test_folder_with_a_subfolder_a_class(tmp_path):
-    for name, text in {"pos/1_9.txt": "Good.\n", "pos/0_8.txt": "Fine.", "neg/0_1.txt": "Bad.", "unsup/0_0.txt": "So."}.items():
+    for name, text in {
+        "pos/1_9.txt": "Good.\n",
+        "pos/0_8.txt": "Fine.",
+        "neg/0_1.txt": "Bad.",
+        "unsup/0_0.txt": "So.",
+    }.items():
         write(tmp_path / "train", name, text)
     write(tmp_path, "test/pos/0_9.txt", "Great.")
     source = load(tmp_path / "train")
@@ -177,11 +204,26 @@ BROKEN = [
     ("x.jsonl", b'{"text": "a", "label": 1}\n{"text": \n', {}, ":2: expected one JSON object a line"),
     ("x.jsonl", b'{"text": "a", "label": 1}\n[1]\n', {}, ":2: expected a JSON object"),
     ("x.jsonl", b'{"text": "a", "label": 1}\n{"label": 1}\n', {}, ":2: expected text in 'text', got None"),
-    ("x.jsonl", b'{"text": "a", "label": 1}\n{"text": "\\ud800", "label": 1}\n', {}, ":2: the text is not valid Unicode"),
+    (
+        "x.jsonl",
+        b'{"text": "a", "label": 1}\n{"text": "\\ud800", "label": 1}\n',
+        {},
+        ":2: the text is not valid Unicode",
+    ),
     ("x.txt", b"fine\n\xe9t\xe9\n", {"label": ""}, ":2: expected UTF-8"),
     ("wiki_00", b'<doc title="a">\na\n\nText.\n</doc>\nstray\n', {"label": ""}, ":6: expected <doc"),
-    ("wiki_00", b'<doc title="a">\na\n\nText.\n</doc>\n<doc title="b">\n', {"label": ""}, ":6: <doc> is not closed"),
-    ("wiki_00", b'{"id": "1", "url": "u", "text": "T."}\n{"id": "2", "url": "u"}\n', {"label": ""}, ":2: expected a page with 'text'"),
+    (
+        "wiki_00",
+        b'<doc title="a">\na\n\nText.\n</doc>\n<doc title="b">\n',
+        {"label": ""},
+        ":6: <doc> is not closed",
+    ),
+    (
+        "wiki_00",
+        b'{"id": "1", "url": "u", "text": "T."}\n{"id": "2", "url": "u"}\n',
+        {"label": ""},
+        ":2: expected a page with 'text'",
+    ),
     ("c/pos/2.txt", b"\xff", {"label": ""}, "2.txt: expected UTF-8"),
 ]
 
@@ -219,7 +261,10 @@ def test_a_broken_header_is_never_left_out(tmp_path, name, content, why, skip):
 
 
 def test_json_beyond_what_python_reads_is_a_broken_row(tmp_path):
-    for line, why in (("[" * 100_000, "maximum recursion depth"), ('{"n": ' + "1" * 5000 + "}", "Exceeds the limit")):
+    for line, why in (
+        ("[" * 100_000, "maximum recursion depth"),
+        ('{"n": ' + "1" * 5000 + "}", "Exceeds the limit"),
+    ):
         path = write(tmp_path, "x.jsonl", '{"text": "a", "label": 1}\n' + line)
         with pytest.raises(UserError, match=f"x.jsonl:2: expected one JSON object a line: {why}") as e:
             load(path, label="label")
@@ -243,7 +288,12 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("path", "options", "message"), MISTAKES)
 def test_mistakes_are_said_clearly(tmp_path, path, options, message):
-    for name, text in {"train.tsv": "text\tlabel\na\t1\n", "header.tsv": "text\tlabel\n", "notes.md": "# notes", "plain.txt": "a"}.items():
+    for name, text in {
+        "train.tsv": "text\tlabel\na\t1\n",
+        "header.tsv": "text\tlabel\n",
+        "notes.md": "# notes",
+        "plain.txt": "a",
+    }.items():
         write(tmp_path, f"sst2/{name}", text)
     (tmp_path / "sst2" / "torn.tsv.gz").write_bytes(gzip.compress(b"text\tlabel\na\t1\n")[:-9])
     with pytest.raises(UserError, match=message):
@@ -251,7 +301,8 @@ def test_mistakes_are_said_clearly(tmp_path, path, options, message):
 
 
 @pytest.mark.parametrize(
-    ("where", "message"), [("fles:x", "did you mean 'files'"), ("train.tsv", "expected KIND:WHERE"), ("files:", "KIND:WHERE")]
+    ("where", "message"),
+    [("fles:x", "did you mean 'files'"), ("train.tsv", "expected KIND:WHERE"), ("files:", "KIND:WHERE")],
 )
 def test_a_missing_kind_lists_those_that_exist(where, message):
     with pytest.raises(UserError, match=message):
@@ -261,7 +312,11 @@ def test_a_missing_kind_lists_those_that_exist(where, message):
 REAL = [
     ("sst2_glue/train.tsv", {"label": "label"}, 60614),
     ("chnsenticorp/test.tsv", {"label": "label", "text": "text_a"}, 1200),
-    ("mrpc/msr_paraphrase_test.txt", {"format": "tsv", "label": "Quality", "text": "#1 String", "text_b": "#2 String"}, 1725),
+    (
+        "mrpc/msr_paraphrase_test.txt",
+        {"format": "tsv", "label": "Quality", "text": "#1 String", "text_b": "#2 String"},
+        1725,
+    ),
     ("cola/raw/in_domain_train.tsv", {"header": False, "label": "1", "text": "3"}, 8551),
     ("bert_sample_text/sample_text.txt", {}, 3),
 ]
@@ -302,7 +357,7 @@ def test_a_folder_of_classes_has_no_parts(tmp_path):
         load(f"{tmp_path}[:50%]")
 
 
-# ------------------------------------------------------------------------------------------------ what users bring
+# ----------------------------------------------------------------------------------------- what users bring
 
 
 @pytest.mark.parametrize(
@@ -317,7 +372,9 @@ def test_a_column_that_is_there_twice(tmp_path, name, text):
     path = write(tmp_path, name, text)
     with pytest.raises(UserError, match=r"has the column 'text' \(data.text\) twice: rename"):
         load(path, label="label")
-    assert load(write(tmp_path, "y.csv", "text,id,id,label\na,1,1,x\n"), label="label").labels == ("x",), "nobody asked for it"
+    assert load(write(tmp_path, "y.csv", "text,id,id,label\na,1,1,x\n"), label="label").labels == ("x",), (
+        "nobody asked for it"
+    )
 
 
 def test_a_later_key_that_is_there_twice_is_a_broken_row(tmp_path):
@@ -330,7 +387,9 @@ def test_a_parquet_column_that_is_there_twice(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="parquet files need pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     names, columns = ["text", "label", "text"], [["a", "b"], [1, 0], ["c", "d"]]
-    parquet.write_table(pyarrow.table([pyarrow.array(c) for c in columns], names=names), tmp_path / "x.parquet")
+    parquet.write_table(
+        pyarrow.table([pyarrow.array(c) for c in columns], names=names), tmp_path / "x.parquet"
+    )
     with pytest.raises(UserError, match=r"has the column 'text' .* twice"):
         load(tmp_path / "x.parquet", label="label")
 
@@ -347,13 +406,23 @@ def test_a_parquet_column_that_is_there_twice(tmp_path):
 )
 def test_numbers_that_measure_are_no_classes(tmp_path, labels):
     path = write(tmp_path, "x.tsv", "text\tlabel\n" + "".join(f"t\t{n}\n" for n in labels))
-    with pytest.raises(UserError, match=r"x.tsv:\d+: label .* is a number, one of .* has no regression yet; if .* data.labels='\["):
+    with pytest.raises(
+        UserError,
+        match=r"x.tsv:\d+: label .* is a number, one of .* has no regression yet; if .* data.labels='\[",
+    ):
         load(path, label="label")
     assert len(load(path, label="label", labels=labels).labels) == len(labels), "classes, if the user says so"
 
 
 @pytest.mark.parametrize(
-    "labels", [["0", "1"], [str(i) for i in range(40)], [str(i) for i in range(1, 60, 2)], ["3", "70", "71"], ["1.2", "beta", "rc"]]
+    "labels",
+    [
+        ["0", "1"],
+        [str(i) for i in range(40)],
+        [str(i) for i in range(1, 60, 2)],
+        ["3", "70", "71"],
+        ["1.2", "beta", "rc"],
+    ],
 )
 def test_numbers_that_count_are_classes(tmp_path, labels):
     path = write(tmp_path, "x.tsv", "text\tlabel\n" + "".join(f"t\t{n}\n" for n in labels))
@@ -364,27 +433,46 @@ def test_a_whole_number_is_one_label_however_it_is_stored(tmp_path):
     pyarrow = pytest.importorskip("pyarrow", reason="parquet files need pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     for i, labels in enumerate([[0, 1], [0.0, 1.0], ["0", "1.00"]]):
-        parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": labels}), tmp_path / f"shard-{i}.parquet")
+        parquet.write_table(
+            pyarrow.table({"text": ["a", "b"], "label": labels}), tmp_path / f"shard-{i}.parquet"
+        )
     write(tmp_path, "x.jsonl", '{"text": "a", "label": "0"}\n{"text": "b", "label": 1.0}\n')
     source = load(tmp_path, label="label")
-    assert source.labels == ("0", "1") and [r["label"] for r in source.records] == [0, 1] * 4 and not source.doubts
+    assert (
+        source.labels == ("0", "1")
+        and [r["label"] for r in source.records] == [0, 1] * 4
+        and not source.doubts
+    )
     assert load(tmp_path, ("0.0", "1.0"), label="label").records == source.records, "an old run's labels"
-    true = load(write(tmp_path, "b/x.jsonl", '{"text": "a", "label": true}\n{"text": "b", "label": "False"}\n'), label="label")
+    true = load(
+        write(tmp_path, "b/x.jsonl", '{"text": "a", "label": true}\n{"text": "b", "label": "False"}\n'),
+        label="label",
+    )
     assert true.labels == ("False", "True")
 
 
 def test_labels_that_look_alike_are_kept_apart_and_named(tmp_path):
-    path = write(tmp_path, "x.tsv", "text\tlabel\n" + "".join(f"t\t{n}\n" for n in ("neg", "Neg", "pos ", "pos", " so", "n\u200beg")))
+    path = write(
+        tmp_path,
+        "x.tsv",
+        "text\tlabel\n" + "".join(f"t\t{n}\n" for n in ("neg", "Neg", "pos ", "pos", " so", "n\u200beg")),
+    )
     source = load(path, label="label")
     assert len(source.labels) == 6
     alike, pos, so = source.doubts
-    assert alike.startswith("labels 'Neg', 'neg', 'n\\u200beg' differ in capitals, blanks") and "'pos', 'pos '" in pos and "' so'" in so
+    assert (
+        alike.startswith("labels 'Neg', 'neg', 'n\\u200beg' differ in capitals, blanks")
+        and "'pos', 'pos '" in pos
+        and "' so'" in so
+    )
     assert not load(path, label="label", labels=source.labels).doubts, "meant"
 
 
 @pytest.mark.parametrize("skip", ["stop", "skip"])
 @pytest.mark.parametrize(
-    "rows", ['a,1\n"b,0\nc,1\nd,0\n', 'a,1\n"b,0\nc,1\n"d",0\n', 'a,1\n"b,0\nc,1\nd",0,1\n'], ids=["to the end", "to the next", "a row"]
+    "rows",
+    ['a,1\n"b,0\nc,1\nd,0\n', 'a,1\n"b,0\nc,1\n"d",0\n', 'a,1\n"b,0\nc,1\nd",0,1\n'],
+    ids=["to the end", "to the next", "a row"],
 )
 def test_an_open_quote_loses_no_row(tmp_path, rows, skip):
     path = write(tmp_path, "x.csv", "text,label\n" + rows)
@@ -413,7 +501,11 @@ def test_long_values_are_shortened(tmp_path):
     for name, text, message in (
         ("a.tsv", f"text\t{long}\na\t1\n", "it has 'text', 'xxx"),
         ("b.jsonl", json.dumps({"text": {"a": long}, "label": 1}), "expected text in 'text', got {'a': 'xxx"),
-        ("c.tsv", "\t".join(f"c{i}" for i in range(30_000)) + "\n" + "x\t" * 29_999 + "\n", "has no column 'text'"),
+        (
+            "c.tsv",
+            "\t".join(f"c{i}" for i in range(30_000)) + "\n" + "x\t" * 29_999 + "\n",
+            "has no column 'text'",
+        ),
         ("d.tsv", f"text\tlabel\na\t-{'1' * 300_000}\n", "is negative"),
         ("e.conll", f"{long}\n", "expected a word and its tag"),
     ):
@@ -427,7 +519,14 @@ def test_long_values_are_shortened(tmp_path):
 
 def test_what_is_hidden_is_left_out_and_links_are_followed(tmp_path):
     rows, home = "text\tlabel\na\t1\n", tmp_path / "home"
-    for name in ("t.tsv", ".ipynb_checkpoints/t-checkpoint.tsv", "__MACOSX/._t.tsv", "._t.tsv", ".DS_Store", "deep/.git/x.tsv"):
+    for name in (
+        "t.tsv",
+        ".ipynb_checkpoints/t-checkpoint.tsv",
+        "__MACOSX/._t.tsv",
+        "._t.tsv",
+        ".DS_Store",
+        "deep/.git/x.tsv",
+    ):
         write(home, name, rows)
     write(tmp_path, "other/u.tsv", rows)
     (home / "linked").symlink_to(tmp_path / "other")
@@ -439,7 +538,10 @@ def test_what_is_hidden_is_left_out_and_links_are_followed(tmp_path):
         assert sorted(r["where"] for r in load(where, label="label").records) == expected
     (home / "w.tsv").symlink_to("gone.tsv")
     for where in (home, f"{home}/*.tsv", f"{home}/w.tsv", f"{home}/**/w.tsv"):
-        with pytest.raises(UserError, match=r"w.tsv is a link to gone.tsv, which is not there: restore it, or delete the link"):
+        with pytest.raises(
+            UserError,
+            match=r"w.tsv is a link to gone.tsv, which is not there: restore it, or delete the link",
+        ):
             load(where, label="label")
 
 

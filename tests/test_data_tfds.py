@@ -57,7 +57,9 @@ def test_without_a_label_column_every_text_is_a_document(toy):
 
 
 def test_a_record_without_a_label_is_named(toy):
-    with pytest.raises(UserError, match=r"tfds:toy_pairs@test\[0\]: label '-1' is unknown; expected one of 'no', 'yes'"):
+    with pytest.raises(
+        UserError, match=r"tfds:toy_pairs@test\[0\]: label '-1' is unknown; expected one of 'no', 'yes'"
+    ):
         load("toy_pairs@test", label="label")
 
 
@@ -89,7 +91,9 @@ def test_no_network_is_said_and_files_offered(toy, monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
-    with pytest.raises(UserError, match=r"could not be downloaded and prepared: ConnectionError: no route; .*files:GLOB"):
+    with pytest.raises(
+        UserError, match=r"could not be downloaded and prepared: ConnectionError: no route; .*files:GLOB"
+    ):
         load("imdb_reviews@train", label="label")
 
 

@@ -1,4 +1,5 @@
-"""Runs whose checkpoints hold what moved alone, and runs with added parameters: resumed, evaluated, exported, built upon."""
+"""Runs whose checkpoints hold what moved alone, and runs with added parameters: resumed, evaluated, exported,
+built upon."""
 
 import json
 import math
@@ -21,7 +22,8 @@ STRATEGIES = {"bitfit": "bitfit", "lora": "lora=2,query,ffn,dora+ia3@plus=16", "
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A base in `pre`, another in `pre2`, and finished runs NAME (a whole checkpoint) and NAME_delta of every strategy; `prompt`."""
+    """A base in `pre`, another in `pre2`, and finished runs NAME (a whole checkpoint) and NAME_delta of every
+    strategy; `prompt`."""
     folder = tmp_path_factory.mktemp("delta")
     for seed, name in enumerate(("pre", "pre2")):
         flow.run(pretraining(folder, seed=seed), folder / name)
@@ -65,7 +67,7 @@ def ledger(workdir):
     return json.loads((workdir / "freeze_ledger.json").read_text())
 
 
-# ------------------------------------------------------------------------------------------------ one run, two kinds of checkpoint
+# ------------------------------------------------------------------------- one run, two kinds of checkpoint
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -75,7 +77,10 @@ def test_a_delta_computes_what_the_whole_checkpoint_does(home, name, capsys):
     assert results[0]["dev"] == results[1]["dev"] and results[0]["test"] == results[1]["test"]
     evals = [json.loads(said(capsys, "eval", "--workdir", w)) for w in (whole, delta)]
     assert evals[0] == evals[1] and evals[0]["loss"] == pytest.approx(results[0]["test"]["loss"], abs=1e-6)
-    predicted = [said(capsys, "predict", "--workdir", w, "--json", "--text", "good alpha", "--text", "bad") for w in (whole, delta)]
+    predicted = [
+        said(capsys, "predict", "--workdir", w, "--json", "--text", "good alpha", "--text", "bad")
+        for w in (whole, delta)
+    ]
     assert predicted[0] == predicted[1] and len(predicted[0].splitlines()) == 2
 
 
@@ -86,7 +91,9 @@ def test_the_backbone_rests_and_what_is_added_moves(home, name):
     moved = {r["name"] for r in proof["rows"] if r["verdict"] == "moved"}
     if name != "bitfit":
         assert moved == {
-            r["name"] for r in proof["rows"] if r["name"].startswith(("adapter/", "head/")) and not r["name"].endswith("index")
+            r["name"]
+            for r in proof["rows"]
+            if r["name"].startswith(("adapter/", "head/")) and not r["name"].endswith("index")
         }
     if name != "prompt":
         assert proof == ledger(home / f"{name}_delta")
@@ -94,14 +101,27 @@ def test_the_backbone_rests_and_what_is_added_moves(home, name):
 
 def test_prompts_are_read_by_eval_and_predict(home, capsys):
     found = json.loads(said(capsys, "eval", "--workdir", home / "prompt"))
-    assert found["loss"] == pytest.approx(json.loads((home / "prompt" / "result.json").read_text())["test"]["loss"], abs=1e-6)
-    assert len(said(capsys, "predict", "--workdir", home / "prompt", "--text", "good", "--text", "bad").splitlines()) == 2
+    assert found["loss"] == pytest.approx(
+        json.loads((home / "prompt" / "result.json").read_text())["test"]["loss"], abs=1e-6
+    )
+    assert (
+        len(
+            said(
+                capsys, "predict", "--workdir", home / "prompt", "--text", "good", "--text", "bad"
+            ).splitlines()
+        )
+        == 2
+    )
 
 
 def test_a_delta_holds_what_moved_and_no_more(home):
     for name in STRATEGIES:
         run = json.loads((home / f"{name}_delta" / "run.json").read_text())
-        size_of = {r["name"]: 4 * math.prod(r["shape"]) for r in run["freeze"] if r["rate"] or r["name"].startswith("adapter/")}
+        size_of = {
+            r["name"]: 4 * math.prod(r["shape"])
+            for r in run["freeze"]
+            if r["rate"] or r["name"].startswith("adapter/")
+        }
         stored = checkpoint._stored(integrity.step_folder(home / f"{name}_delta", "checkpoints", 4), "params")
         assert set(stored) == set(size_of)
         whole, delta = (size(home / n / "checkpoints" / "4" / "params") for n in (name, f"{name}_delta"))
@@ -119,7 +139,9 @@ def test_a_resumed_delta_equals_an_uninterrupted_one(home, name, tmp_path, monke
     flow.run(values(home, name), tmp_path / "run")
     one, two = flow.state(tmp_path / "run", 4), flow.state(home / f"{name}_delta", 4)
     assert one == two and any(n.startswith("opt ") for n in one)
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (home / f"{name}_delta" / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (
+        home / f"{name}_delta" / "metrics.jsonl"
+    ).read_bytes()
     assert ledger(tmp_path / "run") == ledger(home / f"{name}_delta")
 
 
@@ -127,10 +149,12 @@ def test_phases_that_add_later_are_held_whole_by_a_delta(home, tmp_path, capsys)
     """What moves in any phase is in every checkpoint, the first one's best included."""
     done = flow.run(values(home, "bitfit; 2 steps: ia3"), tmp_path / "run")
     assert ledger(tmp_path / "run")["holds"] and not ledger(tmp_path / "run")["not_moved"]
-    assert json.loads(said(capsys, "eval", "--workdir", tmp_path / "run"))["loss"] == pytest.approx(done["test"]["loss"], abs=1e-6)
+    assert json.loads(said(capsys, "eval", "--workdir", tmp_path / "run"))["loss"] == pytest.approx(
+        done["test"]["loss"], abs=1e-6
+    )
 
 
-# ------------------------------------------------------------------------------------------------ export, and runs that start on it
+# ------------------------------------------------------------------------ export, and runs that start on it
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -139,10 +163,17 @@ def test_a_merged_export_is_the_run(home, name, tmp_path, capsys):
         said(capsys, "export", "--workdir", workdir, "--merge", "--to", tmp_path / workdir.name)
         said(capsys, "import", tmp_path / workdir.name, "--workdir", tmp_path / f"{workdir.name}_back")
     one, two = (load_file(tmp_path / n / "model.safetensors") for n in (name, f"{name}_delta"))
-    assert set(one) == set(two) and all(np.array_equal(one[n], two[n]) for n in one) and not any("adapter" in n for n in one)
+    assert (
+        set(one) == set(two)
+        and all(np.array_equal(one[n], two[n]) for n in one)
+        and not any("adapter" in n for n in one)
+    )
     texts = ["--json", "--text", "good alpha beta", "--text", "bad zeta"]
     ours, back = (
-        [json.loads(line)["probabilities"] for line in said(capsys, "predict", "--workdir", w, *texts).splitlines()]
+        [
+            json.loads(line)["probabilities"]
+            for line in said(capsys, "predict", "--workdir", w, *texts).splitlines()
+        ]
         for w in (home / name, tmp_path / f"{name}_back")
     )
     assert [list(p.values()) for p in back] == [pytest.approx(list(p.values()), abs=1e-5) for p in ours]
@@ -169,9 +200,12 @@ def test_a_run_starts_on_a_delta_as_on_the_whole(home, name):
     for workdir in (home / name, home / f"{name}_delta"):
         run = build.build(spec.resolve(values(home, "head", init_from=str(workdir))))
         starts.append(weights.initial(run.config, run.net))
-    assert set(starts[0]) == set(starts[1]) and all(np.array_equal(starts[0][n], starts[1][n]) for n in starts[0])
+    assert set(starts[0]) == set(starts[1]) and all(
+        np.array_equal(starts[0][n], starts[1][n]) for n in starts[0]
+    )
     base = weights.initial(spec.resolve(values(home, "head")), run.net)
-    assert any(not np.array_equal(base[n], starts[0][n]) for n in base if n.startswith("backbone/"))  # what moved is in it
+    # what moved is in it
+    assert any(not np.array_equal(base[n], starts[0][n]) for n in base if n.startswith("backbone/"))
 
 
 def test_prompts_cannot_be_built_upon(home):
@@ -181,11 +215,14 @@ def test_prompts_cannot_be_built_upon(home):
 
 
 def test_deltas_upon_deltas(home, tmp_path, capsys):
-    """A chain of three: the base, a delta upon it, a delta upon that; the last is good for as long as all are what they were."""
+    """A chain of three: the base, a delta upon it, a delta upon that; the last is good for as long as all are
+    what they were."""
     for folder in ("pre", "lora_delta"):
         shutil.copytree(home / folder, tmp_path / folder)
     config = json.loads((tmp_path / "lora_delta" / "config.json").read_text())
-    (tmp_path / "lora_delta" / "config.json").write_text(json.dumps({**config, "init_from": str(tmp_path / "pre")}))
+    (tmp_path / "lora_delta" / "config.json").write_text(
+        json.dumps({**config, "init_from": str(tmp_path / "pre")})
+    )
     done = flow.run(values(home, "bitfit", init_from=str(tmp_path / "lora_delta")), tmp_path / "last")
     twin = flow.run(values(home, "bitfit", "full", init_from=str(home / "lora")), tmp_path / "twin")
     assert done["dev"] == twin["dev"]
@@ -194,10 +231,12 @@ def test_deltas_upon_deltas(home, tmp_path, capsys):
     )
     shutil.rmtree(tmp_path / "pre")
     shutil.copytree(home / "pre2", tmp_path / "pre")
-    assert "holds only what moved, on a base with the digest" in refused(capsys, "eval", "--workdir", tmp_path / "last")
+    assert "holds only what moved, on a base with the digest" in refused(
+        capsys, "eval", "--workdir", tmp_path / "last"
+    )
 
 
-# ------------------------------------------------------------------------------------------------ the wrong base
+# ------------------------------------------------------------------------------------------- the wrong base
 
 
 def test_another_base_fails_loudly(home, tmp_path, capsys):
@@ -223,20 +262,32 @@ def test_another_base_fails_loudly(home, tmp_path, capsys):
 
 def test_random_weights_are_a_base_too(home, tmp_path, capsys):
     """They come back from the seed alone; another seed is another base."""
-    whole, delta = (flow.run(pretraining(home, freeze="top-1", checkpoint=kind), tmp_path / kind) for kind in ("full", "delta"))
+    whole, delta = (
+        flow.run(pretraining(home, freeze="top-1", checkpoint=kind), tmp_path / kind)
+        for kind in ("full", "delta")
+    )
     assert whole["dev"] == delta["dev"]
-    evals = [said(capsys, "eval", "--workdir", tmp_path / kind, "--split", "dev") for kind in ("full", "delta")]
+    evals = [
+        said(capsys, "eval", "--workdir", tmp_path / kind, "--split", "dev") for kind in ("full", "delta")
+    ]
     assert evals[0] == evals[1]
-    stored = checkpoint._stored(integrity.step_folder(tmp_path / "delta", "best", delta["best_step"]), "params")
+    stored = checkpoint._stored(
+        integrity.step_folder(tmp_path / "delta", "best", delta["best_step"]), "params"
+    )
     assert stored and not any(n.startswith("backbone/embeddings/") for n in stored)
     file = tmp_path / "delta" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "seed": 7}))
-    assert "the initial weights of seed 7 are another" in refused(capsys, "eval", "--workdir", tmp_path / "delta", "--split", "dev")
+    assert "the initial weights of seed 7 are another" in refused(
+        capsys, "eval", "--workdir", tmp_path / "delta", "--split", "dev"
+    )
 
 
 def test_a_delta_on_a_folder_of_another_library(home, tmp_path, capsys):
     shutil.copytree(HUB / "bert_classify", tmp_path / "base")
-    done = flow.run(values(home, "lora=2", init_from=str(tmp_path / "base"), **{"objective.seq_len": 12}), tmp_path / "run")
+    done = flow.run(
+        values(home, "lora=2", init_from=str(tmp_path / "base"), **{"objective.seq_len": 12}),
+        tmp_path / "run",
+    )
     found = json.loads(said(capsys, "eval", "--workdir", tmp_path / "run"))
     assert found["loss"] == pytest.approx(done["test"]["loss"], abs=1e-6)
     said(capsys, "export", "--workdir", tmp_path / "run", "--merge", "--to", tmp_path / "out")
@@ -247,7 +298,7 @@ def test_a_delta_on_a_folder_of_another_library(home, tmp_path, capsys):
     assert f"{tmp_path / 'base'} is another" in refused(capsys, "eval", "--workdir", tmp_path / "run")
 
 
-# ------------------------------------------------------------------------------------------------ thinner frozen weights
+# ----------------------------------------------------------------------------------- thinner frozen weights
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
@@ -258,7 +309,9 @@ def test_thin_weights_under_a_delta_are_those_that_the_run_computed_with(home, d
     said(capsys, "export", "--workdir", tmp_path / "run", "--merge", "--to", tmp_path / "out")
     name = "backbone/block_0/attention/key/kernel"
     base = checkpoint.load_params(home / "pre", None, skip="")[0][name]
-    out = load_file(tmp_path / "out" / "model.safetensors")["bert.encoder.layer.0.attention.self.key.weight"].T
+    out = load_file(tmp_path / "out" / "model.safetensors")[
+        "bert.encoder.layer.0.attention.self.key.weight"
+    ].T
     np.testing.assert_array_equal(out, quantize.dequantize(quantize.quantize({name: base}, dtype))[name])
     assert not np.array_equal(out, base)
 

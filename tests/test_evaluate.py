@@ -27,7 +27,8 @@ def one_by_one(net, params, held):
 @pytest.mark.parametrize("devices", [1, 2, 4])
 @pytest.mark.parametrize("task", ["classify", "tag", "mlm_nsp"])
 def test_outputs_are_those_of_a_batch_of_one_in_the_order_of_the_rows(task, devices):
-    """Eleven rows in batches of three, or as many as the devices ask for: the last is filled up, and what fills it is dropped."""
+    """Eleven rows in batches of three, or as many as the devices ask for: the last is filled up, and what
+    fills it is dropped."""
     net = tiny.net("bert", task, dropout=0.0, layers=1)
     grid, held = mesh.make(devices), rows(net, 11) if task != "tag" else tagged(net, 11)
     params = tiny.params(net)
@@ -44,7 +45,13 @@ def tagged(net, n):
     """Rows of words, each with a tag."""
     held = tiny.batch(tiny.net("bert", "classify"), n)
     words = np.arange(net.objective.seq_len)[None] < held["length"][:, None]
-    return ArrayRows({**{k: held[k] for k in ("tokens", "length", "segment_b")}, "tags": np.where(words, 0, -1).astype(np.int32)}, {})
+    return ArrayRows(
+        {
+            **{k: held[k] for k in ("tokens", "length", "segment_b")},
+            "tags": np.where(words, 0, -1).astype(np.int32),
+        },
+        {},
+    )
 
 
 def test_outputs_of_some_rows_are_those_of_the_rows_that_are_looked_at():

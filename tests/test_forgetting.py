@@ -20,7 +20,16 @@ def home(tmp_path_factory):
 
 
 def finetuned(home, start, freeze="full", **changes):
-    values = flow.finetuning(home, start, freeze=freeze, train_for="4 steps", eval_every="0", save_every="0", best="last", **changes)
+    values = flow.finetuning(
+        home,
+        start,
+        freeze=freeze,
+        train_for="4 steps",
+        eval_every="0",
+        save_every="0",
+        best="last",
+        **changes,
+    )
     config = spec.resolve(values)
     folder = home / f"{freeze}-{len(list(home.iterdir()))}"
     train.run(config, folder, quiet=True)

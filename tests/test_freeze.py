@@ -15,8 +15,10 @@ from ptft.freeze import language, resolve, strategies
 from ptft.train import optim, step
 
 BERT = (
-    "full", "head", "top-1", "top-2", "bottom-1", "embeddings", "freeze-embeddings", "bitfit", "layernorm", "attention", "ffn", "pooler",
-    "layers=0", "every-2", "bitfit=query,up", "top-1+layernorm", "top-1&bitfit", "full!attention", "bitfit+pooler!embeddings",
+    "full", "head", "top-1", "top-2", "bottom-1", "embeddings", "freeze-embeddings", "bitfit", "layernorm",
+    "attention", "ffn", "pooler",
+    "layers=0", "every-2", "bitfit=query,up", "top-1+layernorm", "top-1&bitfit", "full!attention",
+    "bitfit+pooler!embeddings",
     "attention=1+layernorm=0",
 )  # fmt: skip
 LSTM = ("full", "head", "top-1", "bottom-1", "embeddings", "freeze-embeddings", "bitfit")
@@ -26,7 +28,8 @@ CASES = [
     *(("lstm", "classify", s) for s in LSTM),
     ("lstm", "mlm_nsp", "freeze-embeddings"),
 ]
-FAST = {"xla_backend_optimization_level": 0}  # compiles in half the time; the FLOPs are those of the same program
+# compiles in half the time; the FLOPs are those of the same program
+FAST = {"xla_backend_optimization_level": 0}
 
 
 @functools.cache
@@ -45,7 +48,9 @@ def compile_step(net, plan, batch, tx):
     shapes = net.shapes()
     moving, frozen = tree.split(shapes, plan.trainable)
     jitted = step.compile_train(net, tx, mesh.make(1), 1, "jit")
-    return jitted.lower(jax.eval_shape(lambda p: step.init_train_state(p, tx), moving), frozen, batch, np.uint32(0), {}).compile(FAST)
+    return jitted.lower(
+        jax.eval_shape(lambda p: step.init_train_state(p, tx), moving), frozen, batch, np.uint32(0), {}
+    ).compile(FAST)
 
 
 def names_in(state):
@@ -88,7 +93,8 @@ def test_what_is_frozen_stays_bit_identical_and_costs_nothing(model, task, strat
     plan = resolved(model, task, strategy)
     assert set(plan.trainable) == {n for n in start if expected(strategy, model, n)}
 
-    # Both would move frozen weights, were they handed to the optimizer: decay without any gradient, and a clip that is in force.
+    # Both would move frozen weights, were they handed to the optimizer: decay without any gradient, and a
+    # clip that is in force.
     tx = optim.build(tiny.optimizer(lr=0.01, weight_decay=0.1, clip=0.01), plan.rates, 1, 5)
     inside, outside = tree.split(start, plan.trainable)
     moving = step.init_train_state({n: jnp.array(x) for n, x in inside.items()}, tx)
@@ -121,8 +127,8 @@ def flops(strategy):
 
 
 def check_saving(share):
-    """Shares of the full step: forward 1/3; the blocks from the top down to the lowest that moves cost 1/3 for the
-    gradient that passes through them, and 1/3 for the matrices that move."""
+    """Shares of the full step: forward 1/3; the blocks from the top down to the lowest that moves cost 1/3
+    for the gradient that passes through them, and 1/3 for the matrices that move."""
     assert 0.30 < share["head"] < 0.38, share
     assert 0.45 < share["top-1"] < 0.56, share
     assert 0.60 < share["bitfit"] < 0.74, share
@@ -134,7 +140,8 @@ def test_the_flops_of_the_compiled_step_fall():
 
 
 def test_the_flops_test_catches_a_clip_over_all_gradients():
-    """The classic mistake: differentiate everything, clip by the global norm, then throw the frozen gradients away."""
+    """The classic mistake: differentiate everything, clip by the global norm, then throw the frozen gradients
+    away."""
     net, params = build("bert", "classify", layers=4)
     plan = resolve.plan("head", models.anatomy("bert"), params)
     tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
@@ -152,15 +159,27 @@ def test_the_flops_test_catches_a_clip_over_all_gradients():
 
     inside, outside = tree.split(net.shapes(), plan.trainable)
     state = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
-    wasted = jax.jit(mistaken).lower(state, outside, tiny.batch(net, 32), np.uint32(0)).compile(FAST).cost_analysis()["flops"]
-    share = {s: flops(s) / flops("full") for s in ("head", "top-1", "bitfit")} | {"head": wasted / flops("full")}
+    wasted = (
+        jax.jit(mistaken)
+        .lower(state, outside, tiny.batch(net, 32), np.uint32(0))
+        .compile(FAST)
+        .cost_analysis()["flops"]
+    )
+    share = {s: flops(s) / flops("full") for s in ("head", "top-1", "bitfit")} | {
+        "head": wasted / flops("full")
+    }
     assert share["head"] > 0.9  # nothing saved, and nothing warns
     with pytest.raises(AssertionError):
         check_saving(share)
 
 
 def test_a_rule_list_sets_rates():
-    rules = [("head/.*", "train"), (r"backbone/pooler/.*", "train(lr=0.1)"), (r".*/block_1/.*", "train(lr=2e-2)"), (".*", "freeze")]
+    rules = [
+        ("head/.*", "train"),
+        (r"backbone/pooler/.*", "train(lr=0.1)"),
+        (r".*/block_1/.*", "train(lr=2e-2)"),
+        (".*", "freeze"),
+    ]
     plan = resolved("bert", "classify", rules)
     assert plan.rates["head/classifier/kernel"] == 1.0
     assert plan.rates["backbone/pooler/bias"] == 0.1
@@ -173,17 +192,31 @@ def test_counts_table_and_text():
     plan = resolved("bert", "classify", "head")
     _, params = build("bert", "classify")
     assert plan.counts() == (64 * 3 + 3, sum(x.size for x in params.values()))
-    assert {"name": "head/classifier/bias", "shape": [3], "rule": "head", "rate": 1.0, "decay": 1.0} in plan.table()
+    assert {
+        "name": "head/classifier/bias",
+        "shape": [3],
+        "rule": "head",
+        "rate": 1.0,
+        "decay": 1.0,
+    } in plan.table()
     assert [r["name"] for r in plan.table()] == list(params)
     text = resolve.describe(plan)
     assert "trainable 195 of" in text and "head/classifier" in text and "freeze" in text
-    assert "train(lr=0.1)" in resolve.describe(resolved("bert", "classify", [("head/.*", "train(lr=0.1)"), (".*", "freeze")]))
+    assert "train(lr=0.1)" in resolve.describe(
+        resolved("bert", "classify", [("head/.*", "train(lr=0.1)"), (".*", "freeze")])
+    )
 
 
 def test_the_documented_names_are_those_that_exist():
     strategies.load()
     for name, one in strategies.TRAINS.items():
-        concrete = name.replace("K", "1").replace("N", "1").replace("SHARE,SEED", "0.3,0").replace("LIST", "0").replace("MODULES", "query")
+        concrete = (
+            name.replace("K", "1")
+            .replace("N", "1")
+            .replace("SHARE,SEED", "0.3,0")
+            .replace("LIST", "0")
+            .replace("MODULES", "query")
+        )
         assert resolved("bert", "classify", concrete).trainable
         assert len(one.function.__doc__) > 8
 
@@ -213,7 +246,9 @@ def test_nothing_to_train():
         resolved("bert", "classify", [(".*", "freeze")])
 
 
-@pytest.mark.parametrize("action", ["move", "train(0.1)", "train(lr=0)", "train(lr=-1)", "train(lr=inf)", "train(lr=1e)", "Freeze"])
+@pytest.mark.parametrize(
+    "action", ["move", "train(0.1)", "train(lr=0)", "train(lr=-1)", "train(lr=inf)", "train(lr=1e)", "Freeze"]
+)
 def test_an_action_that_is_none(action):
     with pytest.raises(UserError, match="expected 'freeze', 'train' or 'train"):
         resolved("bert", "classify", [(".*", action)])
@@ -240,7 +275,10 @@ def test_blocks_by_number():
 def test_rates_fall_from_the_head_down():
     plan = resolved("bert", "classify", "full@decay=0.5")
     assert plan.rates["head/classifier/bias"] == plan.rates["backbone/pooler/bias"] == 1
-    assert plan.rates["backbone/block_1/ffn/up/bias"] == 0.5 and plan.rates["backbone/block_0/ffn/up/bias"] == 0.25
+    assert (
+        plan.rates["backbone/block_1/ffn/up/bias"] == 0.5
+        and plan.rates["backbone/block_0/ffn/up/bias"] == 0.25
+    )
     assert plan.rates["backbone/embeddings/word/embedding"] == 0.125
     assert len(plan.trainable) == len(plan.rows)
     part = resolved("bert", "classify", "top-1+bitfit@ulmfit")
@@ -253,7 +291,9 @@ def test_random_tensors_hold_the_share_and_hang_on_the_seed():
     _, params = build("bert", "classify")
     backbone = {n: p for n, p in params.items() if n.startswith("backbone/")}
     for share in (0.1, 0.5, 1):
-        chosen = {n: params[n] for n in resolved("bert", "classify", f"random={share},7").trainable if n in backbone}
+        chosen = {
+            n: params[n] for n in resolved("bert", "classify", f"random={share},7").trainable if n in backbone
+        }
         assert share <= tree.count(chosen) / tree.count(backbone)
         assert share == 1 or len(chosen) < len(backbone)
     assert resolved("bert", "classify", "random=0.1,7") == resolved("bert", "classify", "random=0.1,7")
@@ -283,29 +323,51 @@ def test_nonsense_gets_the_nearest_valid_thing(strategy, says):
 
 
 def test_weight_decay_has_factors_too():
-    rules = [(r".*/block_1/ffn/.*", "train(lr=0.5, wd=3)"), (r".*/block_0/ffn/.*", "train(wd=0)"), ("head/.*", "train"), (".*", "freeze")]
+    rules = [
+        (r".*/block_1/ffn/.*", "train(lr=0.5, wd=3)"),
+        (r".*/block_0/ffn/.*", "train(wd=0)"),
+        ("head/.*", "train"),
+        (".*", "freeze"),
+    ]
     plan = resolved("bert", "classify", rules)
-    assert plan.decays["backbone/block_1/ffn/up/kernel"] == 3 and plan.rates["backbone/block_1/ffn/up/kernel"] == 0.5
+    assert (
+        plan.decays["backbone/block_1/ffn/up/kernel"] == 3
+        and plan.rates["backbone/block_1/ffn/up/kernel"] == 0.5
+    )
     assert "train(lr=0.5, wd=3)" in resolve.describe(plan) and "train(wd=0)" in resolve.describe(plan)
     # With no gradient at all the decay alone moves weights: by lr x decay x both factors, and never a bias.
     _, params = build("bert", "classify")
     inside = {n: jnp.asarray(params[n]) for n in plan.trainable}
-    tx = optim.build(tiny.optimizer(lr=0.1, weight_decay=0.01, decay="constant"), plan.rates, 0, 5, plan.decays)
+    tx = optim.build(
+        tiny.optimizer(lr=0.1, weight_decay=0.01, decay="constant"), plan.rates, 0, 5, plan.decays
+    )
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, inside), tx.init(inside), inside)
-    for name, share in (("block_1/ffn/up/kernel", 1.5), ("block_0/ffn/up/kernel", 0), ("block_1/ffn/up/bias", 0)):
-        np.testing.assert_allclose(updates[f"backbone/{name}"], -0.1 * 0.01 * share * inside[f"backbone/{name}"], rtol=1e-5)
+    for name, share in (
+        ("block_1/ffn/up/kernel", 1.5),
+        ("block_0/ffn/up/kernel", 0),
+        ("block_1/ffn/up/bias", 0),
+    ):
+        np.testing.assert_allclose(
+            updates[f"backbone/{name}"], -0.1 * 0.01 * share * inside[f"backbone/{name}"], rtol=1e-5
+        )
 
 
 def test_a_rule_list_must_be_total_and_live():
     with pytest.raises(UserError, match="no rule claims backbone/"):
         resolved("bert", "classify", [("head/.*", "train")])
-    with pytest.raises(UserError, match=r"'backbone/blocks_1/.*matches no parameter; did you mean 'backbone/block_1/"):
+    with pytest.raises(
+        UserError, match=r"'backbone/blocks_1/.*matches no parameter; did you mean 'backbone/block_1/"
+    ):
         resolved("bert", "classify", [("backbone/blocks_1/ffn/up/kernel", "train"), (".*", "freeze")])
 
 
-@pytest.mark.parametrize(("model", "word"), [("bert", "backbone/embeddings/word/embedding"), ("lstm", "backbone/embeddings/embedding")])
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [("bert", "backbone/embeddings/word/embedding"), ("lstm", "backbone/embeddings/embedding")],
+)
 def test_tied_tables_move_or_rest_as_one(model, word):
-    """Under MLM the decoder is the word table: with `embeddings` it moves, with `head` and `freeze-embeddings` it does not."""
+    """Under MLM the decoder is the word table: with `embeddings` it moves, with `head` and
+    `freeze-embeddings` it does not."""
     names = resolved(model, "mlm_nsp", "full").trainable
     assert "head/decoder/bias" in names and "head/decoder/kernel" not in names
     assert word in resolved(model, "mlm_nsp", "embeddings").trainable
@@ -314,7 +376,7 @@ def test_tied_tables_move_or_rest_as_one(model, word):
         assert word not in moving and {n for n in names if n.startswith("head/")} <= set(moving)
 
 
-# --- what moves changes with time -----------------------------------------------------------------------------------------
+# --- what moves changes with time ---------------------------------------------------------------------------
 
 
 def phases(strategy, total=100, depth=4, task="classify", seed=0, batch=8, examples=80):
@@ -324,7 +386,9 @@ def phases(strategy, total=100, depth=4, task="classify", seed=0, batch=8, examp
         return duration.steps(f"freeze={strategy!r}", text, batch=batch, examples=examples, total=total)
 
     net, _ = build("bert", task, layers=depth)
-    found = resolve.phases(language.parse(strategy), models.anatomy("bert"), net.shapes(), strategies.Span(total, steps, seed))
+    found = resolve.phases(
+        language.parse(strategy), models.anatomy("bert"), net.shapes(), strategies.Span(total, steps, seed)
+    )
     for p in found:
         by_hand = resolve.plan(p.strategy, models.anatomy("bert"), net.shapes())
         assert p.plan == by_hand
@@ -342,7 +406,10 @@ GRADUAL = ("head", "top-1", "top-2", "top-3", "top-4", "full")
         ("top-1", [(0, "top-1")]),
         ("head; 20: top-1", [(0, "head"), (20, "top-1")]),
         ("0: head; 20 steps: top-1", [(0, "head"), (20, "top-1")]),
-        ("\n  head ;\n 20 % : top-1 @ ulmfit;\n plateau = 2 : full\n", [(0, "head"), (20, "top-1 @ ulmfit"), ("plateau=2", "full")]),
+        ((
+            "\n  head ;\n 20 % : top-1 @ ulmfit;\n plateau = 2 : "
+            "full\n"
+        ), [(0, "head"), (20, "top-1 @ ulmfit"), ("plateau=2", "full")]),
         ("head;2 epochs:full", [(0, "head"), (20, "full")]),
         ("head; 400 examples: full", [(0, "head"), (50, "full")]),
         ("head; 50%: head; 60%: layers=0,2", [(0, "head"), (50, "head"), (60, "layers=0,2")]),
@@ -360,7 +427,11 @@ def test_phases_are_read(strategy, says):
 
 def test_lisa_draws_blocks_by_the_seed():
     found = phases("lisa=2, 10 steps@ulmfit")
-    assert [start for start, _ in found] == list(range(0, 100, 10)) == [start for start, _ in phases("lisa=2,10%")]
+    assert (
+        [start for start, _ in found]
+        == list(range(0, 100, 10))
+        == [start for start, _ in phases("lisa=2,10%")]
+    )
     drawn = [s.removeprefix("embeddings+layers=").removesuffix("@ulmfit") for _, s in found]
     assert all(re.fullmatch(r"[0-3],[0-3]", d) for d in drawn) and len(set(drawn)) > 2
     assert found == phases("lisa=2, 10 steps@ulmfit") != phases("lisa=2, 10 steps@ulmfit", seed=1)
@@ -378,10 +449,19 @@ def test_lisa_draws_blocks_by_the_seed():
         ("; 50%: full", r"'' is no strategy"),
         ("10: head; 20: full", r"the first phase, 'head', begins at '10'; expected 0"),
         ("plateau=2: head", r"the first phase, 'head', begins at 'plateau=2'; expected 0"),
-        ("head; 20: top-1; 20%: full", r"'full' would begin at step 20 \('20%'\), one before it at step 20; expected each phase later"),
-        ("head; 20: top-1; plateau=1: top-2; 10: full", r"'full' would begin at step 10 \('10'\), one before it at step 20"),
+        (
+            "head; 20: top-1; 20%: full",
+            r"'full' would begin at step 20 \('20%'\), one before it at step 20; expected each phase later",
+        ),
+        (
+            "head; 20: top-1; plateau=1: top-2; 10: full",
+            r"'full' would begin at step 10 \('10'\), one before it at step 20",
+        ),
         ("head; 0: full", r"'full' would begin at step 0"),
-        ("head; 100: full", r"'full' would begin at step 100, the run has 100; begin it earlier or train for longer"),
+        (
+            "head; 100: full",
+            r"'full' would begin at step 100, the run has 100; begin it earlier or train for longer",
+        ),
         ("head; 101%: full", r"'101%' is more than the whole"),
         ("head; soon: full", r"expected a duration such as '10%', .* got 'soon'; or plateau=N"),
         ("head; plateau: full", r"'plateau' is no start; expected plateau=N"),
@@ -406,8 +486,14 @@ def test_lisa_draws_blocks_by_the_seed():
         ("lisa=0,5", r"expected lisa=K,EVERY with 1 to 4 blocks"),
         ("lisa=1,0", r"'0' is no step at all"),
         ("lisa=1,plateau=2", r"expected a duration such as .* got 'plateau=2'"),
-        ([("0", RULES), ("50%", RULES), RULES[0][1]], r"freeze phase 'train': expected a pair \(start, rules\)"),
-        ([("0", RULES), ("50%", [["head/clasifier/bias", "train"], *ALL])], r"matches no parameter; did you mean 'head/c"),
+        (
+            [("0", RULES), ("50%", RULES), RULES[0][1]],
+            r"freeze phase 'train': expected a pair \(start, rules\)",
+        ),
+        (
+            [("0", RULES), ("50%", [["head/clasifier/bias", "train"], *ALL])],
+            r"matches no parameter; did you mean 'head/c",
+        ),
         ([("50%", RULES)], r"the first phase, .*, begins at '50%'"),
         (3, r"freeze=3: expected a strategy's name, a list"),
         (None, r"freeze=None: expected a strategy's name, a list"),
@@ -422,7 +508,11 @@ def test_nonsense_in_time_gets_one_clear_message(strategy, says):
 
 def test_a_run_too_short_for_its_phases():
     with pytest.raises(
-        UserError, match=r"'top-2' would begin at step 1 .* expected each phase later than those before it \(the run has 4 steps\)"
+        UserError,
+        match=(
+            r"'top-2' would begin at step 1 .* expected each phase later than those before it \(the run has "
+            r"4 steps\)"
+        ),
     ):
         phases("gradual", total=4)
 
@@ -437,7 +527,10 @@ def test_the_documented_names_of_what_changes_with_time():
 def test_what_moves_in_some_phase_goes_by_the_rule_that_moved_it_first():
     net, _ = build("bert", "classify", layers=4)
     found = resolve.phases(
-        language.parse("head; 50: top-1@decay=0.5; 60: full"), models.anatomy("bert"), net.shapes(), strategies.Span(100, int, 0)
+        language.parse("head; 50: top-1@decay=0.5; 60: full"),
+        models.anatomy("bert"),
+        net.shapes(),
+        strategies.Span(100, int, 0),
     )
     rates = resolve.union(found).rates
     assert len(rates) == len(net.shapes())
@@ -446,7 +539,8 @@ def test_what_moves_in_some_phase_goes_by_the_rule_that_moved_it_first():
 
 
 def test_a_table_that_is_tied_moves_for_both_its_uses():
-    """With mlm_nsp a word that no text has still learns, as an output; with a classifier's head it does not."""
+    """With mlm_nsp a word that no text has still learns, as an output; with a classifier's head it does
+    not."""
     word = "backbone/embeddings/word/embedding"
     for task, tied in (("mlm_nsp", True), ("classify", False)):
         net, params = build("bert", task)
@@ -462,7 +556,9 @@ def test_a_table_that_is_tied_moves_for_both_its_uses():
 
         # Where the table rests, so does the decoder: what is left of it is its bias.
         moving = resolve.plan("freeze-embeddings", models.anatomy("bert"), params).trainable
-        assert word not in moving and not any(n.startswith("head/decoder") and n != "head/decoder/bias" for n in moving)
+        assert word not in moving and not any(
+            n.startswith("head/decoder") and n != "head/decoder/bias" for n in moving
+        )
 
 
 @pytest.mark.parametrize("text", ["2-0,1", "1-0", "0,3-2"])

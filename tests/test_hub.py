@@ -1,4 +1,5 @@
-"""Hugging Face checkpoints in and out. What transformers computes and how it tokenizes lies in tests/golden/hub."""
+"""Hugging Face checkpoints in and out. What transformers computes and how it tokenizes lies in
+tests/golden/hub."""
 
 import contextlib
 import io
@@ -42,7 +43,11 @@ KINDS = {p.name: json.loads((p / "config.json").read_text())["model_type"] for p
 CASES = [name for name, kind in KINDS.items() if kind in models.families()]
 CLASSIFIERS = [name for name in CASES if name.endswith("_classify")]
 MASKED = [name for name in CASES if name.endswith("_masked")]
-DTYPES = {"float32": ("F32", np.float32), "float16": ("F16", np.float16), "bfloat16": ("BF16", ml_dtypes.bfloat16)}
+DTYPES = {
+    "float32": ("F32", np.float32),
+    "float16": ("F16", np.float16),
+    "bfloat16": ("BF16", ml_dtypes.bfloat16),
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -70,7 +75,10 @@ def raw(folder: Path, file: str = "model.safetensors") -> dict[str, Raw]:
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     header.pop("__metadata__", None)
-    return {n: Raw(e["dtype"], tuple(e["shape"]), content[slice(*(start + i for i in e["data_offsets"]))]) for n, e in header.items()}
+    return {
+        n: Raw(e["dtype"], tuple(e["shape"]), content[slice(*(start + i for i in e["data_offsets"]))])
+        for n, e in header.items()
+    }
 
 
 def array(x: Raw) -> np.ndarray:
@@ -132,14 +140,26 @@ def mistake(capsys: pytest.CaptureFixture[str], *args: Any) -> str:
     return captured.err.removeprefix(f"ptft {args[0]}: ").strip()
 
 
-def planted(workdir: Path, labels: tuple[str, ...] = (), tokenizer: ptft_tokenizers.Tokenizer = tiny.TOKENIZER, **values: Any) -> Path:
+def planted(
+    workdir: Path,
+    labels: tuple[str, ...] = (),
+    tokenizer: ptft_tokenizers.Tokenizer = tiny.TOKENIZER,
+    **values: Any,
+) -> Path:
     """The folder of a run with random weights, as training leaves it, without the training."""
-    resolved = spec.resolve({"objective": {"name": "classify" if labels else "mlm_nsp", "seq_len": 16}, **values})
+    resolved = spec.resolve(
+        {"objective": {"name": "classify" if labels else "mlm_nsp", "seq_len": 16}, **values}
+    )
     params = tiny.params(build.net(resolved, tokenizer, labels))
     record.write_json(workdir / "config.json", resolved.to_dict())
     tokenizer.save(workdir / "tokenizer")
     checkpoint.save_best(workdir, 3, params, {})
-    header = {"tokenizer": tokenizer.fingerprint, "labels": list(labels), "config_hash": "0" * 12, "versions": record.versions()}
+    header = {
+        "tokenizer": tokenizer.fingerprint,
+        "labels": list(labels),
+        "config_hash": "0" * 12,
+        "versions": record.versions(),
+    }
     record.write_json(workdir / "run.json", header)
     return workdir
 
@@ -164,7 +184,12 @@ def trip(tmp_path_factory):
             folder = tmp_path_factory.mktemp(f"{case}_{dtype}")
             source = GOLDEN / case
             if dtype != "float32":
-                source = copy(case, folder / "in", lambda t: {n: x.astype(DTYPES[dtype][1]) for n, x in t.items()}, dtype=dtype)
+                source = copy(
+                    case,
+                    folder / "in",
+                    lambda t: {n: x.astype(DTYPES[dtype][1]) for n, x in t.items()},
+                    dtype=dtype,
+                )
             came = said(flow.ptft, "import", source, "--workdir", folder / "run")
             went = said(flow.ptft, "export", "--workdir", folder / "run", "--to", folder / "out")
             made[case, dtype] = Trip(source, folder / "run", folder / "out", came, went)
@@ -215,7 +240,7 @@ def start(values: dict[str, Any]) -> tuple[dict[str, np.ndarray], str]:
     return {n: np.asarray(x) for n, x in params.items()}, out.getvalue()
 
 
-# ------------------------------------------------------------------------------------------------ the same numbers
+# ----------------------------------------------------------------------------------------- the same numbers
 
 
 def test_every_architecture_has_a_golden_checkpoint():
@@ -244,7 +269,9 @@ def test_ids_are_those_of_transformers(case, trip):
     want = json_of(GOLDEN / case / "ids.json")
     for folder in (GOLDEN / case, trip(case).run, trip(case).out):
         tokenizer = tokenizer_files.load(folder)
-        assert [[tokenizer.cls, *ids, tokenizer.sep] for ids in tokenizer.encode(want["texts"])] == want["single"]
+        assert [[tokenizer.cls, *ids, tokenizer.sep] for ids in tokenizer.encode(want["texts"])] == want[
+            "single"
+        ]
     assert trip(case).out.joinpath("tokenizer_config.json").is_file()
 
 
@@ -253,7 +280,9 @@ def test_ids_are_those_of_transformers(case, trip):
 def test_rows_are_those_of_transformers(case, pair):
     tokenizer, want = tokenizer_files.load(GOLDEN / case), json_of(GOLDEN / case / "ids.json")
     a, single = want["texts"], want["single"]
-    records = [{"text": x, "text_b": y} for x, y in itertools.pairwise(a)] if pair else [{"text": x} for x in a]
+    records = (
+        [{"text": x, "text_b": y} for x, y in itertools.pairwise(a)] if pair else [{"text": x} for x in a]
+    )
     values = {"name": "classify", "seq_len": 60}
     objective = objectives.build(config.resolve(values, objectives.spec(values)), tokenizer, ("no", "yes"))
     rows = objective.rows(data.Source(records, (), "", {}), tokenizer)
@@ -262,22 +291,33 @@ def test_rows_are_those_of_transformers(case, pair):
     assert len(rows) == len(expected) == (4 if pair else 5) and rows.notes["truncated"] == 0
     assert batch["length"].tolist() == list(map(len, expected))
     assert [row[:n].tolist() for row, n in zip(batch["tokens"], batch["length"], strict=True)] == expected
-    assert all((row[n:] == tokenizer.pad).all() for row, n in zip(batch["tokens"], batch["length"], strict=True))
-    second = [len(x) - (len(b) - 1) for x, b in zip(expected, single[1:], strict=False)] if pair else list(map(len, expected))
+    assert all(
+        (row[n:] == tokenizer.pad).all() for row, n in zip(batch["tokens"], batch["length"], strict=True)
+    )
+    second = (
+        [len(x) - (len(b) - 1) for x, b in zip(expected, single[1:], strict=False)]
+        if pair
+        else list(map(len, expected))
+    )
     assert batch["segment_b"].tolist() == second
     doubled = "roberta" in KINDS[case]
     assert tokenizer.between == (2 if doubled else 1)
     if pair:  # <s> a </s> </s> b </s>
         ends = [
-            [int(row[s - 2]) == tokenizer.sep, int(row[s - 1]) == tokenizer.sep] for row, s in zip(batch["tokens"], second, strict=True)
+            [int(row[s - 2]) == tokenizer.sep, int(row[s - 1]) == tokenizer.sep]
+            for row, s in zip(batch["tokens"], second, strict=True)
         ]
         assert ends == [[doubled, True]] * 4
 
 
-UNIGRAM = pytest.mark.xfail(strict=True, reason="the special words are entries of a unigram model, which finds them in any text")
+UNIGRAM = pytest.mark.xfail(
+    strict=True, reason="the special words are entries of a unigram model, which finds them in any text"
+)
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=UNIGRAM) if c.startswith("xlm") else c for c in MASKED])
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=UNIGRAM) if c.startswith("xlm") else c for c in MASKED]
+)
 def test_special_words_in_a_text_are_text(case):
     tokenizer = tokenizer_files.load(GOLDEN / case)
     words = tokenizer.tokens([tokenizer.cls, tokenizer.sep, tokenizer.mask, tokenizer.pad])
@@ -300,7 +340,9 @@ def words_of(tokenizer: ptft_tokenizers.Tokenizer, text: str) -> list[str]:
 @pytest.mark.parametrize("case", ["roberta_masked", "xlm_roberta_masked"])
 def test_pieces_that_continue_a_word(case):
     tokenizer = tokenizer_files.load(GOLDEN / case)
-    assert isinstance(tokenizer, ptft_tokenizers.Pretrained) and tokenizer.continues.shape == (tokenizer.vocab_size,)
+    assert isinstance(tokenizer, ptft_tokenizers.Pretrained) and tokenizer.continues.shape == (
+        tokenizer.vocab_size,
+    )
     assert words_of(tokenizer, "we sat like book mats") == ["we", "sat", "like", "book", "mats"]
     specials = [tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep, tokenizer.mask]
     assert not tokenizer.continues[specials].any()
@@ -310,7 +352,9 @@ def test_pieces_that_continue_a_word(case):
 def test_pieces_that_continue_a_word_of_another_wordpiece(tmp_path):
     """A tokenizer.json with marks of its own, here no lower-casing of accents, is used as it is."""
     hf = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece({w: i for i, w in enumerate([*ptft_tokenizers.SPECIALS, "re", "##do", "##", "a"])})
+        tokenizers.models.WordPiece(
+            {w: i for i, w in enumerate([*ptft_tokenizers.SPECIALS, "re", "##do", "##", "a"])}
+        )
     )
     hf.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     hf.save(str(tmp_path / "tokenizer.json"))
@@ -321,7 +365,9 @@ def test_pieces_that_continue_a_word_of_another_wordpiece(tmp_path):
 
 def test_a_tokenizer_json_that_is_berts_becomes_our_own(tmp_path):
     own = tokenizer_files.load(GOLDEN / "bert_masked")
-    hf = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(own.vocab)}, unk_token="[UNK]"))
+    hf = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({w: i for i, w in enumerate(own.vocab)}, unk_token="[UNK]")
+    )
     hf.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     hf.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     hf.save(str(tmp_path / "tokenizer.json"))
@@ -338,7 +384,9 @@ def test_a_tokenizer_json_says_more_than_the_vocab_txt_beside_it(tmp_path):
     vocab = [*ptft_tokenizers.SPECIALS, "a", "ä"]
     (tmp_path / "vocab.txt").write_text("\n".join(vocab) + "\n")
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "strip_accents": false}')
-    hf = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(vocab)}, unk_token="[UNK]"))
+    hf = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({w: i for i, w in enumerate(vocab)}, unk_token="[UNK]")
+    )
     hf.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True, strip_accents=False)
     hf.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     hf.save(str(tmp_path / "tokenizer.json"))
@@ -347,29 +395,41 @@ def test_a_tokenizer_json_says_more_than_the_vocab_txt_beside_it(tmp_path):
 
 def test_a_tokenizer_json_that_adds_no_separators(tmp_path):
     hf = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({w: i for i, w in enumerate([*ptft_tokenizers.SPECIALS, "a"])}, unk_token="[UNK]")
+        tokenizers.models.WordLevel(
+            {w: i for i, w in enumerate([*ptft_tokenizers.SPECIALS, "a"])}, unk_token="[UNK]"
+        )
     )
     hf.save(str(tmp_path / "tokenizer.json"))
     assert tokenizer_files.load(tmp_path).between == 1
 
 
 def test_a_tokenizer_without_its_special_tokens_is_refused(tmp_path):
-    hf = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[PAD]": 0, "[UNK]": 1, "<s>": 2, "</s>": 3, "a": 4}, unk_token="[UNK]"))
+    hf = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"[PAD]": 0, "[UNK]": 1, "<s>": 2, "</s>": 3, "a": 4}, unk_token="[UNK]")
+    )
     hf.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match=r"no mask token; expected one of \[MASK\], <mask>, or mask_token in tokenizer_config.json"):
+    with pytest.raises(
+        UserError,
+        match=r"no mask token; expected one of \[MASK\], <mask>, or mask_token in tokenizer_config.json",
+    ):
         tokenizer_files.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"mask_token": {"content": "a"}}))
     assert tokenizer_files.load(tmp_path).mask == 4
 
 
-# ------------------------------------------------------------------------------------------------ in and out again
+# ----------------------------------------------------------------------------------------- in and out again
 
 # Heads that ptft does not have stay behind, and the encoder alone goes out as the bare model.
 LEFT = {"electra_discriminator": "discriminator_predictions."}
 SILENT = {"classifier_dropout", "seq_classif_dropout"}  # of the head; a file is not asked for it
 
 
-HALVED = [(c, dtype) for dtype in ("float16", "bfloat16") for c in CASES if c.endswith(("_classify", "_pretraining"))]
+HALVED = [
+    (c, dtype)
+    for dtype in ("float16", "bfloat16")
+    for c in CASES
+    if c.endswith(("_classify", "_pretraining"))
+]
 
 
 @pytest.mark.parametrize(("case", "dtype"), [*((c, "float32") for c in CASES), *HALVED])
@@ -401,7 +461,11 @@ def test_an_export_means_the_same_model(case, trip):
     """The keys of config.json that are spelled otherwise still say the same."""
     t = trip(case)
     keys = [config_json.model_keys(folders.open_folder(folder)) for folder in (t.source, t.out)]
-    assert keys[0] == keys[1] and config_json.labels(folders.open_folder(t.out)) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert keys[0] == keys[1] and config_json.labels(folders.open_folder(t.out)) == [
+        "LABEL_0",
+        "LABEL_1",
+        "LABEL_2",
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -416,18 +480,27 @@ def test_half_precision_is_read_exactly(dtype, trip):
     }.items():
         np.testing.assert_array_equal(params[f"backbone/{ours}"], array(theirs[f"bert.{name}"]))
     np.testing.assert_array_equal(
-        params["backbone/block_1/ffn/up/kernel"], array(theirs["bert.encoder.layer.1.intermediate.dense.weight"]).T
+        params["backbone/block_1/ffn/up/kernel"],
+        array(theirs["bert.encoder.layer.1.intermediate.dense.weight"]).T,
     )
     stored, _ = checkpoint.load_params(t.run, None, skip="")
     equal({n: np.asarray(x) for n, x in stored.items()}, params)
 
 
 def test_a_file_of_two_dtypes_goes_out_as_float32(tmp_path):
-    folder = copy("bert_bare", tmp_path / "in", lambda t: {n: x.astype(np.float16) if x.ndim > 1 else x for n, x in t.items()})
-    assert "float16/float32 in the file, float32 here" in said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
+    folder = copy(
+        "bert_bare",
+        tmp_path / "in",
+        lambda t: {n: x.astype(np.float16) if x.ndim > 1 else x for n, x in t.items()},
+    )
+    assert "float16/float32 in the file, float32 here" in said(
+        flow.ptft, "import", folder, "--workdir", tmp_path / "run"
+    )
     said(flow.ptft, "export", "--workdir", tmp_path / "run", "--to", tmp_path / "out")
     out = raw(tmp_path / "out")
-    assert {x.dtype for x in out.values()} == {"F32"} and json_of(tmp_path / "out" / "config.json")["dtype"] == "float32"
+    assert {x.dtype for x in out.values()} == {"F32"} and json_of(tmp_path / "out" / "config.json")[
+        "dtype"
+    ] == "float32"
     for name, x in raw(folder).items():
         np.testing.assert_array_equal(array(out[name]), array(x), err_msg=name)
 
@@ -436,7 +509,10 @@ def test_import_says_what_it_found(trip):
     said = trip("distilbert_classify").came
     assert "distilbert_classify: distilbert, 40 tensors, float32 in the file, float32 here" in said
     assert "layers 2, hidden 16, heads 2, ffn 24, vocab 60, max_len 32" in said
-    assert "tokenizer: 42 entries; objective: classify, labels LABEL_0, LABEL_1, LABEL_2" in said and "not in the file: nothing" in said
+    assert (
+        "tokenizer: 42 entries; objective: classify, labels LABEL_0, LABEL_1, LABEL_2" in said
+        and "not in the file: nothing" in said
+    )
     said = trip("electra_discriminator").came
     assert "not in the file: backbone/pooler/bias, backbone/pooler/kernel, head/decoder/bias" in said
     assert "config_hash" in json_of(trip("bert_bare").run / "run.json")
@@ -452,7 +528,7 @@ def test_an_imported_run_is_evaluated(case, trip, texts, capsys):
     assert ("nsp_loss" in found) == (case == "bert_pretraining")
 
 
-# ------------------------------------------------------------------------------------------------ names and files
+# ------------------------------------------------------------------------------------------ names and files
 
 
 def test_the_old_names_of_layer_norms(tmp_path):
@@ -472,9 +548,13 @@ def shard(folder: Path, parts: int = 3) -> Path:
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     files = {n: f"model-{i % parts + 1:05d}-of-{parts:05d}.safetensors" for i, n in enumerate(tensors)}
     for file in set(files.values()):
-        safetensors.numpy.save_file({n: x for n, x in tensors.items() if files[n] == file}, folder / file, metadata={"format": "pt"})
+        safetensors.numpy.save_file(
+            {n: x for n, x in tensors.items() if files[n] == file}, folder / file, metadata={"format": "pt"}
+        )
     (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": files})
+    )
     return folder
 
 
@@ -489,7 +569,9 @@ def test_shards(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", [c for c in MASKED if models.families()[KINDS[c]].decoder.count(".") == 2 or "electra" not in c])
+@pytest.mark.parametrize(
+    "case", [c for c in MASKED if models.families()[KINDS[c]].decoder.count(".") == 2 or "electra" not in c]
+)
 def test_copies_of_tied_tensors_and_buffers_are_no_surprise(case, dtype, tmp_path):
     family = models.families()[KINDS[case]]
     table = family.prefix + names.places(family, "backbone/embeddings/word/embedding")[0].name
@@ -497,7 +579,10 @@ def test_copies_of_tied_tensors_and_buffers_are_no_surprise(case, dtype, tmp_pat
 
     def more(tensors):
         tensors = {n: x.astype(DTYPES[dtype][1]) for n, x in tensors.items()}
-        copies = {family.decoder: tensors[table].copy(), family.decoder.replace(".weight", ".bias"): tensors[bias].copy()}
+        copies = {
+            family.decoder: tensors[table].copy(),
+            family.decoder.replace(".weight", ".bias"): tensors[bias].copy(),
+        }
         return {**tensors, **copies, f"{family.prefix}embeddings.position_ids": np.arange(32)[None]}
 
     params, what = load(copy(case, tmp_path / "more", more))
@@ -542,8 +627,19 @@ def test_a_long_table_is_compared_to_its_end(tmp_path):
 
 def test_the_encoders_prefix_may_be_there_or_not(tmp_path):
     bare, whole = load(GOLDEN / "bert_bare")[0], load(GOLDEN / "bert_pretraining")[0]
-    equal(load(copy("bert_bare", tmp_path / "with", lambda t: {f"bert.{n}": x for n, x in t.items()}))[0], bare)
-    equal(load(copy("bert_pretraining", tmp_path / "without", lambda t: {n.removeprefix("bert."): x for n, x in t.items()}))[0], whole)
+    equal(
+        load(copy("bert_bare", tmp_path / "with", lambda t: {f"bert.{n}": x for n, x in t.items()}))[0], bare
+    )
+    equal(
+        load(
+            copy(
+                "bert_pretraining",
+                tmp_path / "without",
+                lambda t: {n.removeprefix("bert."): x for n, x in t.items()},
+            )
+        )[0],
+        whole,
+    )
     assert all(n.startswith(("embeddings.", "encoder.", "pooler.")) for n in raw(GOLDEN / "bert_bare"))
 
 
@@ -551,7 +647,10 @@ WRAPPED = {
     "torch.compile": ("bert_classify", lambda n: f"_orig_mod.{n}"),
     "data parallel, then compiled": ("distilbert_classify", lambda n: f"_orig_mod.module.{n}"),
     "a compiled encoder": ("roberta_classify", lambda n: n.replace("roberta.", "roberta._orig_mod.")),
-    "recomputed layers": ("bert_pretraining", lambda n: re.sub(r"(layer\.\d+\.)", r"\1_checkpoint_wrapped_module.", n)),
+    "recomputed layers": (
+        "bert_pretraining",
+        lambda n: re.sub(r"(layer\.\d+\.)", r"\1_checkpoint_wrapped_module.", n),
+    ),
     "a model inside of another": ("electra_classify", lambda n: f"model.{n}"),
     "a ModernBERT inside of another": ("modernbert_classify", lambda n: f"model.{n}"),
     "an encoder inside of another": ("bert_bare", lambda n: f"net.model.{n}"),
@@ -561,9 +660,13 @@ WRAPPED = {
 
 @pytest.mark.parametrize("case", WRAPPED)
 def test_names_of_wrapped_models(case, tmp_path):
-    """What torch.compile, DataParallel and Lightning put before the names; transformers would draw all weights at random."""
+    """What torch.compile, DataParallel and Lightning put before the names; transformers would draw all
+    weights at random."""
     source, rename = WRAPPED[case]
-    copies = {f"ema.{n}": x + 1 for n, x in safetensors.numpy.load_file(GOLDEN / source / "model.safetensors").items()}
+    copies = {
+        f"ema.{n}": x + 1
+        for n, x in safetensors.numpy.load_file(GOLDEN / source / "model.safetensors").items()
+    }
     copies = copies if "copy" in case else {}
     folder = copy(source, tmp_path / "in", lambda t: {rename(n): x for n, x in t.items()} | copies)
     params, what = load(folder)
@@ -581,8 +684,15 @@ def test_the_class_says_the_architecture_that_model_type_does_not(case, tmp_path
 def test_every_name_of_the_tables_is_used():
     """A row of a table that no parameter has would never be read."""
     for kind, family in models.families().items():
-        folders = [GOLDEN / name for name in CASES if models.families()[KINDS[name]].decoder == family.decoder]  # XLM-R is RoBERTa
-        modules = {re.sub(r"block_\d+", "block_{}", n).rpartition("/")[0] for f in folders for n in hub_compare.net(f)[0].shapes()}
+        # XLM-R is RoBERTa
+        folders = [
+            GOLDEN / name for name in CASES if models.families()[KINDS[name]].decoder == family.decoder
+        ]
+        modules = {
+            re.sub(r"block_\d+", "block_{}", n).rpartition("/")[0]
+            for f in folders
+            for n in hub_compare.net(f)[0].shapes()
+        }
         modules |= {"backbone/pooler"} if "backbone/pooler" in family.body else set()
         assert {*family.body, *family.mlm, *family.classify} <= modules, kind
 
@@ -605,9 +715,13 @@ def test_pretraining_goes_on_with_its_heads(imported, trip, texts):
     theirs = raw(t.source)
     for ours, name in HEADS.items():
         np.testing.assert_array_equal(params[ours], array(theirs[name]), err_msg=ours)
-    np.testing.assert_array_equal(params["head/transform/kernel"], array(theirs["cls.predictions.transform.dense.weight"]).T)
+    np.testing.assert_array_equal(
+        params["head/transform/kernel"], array(theirs["cls.predictions.transform.dense.weight"]).T
+    )
     np.testing.assert_array_equal(params["head/nsp/kernel"], array(theirs["cls.seq_relationship.weight"]).T)
-    np.testing.assert_array_equal(params["backbone/pooler/kernel"], array(theirs["bert.pooler.dense.weight"]).T)
+    np.testing.assert_array_equal(
+        params["backbone/pooler/kernel"], array(theirs["bert.pooler.dense.weight"]).T
+    )
     equal(params, load(t.source)[0])
     assert "loaded 46 tensors\n  new: none\n  unused: none" in said
 
@@ -627,7 +741,9 @@ def test_a_classifier_gets_a_new_head(case, imported, trip, texts):
 
 
 def test_an_ordinary_run_passes_its_heads_on(tmp_path):
-    flow.run(flow.pretraining(tmp_path, **{"train_for": "1 step", "data.dev": "", "devices": 1}), tmp_path / "pre")
+    flow.run(
+        flow.pretraining(tmp_path, **{"train_for": "1 step", "data.dev": "", "devices": 1}), tmp_path / "pre"
+    )
     stored = {n: np.asarray(x) for n, x in checkpoint.load_params(tmp_path / "pre", None, skip="")[0].items()}
     more = flow.pretraining(tmp_path, **{"init_from": str(tmp_path / "pre"), "seed": 7})
     del more["model"], more["data"]["vocab_size"]
@@ -637,14 +753,20 @@ def test_an_ordinary_run_passes_its_heads_on(tmp_path):
     flow.table(tmp_path / "train.tsv", 16)
     params, said = start(classify(tmp_path, tmp_path / "pre"))
     assert "new: head/classifier/bias, head/classifier/kernel\n  unused: head/" in said
-    equal({n: x for n, x in params.items() if n.startswith("backbone/")}, {n: x for n, x in stored.items() if n.startswith("backbone/")})
+    equal(
+        {n: x for n, x in params.items() if n.startswith("backbone/")},
+        {n: x for n, x in stored.items() if n.startswith("backbone/")},
+    )
 
 
 @pytest.mark.parametrize("imported", [False, True], ids=["folder", "run"])
 def test_a_missing_pooler_is_new(imported, trip, texts):
     t = trip("roberta_masked")
     params, said = start(classify(texts, t.run if imported else t.source))
-    assert "new: backbone/pooler/bias, backbone/pooler/kernel, head/classifier/bias, head/classifier/kernel\n" in said
+    assert (
+        "new: backbone/pooler/bias, backbone/pooler/kernel, head/classifier/bias, head/classifier/kernel\n"
+        in said
+    )
     assert np.abs(params["backbone/pooler/kernel"]).max() > 0
 
 
@@ -652,25 +774,37 @@ def test_init_weights_false_takes_sizes_and_tokenizer_alone(texts):
     params, said = start(classify(texts, GOLDEN / "bert_bare", init_weights=False))
     assert said == "" and params["backbone/embeddings/word/embedding"].shape == (60, 16)
     assert not np.array_equal(
-        params["backbone/embeddings/word/embedding"], array(raw(GOLDEN / "bert_bare")["embeddings.word_embeddings.weight"])
+        params["backbone/embeddings/word/embedding"],
+        array(raw(GOLDEN / "bert_bare")["embeddings.word_embeddings.weight"]),
     )
 
 
 def test_a_page_may_change_the_models_keys_that_are_no_sizes(texts):
     made = spec.resolve(classify(texts, GOLDEN / "roberta_masked", **{"model.dropout": 0.3}))
-    assert (made.model.dropout, made.model.hidden, made.model.offset, made.model.family) == (0.3, 16, 2, "roberta")
+    assert (made.model.dropout, made.model.hidden, made.model.offset, made.model.family) == (
+        0.3,
+        16,
+        2,
+        "roberta",
+    )
 
 
 def test_roberta_is_trained_on(trip, texts, tmp_path):
     """Two steps of masked words alone, and out again under transformers' names."""
-    values = masked(texts, trip("roberta_masked").source, **{"objective.nsp": False, "objective.whole_word": True})
+    values = masked(
+        texts, trip("roberta_masked").source, **{"objective.nsp": False, "objective.whole_word": True}
+    )
     result = flow.run(values, tmp_path / "run")
     assert result["steps"] == 2
     assert np.isfinite(flow.lines(tmp_path / "run")[-1]["loss"])
     export = said(flow.ptft, "export", "--workdir", tmp_path / "run", "--to", tmp_path / "out")
-    assert "left out, transformers has no place for them: backbone/pooler/bias, backbone/pooler/kernel" in export
+    assert (
+        "left out, transformers has no place for them: backbone/pooler/bias, backbone/pooler/kernel" in export
+    )
     before, after = raw(GOLDEN / "roberta_masked"), raw(tmp_path / "out")
-    assert {n: (x.dtype, x.shape) for n, x in after.items()} == {n: (x.dtype, x.shape) for n, x in before.items()}
+    assert {n: (x.dtype, x.shape) for n, x in after.items()} == {
+        n: (x.dtype, x.shape) for n, x in before.items()
+    }
     assert all(not np.array_equal(array(after[n]), array(before[n])) for n in before if "key.bias" not in n)
     assert json_of(tmp_path / "out" / "config.json")["architectures"] == ["RobertaForMaskedLM"]
 
@@ -687,9 +821,14 @@ def test_two_separators_and_nsp_do_not_go_together(texts, tmp_path, capsys):
 
 @pytest.mark.parametrize("case", CLASSIFIERS)
 def test_predict_with_an_imported_classifier(case, tmp_path, capsys):
-    """The probabilities of the ids that transformers cuts, under the names of id2label in the order of their ids; of pairs, too,
-    which one tab makes: no file of a checkpoint says whether it was trained on them."""
-    folder = copy(case, tmp_path / "in", id2label={"2": "good", "0": "bad", "1": "so so"}, label2id={"good": 2, "bad": 0, "so so": 1})
+    """The probabilities of the ids that transformers cuts, under the names of id2label in the order of their
+    ids; of pairs, too, which one tab makes: no file of a checkpoint says whether it was trained on them."""
+    folder = copy(
+        case,
+        tmp_path / "in",
+        id2label={"2": "good", "0": "bad", "1": "so so"},
+        label2id={"good": 2, "bad": 0, "so so": 1},
+    )
     said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
     want = json_of(GOLDEN / case / "ids.json")
     capsys.readouterr()
@@ -705,11 +844,19 @@ def test_predict_with_an_imported_classifier(case, tmp_path, capsys):
     width, length = max(map(len, rows)), np.array(list(map(len, rows)))[:, None]
     tokenizer = tokenizer_files.load(folder)
     tokens = np.array([ids + [tokenizer.pad] * (width - len(ids)) for ids in rows], np.int32)
-    second = np.array([*map(len, want["single"]), *(len(want["pair"][i]) - len(want["single"][i + 1]) + 1 for i in fit)])
-    mask, types = np.arange(width) < length, (np.arange(width) >= second[:, None]) & (np.arange(width) < length)
+    second = np.array(
+        [*map(len, want["single"]), *(len(want["pair"][i]) - len(want["single"][i + 1]) + 1 for i in fit)]
+    )
+    mask, types = (
+        np.arange(width) < length,
+        (np.arange(width) >= second[:, None]) & (np.arange(width) < length),
+    )
     logits = jax.jit(net.predict)(params, {"tokens": tokens, "mask": mask, "types": types.astype(np.int32)})
     shares = np.asarray(jax.nn.softmax(logits))
-    assert ["\t".join(row[k] for k in ("text", "text_b") if k in row) for row in found] == [*want["texts"], *pairs]
+    assert ["\t".join(row[k] for k in ("text", "text_b") if k in row) for row in found] == [
+        *want["texts"],
+        *pairs,
+    ]
     for row, p in zip(found, shares, strict=True):
         assert list(row["probabilities"]) == ["bad", "so so", "good"]
         np.testing.assert_allclose(list(row["probabilities"].values()), p, atol=1e-6)
@@ -718,10 +865,16 @@ def test_predict_with_an_imported_classifier(case, tmp_path, capsys):
 
 
 def test_tables_for_an_imported_classifier(tmp_path, capsys):
-    """The run has no data of its own: the command says which columns there are, of two texts and of none with a name."""
+    """The run has no data of its own: the command says which columns there are, of two texts and of none with
+    a name."""
     said(flow.ptft, "import", copy("bert_classify", tmp_path / "in"), "--workdir", tmp_path / "run")
     names = json_of(tmp_path / "run" / "run.json")["labels"]
-    rows = [(a, b, names[i % 3]) for i, (a, b) in enumerate(itertools.pairwise(json_of(GOLDEN / "bert_classify" / "ids.json")["texts"]))]
+    rows = [
+        (a, b, names[i % 3])
+        for i, (a, b) in enumerate(
+            itertools.pairwise(json_of(GOLDEN / "bert_classify" / "ids.json")["texts"])
+        )
+    ]
     for file, head in (("named.tsv", ["one\ttwo\tgold"]), ("bare.tsv", [])):
         (tmp_path / file).write_text("\n".join([*head, *map("\t".join, rows)]) + "\n")
 
@@ -735,12 +888,23 @@ def test_tables_for_an_imported_classifier(tmp_path, capsys):
     for file, one, two, gold in (("named.tsv", "one", "two", "gold"), ("bare.tsv", 0, 1, 2)):
         of_file = ["--file", tmp_path / file, "--text-column", one]
         assert call("predict", "--json", *of_file, "--text-column", two) == asked
-        assert [r["probabilities"] for r in call("predict", "--json", *of_file)] == [r["probabilities"] for r in single]
+        assert [r["probabilities"] for r in call("predict", "--json", *of_file)] == [
+            r["probabilities"] for r in single
+        ]
         right = np.mean([r["label"] == names[i % 3] for i, r in enumerate(asked)])
         columns = ["--text-column", one, "--text-column", two, "--label-column", gold]
         (found,) = call("eval", "--data", f"files:{tmp_path / file}", *columns)
         assert found["rows"] == 4 and found["accuracy"] == pytest.approx(right)
-    found = mistake(capsys, "eval", "--workdir", tmp_path / "run", "--data", f"files:{tmp_path}/named.tsv", "--text-column", "one")
+    found = mistake(
+        capsys,
+        "eval",
+        "--workdir",
+        tmp_path / "run",
+        "--data",
+        f"files:{tmp_path}/named.tsv",
+        "--text-column",
+        "one",
+    )
     assert "labelled rows need data.label (eval: --label-column" in found
 
 
@@ -760,24 +924,43 @@ LOST = {
         "pooler.",
         "BertForSequenceClassification .* holds no bert.pooler.dense.bias, bert.pooler.dense.weight, ",
     ),
-    "half a head": ("bert_classify", "classifier.bias", "holds no classifier.bias, so nothing can be predicted with it"),
+    "half a head": (
+        "bert_classify",
+        "classifier.bias",
+        "holds no classifier.bias, so nothing can be predicted with it",
+    ),
     "no classifier": ("bert_classify", "classifier.", "holds no classifier.weight, so nothing"),
-    "no tagger": ("bert_tags", "classifier.", "BertForTokenClassification .* holds no classifier.weight, so nothing"),
-    "no first layer": ("roberta_classify", "classifier.dense.", "holds no classifier.dense.bias, classifier.dense.weight, so nothing"),
+    "no tagger": (
+        "bert_tags",
+        "classifier.",
+        "BertForTokenClassification .* holds no classifier.weight, so nothing",
+    ),
+    "no first layer": (
+        "roberta_classify",
+        "classifier.dense.",
+        "holds no classifier.dense.bias, classifier.dense.weight, so nothing",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", LOST)
 def test_half_a_classifier_is_refused_when_it_is_imported(case, texts, tmp_path, capsys):
-    """transformers draws the rest at random, and so every prediction. The encoder alone is a start all the same."""
+    """transformers draws the rest at random, and so every prediction. The encoder alone is a start all the
+    same."""
     source, gone, expected = LOST[case]
     folder = copy(source, tmp_path / "in", lambda t: {n: x for n, x in t.items() if gone not in n})
     found = mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
-    assert re.search(expected, found) and "fetch or save it again, or write" in found and not (tmp_path / "run").exists()
+    assert (
+        re.search(expected, found)
+        and "fetch or save it again, or write" in found
+        and not (tmp_path / "run").exists()
+    )
     if case == "no pooler":
         assert "new: backbone/pooler/bias" in start(classify(texts, folder))[1]
         settings(folder, architectures=["BertModel"])
-        assert "not in the file: backbone/pooler/bias" in said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
+        assert "not in the file: backbone/pooler/bias" in said(
+            flow.ptft, "import", folder, "--workdir", tmp_path / "run"
+        )
 
 
 def test_a_classifier_cuts_texts_as_its_tokenizer_says(tmp_path):
@@ -795,7 +978,10 @@ def test_a_classifier_cuts_texts_as_its_tokenizer_says(tmp_path):
 
 def test_blank_lines_at_the_end_of_a_vocabulary_are_no_entries(tmp_path):
     folder = copy(
-        "bert_classify", tmp_path / "in", lambda t: {n: x[:42].copy() if "word_emb" in n else x for n, x in t.items()}, vocab_size=42
+        "bert_classify",
+        tmp_path / "in",
+        lambda t: {n: x[:42].copy() if "word_emb" in n else x for n, x in t.items()},
+        vocab_size=42,
     )
     (folder / "vocab.txt").write_text((folder / "vocab.txt").read_text() + "\n\n")
     assert "tokenizer: 42 entries" in said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
@@ -807,13 +993,24 @@ def test_more_than_one_label_a_text_is_no_classifier_of_ours(tmp_path):
     assert "unused: classifier.bias, classifier.weight" in found and "objective: mlm_nsp" in found
 
 
-# ------------------------------------------------------------------------------------------------ sentence encoders
+# ---------------------------------------------------------------------------------------- sentence encoders
 
 
 def pooling(folder: Path, *modes: str) -> Path:
     (folder / "1_Pooling").mkdir()
-    known = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
-    values = {"word_embedding_dimension": 16, **{f"pooling_mode_{m}": m in modes for m in known}, "include_prompt": True}
+    known = (
+        "cls_token",
+        "mean_tokens",
+        "max_tokens",
+        "mean_sqrt_len_tokens",
+        "weightedmean_tokens",
+        "lasttoken",
+    )
+    values = {
+        "word_embedding_dimension": 16,
+        **{f"pooling_mode_{m}": m in modes for m in known},
+        "include_prompt": True,
+    }
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(values))
     return folder
 
@@ -828,7 +1025,9 @@ def test_a_sentence_encoder(mode, ours, texts, tmp_path):
     said(flow.ptft, "export", "--workdir", tmp_path / "run", "--to", tmp_path / "out")
     assert raw(tmp_path / "out") == raw(folder)  # with the pooler, which nobody reads
     found = json_of(tmp_path / "out" / "1_Pooling" / "config.json")
-    assert found["word_embedding_dimension"] == 16 and [k for k, v in found.items() if v is True] == [f"pooling_mode_{mode}"]
+    assert found["word_embedding_dimension"] == 16 and [k for k, v in found.items() if v is True] == [
+        f"pooling_mode_{mode}"
+    ]
     modules = json_of(tmp_path / "out" / "modules.json")
     assert [(m["idx"], m["path"], m["type"]) for m in modules] == [
         (0, "", "sentence_transformers.models.Transformer"),
@@ -857,14 +1056,20 @@ def test_other_poolings_are_refused(modes, tmp_path, capsys):
 
 
 def test_an_encoder_with_a_pooler_is_no_sentence_encoder(trip):
-    assert not (trip("bert_bare").out / "modules.json").exists() and not (trip("bert_bare").out / "1_Pooling").exists()
+    assert (
+        not (trip("bert_bare").out / "modules.json").exists()
+        and not (trip("bert_bare").out / "1_Pooling").exists()
+    )
 
 
 # ------------------------------------------------------------------------------------------------ refusals
 
 
 def write_text(file: str, content: str | bytes) -> Callable[[Path], None]:
-    return lambda folder: [(folder / file).write_bytes(content if isinstance(content, bytes) else content.encode()), None][1]
+    return lambda folder: [
+        (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode()),
+        None,
+    ][1]
 
 
 def without(*files: str) -> Callable[[Path], None]:
@@ -906,7 +1111,9 @@ def moved_out(folder: Path) -> None:
     """The index names a file that is there, but not in the folder."""
     (folder.parent / "up").mkdir()
     (folder / "model.safetensors").rename(folder.parent / "up" / "model.safetensors")
-    write_text("model.safetensors.index.json", json.dumps({"weight_map": {UP: "../up/model.safetensors"}}))(folder)
+    write_text("model.safetensors.index.json", json.dumps({"weight_map": {UP: "../up/model.safetensors"}}))(
+        folder
+    )
 
 
 def nan(x: np.ndarray, value: float = float("nan")) -> np.ndarray:
@@ -916,74 +1123,150 @@ def nan(x: np.ndarray, value: float = float("nan")) -> np.ndarray:
 
 
 UP = "bert.encoder.layer.1.intermediate.dense.weight"
-NO_PICKLES = "ptft reads safetensors only, because pickles run code and TensorFlow's own format is out of scope.*save_pretrained"
-CUT = r"model.safetensors is no intact safetensors file \(.*\); it was cut short, or is another format: fetch it again"
+NO_PICKLES = (
+    "ptft reads safetensors only, because pickles run code and TensorFlow's own format is out of "
+    "scope.*save_pretrained"
+)
+CUT = (
+    r"model.safetensors is no intact safetensors file \(.*\); it was cut short, or is another format: fetch "
+    r"it again"
+)
 WRONG = r"the weights of .*/in .*its config.json.*:\n +path +have +want\n"
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "torch": (replaced("pytorch_model.bin", b"x"), f"no model.safetensors but pytorch_model.bin: {NO_PICKLES}"),
+    "torch": (replaced("pytorch_model.bin", b"x"), (
+        "no model.safetensors but pytorch_model.bin: "
+        f"{NO_PICKLES}"
+    )),
     "tensorflow": (replaced("tf_model.h5", b"x"), f"no model.safetensors but tf_model.h5: {NO_PICKLES}"),
-    "flax": (replaced("flax_model.msgpack", b"x"), f"no model.safetensors but flax_model.msgpack: {NO_PICKLES}"),
-    "no weights": (without("model.safetensors"), "has no model.safetensors, .*; it holds config.json, tokenizer_config.json, vocab.txt"),
+    "flax": (replaced("flax_model.msgpack", b"x"), (
+        "no model.safetensors but flax_model.msgpack: "
+        f"{NO_PICKLES}"
+    )),
+    "no weights": (without("model.safetensors"), (
+        "has no model.safetensors, .*; it holds config.json, tokenizer_config.json, "
+        "vocab.txt"
+    )),
     "half a file": (cut(lambda n: n // 2), CUT),
     "less than a header": (cut(lambda n: 100), CUT),
     "four bytes": (cut(lambda n: 4), CUT),
     "an empty file": (cut(lambda n: 0), CUT),
     "a page of HTML": (write_text("model.safetensors", "<!DOCTYPE html>" * 40), CUT),
-    "a pointer to a large file": (write_text("model.safetensors", "version https://git-lfs.github.com/spec/v1\nsize 42\n"), CUT),
+    "a pointer to a large file": (write_text("model.safetensors", (
+        "version https://git-lfs.github.com/spec/v1\nsize "
+        "42\n"
+    )), CUT),
     "another width": (
         says(intermediate_size=32),
-        WRONG + r"(.*\n)*  bert.encoder.layer.1.intermediate.dense.weight +F32\[24, 16\] +F32/F16/BF16\[32, 16\]",
+        WRONG + (
+            r"(.*\n)*  bert.encoder.layer.1.intermediate.dense.weight +F32\[24, 16\] +F32/F16/BF16\[32, "
+            r"16\]"
+        ),
     ),
     "another vocabulary": (
         says(vocab_size=61),
         WRONG + r"(.*\n)*  bert.embeddings.word_embeddings.weight +F32\[60, 16\] +F32/F16/BF16\[61, 16\]",
     ),
-    "another shape": (holds(UP, lambda x: x[:, :-1].copy()), WRONG + rf"  {UP} +F32\[24, 15\] +F32/F16/BF16\[24, 16\]$"),
-    "a transposed matrix": (holds(UP, lambda x: x.T.copy()), WRONG + rf"  {UP} +F32\[16, 24\] +F32/F16/BF16\[24, 16\]$"),
+    "another shape": (holds(UP, lambda x: x[:, :-1].copy()), WRONG + (
+        rf"  {UP} +F32\[24, 15\] +F32/F16/BF16\[24, "
+        r"16\]$"
+    )),
+    "a transposed matrix": (holds(UP, lambda x: x.T.copy()), WRONG + (
+        rf"  {UP} +F32\[16, 24\] +F32/F16/BF16\[24, "
+        r"16\]$"
+    )),
     "another rank": (holds(UP, lambda x: x.ravel()), WRONG + rf"  {UP} +F32\[384\] +F32/F16/BF16\[24, 16\]$"),
     "a missing tensor": (
         holds(UP, lambda x: None),
         WRONG + r"  encoder.layer.1.intermediate.dense.weight +missing +for backbone/block_1/ffn/up/kernel$",
     ),
     "a missing layer": (says(num_hidden_layers=3), WRONG + r"  encoder.layer.* +2 layers +3 layers"),
-    "whole numbers": (holds(UP, lambda x: x.astype(np.int32)), WRONG + rf"  {UP} +I32\[24, 16\] +F32/F16/BF16\[24, 16\]$"),
+    "whole numbers": (holds(UP, lambda x: x.astype(np.int32)), WRONG + (
+        rf"  {UP} +I32\[24, 16\] +F32/F16/BF16\[24, "
+        r"16\]$"
+    )),
     "bytes": (holds(UP, lambda x: x.astype(np.uint8)), WRONG + rf"  {UP} +U8\[24, 16\] "),
     "doubles": (holds(UP, lambda x: x.astype(np.float64)), WRONG + rf"  {UP} +F64\[24, 16\] "),
     "a NaN": (holds(UP, nan), f"model.safetensors: {UP} holds NaN or infinity; fetch the file again"),
     "an infinity": (holds(UP, lambda x: nan(x, np.inf)), f"{UP} holds NaN or infinity"),
-    "half a config": (write_text("config.json", '{"model_type": "bert", "hid'), r"config.json is no JSON \(.*\); fetch it again"),
-    "a config of other bytes": (write_text("config.json", b"\xff\xfe\x00"), r"config.json is no JSON \(.*\); fetch it again"),
-    "a config that is a list": (write_text("config.json", "[]"), "config.json: expected a JSON object, got list"),
-    "no config": (without("config.json"), "has no config.json; it holds model.safetensors, tokenizer_config.json, vocab.txt"),
-    "an unknown architecture": (says(model_type="gpt2"), "the architecture 'gpt2' is not one that ptft has; there is: bert, distilbert, "),
-    "a misspelt architecture": (says(model_type="robertta"), "the architecture 'robertta' is not one .* did you mean .*'roberta'"),
+    "half a config": (write_text("config.json", '{"model_type": "bert", "hid'), (
+        r"config.json is no JSON \(.*\); fetch it "
+        r"again"
+    )),
+    "a config of other bytes": (write_text("config.json", b"\xff\xfe\x00"), (
+        r"config.json is no JSON \(.*\); fetch it "
+        r"again"
+    )),
+    "a config that is a list": (write_text("config.json", "[]"), (
+        "config.json: expected a JSON object, got "
+        "list"
+    )),
+    "no config": (without("config.json"), (
+        "has no config.json; it holds model.safetensors, tokenizer_config.json, "
+        "vocab.txt"
+    )),
+    "an unknown architecture": (says(model_type="gpt2"),
+    "the architecture 'gpt2' is not one that ptft has; there is: bert, distilbert, "),
+    "a misspelt architecture": (says(model_type="robertta"), (
+        "the architecture 'robertta' is not one .* did you mean "
+        ".*'roberta'"
+    )),
     "no architecture": (
-        says(model_type=None, architectures=None), "has neither model_type nor architectures.*add \"model_type\": one of bert, ",
+        says(model_type=None, architectures=None),
+        "has neither model_type nor architectures.*add \"model_type\": one of bert, ",
     ),
-    "another architecture": (says(model_type=None, architectures=["GPT2LMHeadModel"]), "the architecture 'GPT2LMHeadModel' is not one"),
+    "another architecture": (says(model_type=None, architectures=["GPT2LMHeadModel"]), (
+        "the architecture 'GPT2LMHeadModel' is not "
+        "one"
+    )),
     "an index that is missing": (
-        lambda folder: (shard(folder) / "model.safetensors.index.json").unlink(), "model-00001-of-00003.safetensors and no .*index.json",
+        lambda folder: (shard(folder) / "model.safetensors.index.json").unlink(), (
+            "model-00001-of-00003.safetensors and no "
+            ".*index.json"
+        ),
     ),
     "an adapter": (
-        replaced("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "org/base", "task_type": "SEQ_CLS"}'),
-        r"is a PEFT adapter \('LORA'\) to 'org/base' and no whole model; .*AutoModelForSequenceClassification.*merge_and_unload\(\)",
+        replaced("adapter_config.json", (
+            '{"peft_type": "LORA", "base_model_name_or_path": "org/base", "task_type": '
+            '"SEQ_CLS"}'
+        )),
+        r"is a PEFT adapter \('LORA'\) to 'org/base' and no whole model; "
+        r".*AutoModelForSequenceClassification.*merge_and_unload\(\)",
     ),
     "two encoders": (
-        lambda folder: rewrite_weights(folder, lambda t: {f"{p}.{n}": x.copy() for n, x in t.items() for p in ("q", "d")}),
+        lambda folder: rewrite_weights(folder,
+        lambda t: {f"{p}.{n}": x.copy() for n, x in t.items() for p in ("q", "d")}),
         "holds several encoders: 'd.', 'q.'; expected one",
     ),
-    "quantized": (says(quantization_config={"bits": 4}), "/in is quantized; expected float32, float16 or bfloat16 weights"),
-    "relative positions": (says(position_embedding_type="relative_key"), "type is 'relative_key'; ptft has 'absolute' only"),
+    "quantized": (says(quantization_config={"bits": 4}), (
+        "/in is quantized; expected float32, float16 or bfloat16 "
+        "weights"
+    )),
+    "relative positions": (says(position_embedding_type="relative_key"), (
+        "type is 'relative_key'; ptft has 'absolute' "
+        "only"
+    )),
     "a decoder": (says(is_decoder=True), "is_decoder is True; ptft has False only"),
-    "an unknown activation": (says(hidden_act="mish"), "the activation 'mish'.* is not one of gelu, gelu_new"),
-    "words for sizes": (says(hidden_size="large"), "hidden.* 'large'.*expected a .*number|hidden.*expected a .*number, got 'large'"),
+    "an unknown activation": (says(hidden_act="mish"), (
+        "the activation 'mish'.* is not one of gelu, "
+        "gelu_new"
+    )),
+    "words for sizes": (says(hidden_size="large"), (
+        "hidden.* 'large'.*expected a .*number|hidden.*expected a .*number, got "
+        "'large'"
+    )),
     "a negative size": (says(hidden_size=-16), "hidden.* -16.*expected"),
-    "heads that do not divide": (says(num_attention_heads=3), "model.hidden: 16 is not divisible into 3 heads"),
+    "heads that do not divide": (says(num_attention_heads=3), (
+        "model.hidden: 16 is not divisible into 3 "
+        "heads"
+    )),
     "an index out of the folder": (moved_out, "the file '../up/model.safetensors', which is not in"),
     "an index with a whole path": (index({"a": "/etc/passwd"}), "the file '/etc/passwd', which is not in"),
     "an index of nothing": (index({}), "has no model.safetensors, .*; it holds"),
     "a damaged index": (replaced("model.safetensors.index.json", "{"), "index.json is no JSON"),
-    "no tokenizer": (without("vocab.txt", "tokenizer_config.json"), "there is no vocabulary at .*/in: expected"),
+    "no tokenizer": (without("vocab.txt", "tokenizer_config.json"), (
+        "there is no vocabulary at .*/in: "
+        "expected"
+    )),
     "a damaged tokenizer": (
         lambda folder: [without("vocab.txt")(folder), write_text("tokenizer.json", "{}")(folder)][1],
         "tokenizer.json is no tokenizer that the tokenizers library reads",
@@ -993,7 +1276,15 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         "the tokenizer has 65 entries, the model's word table 60 rows: not a pair",
     ),
 }  # fmt: skip
-ONCE = ("half a file", "another shape", "a NaN", "no tokenizer", "a larger tokenizer", "an unknown architecture", "torch")
+ONCE = (
+    "half a file",
+    "another shape",
+    "a NaN",
+    "no tokenizer",
+    "a larger tokenizer",
+    "an unknown architecture",
+    "torch",
+)
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -1062,7 +1353,12 @@ def test_a_pickle_beside_the_weights_is_not_touched(tmp_path):
 def google(folder: Path) -> Path:
     """The files of google-research/bert."""
     folder.mkdir()
-    for name in ("bert_model.ckpt.index", "bert_model.ckpt.meta", "bert_model.ckpt.data-00000-of-00001", "bert_config.json"):
+    for name in (
+        "bert_model.ckpt.index",
+        "bert_model.ckpt.meta",
+        "bert_model.ckpt.data-00000-of-00001",
+        "bert_config.json",
+    ):
         (folder / name).write_text("{}")
     shutil.copy(GOLDEN / "bert_masked" / "vocab.txt", folder)
     return folder
@@ -1078,16 +1374,26 @@ def test_init_from_googles_format_says_so_too(texts, tmp_path, capsys):
     assert re.search(NO_PICKLES, mistake(capsys, "train", "--config", page, "--workdir", tmp_path / "run"))
 
 
-@pytest.mark.parametrize("change", [without("model.safetensors"), index({"a": "gone.safetensors"})], ids=["no weights", "index alone"])
+@pytest.mark.parametrize(
+    "change",
+    [without("model.safetensors"), index({"a": "gone.safetensors"})],
+    ids=["no weights", "index alone"],
+)
 def test_init_from_a_folder_without_weights(change, texts, tmp_path, capsys):
     folder = copy("bert_pretraining", tmp_path / "in")
     change(folder)
     page = flow.page(tmp_path / "page.py", classify(texts, folder))
-    assert re.search("has no model.safetensors|names the file", mistake(capsys, "train", "--config", page, "--workdir", tmp_path / "run"))
+    assert re.search(
+        "has no model.safetensors|names the file",
+        mistake(capsys, "train", "--config", page, "--workdir", tmp_path / "run"),
+    )
 
 
 def null(key: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "config.json").write_text(json.dumps({**json_of(folder / "config.json"), key: None})) and None
+    return lambda folder: (
+        (folder / "config.json").write_text(json.dumps({**json_of(folder / "config.json"), key: None}))
+        and None
+    )
 
 
 ODD: dict[str, tuple[str, Callable[[Path], None]]] = {
@@ -1115,30 +1421,56 @@ def tokenizer_says(**changes: Any) -> Callable[[Path], None]:
 DEEP = "[" * 100_000
 HALF = r"\ud83d"  # of a pair: no text, and so nothing that a file could hold
 DAMAGED: dict[str, tuple[str, Callable[[Path], None], str]] = {
-    "architectures that are a number": ("bert_classify", says(architectures=5), "config.json is not as transformers writes it"),
+    "architectures that are a number": ("bert_classify", says(architectures=5), (
+        "config.json is not as transformers writes "
+        "it"
+    )),
     "a classifier without a shape": (
-        "bert_classify", holds("classifier.weight", lambda x: np.array(x.flat[0])), "id2label has the ids .*, the classifier 0 rows",
+        "bert_classify", holds("classifier.weight", lambda x: np.array(x.flat[0])), (
+            "id2label has the ids .*, the classifier 0 "
+            "rows"
+        ),
     ),
     "a name for two classes": (
-        "bert_classify", says(id2label={"0": "a", "1": "b", "2": "a"}), "config.json: id2label calls two classes 'a'; expected 3 names",
+        "bert_classify", says(id2label={"0": "a", "1": "b", "2": "a"}), (
+            "config.json: id2label calls two classes 'a'; expected 3 "
+            "names"
+        ),
     ),
     "half a character in a label": (
-        "bert_classify", says(id2label={"0": "\ud83d", "1": "b", "2": "c"}), r"config.json is no JSON \(.*surrogates not allowed\)",
+        "bert_classify", says(id2label={"0": "\ud83d", "1": "b", "2": "c"}), (
+            r"config.json is no JSON \(.*surrogates not "
+            r"allowed\)"
+        ),
     ),
     "half a character in a setting": (
-        "bert_bare", write_text("tokenizer_config.json", f'{{"name": "{HALF}"}}'), r"tokenizer_config.json is no JSON \(.*surrogates",
+        "bert_bare", write_text("tokenizer_config.json", f'{{"name": "{HALF}"}}'), (
+            r"tokenizer_config.json is no JSON "
+            r"\(.*surrogates"
+        ),
     ),
-    "a tokenizer's settings without end": ("bert_bare", write_text("tokenizer_config.json", DEEP), "tokenizer_config.json is no JSON"),
-    "a tokenizer without end": ("roberta_masked", write_text("tokenizer.json", DEEP), "tokenizer.json is no JSON"),
+    "a tokenizer's settings without end": ("bert_bare", write_text("tokenizer_config.json", DEEP),
+    "tokenizer_config.json is no JSON"),
+    "a tokenizer without end": ("roberta_masked", write_text("tokenizer.json", DEEP),
+    "tokenizer.json is no JSON"),
     "a tokenizer's model that is a list": (
-        "bert_bare", write_text("tokenizer.json", '{"model": [1]}'), "tokenizer.json is no tokenizer that the tokenizers library reads",
+        "bert_bare", write_text("tokenizer.json", '{"model": [1]}'), (
+            "tokenizer.json is no tokenizer that the tokenizers library "
+            "reads"
+        ),
     ),
-    "a normalizer that is a word": ("roberta_masked", tokenizer_says(normalizer="NFC"), "tokenizer.json is no tokenizer that"),
-    "a splitter that is a list": ("roberta_masked", tokenizer_says(pre_tokenizer=["x"]), "tokenizer.json is no tokenizer that"),
+    "a normalizer that is a word": ("roberta_masked", tokenizer_says(normalizer="NFC"),
+    "tokenizer.json is no tokenizer that"),
+    "a splitter that is a list": ("roberta_masked", tokenizer_says(pre_tokenizer=["x"]),
+    "tokenizer.json is no tokenizer that"),
     "modules that are half a file": (
-        "bert_bare", lambda folder: write_text("modules.json", "[{")(pooling(folder, "mean_tokens")), "modules.json is not as transformers",
+        "bert_bare", lambda folder: write_text("modules.json", "[{")(pooling(folder, "mean_tokens")),
+        "modules.json is not as transformers",
     ),
-    "modules without end": ("bert_bare", write_text("modules.json", DEEP), "modules.json is not as transformers writes it"),
+    "modules without end": ("bert_bare", write_text("modules.json", DEEP), (
+        "modules.json is not as transformers writes "
+        "it"
+    )),
 }  # fmt: skip
 
 
@@ -1158,7 +1490,9 @@ def test_an_absurd_id_of_a_tokenizer_is_refused_before_the_table_is_made(tmp_pat
     found["model"]["vocab"]["far"] = 2**32 - 1
     (folder / "tokenizer.json").write_text(json.dumps(found))
     said = mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
-    assert re.search("tokenizer.json: the entry 'far' has the id 4294967295; expected less than 16777216", said), said
+    assert re.search(
+        "tokenizer.json: the entry 'far' has the id 4294967295; expected less than 16777216", said
+    ), said
 
 
 LONG = "x" * 100_000
@@ -1184,12 +1518,14 @@ LONG_VALUES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "a label": ("bert_classify", says(id2label={"0": LONG, "1": LONG, "2": "c"})),
     "a shard": ("bert_bare", index({"a": LONG})),
     "a file": ("bert_bare", many_files),
-    "a tensor": ("bert_bare", lambda folder: rewrite_weights(folder, lambda t: {n.replace("layer.1", LONG): x for n, x in t.items()})),
+    "a tensor": ("bert_bare",
+    lambda folder: rewrite_weights(folder, lambda t: {n.replace("layer.1", LONG): x for n, x in t.items()})),
     "a header": ("bert_bare", lambda folder: header(folder / "model.safetensors", LONG_HEADER)),
     "a word": ("bert_bare", write_text("vocab.txt", "\n".join([*ptft_tokenizers.SPECIALS, LONG, LONG]))),
     "a token": ("roberta_masked", lambda folder: tokenizer_says(normalizer={"type": LONG})(folder)),
     "an added token": ("bert_bare", write_text("added_tokens.json", json.dumps({LONG: 99}))),
-    "an adapter": ("bert_bare", write_text("adapter_config.json", json.dumps({"base_model_name_or_path": LONG}))),
+    "an adapter": ("bert_bare",
+    write_text("adapter_config.json", json.dumps({"base_model_name_or_path": LONG}))),
 }  # fmt: skip
 
 
@@ -1203,7 +1539,11 @@ def test_a_long_value_is_shortened(case, tmp_path, capsys):
 
 
 def test_long_names_that_nobody_uses_are_shortened(tmp_path):
-    folder = copy("bert_bare", tmp_path / "in", lambda t: {**t, **{f"{LONG}{i}": np.zeros(1, np.float32) for i in range(300)}})
+    folder = copy(
+        "bert_bare",
+        tmp_path / "in",
+        lambda t: {**t, **{f"{LONG}{i}": np.zeros(1, np.float32) for i in range(300)}},
+    )
     assert len(said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")) < 15_000
 
 
@@ -1219,9 +1559,17 @@ def test_odd_values_are_no_crash(case, tmp_path):
 def test_a_folder_that_is_not_there(tmp_path, capsys):
     copy("bert_bare", tmp_path / "minilm")
     found = mistake(capsys, "import", tmp_path / "mnilm", "--workdir", tmp_path / "run")
-    assert "expected a folder with config.json and model.safetensors, got " in found and "did you mean 'minilm'?" in found
-    found = mistake(capsys, "import", tmp_path / "minilm" / "model.safetensors", "--workdir", tmp_path / "run")
-    assert f"is a file; expected the folder that it lies in, with config.json and the tokenizer: {tmp_path / 'minilm'}" in found
+    assert (
+        "expected a folder with config.json and model.safetensors, got " in found
+        and "did you mean 'minilm'?" in found
+    )
+    found = mistake(
+        capsys, "import", tmp_path / "minilm" / "model.safetensors", "--workdir", tmp_path / "run"
+    )
+    assert (
+        "is a file; expected the folder that it lies in, with config.json and the tokenizer: "
+        f"{tmp_path / 'minilm'}" in found
+    )
 
 
 # ------------------------------------------------------------------------------------------------ hf:ORG/NAME
@@ -1233,7 +1581,10 @@ FOLDER_FORM = "or give the folder of a download: config.json, model.safetensors 
 @pytest.mark.parametrize(
     ("trouble", "expected"),
     [
-        (ConnectionError("no route to host\nand more"), r"could not be fetched \(ConnectionError: no route to host\); go online, "),
+        (
+            ConnectionError("no route to host\nand more"),
+            r"could not be fetched \(ConnectionError: no route to host\); go online, ",
+        ),
         (None, r"hf:some/bert needs huggingface_hub; .* pip install 'ptft\[hub\]'; "),
         (TimeoutError(), r"could not be fetched \(TimeoutError.*\); go online, "),
     ],
@@ -1243,10 +1594,15 @@ def test_the_hub_out_of_reach(trouble, expected, verb, texts, tmp_path, capsys, 
     def snapshot_download(*args: Any, **kwargs: Any) -> str:
         raise trouble
 
-    monkeypatch.setitem(sys.modules, "huggingface_hub", trouble and types.SimpleNamespace(snapshot_download=snapshot_download))
+    monkeypatch.setitem(
+        sys.modules, "huggingface_hub", trouble and types.SimpleNamespace(snapshot_download=snapshot_download)
+    )
     page = flow.page(tmp_path / "page.py", classify(texts, "hf:some/bert"))
     found = mistake(
-        capsys, *{"import": ["import", "hf:some/bert"], "train": ["train", "--config", page]}[verb], "--workdir", tmp_path / "run"
+        capsys,
+        *{"import": ["import", "hf:some/bert"], "train": ["train", "--config", page]}[verb],
+        "--workdir",
+        tmp_path / "run",
     )
     assert re.search(expected + re.escape(FOLDER_FORM) + "$", found) and "\n" not in found
     assert not (tmp_path / "run").exists()
@@ -1258,14 +1614,29 @@ def test_the_hub_within_reach(texts, tmp_path, monkeypatch):
 
     def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((name, revision))
-        there = [p.name for p in GOLDEN.glob("*/*")] + ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
-        assert {n for n in there if any(fnmatch(n, p) for p in allow_patterns)} == set(there) - {"expected.npz", "ids.json"}
-        for other in ("pytorch_model.bin", "tf_model.h5", "model.onnx", "training_args.bin", "modeling.py", "rust_model.ot"):
+        there = [p.name for p in GOLDEN.glob("*/*")] + [
+            "model-00001-of-00002.safetensors",
+            "model.safetensors.index.json",
+        ]
+        assert {n for n in there if any(fnmatch(n, p) for p in allow_patterns)} == set(there) - {
+            "expected.npz",
+            "ids.json",
+        }
+        for other in (
+            "pytorch_model.bin",
+            "tf_model.h5",
+            "model.onnx",
+            "training_args.bin",
+            "modeling.py",
+            "rust_model.ot",
+        ):
             assert not any(fnmatch(other, p) for p in allow_patterns)
         assert "1_Pooling/config.json" in allow_patterns
         return str(copy("bert_classify", tmp_path / f"snapshot{len(asked)}"))
 
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    monkeypatch.setitem(
+        sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download)
+    )
     params, said = start(classify(texts, "hf:org/within-reach"))
     assert said.startswith("from hf:org/within-reach (bert, float32 in the file, float32 here): loaded 39")
     folders.open_folder("hf:org/within-reach")
@@ -1277,7 +1648,7 @@ def test_the_hub_within_reach(texts, tmp_path, monkeypatch):
     )
 
 
-# ------------------------------------------------------------------------------------------------ where nothing may be written
+# ----------------------------------------------------------------------------- where nothing may be written
 
 
 def test_import_wants_a_new_folder(tmp_path, capsys):
@@ -1294,22 +1665,45 @@ def test_import_wants_a_new_folder(tmp_path, capsys):
 def test_export_wants_a_new_folder(trip, tmp_path, capsys):
     t = trip("bert_bare")
     before = flow.listing(t.out)
-    assert "is there already; expected the name of a new folder" in mistake(capsys, "export", "--workdir", t.run, "--to", t.out)
+    assert "is there already; expected the name of a new folder" in mistake(
+        capsys, "export", "--workdir", t.run, "--to", t.out
+    )
     assert flow.listing(t.out) == before
-    assert "it does not exist" in mistake(capsys, "export", "--workdir", tmp_path / "none", "--to", tmp_path / "out")
+    assert "it does not exist" in mistake(
+        capsys, "export", "--workdir", tmp_path / "none", "--to", tmp_path / "out"
+    )
     assert not (tmp_path / "out").exists()
 
 
 SMALL = {"layers": 1, "hidden": 64, "max_len": 32}
 ROBERTA = {**SMALL, "family": "roberta", "types": 1}
 UNSAYABLE: dict[str, tuple[dict[str, Any], bool, str]] = {
-    "an LSTM": ({"name": "lstm", "embedding": 8, "hidden": 8}, True, "transformers has no model like 'lstm'; there is bert, "),
-    "a classifier on the mean": ({**SMALL, "pooling": "mean"}, True, "knows model.pooling='cls' only, this run has 'mean': train with"),
-    "a classifier on [CLS] itself": ({**SMALL, "pooling": "first"}, True, "knows model.pooling='cls' only, this run has 'first'"),
-    "positions from 2": ({**SMALL, "offset": 2}, False, "transformers' Bert knows model.offset=0 only, this run has 2"),
-    "another pooler": ({**SMALL, "pooler": "relu"}, False, "Bert knows model.pooler='tanh' only, this run has 'relu'"),
-    "narrow embeddings": ({**SMALL, "embedding": 16}, False, "model.family='bert' has no place for backbone/embeddings/project"),
-    "types": ({**SMALL, "family": "distilbert", "pooler": "relu"}, False, "DistilBert knows model.types=0 only, this run has 2"),
+    "an LSTM": ({"name": "lstm", "embedding": 8, "hidden": 8}, True,
+    "transformers has no model like 'lstm'; there is bert, "),
+    "a classifier on the mean": ({**SMALL, "pooling": "mean"}, True, (
+        "knows model.pooling='cls' only, this run has 'mean': train "
+        "with"
+    )),
+    "a classifier on [CLS] itself": ({**SMALL, "pooling": "first"}, True, (
+        "knows model.pooling='cls' only, this run has "
+        "'first'"
+    )),
+    "positions from 2": ({**SMALL, "offset": 2}, False, (
+        "transformers' Bert knows model.offset=0 only, this run has "
+        "2"
+    )),
+    "another pooler": ({**SMALL, "pooler": "relu"}, False, (
+        "Bert knows model.pooler='tanh' only, this run has "
+        "'relu'"
+    )),
+    "narrow embeddings": ({**SMALL, "embedding": 16}, False, (
+        "model.family='bert' has no place for "
+        "backbone/embeddings/project"
+    )),
+    "types": ({**SMALL, "family": "distilbert", "pooler": "relu"}, False, (
+        "DistilBert knows model.types=0 only, this run has "
+        "2"
+    )),
     "an epsilon": (
         {**SMALL, "family": "distilbert", "types": 0, "pooler": "relu", "epsilon": 1e-5},
         False,
@@ -1320,7 +1714,8 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], bool, str]] = {
 WRONGLY_SAID: dict[str, tuple[dict[str, Any], bool, str]] = {
     "no types": ({**SMALL, "types": 0}, False, "Bert.*types"),
     "positions from 2 where [PAD] is 0": ({**ROBERTA, "offset": 2}, False, "Roberta.*offset"),
-    "a projection to the same width": ({**SMALL, "family": "electra", "embedding": 64, "pooler": "gelu"}, False, "Electra.*embedding"),
+    "a projection to the same width": ({**SMALL, "family": "electra", "embedding": 64, "pooler": "gelu"},
+    False, "Electra.*embedding"),
 }  # fmt: skip
 
 
@@ -1334,7 +1729,12 @@ def test_a_model_that_a_config_json_cannot_say(case, tmp_path, capsys):
 
 
 def test_a_class_that_is_read_at_a_blank_is_not_exported(tmp_path, capsys):
-    run = planted(tmp_path / "run", ("no", "yes"), model=SMALL, objective={"name": "classify", "seq_len": 16, "blank": "___"})
+    run = planted(
+        tmp_path / "run",
+        ("no", "yes"),
+        model=SMALL,
+        objective={"name": "classify", "seq_len": 16, "blank": "___"},
+    )
     found = mistake(capsys, "export", "--workdir", run, "--to", tmp_path / "out")
     assert "this run reads its blank, '___'" in found and not (tmp_path / "out").exists()
 
@@ -1348,18 +1748,21 @@ def test_what_can_be_said_is_exported(tmp_path):
     }.items():
         run = planted(tmp_path / case, model=model)
         left = said(flow.ptft, "export", "--workdir", run, "--to", tmp_path / f"{case}_out")
-        assert ("left out, transformers has no place for them: backbone/pooler/bias, backbone/pooler/kernel, head/nsp" in left) == (
-            case != "bert"
-        )
+        assert (
+            "left out, transformers has no place for them: backbone/pooler/bias, backbone/pooler/kernel, "
+            "head/nsp" in left
+        ) == (case != "bert")
         found = json_of(tmp_path / f"{case}_out" / "config.json")
-        assert found["model_type"] == case and found["architectures"][0].endswith("ForPreTraining" if case == "bert" else "ForMaskedLM")
+        assert found["model_type"] == case and found["architectures"][0].endswith(
+            "ForPreTraining" if case == "bert" else "ForMaskedLM"
+        )
         params, _ = load(tmp_path / f"{case}_out")
         stored = {n: np.asarray(x) for n, x in checkpoint.load_params(run, None, skip="")[0].items()}
         gone = () if case == "bert" else ("backbone/pooler/", "head/nsp/")
         equal(params, {n: x for n, x in stored.items() if not n.startswith(gone or "none")})
 
 
-# ------------------------------------------------------------------------------------------------ nothing before the check
+# --------------------------------------------------------------------------------- nothing before the check
 
 ABSURD = {
     "width": {"hidden_size": 10**7},
@@ -1380,7 +1783,9 @@ def test_absurd_sizes_are_refused_before_anything_is_read(case, tmp_path, capsys
 
 def test_an_absurd_number_of_layers_is_refused_before_they_are_built(tmp_path, capsys, monkeypatch):
     folder = copy("bert_pretraining", tmp_path / "in", num_hidden_layers=10**6)
-    monkeypatch.setattr(build, "net", lambda *args: pytest.fail("built before the number of layers was checked"))
+    monkeypatch.setattr(
+        build, "net", lambda *args: pytest.fail("built before the number of layers was checked")
+    )
     mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
 
 
@@ -1393,7 +1798,12 @@ def test_absurd_headers_are_refused_before_anything_is_read(tmp_path, capsys, mo
     folder = copy("bert_pretraining", tmp_path / "in")
     monkeypatch.setattr(read, "_read", lambda *args: pytest.fail("read before all was checked"))
     name, file = "bert.embeddings.word_embeddings.weight", folder / "model.safetensors"
-    for shape, size in (([10**9, 10**6], 4 * 10**15), ([0, 10**15], 0), ([2**33, 2**33], 0), ([60, 16], 3840)):
+    for shape, size in (
+        ([10**9, 10**6], 4 * 10**15),
+        ([0, 10**15], 0),
+        ([2**33, 2**33], 0),
+        ([60, 16], 3840),
+    ):
         header(file, {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}})
         found = mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
         assert re.search(rf"{CUT}|{WRONG}", found), found
@@ -1410,7 +1820,8 @@ from ptft.train import build, spec
 
 folder = Path(sys.argv[1])
 opened = folders.open_folder(folder)
-config = spec.resolve({"model": config_json.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
+objective = {"name": "mlm_nsp", "nsp": False, "seq_len": 16}
+config = spec.resolve({"model": config_json.model_keys(opened), "objective": objective})
 want = build.net(config, tokenizer_files.load(folder), ()).shapes()
 memory = lambda key: int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 before = memory("VmRSS")
@@ -1423,14 +1834,27 @@ print(len(params), len(what.unused), sum(x.nbytes for x in params.values()), mem
 def large(tmp_path_factory):
     """A BERT of 80 MB, three quarters of them in the word table."""
     folder = tmp_path_factory.mktemp("large") / "one"
-    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 5, "num_attention_heads": 4, "vocab_size": 60000}
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "vocab_size": 60000,
+    }
     folder.mkdir()
     for name in ("vocab.txt", "tokenizer_config.json"):
         shutil.copy(GOLDEN / "bert_masked" / name, folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **sizes, "max_position_embeddings": 128}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "bert", **sizes, "max_position_embeddings": 128})
+    )
     blocks = {f"encoder.layer.{i}.output.dense.weight": None for i in range(5)}
     opened = folders.Folder(folder, "bert", json_of(folder / "config.json"), blocks)
-    made = spec.resolve({"model": config_json.model_keys(opened), "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16}})
+    made = spec.resolve(
+        {
+            "model": config_json.model_keys(opened),
+            "objective": {"name": "mlm_nsp", "nsp": False, "seq_len": 16},
+        }
+    )
     shapes = build.net(made, tokenizer_files.load(folder), ()).shapes()
     ours = {n: np.full(s.shape, 0.5, np.float32) for n, s in shapes.items()}
     tensors, _ = write.outside(opened.family, ours, "mlm", nsp=True)
@@ -1447,21 +1871,27 @@ def test_peak_memory_is_that_of_the_weights(form, large):
     assert 60e6 < size < 120e6 and len(files) == (1 if form == "one" else 4)
     environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, large / form], cwd=ROOT, capture_output=True, text=True, env=environment, check=True
+        [sys.executable, "-c", MEASURE, large / form], cwd=ROOT, capture_output=True, text=True,
+        env=environment, check=True
     )  # fmt: skip
     loaded, unused, held, peak = map(int, done.stdout.split())
     assert loaded > 80 and not unused and held > 0.99 * size - 1e6
     assert peak <= 1.2 * size + 40e6, f"{peak / size:.2f} x the size"
 
 
-# ------------------------------------------------------------------------------------------------ what an export says
+# -------------------------------------------------------------------------------------- what an export says
 
 
 @pytest.fixture(scope="module")
 def finetuned(trip, texts, tmp_path_factory):
     """A finetuned run, its export and its result."""
     folder = tmp_path_factory.mktemp("finetuned")
-    changes = {"data.test": f"files:{texts}/test.tsv", "data.names": ["worse", "better"], "freeze": "top-1", "objective.dropout": 0.25}
+    changes = {
+        "data.test": f"files:{texts}/test.tsv",
+        "data.names": ["worse", "better"],
+        "freeze": "top-1",
+        "objective.dropout": 0.25,
+    }
     result = flow.run(classify(texts, trip("distilbert_masked").source, **changes), folder / "run")
     printed = said(flow.ptft, "export", "--workdir", folder / "run", "--to", folder / "out")
     return folder, result, printed
@@ -1472,14 +1902,25 @@ def test_the_model_card(finetuned):
     card = (folder / "out" / "README.md").read_text()
     rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]*) \|$", card, re.M))
     assert rows["objective"] == "classify" and rows["step"] == "2" and rows["labels"] == "worse, better"
-    assert rows["data.train"] == "train.tsv" and rows["data.test"] == "test.tsv" and rows["started from"] == "distilbert_masked"
-    assert rows["freeze"] == "top-1" and rows["parameters that moved"] == f"{result['trainable']:,} of {result['total']:,}"
+    assert (
+        rows["data.train"] == "train.tsv"
+        and rows["data.test"] == "test.tsv"
+        and rows["started from"] == "distilbert_masked"
+    )
+    assert (
+        rows["freeze"] == "top-1"
+        and rows["parameters that moved"] == f"{result['trainable']:,} of {result['total']:,}"
+    )
     assert result["trainable"] < result["total"]
-    assert {k: rows[f"test {k}"] for k in result["test"]} == {k: f"{v:.4f}" for k, v in result["test"].items()}
+    assert {k: rows[f"test {k}"] for k in result["test"]} == {
+        k: f"{v:.4f}" for k, v in result["test"].items()
+    }
     versions = rows["versions"]
     assert all(f"{k} {v}" in versions for k, v in record.versions().items())
     assert rows["config hash"] == json_of(folder / "run" / "run.json")["config_hash"]
-    assert card.startswith("---\nlibrary_name: transformers\n") and "pipeline_tag: text-classification\n" in card
+    assert (
+        card.startswith("---\nlibrary_name: transformers\n") and "pipeline_tag: text-classification\n" in card
+    )
     assert json.loads(card.split("```json\n")[1].split("```")[0])["optim"]["name"] == "adamw"
 
 
@@ -1499,7 +1940,13 @@ def test_no_path_of_this_machine_goes_out(finetuned, trip, texts):
     places = {str(folder), str(texts), str(ROOT), str(Path.home()) + "/", str(texts.parent)}
     for out in (folder / "out", *(trip(case).out for case in ("roberta_masked", "bert_classify"))):
         files = flow.listing(out)
-        assert {"config.json", "model.safetensors", "README.md", "tokenizer.json", "tokenizer_config.json"} <= files.keys()
+        assert {
+            "config.json",
+            "model.safetensors",
+            "README.md",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        } <= files.keys()
         for name, content in files.items():
             assert not [p for p in places if p.encode() in content], name
 
@@ -1507,7 +1954,11 @@ def test_no_path_of_this_machine_goes_out(finetuned, trip, texts):
 def test_no_path_of_another_tokenizer_config_goes_out(tmp_path):
     folder = copy("roberta_masked", tmp_path / "in")
     file = folder / "tokenizer_config.json"
-    file.write_text(json.dumps({**json_of(file), "name_or_path": str(folder), "tokenizer_file": str(folder / "tokenizer.json")}))
+    file.write_text(
+        json.dumps(
+            {**json_of(file), "name_or_path": str(folder), "tokenizer_file": str(folder / "tokenizer.json")}
+        )
+    )
     said(flow.ptft, "import", folder, "--workdir", tmp_path / "run")
     said(flow.ptft, "export", "--workdir", tmp_path / "run", "--to", tmp_path / "out")
     assert str(tmp_path) not in (tmp_path / "out" / "tokenizer_config.json").read_text()
@@ -1516,12 +1967,25 @@ def test_no_path_of_another_tokenizer_config_goes_out(tmp_path):
 def test_an_exported_classifier(finetuned):
     folder, _, printed = finetuned
     found = json_of(folder / "out" / "config.json")
-    assert found["architectures"] == ["DistilBertForSequenceClassification"] and found["problem_type"] == "single_label_classification"
-    assert found["id2label"] == {"0": "worse", "1": "better"} and found["label2id"] == {"worse": 0, "better": 1}
-    assert found["seq_classif_dropout"] == 0.25 and "left out" not in printed and "tensors of step 2, float32;" in printed
+    assert (
+        found["architectures"] == ["DistilBertForSequenceClassification"]
+        and found["problem_type"] == "single_label_classification"
+    )
+    assert found["id2label"] == {"0": "worse", "1": "better"} and found["label2id"] == {
+        "worse": 0,
+        "better": 1,
+    }
+    assert (
+        found["seq_classif_dropout"] == 0.25
+        and "left out" not in printed
+        and "tensors of step 2, float32;" in printed
+    )
     params, what = load(folder / "out")
     assert not what.new and not what.unused
-    equal(params, {n: np.asarray(x) for n, x in checkpoint.load_params(folder / "run", None, skip="")[0].items()})
+    equal(
+        params,
+        {n: np.asarray(x) for n, x in checkpoint.load_params(folder / "run", None, skip="")[0].items()},
+    )
 
 
 def test_an_export_is_a_start_again(finetuned, texts):
@@ -1545,7 +2009,7 @@ def test_the_card_of_an_unfinished_run_has_no_metrics(tmp_path):
     assert "| step | 3 |" in card and "| freeze |" not in card
 
 
-# ------------------------------------------------------------------------------------------------ what reviews found
+# --------------------------------------------------------------------------------------- what reviews found
 
 
 def test_a_tensor_that_is_there_twice_is_refused(tmp_path, capsys):
@@ -1559,7 +2023,9 @@ def test_a_tensor_that_is_there_twice_is_refused(tmp_path, capsys):
 def test_newer_words_of_sentence_encoders(tmp_path, capsys):
     folder = copy("bert_bare", tmp_path / "in")
     (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 16, "pooling_mode": "mean"}))
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"embedding_dimension": 16, "pooling_mode": "mean"})
+    )
     assert config_json.model_keys(folders.open_folder(folder))["pooling"] == "mean"
     (folder / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
     assert "models.Dense after the encoder; ptft has Transformer, Pooling" in mistake(
@@ -1575,14 +2041,20 @@ def test_a_folder_where_a_run_is_wanted_and_a_file_where_a_folder(tmp_path, caps
     found = mistake(capsys, "import", folder / "model.safetensors", "--workdir", tmp_path / "run")
     assert "is a file; expected the folder" in found
     flow.ptft("import", folder, "--workdir", tmp_path / "run")
-    assert "an encoder without a head; finetune it first" in mistake(capsys, "predict", "--workdir", tmp_path / "run", "--text", "x")
+    assert "an encoder without a head; finetune it first" in mistake(
+        capsys, "predict", "--workdir", tmp_path / "run", "--text", "x"
+    )
 
 
 def test_weights_from_elsewhere_stay_so(texts, tmp_path):
     """A run that was made of a checkpoint is a start with small steps, too."""
     folder = copy("bert_masked", tmp_path / "in")
     flow.run(classify(texts, folder), tmp_path / "run")
-    assert folders.is_imported(str(folder)) and folders.is_imported(str(tmp_path / "run")) and not folders.is_imported("")
+    assert (
+        folders.is_imported(str(folder))
+        and folders.is_imported(str(tmp_path / "run"))
+        and not folders.is_imported("")
+    )
     flow.run(classify(texts, folder, init_weights=False), tmp_path / "random")
     assert not folders.is_imported(str(tmp_path / "random"))
 

@@ -36,7 +36,9 @@ fi
 
 def sh(*command: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     plain = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "DRY_RUN")}
-    return subprocess.run([str(c) for c in command], cwd=cwd, env={**plain, **env}, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [str(c) for c in command], cwd=cwd, env={**plain, **env}, capture_output=True, text=True, timeout=60
+    )
 
 
 def fake_python(path: Path, version: str = "3.12.1", too_old: int = 0) -> Path:
@@ -67,7 +69,12 @@ def test_unfit_python(clone: Path, script: str, python: str | None, found: str):
     if python:
         fake_python(path, python, too_old=1)
     out = sh("bash", clone / "launch" / script, PYTHON=str(path))
-    assert out.returncode == 2 and "needs Python 3.11 or newer" in out.stderr and found in out.stderr and str(path) in out.stderr
+    assert (
+        out.returncode == 2
+        and "needs Python 3.11 or newer" in out.stderr
+        and found in out.stderr
+        and str(path) in out.stderr
+    )
     assert f"bash launch/{script}" in out.stderr and not (clone / ".venv").exists()
 
 
@@ -89,8 +96,13 @@ def test_second_call_installs_nothing(clone: Path, tmp_path: Path):
     out, pip = call("test.sh", "--peers", "-k", "a b")
     assert "ran -m pytest -k a b\n" in out and "[dev,peers]" in pip[0]
     out, pip = call("quickstart.sh", PYTHON=str(python))
-    assert "[dev,peers,bench]" in pip[0] and "ran -m ptft bench" in out and out.endswith("runs/quickstart/bench/report.html\n")
-    assert '\n$ .venv/bin/ptft predict --workdir runs/quickstart/use --text "It returns' in out  # as it can be typed
+    assert (
+        "[dev,peers,bench]" in pip[0]
+        and "ran -m ptft bench" in out
+        and out.endswith("runs/quickstart/bench/report.html\n")
+    )
+    # as it can be typed
+    assert '\n$ .venv/bin/ptft predict --workdir runs/quickstart/use --text "It returns' in out
 
     with (clone / "launch" / "constraints.txt").open("a") as file:
         file.write("# changed\n")
@@ -118,25 +130,41 @@ def test_a_broken_installation_is_repaired(clone: Path, tmp_path: Path):
 
 
 def test_constraints_are_exact_versions_and_nothing_else():
-    lines = [line for line in (ROOT / "launch" / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "launch" / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     pin = re.compile(r'([A-Za-z0-9_.-]+)==[0-9][0-9a-z.]*(; python_version (<|>=) "3\.12")?')
     names = [found[1].lower().replace("_", "-") for line in lines if (found := pin.fullmatch(line))]
     assert len(names) == len(lines)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {
         re.split(r"[<>=\[]", d)[0].lower().replace("_", "-")
-        for d in project["dependencies"] + project["optional-dependencies"]["dev"] + project["optional-dependencies"]["peers"]
+        for d in project["dependencies"]
+        + project["optional-dependencies"]["dev"]
+        + project["optional-dependencies"]["peers"]
     }
     assert wanted <= set(names)
 
 
 def test_tpu_vm_dry_run():
     env = {"DRY_RUN": "1", "PROJECT": "p", "ZONE": "z"}
-    out = sh("bash", ROOT / "launch" / "tpu_vm.sh", "slice", "train", "--config", "configs/pretrain.py:size=base", **env)
+    out = sh(
+        "bash",
+        ROOT / "launch" / "tpu_vm.sh",
+        "slice",
+        "train",
+        "--config",
+        "configs/pretrain.py:size=base",
+        **env,
+    )
     lines = out.stdout.splitlines()
     assert out.returncode == 0 and out.stderr == ""
     for line, words in zip(
-        lines, ["queued-resources create slice --node-id slice", "git ", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"], strict=True
+        lines,
+        ["queued-resources create slice --node-id slice", "git ", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"],
+        strict=True,
     ):
         assert words in line
     assert "--spot --project p --zone z" in lines[0] and all("--worker=all" in line for line in lines[2:])
@@ -152,7 +180,9 @@ def local(*command: str) -> subprocess.CompletedProcess[str]:
 def test_local_processes_know_their_place():
     out = local("3", "bash", "-c", 'echo "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID"')
     lines = sorted(out.stdout.splitlines())
-    assert out.returncode == 0 and [re.sub(r"127\.0\.0\.1:\d+", "A", line) for line in lines] == [f"[{i}] A 3 {i}" for i in range(3)]
+    assert out.returncode == 0 and [re.sub(r"127\.0\.0\.1:\d+", "A", line) for line in lines] == [
+        f"[{i}] A 3 {i}" for i in range(3)
+    ]
     assert len({line.split()[1] for line in lines}) == 1
 
 
@@ -165,7 +195,9 @@ def test_local_stops_the_others_when_one_fails():
 
 def test_local_passes_a_preemption_on():
     command = 'trap "echo saved; exit 75" TERM; echo ready; for i in {1..500}; do sleep 0.1; done'
-    with subprocess.Popen(["bash", ROOT / "launch" / "local.sh", "2", "bash", "-c", command], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        ["bash", ROOT / "launch" / "local.sh", "2", "bash", "-c", command], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
         process.send_signal(signal.SIGTERM)

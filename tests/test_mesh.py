@@ -25,9 +25,14 @@ def test_batches_are_split_by_rows_and_keep_their_values():
         assert shard.data.shape == (2, 3)
 
 
-@pytest.mark.parametrize(("batch", "accumulate", "near"), [(10, 1, "8 and 12"), (3, 1, "4"), (20, 2, "16 and 24"), (33, 8, "32 and 64")])
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "near"),
+    [(10, 1, "8 and 12"), (3, 1, "4"), (20, 2, "16 and 24"), (33, 8, "32 and 64")],
+)
 def test_a_batch_that_does_not_divide_names_the_nearest(batch, accumulate, near):
-    with pytest.raises(UserError, match=rf"batch: {batch} is not divisible by 4 devices.*; the nearest sizes are {near}$"):
+    with pytest.raises(
+        UserError, match=rf"batch: {batch} is not divisible by 4 devices.*; the nearest sizes are {near}$"
+    ):
         mesh.check_batch(batch, accumulate, mesh.make(4))
 
 

@@ -45,19 +45,25 @@ def inputs(seed=0, width=T, pad=0):
     tokens = rng.integers(5, tiny.TOKENIZER.vocab_size, (4, T))
     types = rng.integers(0, 2, (4, T))
     tokens, types = (np.pad(x, ((0, 0), (0, width - T))) for x in (tokens, types))
-    return {"tokens": np.where(mask, tokens, pad).astype(np.int32), "types": np.where(mask, types, 0).astype(np.int32), "mask": mask}
+    return {
+        "tokens": np.where(mask, tokens, pad).astype(np.int32),
+        "types": np.where(mask, types, 0).astype(np.int32),
+        "mask": mask,
+    }
 
 
 def apply(module, w, batch):
     return jax.jit(lambda w, b: module.apply({"params": w}, b))(w, batch)
 
 
-# --- BERT -------------------------------------------------------------------------------------------------------------
+# --- BERT ---------------------------------------------------------------------------------------------------
 
 
 def norm(x, p, epsilon=1e-12):
     mean = x.mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + epsilon) * p["scale"] + p.get("bias", 0)
+    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + epsilon) * p["scale"] + p.get(
+        "bias", 0
+    )
 
 
 def linear(x, p):
@@ -101,9 +107,13 @@ def test_bert_is_the_original_architecture(bert):
 
 def test_pooling_may_be_the_mean_over_real_tokens(bert):
     _, w, batch, cls = bert
-    got = apply(backbone("bert", hidden=128, pooling="mean"), {k: v for k, v in w.items() if k != "pooler"}, batch)
+    got = apply(
+        backbone("bert", hidden=128, pooling="mean"), {k: v for k, v in w.items() if k != "pooler"}, batch
+    )
     np.testing.assert_array_equal(got["hidden"][batch["mask"]], cls["hidden"][batch["mask"]])
-    mean = np.array([np.asarray(x, np.float64)[m].mean(0) for x, m in zip(cls["hidden"], batch["mask"], strict=True)])
+    mean = np.array(
+        [np.asarray(x, np.float64)[m].mean(0) for x, m in zip(cls["hidden"], batch["mask"], strict=True)]
+    )
     np.testing.assert_allclose(got["pooled"], mean, atol=2e-5)
 
 
@@ -117,7 +127,9 @@ def test_the_gelu_is_exact_and_not_the_tanh_approximation():
 def test_a_layernorm_of_tiny_numbers_shows_the_epsilon():
     """With deviations of 1e-5 an epsilon of 1e-6 would flatten what 1e-12 leaves alone."""
     x = 1e-5 * np.random.default_rng(0).standard_normal((2, 64)).astype(np.float32)
-    out = LayerNorm().apply({"params": {"scale": np.ones(64, np.float32), "bias": np.zeros(64, np.float32)}}, jnp.asarray(x))
+    out = LayerNorm().apply(
+        {"params": {"scale": np.ones(64, np.float32), "bias": np.zeros(64, np.float32)}}, jnp.asarray(x)
+    )
     assert np.asarray(out).std(-1) == pytest.approx(0.995, abs=6e-3)
 
 
@@ -145,13 +157,20 @@ def test_what_is_masked_out_is_not_seen_but_what_is_not_is(bert):
     module, w, batch, plain = bert
     tokens = batch["tokens"].copy()
     tokens[0, 5] += 1
-    assert np.abs(apply(module, w, {**batch, "tokens": tokens})["pooled"][0] - plain["pooled"][0]).max() > 1e-3
+    assert (
+        np.abs(apply(module, w, {**batch, "tokens": tokens})["pooled"][0] - plain["pooled"][0]).max() > 1e-3
+    )
 
 
 def test_a_row_of_padding_only_gives_numbers():
     batch = inputs()
     batch["mask"] = batch["mask"] & (np.arange(4) > 0)[:, None]
-    for model, more in (("bert", {}), ("bert", {"pooling": "mean"}), ("modernbert", {"pooling": "mean"}), ("lstm", {})):
+    for model, more in (
+        ("bert", {}),
+        ("bert", {"pooling": "mean"}),
+        ("modernbert", {"pooling": "mean"}),
+        ("lstm", {}),
+    ):
         out = apply(backbone(model, **more), weights(model), batch)
         assert all(np.isfinite(x).all() for x in out.values())
 
@@ -162,7 +181,11 @@ def test_bert_may_be_entered_at_any_block(bert):
         below = backbone("bert", hidden=128, layers=start) if start else None
         if start == 0:
             e = jax.tree.map(lambda x: np.asarray(x, np.float64), w["embeddings"])
-            x = e["word"]["embedding"][batch["tokens"]] + e["type"]["embedding"][batch["types"]] + e["position"]["embedding"][:T]
+            x = (
+                e["word"]["embedding"][batch["tokens"]]
+                + e["type"]["embedding"][batch["types"]]
+                + e["position"]["embedding"][:T]
+            )
             hidden = norm(x, e["norm"]).astype(np.float32)
         else:
             hidden = apply(below, w, batch)["hidden"]
@@ -178,7 +201,9 @@ def test_a_sequence_that_is_too_long_for_the_positions(model):
 
 
 def test_a_width_that_is_no_multiple_of_a_head():
-    with pytest.raises(UserError, match="100 is not divisible into heads that are 64 wide; expected a multiple"):
+    with pytest.raises(
+        UserError, match="100 is not divisible into heads that are 64 wide; expected a multiple"
+    ):
         tiny.net("bert", hidden=100)
 
 
@@ -200,11 +225,12 @@ def test_sizes_have_the_published_numbers_of_parameters(size, published):
     assert tree.count(tree.flatten(shapes)) == published
 
 
-# --- ModernBERT -------------------------------------------------------------------------------------------------------
+# --- ModernBERT ---------------------------------------------------------------------------------------------
 
 
 def turned(x, theta):
-    """Rotary positions as complex numbers: features i and i + half are one, turned by its position times its frequency."""
+    """Rotary positions as complex numbers: features i and i + half are one, turned by its position times its
+    frequency."""
     half = x.shape[-1] // 2
     z = x[..., :half] + 1j * x[..., half:]
     z = z * np.exp(1j * np.arange(x.shape[1])[:, None] * theta ** (-np.arange(half) / half))
@@ -212,7 +238,8 @@ def turned(x, theta):
 
 
 def numpy_modernbert(w, batch, pooling):
-    """The encoder written from the paper, one head at a time, with the sizes of `tiny`; and what each block gets."""
+    """The encoder written from the paper, one head at a time, with the sizes of `tiny`; and what each block
+    gets."""
     w = jax.tree.map(lambda x: np.asarray(x, np.float64), w)
     size, gelu = tiny.SIZES["modernbert"], lambda x: x * 0.5 * (1 + erf(x / np.sqrt(2)))
     x = norm(w["embeddings"]["word"]["embedding"][batch["tokens"]], w["embeddings"]["norm"], 1e-5)
@@ -234,7 +261,11 @@ def numpy_modernbert(w, batch, pooling):
         x = x + linear(gelu(linear(y, p["ffn"]["up"])) * linear(y, p["ffn"]["gate"]), p["ffn"]["down"])
     inside.append(x.astype(np.float32))
     x = norm(x, w["final_norm"], 1e-5)
-    first = np.array([row[m].mean(0) for row, m in zip(x, batch["mask"], strict=True)]) if pooling == "mean" else x[:, 0]
+    first = (
+        np.array([row[m].mean(0) for row, m in zip(x, batch["mask"], strict=True)])
+        if pooling == "mean"
+        else x[:, 0]
+    )
     return x, norm(gelu(linear(first, w["pooler"]["dense"])), w["pooler"]["norm"], 1e-5), inside
 
 
@@ -254,7 +285,9 @@ def test_modernbert_may_be_entered_at_any_block():
     whole, inside = apply(module, w, batch), numpy_modernbert(w, batch, "cls")[-1]
     for start, hidden in enumerate(inside):  # after the last block there is still the last norm
         entered = jax.jit(functools.partial(module.apply, start=start))({"params": w}, batch, hidden=hidden)
-        np.testing.assert_allclose(entered["hidden"][batch["mask"]], whole["hidden"][batch["mask"]], atol=2e-5)
+        np.testing.assert_allclose(
+            entered["hidden"][batch["mask"]], whole["hidden"][batch["mask"]], atol=2e-5
+        )
         np.testing.assert_allclose(entered["pooled"], whole["pooled"], atol=2e-5)
 
 
@@ -274,7 +307,10 @@ def test_rotary_positions_are_far_apart_by_their_distance_alone():
     """Scores of turned vectors depend on how far apart they stand, at the far end of 8192 positions, too."""
     q, k = np.random.default_rng(0).standard_normal((2, 1, 1, 1, 64)).astype(np.float32)
     cos, sin = modernbert.turns(8192, 64, 160_000.0)
-    q, k = (np.asarray(modernbert.rotate(jnp.broadcast_to(x, (1, 8192, 1, 64)), (cos, sin)))[0, :, 0] for x in (q, k))
+    q, k = (
+        np.asarray(modernbert.rotate(jnp.broadcast_to(x, (1, 8192, 1, 64)), (cos, sin)))[0, :, 0]
+        for x in (q, k)
+    )
     for distance in (0, 1, 100):
         scores = (q[distance:] * k[: 8192 - distance]).sum(-1)
         np.testing.assert_allclose(scores, scores[0], atol=0.02)
@@ -284,8 +320,14 @@ def test_rotary_positions_are_far_apart_by_their_distance_alone():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"hidden": 60, "heads": 8}, r"model.hidden: 60 is not divisible into 8 heads; expected a multiple, or another model.heads"),
-        ({"hidden": 60, "heads": 4}, r"model.heads: 4 heads are 15 wide; rotary positions turn pairs, so expected an even width"),
+        (
+            {"hidden": 60, "heads": 8},
+            r"model.hidden: 60 is not divisible into 8 heads; expected a multiple, or another model.heads",
+        ),
+        (
+            {"hidden": 60, "heads": 4},
+            r"model.heads: 4 heads are 15 wide; rotary positions turn pairs, so expected an even width",
+        ),
     ],
 )
 def test_a_modernbert_of_a_width_that_cannot_be(sizes, message):
@@ -301,17 +343,22 @@ def test_modernbert_has_the_published_number_of_parameters(sizes, published):
     values = {"name": "modernbert", **sizes}
     module = models.build(config.resolve(values, models.spec(values)), 50368, jnp.float32)
     shapes = tree.flatten(jax.eval_shape(lambda b: module.init(jax.random.key(0), b), inputs())["params"])
-    pooler = tree.count({n: s for n, s in shapes.items() if n.startswith("pooler/")})  # there, it belongs to the heads
+    # there, it belongs to the heads
+    pooler = tree.count({n: s for n, s in shapes.items() if n.startswith("pooler/")})
     assert tree.count(shapes) - pooler == published
 
 
 def test_training_the_top_of_modernbert_trains_its_last_norm():
     net = tiny.net("modernbert")
     plan = resolve.plan("top-1", models.anatomy("modernbert"), net.shapes())
-    assert {n.split("/")[1] for n in plan.trainable if n.startswith("backbone/")} == {"block_2", "final_norm", "pooler"}
+    assert {n.split("/")[1] for n in plan.trainable if n.startswith("backbone/")} == {
+        "block_2",
+        "final_norm",
+        "pooler",
+    }
 
 
-# --- LSTM -------------------------------------------------------------------------------------------------------------
+# --- LSTM ---------------------------------------------------------------------------------------------------
 
 
 def numpy_lstm(w, batch):
@@ -323,7 +370,9 @@ def numpy_lstm(w, batch):
         states = []
         for t in tokens[: mask.sum()]:
             x = w["embeddings"]["embedding"][t]
-            i, f, g, o = (x @ c[f"i{n}"]["kernel"] + h @ c[f"h{n}"]["kernel"] + c[f"h{n}"]["bias"] for n in "ifgo")
+            i, f, g, o = (
+                x @ c[f"i{n}"]["kernel"] + h @ c[f"h{n}"]["kernel"] + c[f"h{n}"]["bias"] for n in "ifgo"
+            )
             cell = expit(f) * cell + expit(i) * np.tanh(g)
             h = expit(o) * np.tanh(cell)
             states.append(h)
@@ -338,7 +387,9 @@ def test_lstm_and_its_pooling(pooling):
     rows = numpy_lstm(w, batch)
     for i, states in enumerate(rows):
         np.testing.assert_allclose(got["hidden"][i, : len(states)], states, atol=1e-5)
-    np.testing.assert_allclose(got["pooled"], [s[-1] if pooling == "last" else s.mean(0) for s in rows], atol=1e-5)
+    np.testing.assert_allclose(
+        got["pooled"], [s[-1] if pooling == "last" else s.mean(0) for s in rows], atol=1e-5
+    )
 
 
 def test_lstm_may_be_entered_after_its_block():
@@ -348,16 +399,22 @@ def test_lstm_may_be_entered_after_its_block():
     np.testing.assert_array_equal(entered["pooled"], whole["pooled"])
 
 
-# --- names, dtypes, initial values ------------------------------------------------------------------------------------
+# --- names, dtypes, initial values --------------------------------------------------------------------------
 
 
 def named(model):
     """Names and shapes of a small net of each kind, per objective."""
-    sizes = {"bert": {"size": "tiny"}, "modernbert": {"layers": 2, "hidden": 128, "heads": 2, "ffn": 192}, "lstm": {}}[model]
+    sizes = {
+        "bert": {"size": "tiny"},
+        "modernbert": {"layers": 2, "hidden": 128, "heads": 2, "ffn": 192},
+        "lstm": {},
+    }[model]
     values = {"name": model, **sizes}
     out = {}
     for task in ("classify", "mlm_nsp"):
-        module = models.build(config.resolve(values, models.spec(values)), tiny.TOKENIZER.vocab_size, jnp.float32)
+        module = models.build(
+            config.resolve(values, models.spec(values)), tiny.TOKENIZER.vocab_size, jnp.float32
+        )
         objective = tiny.objective(task)
         shapes = Net(module, objective.head(jnp.float32, module.style), objective).shapes()
         assert {s.dtype for s in shapes.values()} == {jnp.dtype("float32")}
@@ -367,7 +424,8 @@ def named(model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_golden_names_and_shapes(model):
-    """Names are a file format: whoever changes them changes every checkpoint. `python tests/test_models.py` writes the files anew."""
+    """Names are a file format: whoever changes them changes every checkpoint. `python tests/test_models.py`
+    writes the files anew."""
     assert named(model) == json.loads((GOLDEN / f"{model}.json").read_text())
 
 
@@ -388,7 +446,8 @@ def test_every_group_is_live_and_stem_and_blocks_do_not_overlap(model):
     patterns = [groups["stem"], *(stack.format(i) for i in range(depth))]
     if "pooler" in groups:
         order, patterns = [*order, "pooler"], [*patterns, groups["pooler"]]
-    claimed = tree.match(names, [(p, "train") for p in patterns])  # total: together they are the whole backbone
+    # total: together they are the whole backbone
+    claimed = tree.match(names, [(p, "train") for p in patterns])
     assert set(claimed.values()) == set(range(len(order)))
 
 
@@ -402,7 +461,9 @@ def test_bfloat16_computes_in_bfloat16_and_reports_in_float32(model, task):
     def outputs(p, batch, key):
         keys = jax.random.split(key, 4)
         ready = net.objective.prepare(batch, keys)
-        return net.backbone.apply({"params": tree.unflatten(p)["backbone"]}, ready), net.sums(p, batch, key, key)
+        return net.backbone.apply({"params": tree.unflatten(p)["backbone"]}, ready), net.sums(
+            p, batch, key, key
+        )
 
     out, sums = jax.eval_shape(outputs, shapes, tiny.batch(net, 4), jax.random.key(0))
     assert out["hidden"].dtype == out["pooled"].dtype == jnp.bfloat16
@@ -412,7 +473,10 @@ def test_bfloat16_computes_in_bfloat16_and_reports_in_float32(model, task):
 @pytest.mark.parametrize("model", ["bert", "modernbert"])
 def test_bfloat16_is_near_float32(model):
     w, batch = weights(model), inputs()
-    rough, exact = (apply(tiny.net(model, dtype=dtype, dropout=0.0).backbone, w, batch) for dtype in ("bfloat16", "float32"))
+    rough, exact = (
+        apply(tiny.net(model, dtype=dtype, dropout=0.0).backbone, w, batch)
+        for dtype in ("bfloat16", "float32")
+    )
     difference = np.abs(np.asarray(rough["pooled"], np.float32) - exact["pooled"])
     assert 0 < difference.max() < 0.1
 
@@ -434,7 +498,8 @@ def test_initial_values(model):
 
 
 def test_weights_are_drawn_as_berts():
-    """TensorFlow's truncated_normal_initializer(0.02): a normal of deviation 0.02 cut at two of them, which leaves 0.0176."""
+    """TensorFlow's truncated_normal_initializer(0.02): a normal of deviation 0.02 cut at two of them, which
+    leaves 0.0176."""
     x = np.asarray(NORMAL(jax.random.key(0), (200, 200)))
     assert np.abs(x).max() == pytest.approx(0.04, rel=1e-2)
     assert x.std() == pytest.approx(0.02 * 0.87962566, rel=0.01)
@@ -450,5 +515,6 @@ def test_a_model_that_does_not_exist_lists_those_that_do():
 if __name__ == "__main__":
     for name in MODELS:
         text = json.dumps(named(name), indent=1)
-        text = re.sub(r"\[[^\]]*\]", lambda shape: json.dumps(json.loads(shape[0])), text)  # a shape is one line
+        # a shape is one line
+        text = re.sub(r"\[[^\]]*\]", lambda shape: json.dumps(json.loads(shape[0])), text)
         (GOLDEN / f"{name}.json").write_text(text + "\n")

@@ -13,7 +13,8 @@ from ptft.core import checkpoint
 from ptft.train import train
 
 ROOT = Path(__file__).parents[1]
-# Trains; process 1 gets a signal before step 4. Says how it ended, after which step, and the steps with an all-gather.
+# Trains; process 1 gets a signal before step 4. Says how it ended, after which step, and the steps with an
+# all-gather.
 CHILD = """
 import json, os, sys
 from ptft.core import mesh
@@ -41,14 +42,27 @@ print(json.dumps([code, now[0], sorted({k for k in asked if k})]))  # 0: weights
 
 
 def test_a_signal_to_one_stops_all_at_a_line_of_the_log(tmp_path):
-    values = flow.pretraining(tmp_path, train_for="12 steps", log_every="3 steps", eval_every="0", save_every="0")
+    values = flow.pretraining(
+        tmp_path, train_for="12 steps", log_every="3 steps", eval_every="0", save_every="0"
+    )
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+    }
     command = [sys.executable, "-c", CHILD, json.dumps(values), str(tmp_path / "run")]
     both = [
-        subprocess.Popen(command, env={**env, "JAX_PROCESS_ID": str(i)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command,
+            env={**env, "JAX_PROCESS_ID": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for i in range(2)
     ]
     try:

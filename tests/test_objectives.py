@@ -1,4 +1,5 @@
-"""Both objectives. The generators are seeded, so a chi-square below means: these draws, always, fit the distribution."""
+"""Both objectives. The generators are seeded, so a chi-square below means: these draws, always, fit the
+distribution."""
 
 import functools
 import math
@@ -81,7 +82,9 @@ def compiled(o):
 
 
 def prepare(o, batch, number=0):
-    keys = step._row_keys(jax.random.fold_in(jax.random.key(3), number), jax.numpy.arange(len(batch["tokens"])))
+    keys = step._row_keys(
+        jax.random.fold_in(jax.random.key(3), number), jax.numpy.arange(len(batch["tokens"]))
+    )
     return jax.device_get(compiled(o)(batch, keys))
 
 
@@ -188,7 +191,8 @@ def test_masks_are_drawn_anew_each_step_and_each_row(whole_word):
 
 
 def words_of(tokens, length):
-    """Positions of each word, in plain Python: a piece belongs to what stands before it, unless that is special."""
+    """Positions of each word, in plain Python: a piece belongs to what stands before it, unless that is
+    special."""
     words, previous = [], "[CLS]"
     for at in range(1, length):
         token = tiny.TOKENIZER.vocab[tokens[at]]
@@ -206,13 +210,16 @@ def test_whole_words():
     batch = mask_batch(o, 400, np.resize(np.arange(6, 33), 400), low=50)  # words and pieces by halves
     out = prepare(o, batch)
     long, skipped, exact = 0, 0, 0
-    for tokens, length, quota, chosen in zip(batch["tokens"], batch["length"], batch["num_masked"], chosen_positions(out), strict=True):
+    for tokens, length, quota, chosen in zip(
+        batch["tokens"], batch["length"], batch["num_masked"], chosen_positions(out), strict=True
+    ):
         words = words_of(tokens, length)
         taken = [w for w in words if chosen[w].any()]
         assert all(chosen[w].all() for w in taken)
         left = quota - sum(map(len, taken))
         assert chosen.sum() == quota - left and left >= 0
-        assert all(len(w) > left for w in words if w not in taken)  # a word that overshoots is skipped, not the rest
+        # a word that overshoots is skipped, not the rest
+        assert all(len(w) > left for w in words if w not in taken)
         long += any(len(w) > 1 for w in taken)
         skipped += left > 0
         exact += left == 0
@@ -227,7 +234,11 @@ def test_whole_words_are_drawn_uniformly():
     word, piece = tiny.TOKENIZER.vocab.index("w3"), tiny.TOKENIZER.vocab.index("##p3")
     starts = free & (np.where(at < 14, at - 1, at - 14) % 2 == 0)  # 6 and 7 words of two pieces
     tokens = np.where(free, np.where(starts, word, piece), batch["tokens"]).astype(np.uint16)
-    batch |= {"tokens": tokens, "continues": tiny.TOKENIZER.continues[tokens], "num_masked": np.full(2000, 2, np.int32)}
+    batch |= {
+        "tokens": tokens,
+        "continues": tiny.TOKENIZER.continues[tokens],
+        "num_masked": np.full(2000, 2, np.int32),
+    }
     counts = chosen_positions(prepare(o, batch)).sum(0)
     assert counts[starts].sum() == 2000 and len(counts[starts]) == 13
     assert stats.chisquare(counts[starts]).pvalue > FIT
@@ -238,7 +249,8 @@ def test_whole_words_are_drawn_uniformly():
 
 @functools.cache
 def corpus():
-    """(source, documents as lists of sentences of ids): word i of the corpus is "w{i}", so that an id tells where it was."""
+    """(source, documents as lists of sentences of ids): word i of the corpus is "w{i}", so that an id tells
+    where it was."""
     rng, at, records, documents = random.Random(0), 0, [], []
     while at < 70_000:
         lengths = [rng.randint(1, 12) for _ in range(rng.randint(1, 14))]
@@ -313,9 +325,12 @@ def test_the_corpus_of_these_tests():
 def test_rows_are_those_of_googles_loop():
     """The same generator, the same rows, to the token."""
     _, rows, batch, _ = pairs()
-    want = [r for d in range(len(corpus()[1])) for r in google(corpus()[1], d, 29, 0.1, random.Random(f"0 {d}"))]
+    want = [
+        r for d in range(len(corpus()[1])) for r in google(corpus()[1], d, 29, 0.1, random.Random(f"0 {d}"))
+    ]
     got = [
-        (*segments(*r[:3]), int(r[3])) for r in zip(batch["tokens"], batch["length"], batch["segment_b"], batch["nsp_label"], strict=True)
+        (*segments(*r[:3]), int(r[3]))
+        for r in zip(batch["tokens"], batch["length"], batch["segment_b"], batch["nsp_label"], strict=True)
     ]
     assert len(got) == len(rows) == len(want) and got == want
 
@@ -324,10 +339,17 @@ def test_the_share_of_random_pairs_is_googles():
     """Generators of its own: what counts is the distribution, of the label and of the lengths of A and B."""
     _, rows, batch, _ = pairs(passes=2)
     rng = random.Random(99)
-    other = [r for _ in range(2) for d in range(len(corpus()[1])) for r in google(corpus()[1], d, 29, 0.1, rng)]
+    other = [
+        r for _ in range(2) for d in range(len(corpus()[1])) for r in google(corpus()[1], d, 29, 0.1, rng)
+    ]
     ours, theirs = int(batch["nsp_label"].sum()), sum(r[2] for r in other)
     assert rows.notes["random_next"] == ours > 0.5 * len(rows)  # one sentence alone always gets a random one
-    assert stats.chi2_contingency([[ours, len(rows) - ours], [theirs, len(other) - theirs]], correction=False).pvalue > FIT
+    assert (
+        stats.chi2_contingency(
+            [[ours, len(rows) - ours], [theirs, len(other) - theirs]], correction=False
+        ).pvalue
+        > FIT
+    )
     a, b = batch["segment_b"] - 2, batch["length"] - batch["segment_b"] - 1
     for mine, its in ((a, [len(r[0]) for r in other]), (b, [len(r[1]) for r in other])):
         table = np.stack([np.bincount(mine, minlength=30), np.bincount(its, minlength=30)])
@@ -339,7 +361,9 @@ def test_layout():
     o, rows, batch, out = pairs()
     t = wide()
     assert (out["tokens"] == batch["tokens"]).all() and out["tokens"].max() > 65_535
-    for tokens, length, second, types, mask in zip(*(out[k] for k in ("tokens", "length", "segment_b", "types", "mask")), strict=True):
+    for tokens, length, second, types, mask in zip(
+        *(out[k] for k in ("tokens", "length", "segment_b", "types", "mask")), strict=True
+    ):
         a, b = segments(tokens, length, second)
         assert tokens.tolist() == [t.cls, *a, t.sep, *b, t.sep] + [t.pad] * (32 - length)
         assert a and b and min(a + b) >= FIRST
@@ -347,7 +371,9 @@ def test_layout():
         assert mask.tolist() == [True] * length + [False] * (32 - length)
     assert batch["length"].max() == 32 and (batch["length"] < 32).any()
     example = o.example(len(rows))
-    assert {k: (x.shape, x.dtype) for k, x in batch.items()} == {k: (x.shape, x.dtype) for k, x in example.items()}
+    assert {k: (x.shape, x.dtype) for k, x in batch.items()} == {
+        k: (x.shape, x.dtype) for k, x in example.items()
+    }
 
 
 def test_label_0_is_what_really_follows_and_label_1_is_from_elsewhere():
@@ -355,7 +381,9 @@ def test_label_0_is_what_really_follows_and_label_1_is_from_elsewhere():
     begins = np.cumsum([0] + [len(s) for d in corpus()[1] for s in d])
     _, _, batch, _ = pairs()
     shortened = 0
-    for tokens, length, second, random_next in zip(*(batch[k] for k in ("tokens", "length", "segment_b", "nsp_label")), strict=True):
+    for tokens, length, second, random_next in zip(
+        *(batch[k] for k in ("tokens", "length", "segment_b", "nsp_label")), strict=True
+    ):
         a, b = (np.array(s) - FIRST for s in segments(tokens, length, second))
         for part in (a, b):
             assert (np.diff(part) == 1).all() and (document[part] == document[part[0]]).all()
@@ -398,7 +426,9 @@ def test_a_single_document_has_no_other_to_draw_from():
 def test_the_quota_of_rows_counts_specials(nsp, max_predictions):
     o, _, batch, _ = pairs(nsp=nsp, max_predictions=max_predictions)
     assert o.predictions == (max_predictions or 5)  # 4.8, rounded up
-    assert batch["num_masked"].tolist() == [min(o.predictions, max(1, round(0.15 * int(n)))) for n in batch["length"]]
+    assert batch["num_masked"].tolist() == [
+        min(o.predictions, max(1, round(0.15 * int(n)))) for n in batch["length"]
+    ]
     assert len(set(batch["num_masked"])) > 2
     others = [min(o.predictions, max(1, round(0.15 * (int(n) - 3)))) for n in batch["length"]]
     assert batch["num_masked"].tolist() != others
@@ -416,14 +446,24 @@ def test_whole_word_rows_know_their_pieces():
 def test_a_pretraining_that_has_nothing_to_tell_is_said():
     lines = source([{"sentences": ["w1 w2 w3 w4 w5 w6"]}] * 9)
     (said,) = build("mlm_nsp", seq_len=32).rows(lines, tiny.TOKENIZER).doubts
-    assert said.startswith("100% of next sentences are random, as every document is one sentence") and "format='paragraphs'" in said
+    assert (
+        said.startswith("100% of next sentences are random, as every document is one sentence")
+        and "format='paragraphs'" in said
+    )
     texts = source([{"sentences": ["w1 w2 w3 w4 w5 w6"] * 4}] * 9)
     assert "objective.seq_len is short" in build("mlm_nsp", seq_len=8).rows(texts, tiny.TOKENIZER).doubts[0]
     assert not build("mlm_nsp", seq_len=32).rows(texts, tiny.TOKENIZER).doubts
     assert not build("mlm_nsp", seq_len=32, nsp=False).rows(lines, tiny.TOKENIZER).doubts
     (said,) = build("mlm_nsp", seq_len=32, whole_word=True).rows(texts, tiny.TOKENIZER).doubts
-    assert said.startswith("objective.whole_word: 0.0% of the text's tokens go on with a word") and "whole_word='jieba'" in said
-    assert not build("mlm_nsp", seq_len=32, whole_word=True).rows(source([{"sentences": ["w1p1 w2"] * 4}] * 9), tiny.TOKENIZER).doubts
+    assert (
+        said.startswith("objective.whole_word: 0.0% of the text's tokens go on with a word")
+        and "whole_word='jieba'" in said
+    )
+    assert (
+        not build("mlm_nsp", seq_len=32, whole_word=True)
+        .rows(source([{"sentences": ["w1p1 w2"] * 4}] * 9), tiny.TOKENIZER)
+        .doubts
+    )
 
 
 def test_chinese_words_are_masked_together():
@@ -433,14 +473,21 @@ def test_chinese_words_are_masked_together():
     o = build("mlm_nsp", tokenizer, seq_len=40, nsp=False, whole_word="jieba", short_prob=0.0)
     batch = o.rows(source([{"sentences": texts}]), tokenizer).batch(np.arange(1))
     tokens, marks = tokenizer.tokens(batch["tokens"][0]), batch["continues"][0]
-    assert [t for t, goes_on in zip(tokens, marks, strict=True) if goes_on and not t.startswith("##")] == [*"京大学习", *"京大学大"]
+    assert [t for t, goes_on in zip(tokens, marks, strict=True) if goes_on and not t.startswith("##")] == [
+        *"京大学习",
+        *"京大学大",
+    ]
     assert all(goes_on for t, goes_on in zip(tokens, marks, strict=True) if t.startswith("##"))
 
 
 def test_chinese_words_need_jieba(monkeypatch):
     monkeypatch.setitem(sys.modules, "jieba", None)
-    with pytest.raises(UserError, match=r"objective.whole_word='jieba' needs jieba; .* pip install 'ptft\[zh\]'"):
-        build("mlm_nsp", seq_len=16, whole_word="jieba").rows(source([{"sentences": ["w1", "w2"]}] * 3), tiny.TOKENIZER)
+    with pytest.raises(
+        UserError, match=r"objective.whole_word='jieba' needs jieba; .* pip install 'ptft\[zh\]'"
+    ):
+        build("mlm_nsp", seq_len=16, whole_word="jieba").rows(
+            source([{"sentences": ["w1", "w2"]}] * 3), tiny.TOKENIZER
+        )
 
 
 def test_one_segment():
@@ -454,7 +501,11 @@ def test_one_segment():
     assert flat(seen) == list(range(FIRST, FIRST + 70_000))
     starts = {d[0][0] for d in corpus()[1]}
     assert starts <= {s[0] for s in seen}
-    assert (batch["segment_b"] == batch["length"]).all() and not out["types"].any() and not batch["nsp_label"].any()
+    assert (
+        (batch["segment_b"] == batch["length"]).all()
+        and not out["types"].any()
+        and not batch["nsp_label"].any()
+    )
     assert batch["length"].max() == 32 and rows.notes["random_next"] == 0
     assert o.loss == ("mlm_loss",)
 
@@ -512,7 +563,11 @@ def test_truncation_takes_from_the_longer_side_at_either_end():
         usual = expected > 5
         assert len(counts) == gives + 1
         assert (
-            stats.chisquare([*counts[usual], counts[~usual].sum() + 1e-9], [*expected[usual], expected[~usual].sum() + 1e-9]).pvalue > FIT
+            stats.chisquare(
+                [*counts[usual], counts[~usual].sum() + 1e-9],
+                [*expected[usual], expected[~usual].sum() + 1e-9],
+            ).pvalue
+            > FIT
         )
     # The shorter side is not touched while the other is longer.
     docs = documents(3, 20, times=200)
@@ -529,23 +584,32 @@ def softmax_loss(logits, label):
 
 
 def forward(model, task):
-    """(net, params, batch with two rows that do not count, inputs, backbone outputs, sums), numbers in float64."""
+    """(net, params, batch with two rows that do not count, inputs, backbone outputs, sums), numbers in
+    float64."""
     net = tiny.net(model, task, dropout=0.0)
     params = tiny.params(net)
-    params |= {n: 4 * params[n] for n in params if n.startswith("head/")}  # large enough to tell one GELU from the other
+    # large enough to tell one GELU from the other
+    params |= {n: 4 * params[n] for n in params if n.startswith("head/")}
     batch = tiny.batch(net, 6)
     batch["weight"][[1, 4]] = 0
     key = jax.random.key(1)
 
     def run(params, batch):
         inputs = net.objective.prepare(batch, step._row_keys(key, batch["example_id"]))
-        return inputs, net.backbone.apply({"params": tree.unflatten(params)["backbone"]}, inputs), net.sums(params, batch, key)
+        return (
+            inputs,
+            net.backbone.apply({"params": tree.unflatten(params)["backbone"]}, inputs),
+            net.sums(params, batch, key),
+        )
 
     inputs, outputs, sums = jax.device_get(jax.jit(run)(params, batch))
     return params, batch, inputs, {k: np.asarray(x, np.float64) for k, x in outputs.items()}, sums
 
 
-@pytest.mark.parametrize(("model", "table"), [("bert", "backbone/embeddings/word/embedding"), ("lstm", "backbone/embeddings/embedding")])
+@pytest.mark.parametrize(
+    ("model", "table"),
+    [("bert", "backbone/embeddings/word/embedding"), ("lstm", "backbone/embeddings/embedding")],
+)
 def test_pretraining_loss_in_numpy(model, table):
     params, batch, inputs, outputs, sums = forward(model, "mlm_nsp")
     p = {k.removeprefix("head/"): np.asarray(x, np.float64) for k, x in params.items()}
@@ -558,12 +622,19 @@ def test_pretraining_loss_in_numpy(model, table):
             x = (x - x.mean()) / math.sqrt(x.var() + 1e-12) * p["norm/scale"] + p["norm/bias"]
             logits = p[table] @ x + p["decoder/bias"]
             truth = batch["tokens"][row, at].astype(int)
-            loss, hit, weight = loss + softmax_loss(logits, truth), hit + (logits.argmax() == truth), weight + 1
+            loss, hit, weight = (
+                loss + softmax_loss(logits, truth),
+                hit + (logits.argmax() == truth),
+                weight + 1,
+            )
     assert weight == sums["mlm_loss"][1] == sums["mlm_accuracy"][1] > 4
     assert sums["mlm_loss"][0] == pytest.approx(loss, rel=1e-6) and sums["mlm_accuracy"][0] == hit
     logits = outputs["pooled"] @ p["nsp/kernel"] + p["nsp/bias"]
     valid = batch["weight"] > 0
-    assert sums["nsp_loss"] == (pytest.approx(softmax_loss(logits, batch["nsp_label"])[valid].sum(), rel=2e-5), 4)
+    assert sums["nsp_loss"] == (
+        pytest.approx(softmax_loss(logits, batch["nsp_label"])[valid].sum(), rel=2e-5),
+        4,
+    )
     assert sums["nsp_accuracy"] == ((logits.argmax(-1) == batch["nsp_label"])[valid].sum(), 4)
 
 
@@ -589,33 +660,58 @@ def test_classification_loss_in_numpy():
     assert sums["loss"] == (pytest.approx(softmax_loss(logits, batch["label"])[valid].sum(), rel=2e-5), 4)
     table = np.zeros((3, 3))
     np.add.at(table, (batch["label"][valid], logits.argmax(-1)[valid]), 1)
-    assert sums["counts"][0].tolist() == [table.sum(1).tolist(), table.sum(0).tolist(), np.diag(table).tolist()]
+    assert sums["counts"][0].tolist() == [
+        table.sum(1).tolist(),
+        table.sum(0).tolist(),
+        np.diag(table).tolist(),
+    ]
 
 
 # Reports
 
 
-@pytest.mark.parametrize(("name", "values"), [("classify", {}), ("tag", {}), ("mlm_nsp", {}), ("mlm_nsp", {"nsp": False})])
+@pytest.mark.parametrize(
+    ("name", "values"), [("classify", {}), ("tag", {}), ("mlm_nsp", {}), ("mlm_nsp", {"nsp": False})]
+)
 def test_every_metric_has_a_direction(name, values):
     o = build(name, labels=("B-X", "I-X", "O"), seq_len=16, **values)
-    net = tiny.net("bert", name)._replace(objective=o, head=o.head(jnp.float32, tiny.net("bert").backbone.style))
+    net = tiny.net("bert", name)._replace(
+        objective=o, head=o.head(jnp.float32, tiny.net("bert").backbone.style)
+    )
     known = build_metrics(net)
     assert o.best in known and o.lower_is_better == {m for m in known if objectives.falls(o, m)}
     assert o.lower_is_better == {m for m in known if m.endswith(("loss", "perplexity"))}
 
 
 def test_pretraining_report():
-    sums = {"mlm_loss": (6.0, 4.0), "mlm_accuracy": (1.0, 4.0), "nsp_loss": (3.0, 2.0), "nsp_accuracy": (1.0, 2.0)}
-    want = {"mlm_loss": 1.5, "mlm_accuracy": 0.25, "nsp_loss": 1.5, "nsp_accuracy": 0.5, "loss": 3.0, "perplexity": math.exp(1.5)}
+    sums = {
+        "mlm_loss": (6.0, 4.0),
+        "mlm_accuracy": (1.0, 4.0),
+        "nsp_loss": (3.0, 2.0),
+        "nsp_accuracy": (1.0, 2.0),
+    }
+    want = {
+        "mlm_loss": 1.5,
+        "mlm_accuracy": 0.25,
+        "nsp_loss": 1.5,
+        "nsp_accuracy": 0.5,
+        "loss": 3.0,
+        "perplexity": math.exp(1.5),
+    }
     assert build("mlm_nsp").metrics(sums) == pytest.approx(want)
     alone = {k: s for k, s in sums.items() if k.startswith("mlm")}
     want = {"mlm_loss": 1.5, "mlm_accuracy": 0.25, "loss": 1.5, "perplexity": math.exp(1.5)}
     assert build("mlm_nsp", nsp=False).metrics(alone) == pytest.approx(want)
-    assert math.isnan(build("mlm_nsp", nsp=False).metrics({"mlm_loss": (0.0, 0.0), "mlm_accuracy": (0.0, 0.0)})["perplexity"])
+    assert math.isnan(
+        build("mlm_nsp", nsp=False).metrics({"mlm_loss": (0.0, 0.0), "mlm_accuracy": (0.0, 0.0)})[
+            "perplexity"
+        ]
+    )
 
 
 def classified(label, said, k):
-    """The report of examples whose classes and predictions these are, in two batches with rows that do not count."""
+    """The report of examples whose classes and predictions these are, in two batches with rows that do not
+    count."""
     o = build("classify", labels=tuple(map(str, range(k))))
     sums = None
     for part in (slice(None, 2), slice(2, None)):
@@ -657,7 +753,10 @@ def test_what_classes_cost_grows_with_their_number_and_not_with_its_square():
     """Beside the predictions themselves, which the head makes."""
     k, batch = 3000, 8
     o = build("classify", labels=tuple(map(str, range(k))))
-    shapes = jax.ShapeDtypeStruct((batch, k), np.float32), {"label": np.zeros(batch, np.int32), "weight": np.ones(batch, np.float32)}
+    shapes = (
+        jax.ShapeDtypeStruct((batch, k), np.float32),
+        {"label": np.zeros(batch, np.int32), "weight": np.ones(batch, np.float32)},
+    )
     compiled = jax.jit(o.sums).lower(*shapes).compile()
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 20 * batch * k * 4 < k * k
@@ -667,21 +766,32 @@ def test_what_classes_cost_grows_with_their_number_and_not_with_its_square():
 
 
 def test_sums_that_an_older_version_left_in_a_checkpoint_count():
-    """It kept a table of true against predicted classes, and a resumed run's next line of the log is of both."""
+    """It kept a table of true against predicted classes, and a resumed run's next line of the log is of
+    both."""
     o = build("classify", labels=("a", "b", "c"))
     table = np.array([[3, 1, 0], [0, 2, 2], [1, 0, 4]], np.float32)
     counts = np.stack([table.sum(1), table.sum(0), np.diag(table)])
     both = o.metrics({"loss": (6.0, 26.0), "counts": (counts, 2.0), "confusion": (table, 1.0)})
-    assert both == o.metrics({"loss": (6.0, 26.0), "counts": (2 * counts, 3.0)}) and both["accuracy"] == 9 / 13
+    assert (
+        both == o.metrics({"loss": (6.0, 26.0), "counts": (2 * counts, 3.0)}) and both["accuracy"] == 9 / 13
+    )
 
 
 def test_metrics_at_the_edge():
     one = classified([0, 0, 1], [0, 0, 0], 2)  # a constant says nothing
-    assert one == {"loss": one["loss"], "accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx(0.4), "matthews": 0.0}
+    assert one == {
+        "loss": one["loss"],
+        "accuracy": pytest.approx(2 / 3),
+        "macro_f1": pytest.approx(0.4),
+        "matthews": 0.0,
+    }
     single = classified([1, 1, 1], [1, 1, 1], 3)  # a class that neither occurs nor is predicted has no F1
     assert single["macro_f1"] == single["accuracy"] == 1 and single["matthews"] == 0
     perfect, wrong = classified([0, 1, 0, 1], [0, 1, 0, 1], 2), classified([0, 1, 0, 1], [1, 0, 1, 0], 2)
-    assert (perfect["matthews"], perfect["macro_f1"]) == (1, 1) and (wrong["matthews"], wrong["macro_f1"]) == (-1, 0)
+    assert (perfect["matthews"], perfect["macro_f1"]) == (1, 1) and (
+        wrong["matthews"],
+        wrong["macro_f1"],
+    ) == (-1, 0)
     empty = classified([], [], 2)
     assert all(math.isnan(empty[k]) for k in ("loss", "accuracy", "macro_f1")) and empty["matthews"] == 0
 
@@ -695,11 +805,20 @@ def text_rows(records, tokenizer=tiny.TOKENIZER, **values):
     rows = o.rows(source(records), tokenizer)
     batch = rows.batch(np.arange(len(rows)))
     example = o.example(len(rows))
-    assert {k: (x.shape, x.dtype) for k, x in batch.items()} == {k: (x.shape, x.dtype) for k, x in example.items()}
+    assert {k: (x.shape, x.dtype) for k, x in batch.items()} == {
+        k: (x.shape, x.dtype) for k, x in example.items()
+    }
     out = with_types(batch)
     for tokens, mask, types in zip(out["tokens"], out["mask"], out["types"], strict=True):
-        assert (tokens[~mask] == tokenizer.pad).all() and not types[~mask].any() and (np.diff(mask.astype(int)) <= 0).all()
-    return rows, [(t[m].tolist(), y[m].tolist()) for t, m, y in zip(out["tokens"], out["mask"], out["types"], strict=True)]
+        assert (
+            (tokens[~mask] == tokenizer.pad).all()
+            and not types[~mask].any()
+            and (np.diff(mask.astype(int)) <= 0).all()
+        )
+    return rows, [
+        (t[m].tolist(), y[m].tolist())
+        for t, m, y in zip(out["tokens"], out["mask"], out["types"], strict=True)
+    ]
 
 
 def words(start, n):
@@ -712,7 +831,9 @@ def twice_separated(tmp):
     hf = Library(models.WordLevel(vocab, unk_token="<unk>"))
     hf.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     ends = [(t, vocab[t]) for t in ("<s>", "</s>")]
-    hf.post_processor = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends)
+    hf.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=ends
+    )
     hf.save(str(tmp / "tokenizer.json"))
     return tokenizer_files.load(tmp)
 
@@ -720,31 +841,41 @@ def twice_separated(tmp):
 @pytest.mark.parametrize("truncate", ["head", "tail"])
 @pytest.mark.parametrize(("separators", "seq_len"), [(1, 3), (1, 9), (1, 10), (2, 4), (2, 9), (2, 10)])
 def test_pairs_are_cut_as_transformers_cuts(separators, seq_len, truncate, tmp_path):
-    """The longer text is shortened; of an odd number of places it gets one more, and of two alike the second does."""
+    """The longer text is shortened; of an odd number of places it gets one more, and of two alike the second
+    does."""
     ours = tiny.TOKENIZER if separators == 1 else twice_separated(tmp_path)
     sizes = [(a, b) for a in range(13) for b in range(13)]
     texts = [(words(0, a), words(30, b)) for a, b in sizes]
-    rows, got = text_rows([{"text": a, "text_b": b, "label": 1} for a, b in texts], ours, seq_len=seq_len, truncate=truncate)
+    rows, got = text_rows(
+        [{"text": a, "text_b": b, "label": 1} for a, b in texts], ours, seq_len=seq_len, truncate=truncate
+    )
     ours.save(tmp_path)
     theirs = Library.from_file(str(tmp_path / "tokenizer.json"))
-    theirs.enable_truncation(seq_len, strategy="longest_first", direction={"head": "right", "tail": "left"}[truncate])
+    theirs.enable_truncation(
+        seq_len, strategy="longest_first", direction={"head": "right", "tail": "left"}[truncate]
+    )
     assert [tokens for tokens, _ in got] == [e.ids for e in theirs.encode_batch(texts)]
     room = seq_len - 2 - separators
     assert rows.notes == {"truncated": sum(a + b > room for a, b in sizes), "empty": 13} and len(rows) == 169
-    assert [sum(types) for _, types in got][13 * 12 + 12] == 1 + room - room // 2  # text_b of the longest pair
+    # text_b of the longest pair
+    assert [sum(types) for _, types in got][13 * 12 + 12] == 1 + room - room // 2
     if room % 2:
         kept = [len(tokens) - sum(types) - 1 - separators for tokens, types in got]
         assert (kept[13 * 12 + 11], kept[13 * 11 + 12]) == (room // 2 + 1, room // 2)
 
 
 def test_a_row_without_room_for_separators(tmp_path):
-    with pytest.raises(UserError, match=r"objective\.seq_len=3 has no room for the separators of a pair; expected 4 or more"):
+    with pytest.raises(
+        UserError, match=r"objective\.seq_len=3 has no room for the separators of a pair; expected 4 or more"
+    ):
         text_rows([{"text": "w1", "text_b": "w2", "label": 1}], twice_separated(tmp_path), seq_len=3)
 
 
 @pytest.mark.parametrize(("truncate", "kept"), [("head", range(6)), ("tail", range(4, 10))])
 def test_long_texts_keep_one_end(truncate, kept):
-    rows, got = text_rows([{"text": words(0, n), "label": n % 3} for n in (10, 6, 0, 2)], seq_len=8, truncate=truncate)
+    rows, got = text_rows(
+        [{"text": words(0, n), "label": n % 3} for n in (10, 6, 0, 2)], seq_len=8, truncate=truncate
+    )
     cls, sep = tiny.TOKENIZER.cls, tiny.TOKENIZER.sep
     want = [[FIRST + i for i in kept], [FIRST + i for i in range(6)], [], [FIRST, FIRST + 1]]
     assert got == [([cls, *w, sep], [0] * (len(w) + 2)) for w in want]
@@ -763,7 +894,9 @@ def test_a_blank_is_one_mask_in_the_middle_of_what_is_kept():
         assert tokens == [t.cls, *whole[at : at + 6], t.sep] and tokens.count(t.mask) == 1
     assert rows.notes["truncated"] == sum(a + b > 5 for a in range(9) for b in range(9))
     for text in ("w1 w2", "w1 ___ w2 ___"):
-        with pytest.raises(UserError, match=r"line 1: expected '___' \(objective.blank\) once.*it is [02] times in 'w1"):
+        with pytest.raises(
+            UserError, match=r"line 1: expected '___' \(objective.blank\) once.*it is [02] times in 'w1"
+        ):
             text_rows([{"text": text}], blank="___")
     assert len(text_rows([], blank="___")[0]) == 0
 
@@ -780,7 +913,10 @@ def test_the_class_is_read_at_the_blank():
 
 def test_ids_above_16_bits_do_not_wrap():
     assert objectives.token_dtype(65_536) == np.uint16 and objectives.token_dtype(65_537) == np.uint32
-    assert [np.array([n - 1]).astype(objectives.token_dtype(n)).item() for n in (65_536, 65_537)] == [65_535, 65_536]
+    assert [np.array([n - 1]).astype(objectives.token_dtype(n)).item() for n in (65_536, 65_537)] == [
+        65_535,
+        65_536,
+    ]
     _, got = text_rows([{"text": "w1 w65530 w65531 w69999", "label": 0}], wide(), seq_len=8)
     assert got[0][0] == [wide().cls, 6, 65_535, 65_536, 70_004, wide().sep]
 

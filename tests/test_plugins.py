@@ -1,4 +1,5 @@
-"""Plug-ins from a folder of one's own: the README's strategy and adapter, and a toy model, through every verb."""
+"""Plug-ins from a folder of one's own: the README's strategy and adapter, and a toy model, through every
+verb."""
 
 import json
 import os
@@ -33,22 +34,52 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ptft(mine: Path, *args: object) -> str:
-    env = {**os.environ, "PTFT_PLUGINS": str(mine), "PYTHONPATH": str(ROOT), "JAX_NUMPY_RANK_PROMOTION": "allow"}  # as users have it
-    done = subprocess.run([sys.executable, "-m", "ptft", *map(str, args)], capture_output=True, text=True, env=env, timeout=300)
+    # as users have it
+    env = {
+        **os.environ,
+        "PTFT_PLUGINS": str(mine),
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUMPY_RANK_PROMOTION": "allow",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "ptft", *map(str, args)], capture_output=True, text=True, env=env, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 def values(folder: Path, **changes: object) -> dict[str, object]:
-    own = {"init_from": "", "model": {"name": "bag"}, "devices": 1, "best": "last", "eval_every": "0", **changes}
+    own = {
+        "init_from": "",
+        "model": {"name": "bag"},
+        "devices": 1,
+        "best": "last",
+        "eval_every": "0",
+        **changes,
+    }
     return flow.finetuning(folder, Path(), **own)  # type: ignore[arg-type]
 
 
 def test_a_toy_model_adapter_and_strategy_go_through_every_verb(mine, tmp_path):
     page = flow.page(tmp_path / "page.py", values(tmp_path))
-    rows = json.loads(ptft(mine, "plan", "--config", page, "--freeze", "edges-1", "--freeze", "shift", "--probe", "0", "--json"))["rows"]
+    rows = json.loads(
+        ptft(
+            mine,
+            "plan",
+            "--config",
+            page,
+            "--freeze",
+            "edges-1",
+            "--freeze",
+            "shift",
+            "--probe",
+            "0",
+            "--json",
+        )
+    )["rows"]
     full, hidden = 2 * (16 * 16 + 16), 16
-    assert [r["trainable"] for r in rows] == [full + 2 * hidden + 2, 2 * hidden + 2 * hidden + 2]  # and the head
+    # and the head
+    assert [r["trainable"] for r in rows] == [full + 2 * hidden + 2, 2 * hidden + 2 * hidden + 2]
 
     one = flow.page(tmp_path / "one.py", values(tmp_path, freeze="shift+edges-1"))
     ptft(mine, "train", "--config", one, "--workdir", tmp_path / "run")
@@ -59,7 +90,10 @@ def test_a_toy_model_adapter_and_strategy_go_through_every_verb(mine, tmp_path):
     ptft(mine, "report", tmp_path / "run")
 
     strategies = [{"name": name, "freeze": name, "lr": 1e-2} for name in ("full", "edges-1", "shift")]
-    bench = flow.page(tmp_path / "bench.py", values(tmp_path, bench={"strategies": strategies, "seeds": [0], "repeat": False}))
+    bench = flow.page(
+        tmp_path / "bench.py",
+        values(tmp_path, bench={"strategies": strategies, "seeds": [0], "repeat": False}),
+    )
     ptft(mine, "bench", "--config", bench, "--workdir", tmp_path / "bench")
     cells = [json.loads(file.read_text()) for file in (tmp_path / "bench/cells").glob("*.json")]
     done = {c["strategy"]: c for c in cells if c.get("test")}
@@ -70,8 +104,14 @@ def test_a_toy_model_adapter_and_strategy_go_through_every_verb(mine, tmp_path):
     ptft(mine, "export", "--workdir", tmp_path / "plain", "--to", tmp_path / "out")
     ptft(mine, "import", tmp_path / "out", "--workdir", tmp_path / "back")
     texts = ["--text", "alpha beta good", "--text", "bad gamma", "--json"]
-    there = [json.loads(line) for line in ptft(mine, "predict", "--workdir", tmp_path / "plain", *texts).splitlines()]
-    back = [json.loads(line) for line in ptft(mine, "predict", "--workdir", tmp_path / "back", *texts).splitlines()]
+    there = [
+        json.loads(line)
+        for line in ptft(mine, "predict", "--workdir", tmp_path / "plain", *texts).splitlines()
+    ]
+    back = [
+        json.loads(line)
+        for line in ptft(mine, "predict", "--workdir", tmp_path / "back", *texts).splitlines()
+    ]
     assert [r["label"] for r in there] == [r["label"] for r in back]
     for a, b in zip(there, back, strict=True):
         assert list(a["probabilities"].values()) == pytest.approx(list(b["probabilities"].values()), abs=1e-6)

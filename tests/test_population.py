@@ -24,13 +24,27 @@ def together(asked):
 
 
 def config(home, freeze, seed=0, lr=1e-3, **changes):
-    start = {"frozen_dropout": False, "devices": 1, "train_for": "16 steps", "eval_every": "8 steps", "save_every": "0"}
+    start = {
+        "frozen_dropout": False,
+        "devices": 1,
+        "train_for": "16 steps",
+        "eval_every": "8 steps",
+        "save_every": "0",
+    }
     return spec.resolve(
-        flow.finetuning(home, home / "pre", freeze=freeze, seed=seed, **{**start, "optim.lr": lr, "data.train_size": 16, **changes})
+        flow.finetuning(
+            home,
+            home / "pre",
+            freeze=freeze,
+            seed=seed,
+            **{**start, "optim.lr": lr, "data.train_size": 16, **changes},
+        )
     )
 
 
-@pytest.mark.parametrize(("freeze", "wide"), [("top-1", False), ("bitfit", True)], ids=["in turns", "side by side"])
+@pytest.mark.parametrize(
+    ("freeze", "wide"), [("top-1", False), ("bitfit", True)], ids=["in turns", "side by side"]
+)
 def test_members_are_the_solo_runs(home, tmp_path, monkeypatch, freeze, wide):
     monkeypatch.setattr(vectorized, "wide", lambda: wide)
     asked = [config(home, freeze, seed, lr) for seed in (0, 3) for lr in (1e-3, 3e-3)]
@@ -39,18 +53,27 @@ def test_members_are_the_solo_runs(home, tmp_path, monkeypatch, freeze, wide):
     for i, c in enumerate(asked):
         alone = train.run(c, tmp_path / str(i), quiet=True)
         for split in ("dev", "test"):
-            assert getattr(found[i], split)["loss"] == pytest.approx(alone[split]["loss"], rel=1e-4), (i, split)
-        ledger = spec.read_run(tmp_path / str(i), "freeze_ledger.json")  # of the last step, whichever was the best
+            assert getattr(found[i], split)["loss"] == pytest.approx(alone[split]["loss"], rel=1e-4), (
+                i,
+                split,
+            )
+        # of the last step, whichever was the best
+        ledger = spec.read_run(tmp_path / str(i), "freeze_ledger.json")
         moved = {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}
-        # What was zero has no relative change; the softmax takes the keys' biases out, so that they follow rounding.
+        # What was zero has no relative change; the softmax takes the keys' biases out, so that they follow
+        # rounding.
         told = [n for n, x in moved.items() if x is not None and not n.endswith("attention/key/bias")]
         assert [found[i].drift[n] for n in told] == pytest.approx([moved[n] for n in told], rel=1e-2) and told
         assert found[i].drift.keys() == moved.keys()
         forgotten = work.forgotten(build.build(c), tmp_path / str(i))
-        assert found[i].forgetting["after"] == pytest.approx(forgotten["after"], rel=1e-5) != found[i].forgetting["before"]
-        assert {k: getattr(found[i], k) for k in ("best_step", "steps", "chosen_by", "trainable", "config_hash")} == {
-            k: alone[k] for k in ("best_step", "steps", "chosen_by", "trainable", "config_hash")
-        }
+        assert (
+            found[i].forgetting["after"]
+            == pytest.approx(forgotten["after"], rel=1e-5)
+            != found[i].forgetting["before"]
+        )
+        assert {
+            k: getattr(found[i], k) for k in ("best_step", "steps", "chosen_by", "trainable", "config_hash")
+        } == {k: alone[k] for k in ("best_step", "steps", "chosen_by", "trainable", "config_hash")}
     assert len({r.test["loss"] for r in found}) == len(asked)
 
 
@@ -101,14 +124,18 @@ def test_on_a_cpu_each_strategy_is_a_kin(home):
 
 def test_other_settings_are_another_kin(home):
     for change in ({"devices": 2}, {"cache_features": "off"}, {"log_every": "3 steps"}):
-        assert vectorized.group_key(config(home, "top-1")) != vectorized.group_key(config(home, "top-1", **change))
+        assert vectorized.group_key(config(home, "top-1")) != vectorized.group_key(
+            config(home, "top-1", **change)
+        )
 
 
 def test_a_strategy_that_breaks_its_promise_fails_alone(home, tmp_path, monkeypatch):
     monkeypatch.setattr(vectorized, "wide", lambda: True)
     cost = {"seconds_per_step": 1.0, "flops": 1.0, "peak_bytes": 1}
     bad = {"top-1": None, "layers=1": "it costs too much"}
-    monkeypatch.setattr(work.probe, "measure", lambda config, workdir: {**cost, "problem": bad[config.freeze]})
+    monkeypatch.setattr(
+        work.probe, "measure", lambda config, workdir: {**cost, "problem": bad[config.freeze]}
+    )
     asked = [config(home, freeze, strict_cost=True, **{"model.dropout": 0.0}) for freeze in bad]
     cells = [Cell(c.freeze, 0, c, c.freeze, "t", "", 0, 1e-3) for c in asked]
     found = {i: outcome for some in work.run_group(cells, tmp_path) for i, outcome in some.items()}
@@ -120,7 +147,9 @@ def test_what_cells_share_is_expected_to_take_its_time_once(home, tmp_path, monk
     cost = {"seconds_per_step": 0.1, "overhead_seconds": 30.0}
     monkeypatch.setattr(work.probe, "known", lambda config, workdir: cost)
     monkeypatch.setattr(work.probe, "measure", lambda config, workdir: cost)
-    cells = [Cell("full", seed, config(home, "full", seed), f"full{seed}", "t", "", 0, 1e-3) for seed in range(3)]
+    cells = [
+        Cell("full", seed, config(home, "full", seed), f"full{seed}", "t", "", 0, 1e-3) for seed in range(3)
+    ]
 
     def total(groups, **how):
         return sum(work.expected(groups, tmp_path, **how).values())

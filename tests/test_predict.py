@@ -1,4 +1,5 @@
-"""What `ptft predict` reads, how it asks, and the tables that it writes; tests/test_cli.py has the verb itself."""
+"""What `ptft predict` reads, how it asks, and the tables that it writes; tests/test_cli.py has the verb
+itself."""
 
 import gzip
 import itertools
@@ -46,10 +47,16 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_read_as_its_name_says(tmp_path, name):
-    (tmp_path / name).write_bytes(gzip.compress(FILES[name].encode()) if name.endswith(".gz") else FILES[name].encode())
+    (tmp_path / name).write_bytes(
+        gzip.compress(FILES[name].encode()) if name.endswith(".gz") else FILES[name].encode()
+    )
     items = read(tmp_path / name)
     assert said(items) == ["a, b", "c"]
-    first = {"text": "a, b"} if "txt" in name or name == "x" else {"n": 1 if name == "x.jsonl" else "1", "text": "a, b"}
+    first = (
+        {"text": "a, b"}
+        if "txt" in name or name == "x"
+        else {"n": 1 if name == "x.jsonl" else "1", "text": "a, b"}
+    )
     assert items[0][0] == first and items[1][1]["where"].startswith(f"{tmp_path / name}:")
 
 
@@ -59,7 +66,11 @@ def test_parquet_and_the_runs_own_columns(tmp_path):
         pyarrow.table({"a": ["x", "y"], "b": ["p", "q"], "n": [1, 2]}), tmp_path / "x.parquet"
     )
     items = read(tmp_path / "x.parquet", text="b", text_b="a")
-    assert [(one["text"], one["text_b"]) for _, one in items] == [("p", "x"), ("q", "y")] and items[1][0] == {"a": "y", "b": "q", "n": 2}
+    assert [(one["text"], one["text_b"]) for _, one in items] == [("p", "x"), ("q", "y")] and items[1][0] == {
+        "a": "y",
+        "b": "q",
+        "n": 2,
+    }
 
 
 def test_a_name_without_meaning_is_read_as_the_runs_files_were(tmp_path):
@@ -70,9 +81,17 @@ def test_a_name_without_meaning_is_read_as_the_runs_files_were(tmp_path):
 def test_columns_of_a_command():
     own = options(text="t", text_b="u", label="y")
     assert texts.columns(own, []) == own
-    assert [texts.columns(own, ["a", "b"], "z")[k] for k in ("text", "text_b", "label", "header")] == ["a", "b", "z", True]
+    assert [texts.columns(own, ["a", "b"], "z")[k] for k in ("text", "text_b", "label", "header")] == [
+        "a",
+        "b",
+        "z",
+        True,
+    ]
     assert texts.columns(own, [], "z")["text"] == "t" and texts.columns(options(), ["a"])["text"] == "a"
-    with pytest.raises(UserError, match="this run classifies pairs: expected two columns, --text-column given twice, got 'a' alone"):
+    with pytest.raises(
+        UserError,
+        match="this run classifies pairs: expected two columns, --text-column given twice, got 'a' alone",
+    ):
         texts.columns(own, ["a"])
     assert [texts.columns(own, ["0", "2"])[k] for k in ("text", "text_b", "header")] == ["0", "2", False]
     with pytest.raises(UserError, match=r"columns 0, label: expected names, or numbers from 0 .* not both"):
@@ -103,13 +122,38 @@ def test_what_parts_the_columns_is_found_without_a_label(tmp_path):
 
 
 MISTAKES = {
-    "no such column": ("x.csv", "texts,n\na,1\n", {}, r"x.csv has no column 'text'; name one with --text-column; did you mean 'texts'\?"),
-    "another column": ("x.csv", "texts,n\na,1\n", {"text": "text_a"}, r"no column 'text_a'; .* did you mean 'texts'"),
-    "nothing": ("x.jsonl", '{"text": "a"}\n{"text": null}\n', {}, r"x.jsonl:2: expected text in 'text', got 'None'"),
+    "no such column": (
+        "x.csv",
+        "texts,n\na,1\n",
+        {},
+        r"x.csv has no column 'text'; name one with --text-column; did you mean 'texts'\?",
+    ),
+    "another column": (
+        "x.csv",
+        "texts,n\na,1\n",
+        {"text": "text_a"},
+        r"no column 'text_a'; .* did you mean 'texts'",
+    ),
+    "nothing": (
+        "x.jsonl",
+        '{"text": "a"}\n{"text": null}\n',
+        {},
+        r"x.jsonl:2: expected text in 'text', got 'None'",
+    ),
     "a number": ("x.jsonl", '{"text": 3}\n', {}, r"x.jsonl:1: expected text in 'text', got '3'"),
-    "too few cells": ("x.tsv", "a\ttext\n1\tb\n1\n", {"on_bad_row": "skip"}, r"x.tsv:3: expected 2 columns, got 1$"),
+    "too few cells": (
+        "x.tsv",
+        "a\ttext\n1\tb\n1\n",
+        {"on_bad_row": "skip"},
+        r"x.tsv:3: expected 2 columns, got 1$",
+    ),
     "no gzip": ("x.txt.gz", "a\n", {}, r"x.txt.gz cannot be read: Not a gzipped file"),
-    "half of a gzip": ("x.txt.gz", gzip.compress(b"a\nb\n")[:-9], {}, r"x.txt.gz cannot be read: Compressed file ended"),
+    "half of a gzip": (
+        "x.txt.gz",
+        gzip.compress(b"a\nb\n")[:-9],
+        {},
+        r"x.txt.gz cannot be read: Compressed file ended",
+    ),
     "other bytes": ("x", b"a\n\xff\n", {}, r"x:2: expected UTF-8, got other bytes"),
 }
 
@@ -136,7 +180,11 @@ def test_what_makes_a_pair():
 
     assert of("", "a\tb") == ("a\tb", None)  # of a run that was trained on single texts, a blank
     assert of("tab", "a\tb") == of("always", "a\tb") == ("a", "b")
-    assert of("tab", "a") == ("a", None) and of("tab", "a\tb\tc") == ("a\tb\tc", None) and of("always", "a\tb\tc") == ("a", "b\tc")
+    assert (
+        of("tab", "a") == ("a", None)
+        and of("tab", "a\tb\tc") == ("a\tb\tc", None)
+        and of("always", "a\tb\tc") == ("a", "b\tc")
+    )
     with pytest.raises(UserError, match="expected two texts with a tab between them, got 'a'"):
         of("always", "a")
 
@@ -169,12 +217,20 @@ def test_words_with_and_without_tags(tmp_path):
     (tmp_path / "x.conll").rename(tmp_path / "x.txt")  # as CoNLL's own files are called
     for tags, n in ((("B-PER", "O"), 2), (("B-LOC",), 4)):
         assert (
-            len([1 for _, one in texts.read_file(tmp_path / "x.txt", options(), False, "", tags) if one.get("words") or one["text"]]) == n
+            len(
+                [
+                    1
+                    for _, one in texts.read_file(tmp_path / "x.txt", options(), False, "", tags)
+                    if one.get("words") or one["text"]
+                ]
+            )
+            == n
         )
 
 
 def test_rows_of_any_length_get_what_they_get_together():
-    """In their order, out of batches of rows of like length; few lengths, so that few programs are compiled."""
+    """In their order, out of batches of rows of like length; few lengths, so that few programs are
+    compiled."""
     net = tiny.net("bert", dropout=0.0, layers=1, max_len=40)
     net, params = net._replace(objective=tiny.objective("classify", seq_len=40)), tiny.params(net)
     records = [{"text": " ".join(f"w{i + n}" for i in range(n))} for n in (50, 3, 20, 39, 0)]
@@ -193,10 +249,17 @@ def test_gaps_are_the_mask_token_and_nothing_else_is():
     ids = t.encode_gaps("w1 [MASK]w2[MASK] [SEP]")
     assert ids[:4] == [*t.encode(["w1"])[0], t.mask, *t.encode(["w2"])[0], t.mask] and t.sep not in ids
     o = tiny.objective("mlm_nsp")
-    records = [{"text": "[MASK] w1 [MASK]", "where": ""}, {"text": "w1", "text_b": "w2 " * 20 + "[MASK]", "where": ""}]
+    records = [
+        {"text": "[MASK] w1 [MASK]", "where": ""},
+        {"text": "w1", "text_b": "w2 " * 20 + "[MASK]", "where": ""},
+    ]
     rows = o.ask(records, t)
     batch = rows.batch(np.arange(2))
-    assert batch["gaps"].tolist() == [2, 0] and batch["position"][0].tolist() == [1, 3] and batch["segment_b"].tolist() == [5, 3]
+    assert (
+        batch["gaps"].tolist() == [2, 0]
+        and batch["position"][0].tolist() == [1, 3]
+        and batch["segment_b"].tolist() == [5, 3]
+    )
     assert batch["length"].tolist() == [5, 16] and rows.notes == {"truncated": 1}
     with pytest.raises(UserError, match=r"here: this run fills gaps: expected \[MASK\] in the text"):
         o.ask([{"text": "w1", "where": "here"}], t)
@@ -209,7 +272,9 @@ def test_an_answer_does_not_take_the_place_of_a_column(tmp_path):
     row = predict.beside({"predicted_probabilities.neg": "1"}, {"probabilities": {"neg": 0.5}}, "x:3")
     for suffix in ("csv", "tsv"):  # their columns are flat
         with (
-            pytest.raises(UserError, match=r"there is a column 'predicted_probabilities.neg' already; .*write .jsonl"),
+            pytest.raises(
+                UserError, match=r"there is a column 'predicted_probabilities.neg' already; .*write .jsonl"
+            ),
             tables.writer(tmp_path / f"x.{suffix}") as write,
         ):
             write(row)
@@ -232,12 +297,17 @@ def test_what_cannot_be_written_is_said_of_the_table(tmp_path):
         write({"a": 1})
 
 
-ROWS = [{"text": 'a "b", c', "n": 1, "p": {"x": 0.5, "y": math.nan}, "l": ["é"]}, {"text": "d\te\nf", "p": {"x": 1.0, "y": 0.0}, "l": []}]
+ROWS = [
+    {"text": 'a "b", c', "n": 1, "p": {"x": 0.5, "y": math.nan}, "l": ["é"]},
+    {"text": "d\te\nf", "p": {"x": 1.0, "y": 0.0}, "l": []},
+]
 WANT = {
     "x.csv": 'text,n,p.x,p.y,l\n"a ""b"", c",1,0.5,,"[""é""]"\n"d\te\nf",,1.0,0.0,[]\n',
     "x.tsv": 'text\tn\tp.x\tp.y\tl\na "b", c\t1\t0.5\t\t["é"]\nd e f\t\t1.0\t0.0\t[]\n',
     "x.jsonl": "".join(
-        json.dumps({**r, "p": {k: v if v == v else None for k, v in r["p"].items()}}, ensure_ascii=False) + "\n" for r in ROWS
+        json.dumps({**r, "p": {k: v if v == v else None for k, v in r["p"].items()}}, ensure_ascii=False)
+        + "\n"
+        for r in ROWS
     ),
 }
 
@@ -256,7 +326,10 @@ def test_tables_appear_whole_or_not_at_all(tmp_path, name):
 
 
 def test_a_column_that_the_first_row_lacks(tmp_path):
-    with pytest.raises(UserError, match=r"a row has 'z', which the first row lacks"), tables.writer(tmp_path / "x.csv") as write:
+    with (
+        pytest.raises(UserError, match=r"a row has 'z', which the first row lacks"),
+        tables.writer(tmp_path / "x.csv") as write,
+    ):
         write({"a": 1})
         write({"a": 1, "z": 2})
 
@@ -281,4 +354,7 @@ def test_progress_is_said_every_ten_seconds(monkeypatch, capsys):
     progress = predict.Progress()
     for _ in range(5):
         progress(256)
-    assert capsys.readouterr().err == "ptft predict: 768 texts, 51 a second\nptft predict: 1,280 texts, 51 a second\n"
+    assert (
+        capsys.readouterr().err
+        == "ptft predict: 768 texts, 51 a second\nptft predict: 1,280 texts, 51 a second\n"
+    )

@@ -1,4 +1,5 @@
-"""The feature cache changes nothing but the time: the same numbers to the bit, and a miss wherever anything that decides them changed."""
+"""The feature cache changes nothing but the time: the same numbers to the bit, and a miss wherever anything
+that decides them changed."""
 
 import os
 
@@ -26,7 +27,10 @@ def values(home, freeze, **changes):
     )  # fmt: skip
 
 
-@pytest.mark.skipif("PTFT_OPTIMIZED" not in os.environ, reason="equal to the bit as users compile: launch/test.sh runs this file so")
+@pytest.mark.skipif(
+    "PTFT_OPTIMIZED" not in os.environ,
+    reason="equal to the bit as users compile: launch/test.sh runs this file so",
+)
 @pytest.mark.parametrize("freeze", ["head", "top-1", "top-2", "layers=1+bitfit&top-2", "pooler"])
 def test_the_run_is_the_same_to_the_bit(home, tmp_path, freeze, capsys):
     a = train.run(spec.resolve(values(home, freeze)), tmp_path / "cached")
@@ -63,7 +67,8 @@ def test_a_store_that_is_there_takes_no_more_than_its_share(home, monkeypatch):
 
 @pytest.mark.parametrize("room", [0, 30_000, 10**9])
 def test_all_splits_lie_in_one_place(home, monkeypatch, room):
-    """One compiled model reads train and dev, so a dev split that would fit alone stays with a training split that does not."""
+    """One compiled model reads train and dev, so a dev split that would fit alone stays with a training split
+    that does not."""
 
     class Device:
         def memory_stats(self):
@@ -74,4 +79,8 @@ def test_all_splits_lie_in_one_place(home, monkeypatch, room):
     monkeypatch.setattr(feature_cache.jax, "local_devices", lambda: [Device()])
     short = feature_cache.shorten(run, 0, 0, params)
     assert short.net.start == 2
-    assert {bool(rows.constants) for rows in (short.data.train, short.data.dev)} == {short.net.resident} == {room == 10**9}
+    assert (
+        {bool(rows.constants) for rows in (short.data.train, short.data.dev)}
+        == {short.net.resident}
+        == {room == 10**9}
+    )

@@ -1,4 +1,5 @@
-"""The README and what it hands on to are true: their commands parse, their pages load, the tree is the tree."""
+"""The README and what it hands on to are true: their commands parse, their pages load, the tree is the
+tree."""
 
 import re
 import shlex
@@ -57,7 +58,12 @@ def test_the_strategies_are_those_that_exist():
     assert set(strategies.TRAINS) <= set(named)
     assert all(any(kind in n for n in named) for kind in (*adapters.kinds(), "gradual", "lisa"))
     model = {"layers": 6, "hidden": 64, "max_len": 32}
-    values = {"batch": 8, "model": model, "objective": {"name": "classify", "seq_len": 16}, "data": {"vocab_size": 100, "dev": "files:x"}}
+    values = {
+        "batch": 8,
+        "model": model,
+        "objective": {"name": "classify", "seq_len": 16},
+        "data": {"vocab_size": 100, "dev": "files:x"},
+    }
     for name in (n for n in named if not re.search("[A-Z]", n) and not n.startswith("[")):
         assert build.outline(spec.resolve({**values, "freeze": name})).phases, name
 
@@ -74,7 +80,11 @@ def test_the_tree_is_the_tree():
         elif not name:
             listed[folder] |= set(about.split())
     for folder, names in listed.items():
-        files = {p.name.removesuffix(".py") for p in (ROOT / folder).iterdir() if p.is_file() and p.name != "__init__.py"}
+        files = {
+            p.name.removesuffix(".py")
+            for p in (ROOT / folder).iterdir()
+            if p.is_file() and p.name != "__init__.py"
+        }
         assert folder in ("ptft", "tests") or names == files, folder
     packages = {str(p.parent.relative_to(ROOT)) for p in (ROOT / "ptft").rglob("*/__init__.py")} - {"ptft"}
     assert packages == {f for f in listed if f.startswith("ptft/")}

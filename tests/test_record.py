@@ -18,7 +18,10 @@ def lines(folder):
 
 
 def test_sums_are_divided_once_and_not_per_batch():
-    batches = [(np.array([1.0, 2.0, 3.0]), np.array([1, 1, 1])), (np.array([10.0, 0.0, 0.0]), np.array([1, 0, 0]))]
+    batches = [
+        (np.array([1.0, 2.0, 3.0]), np.array([1, 1, 1])),
+        (np.array([10.0, 0.0, 0.0]), np.array([1, 0, 0])),
+    ]
     total = None
     for losses, mask in batches:
         total = record.add(total, {"loss": (jnp.sum(losses * mask), jnp.sum(mask))})
@@ -56,7 +59,13 @@ def test_log_writes_json_lines_that_are_on_disk_at_once(tmp_path):
     log.write(1, "train", {"loss": np.float32(0.5), "rate": jnp.float32(0.25)})
     assert lines(tmp_path / "run") == [{"step": 1, "split": "train", "loss": 0.5, "rate": 0.25}]
     log.write(2, "dev", {"loss": float("nan"), "worst": float("inf"), "matrix": np.array([[1.0, np.nan]])})
-    assert lines(tmp_path / "run")[1] == {"step": 2, "split": "dev", "loss": None, "worst": None, "matrix": [[1.0, None]]}
+    assert lines(tmp_path / "run")[1] == {
+        "step": 2,
+        "split": "dev",
+        "loss": None,
+        "worst": None,
+        "matrix": [[1.0, None]],
+    }
     log.close()
     log.close()
 
@@ -138,7 +147,9 @@ def test_a_terminal_gets_a_bar_and_lines_above_it(monkeypatch):
 
 def test_write_json_is_whole_or_not_at_all(tmp_path):
     path = tmp_path / "deep" / "result.json"
-    record.write_json(path, {"a": np.float32(1.5), "b": [float("nan"), -np.inf], "c": jnp.arange(2), 3: True, "d": None})
+    record.write_json(
+        path, {"a": np.float32(1.5), "b": [float("nan"), -np.inf], "c": jnp.arange(2), 3: True, "d": None}
+    )
     assert json.loads(path.read_text()) == {"a": 1.5, "b": [None, None], "c": [0, 1], "3": True, "d": None}
     before = path.read_bytes()
     with pytest.raises(TypeError):
@@ -185,7 +196,9 @@ def test_tensorboard_gets_every_finite_number(tmp_path, monkeypatch):
 
 def test_versions_and_device_name_what_decides_numbers():
     found = record.versions()
-    assert {"python", "ptft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"} <= set(found)
+    assert {"python", "ptft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"} <= set(
+        found
+    )
     assert found["jax"] == jax.__version__ and all(isinstance(v, str) for v in found.values())
     assert record.device() == {
         "platform": jax.default_backend(),

@@ -20,7 +20,17 @@ from ptft.core import pages
 from ptft.core.errors import UserError
 from ptft.freeze import ledger
 from ptft.freeze.resolve import plan as resolved
-from ptft.report import advice, bench_page, bench_part, cost_panels, figures, format, ledger_page, markdown, run_page
+from ptft.report import (
+    advice,
+    bench_page,
+    bench_part,
+    cost_panels,
+    figures,
+    format,
+    ledger_page,
+    markdown,
+    run_page,
+)
 from ptft.report import files as report
 from ptft.train import spec
 
@@ -102,21 +112,39 @@ def texts(folder):
 
 
 def line_of(md, name):
-    return next([c.strip() for c in line.split("|")[1:-1]] for line in md.splitlines() if line.startswith(f"| {name} "))
+    return next(
+        [c.strip() for c in line.split("|")[1:-1]]
+        for line in md.splitlines()
+        if line.startswith(f"| {name} ")
+    )
 
 
 def row_of(md, name):
     """A strategy's cells by column, of the first table and of the first with more numbers."""
     found = {}
-    tables = [[[c.strip() for c in line.split("|")[1:-1]] for line in t.splitlines() if line.startswith("|")] for t in md.split("\n\n")]
+    tables = [
+        [[c.strip() for c in line.split("|")[1:-1]] for line in t.splitlines() if line.startswith("|")]
+        for t in md.split("\n\n")
+    ]
     for head, _, *body in reversed([t for t in tables if t and t[0][0] == "strategy"][:2]):
-        names = ["difference" if c.startswith("difference to") else "time ratio" if c.startswith("time, ×") else c for c in head]
+        names = [
+            "difference" if c.startswith("difference to") else "time ratio" if c.startswith("time, ×") else c
+            for c in head
+        ]
         cells = next((row for row in body if row[0] == name or row[0].startswith(f"{name} (")), [])
         found = {**dict(zip(names, cells, strict=False)), **found}
     return found
 
 
-COSTS = ("trainable parameters", "time a step", "time ratio", "time of all steps, nothing cached", "FLOPs", "peak memory", "checkpoint")
+COSTS = (
+    "trainable parameters",
+    "time a step",
+    "time ratio",
+    "time of all steps, nothing cached",
+    "FLOPs",
+    "peak memory",
+    "checkpoint",
+)
 
 
 def costs(md, name):
@@ -137,12 +165,26 @@ def test_the_table(tmp_path):
 def test_the_sentences_are_computed(tmp_path):
     md, _ = texts(put(tmp_path / "a", rows()))
     assert "top-2 has the highest mean test accuracy: 0.842 ±" in md
-    assert "**Train top-2** (learning rate 0.0001)." in md and "full is not measurably worse, but it is not cheaper." in md
-    assert "over 5 seeds, +0.002 [" in md and "A step takes 0.50 of full's FLOPs; 31.0 % of the parameters are trainable." in md
-    assert re.search(r"Starting from pretrained instead of random weights changes the test accuracy of full by \+0\.14\d \[", md)
+    assert (
+        "**Train top-2** (learning rate 0.0001)." in md
+        and "full is not measurably worse, but it is not cheaper." in md
+    )
+    assert (
+        "over 5 seeds, +0.002 [" in md
+        and "A step takes 0.50 of full's FLOPs; 31.0 % of the parameters are trainable." in md
+    )
+    assert re.search(
+        r"Starting from pretrained instead of random weights changes the test accuracy of full by \+0\.14\d "
+        r"\[",
+        md,
+    )
     better = {**STRATEGIES, "full": ("full", "pre", 0.845, 1.0, 0.040)}
     md, _ = texts(put(tmp_path / "b", rows(strategies=better)))
-    assert "full has the highest" in md and "**Train top-2**" in md and "The cheapest of them is top-2: −0.003 [" in md
+    assert (
+        "full has the highest" in md
+        and "**Train top-2**" in md
+        and "The cheapest of them is top-2: −0.003 [" in md
+    )
 
 
 def test_a_loss_is_better_when_lower(tmp_path):
@@ -167,24 +209,44 @@ def test_failed_and_missing_cells_are_shown(tmp_path):
         "status": "failed",
         "error": "RuntimeError: <out of memory> |",
     }
-    cells = {r["cell"]: {"strategy": r["strategy"], "seed": r["seed"]} for r in lines} | {"later": {"strategy": "head", "seed": 9}}
+    cells = {r["cell"]: {"strategy": r["strategy"], "seed": r["seed"]} for r in lines} | {
+        "later": {"strategy": "head", "seed": 9}
+    }
     stale = {**lines[0], "cell": "stale", "test": {"accuracy": 0.0}}
     md, html = texts(
-        put(tmp_path, [*lines, stale], cells=cells, baseline="full", command="ptft bench --config configs/bench.py", config_hash="abc123")
+        put(
+            tmp_path,
+            [*lines, stale],
+            cells=cells,
+            baseline="full",
+            command="ptft bench --config configs/bench.py",
+            config_hash="abc123",
+        )
     )
-    assert "- head, lr 0.0001, seed 4: RuntimeError: &lt;out of memory> \\|" in md and row_of(md, "head")["seeds"] == "4 seeds (1 failed)"
+    assert (
+        "- head, lr 0.0001, seed 4: RuntimeError: &lt;out of memory> \\|" in md
+        and row_of(md, "head")["seeds"] == "4 seeds (1 failed)"
+    )
     assert (
         "1 of 21 cells have not run yet" in md
         and "1 runs of an earlier config" in md
         and row_of(md, "full")["test accuracy"] == "0.840 ± 0.025"
     )
     assert "&lt;out of memory&gt;" in html and "<out of" not in html
-    assert "ptft bench --config configs/bench.py" in html and "abc123" in md and "jax 0.10" in md and "kind cpu" in md
+    assert (
+        "ptft bench --config configs/bench.py" in html
+        and "abc123" in md
+        and "jax 0.10" in md
+        and "kind cpu" in md
+    )
 
 
 def test_the_rate_that_dev_chose_is_the_one_that_is_quoted(tmp_path):
     lines = [{**r, "dev": {"accuracy": 0.9}} for r in rows()]
-    lines += [{**r, "cell": r["cell"] + "b", "lr": 3e-4, "dev": {"accuracy": 0.8}, "test": {"accuracy": 0.99}} for r in rows()]
+    lines += [
+        {**r, "cell": r["cell"] + "b", "lr": 3e-4, "dev": {"accuracy": 0.8}, "test": {"accuracy": 0.99}}
+        for r in rows()
+    ]
     md, _ = texts(put(tmp_path, lines))
     assert [row_of(md, "full")[c] for c in ("learning rate", "seeds", "test accuracy")] == [
         "0.0001 (lowest tried)",
@@ -194,18 +256,40 @@ def test_the_rate_that_dev_chose_is_the_one_that_is_quoted(tmp_path):
 
 
 def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
-    bare = dict.fromkeys(("freeze", "lr", "init_from", "seconds", "seconds_per_step", "trainable_share", "flops_per_step"))
+    bare = dict.fromkeys(
+        ("freeze", "lr", "init_from", "seconds", "seconds_per_step", "trainable_share", "flops_per_step")
+    )
     majority = [
-        {**r, **bare, "cell": f"m{r['seed']}", "strategy": "majority class", "kind": "majority"} for r in rows() if r["strategy"] == "head"
+        {**r, **bare, "cell": f"m{r['seed']}", "strategy": "majority class", "kind": "majority"}
+        for r in rows()
+        if r["strategy"] == "head"
     ]
-    again = [{**r, "cell": f"a{r['seed']}", "strategy": "top-2 (A/A)", "repeat": True} for r in rows() if r["strategy"] == "top-2"]
-    again = [{**r, "test": {"accuracy": r["test"]["accuracy"] + 0.001}, "seconds_per_step": 0.001} for r in again]
+    again = [
+        {**r, "cell": f"a{r['seed']}", "strategy": "top-2 (A/A)", "repeat": True}
+        for r in rows()
+        if r["strategy"] == "top-2"
+    ]
+    again = [
+        {**r, "test": {"accuracy": r["test"]["accuracy"] + 0.001}, "seconds_per_step": 0.001} for r in again
+    ]
     gone = [
-        {**majority[0], "cell": "t", "strategy": "TF-IDF", "kind": "tfidf", "status": "skipped", "error": "no scikit-learn", "test": None}
+        {
+            **majority[0],
+            "cell": "t",
+            "strategy": "TF-IDF",
+            "kind": "tfidf",
+            "status": "skipped",
+            "error": "no scikit-learn",
+            "test": None,
+        }
     ]
     md, html = texts(put(tmp_path, [*rows(), *majority, *again, *gone], baseline="full"))
     floor = row_of(md, "majority class")
-    assert floor["learning rate"] == "–" and floor["seeds"] == "5 seeds" and costs(md, "majority class") == ["–"] * 7
+    assert (
+        floor["learning rate"] == "–"
+        and floor["seeds"] == "5 seeds"
+        and costs(md, "majority class") == ["–"] * 7
+    )
     assert (
         "4 strategies, 5 seeds" in md
         and "top-2 has the highest mean" in md
@@ -217,25 +301,39 @@ def test_references_and_checks_are_rows_but_win_nothing(tmp_path):
     assert "Not measurably better than majority class (0.760): head and scratch." in md
     unlearned = [{**r, "test": {"accuracy": r["test"]["accuracy"] + 0.08}} for r in majority]
     md, _ = texts(put(tmp_path / "unlearned", [*rows(), *unlearned]))
-    floor = r"No strategy is measurably better than majority class \(0.840\): top-2, the best of them, differs by \+0.002 \[−0"
+    floor = (
+        r"No strategy is measurably better than majority class \(0.840\): top-2, the best of them, differs "
+        r"by \+0.002 \[−0"
+    )
     assert re.search(floor, md)
-    once = {**unlearned[0], "test": {"accuracy": 0.86}}  # with all examples a reference is one cell, whatever the seeds
+    # with all examples a reference is one cell, whatever the seeds
+    once = {**unlearned[0], "test": {"accuracy": 0.86}}
     md, _ = texts(put(tmp_path / "once", [*rows(), once], baseline="full"))
     assert "Every strategy scored below majority class (0.860)" in md
-    assert row_of(md, "majority class")["seeds"] == "1 seed" and row_of(md, "majority class")["test accuracy"] == "0.860"
+    assert (
+        row_of(md, "majority class")["seeds"] == "1 seed"
+        and row_of(md, "majority class")["test accuracy"] == "0.860"
+    )
     assert "[" in row_of(md, "majority class")["difference"]
 
 
 def test_unequal_seeds_are_pointed_out(tmp_path):
-    md, _ = texts(put(tmp_path / "a", [r for r in rows() if r["strategy"] != "head" or r["seed"] < 3], baseline="full"))
-    assert "Not every strategy has the same seeds: head has 3 seeds of 5; a mean is over a strategy's own seeds" in md
+    md, _ = texts(
+        put(tmp_path / "a", [r for r in rows() if r["strategy"] != "head" or r["seed"] < 3], baseline="full")
+    )
+    assert (
+        "Not every strategy has the same seeds: head has 3 seeds of 5; a mean is over a strategy's own seeds"
+        in md
+    )
     assert "the same seeds" not in texts(put(tmp_path / "b", rows(), baseline="full"))[0]
 
 
 def scores(**of):
     """Rows of strategies by seed: `full={0: 0.8, …}`."""
     found = {(r["strategy"], r["seed"]): r for r in rows(8)}
-    return [{**found[name, seed], "test": {"accuracy": x}} for name, its in of.items() for seed, x in its.items()]
+    return [
+        {**found[name, seed], "test": {"accuracy": x}} for name, its in of.items() for seed, x in its.items()
+    ]
 
 
 def test_the_lead_goes_by_the_seeds_that_all_have(tmp_path):
@@ -248,36 +346,66 @@ def test_the_lead_goes_by_the_seeds_that_all_have(tmp_path):
 
 
 def test_without_common_seeds_nothing_is_compared(tmp_path):
-    majority = [{**rows(1)[0], "cell": "m", "strategy": "majority class", "kind": "majority", "freeze": None, "test": {"accuracy": 0.5}}]
+    majority = [
+        {
+            **rows(1)[0],
+            "cell": "m",
+            "strategy": "majority class",
+            "kind": "majority",
+            "freeze": None,
+            "test": {"accuracy": 0.5},
+        }
+    ]
     apart = {"full": {0: 0.51, 1: 0.505, 2: 0.52}, "head": {3: 0.9, 4: 0.91, 5: 0.905}}
     md, _ = texts(put(tmp_path / "none", [*scores(**apart), *majority], baseline="full"))
     assert "Not counted: full (a run failed, or fewer than two seeds are common)." in md
-    assert "Not measurably better than majority class (0.500): full." in md  # head is, on seeds that the baseline does not have
+    # head is, on seeds that the baseline does not have
+    assert "Not measurably better than majority class (0.500): full." in md
     assert "full has 3 seeds of 6; head has 3 seeds of 6" in md.replace(" and ", "; ")
     one = {"full": {0: 0.51, 1: 0.505, 2: 0.52}, "head": {0: 0.7}}
     md, _ = texts(put(tmp_path / "one", scores(**one), baseline="full"))
-    assert "fewer than two seeds are common" in md and "cannot be told apart" not in md.split("What cannot be told apart is not")[0]
+    assert (
+        "fewer than two seeds are common" in md
+        and "cannot be told apart" not in md.split("What cannot be told apart is not")[0]
+    )
 
 
 def test_the_lead_says_what_the_comparison_of_pairs_says(tmp_path):
-    """Over the two seeds that all three have, nothing could be told apart; by the means alone, X and Y are one as good as the other."""
+    """Over the two seeds that all three have, nothing could be told apart; by the means alone, X and Y are
+    one as good as the other."""
     full, head = (0.80, 0.82, 0.81, 0.83, 0.80, 0.82), (0.70, 0.735, 0.70, 0.74, 0.71, 0.72)
     of = {"full": dict(enumerate(full)), "head": dict(enumerate(head)), "top-2": {0: 0.78, 1: 0.81}}
     md, _ = texts(put(tmp_path / "some", scores(**of), baseline="full"))
     assert "It cannot be told apart from top-2." in md and row_of(md, "head")["verdict"] == "worse"
     x, y, z = (235, 249, 246, 231, 254), (235, 259, 247, 235, 239), (229, 243, 240, 226, 248)
-    of = {name: {seed: n / 300 for seed, n in enumerate(its)} for name, its in (("full", x), ("head", y), ("top-2", z))}
+    of = {
+        name: {seed: n / 300 for seed, n in enumerate(its)}
+        for name, its in (("full", x), ("head", y), ("top-2", z))
+    }
     md, _ = texts(put(tmp_path / "equal", scores(**of), baseline="full"))
-    assert "full has the highest mean" in md and "It cannot be told apart from head." in md and row_of(md, "top-2")["verdict"] == "worse"
+    assert (
+        "full has the highest mean" in md
+        and "It cannot be told apart from head." in md
+        and row_of(md, "top-2")["verdict"] == "worse"
+    )
 
 
 def test_what_is_ahead_over_the_seeds_of_a_pair_is_said(tmp_path):
     """Over the two seeds that all have, full is the best; over all twelve, head is."""
     full = {seed: 0.7 + 0.001 * (seed % 3) for seed in range(8)}
     head = {seed: x + (0.1 + 0.001 * (seed % 2) if seed > 1 else -0.001) for seed, x in full.items()}
-    md, _ = texts(put(tmp_path / "a", scores(full=full, head=head, **{"top-2": {0: 0.65, 1: 0.69}}), baseline="full"))
-    assert "full has the highest mean" in md and "Over the seeds that both have, it is measurably worse than head." in md
-    lines = scores(full={0: 0.80, 1: 0.82, 2: 0.81}, head={0: 0.6, 1: 0.622, 2: 0.608}, **{"top-2": {0: 0.81, 1: 0.80, 2: 0.81, 3: 0.8}})
+    md, _ = texts(
+        put(tmp_path / "a", scores(full=full, head=head, **{"top-2": {0: 0.65, 1: 0.69}}), baseline="full")
+    )
+    assert (
+        "full has the highest mean" in md
+        and "Over the seeds that both have, it is measurably worse than head." in md
+    )
+    lines = scores(
+        full={0: 0.80, 1: 0.82, 2: 0.81},
+        head={0: 0.6, 1: 0.622, 2: 0.608},
+        **{"top-2": {0: 0.81, 1: 0.80, 2: 0.81, 3: 0.8}},
+    )
     lines[-1] |= {"status": "failed", "test": None, "error": "x"}
     md, _ = texts(put(tmp_path / "b", lines, baseline="full"))
     assert "Not counted: top-2 (a run failed" in md and "Every other strategy is" not in md
@@ -286,54 +414,106 @@ def test_what_is_ahead_over_the_seeds_of_a_pair_is_said(tmp_path):
 def test_where_every_strategy_has_a_failed_run_none_is_named_the_best(tmp_path):
     lines = [{**r, "status": "failed", "test": None, "error": "x"} if r["seed"] == i else r
              for i, name in enumerate(STRATEGIES) for r in rows() if r["strategy"] == name]  # fmt: skip
-    lines += [{**r, "cell": f"m{r['seed']}", "strategy": "majority class", "kind": "majority", "freeze": None} for r in rows(seeds=1)[:1]]
+    lines += [
+        {**r, "cell": f"m{r['seed']}", "strategy": "majority class", "kind": "majority", "freeze": None}
+        for r in rows(seeds=1)[:1]
+    ]
     md, _ = texts(put(tmp_path, lines, baseline="full"))
-    assert "Every strategy has a failed run" in md and "the highest mean test" not in md and "**Train" not in md and "nan" not in md.lower()
+    assert (
+        "Every strategy has a failed run" in md
+        and "the highest mean test" not in md
+        and "**Train" not in md
+        and "nan" not in md.lower()
+    )
 
 
 def test_a_failed_cell_is_listed_with_its_task(tmp_path):
-    lines = [*rows(), *[{**r, "status": "failed", "test": None, "error": "oops"} for r in rows(task="mrpc") if r["seed"] == 3]]
+    lines = [
+        *rows(),
+        *[
+            {**r, "status": "failed", "test": None, "error": "oops"}
+            for r in rows(task="mrpc")
+            if r["seed"] == 3
+        ],
+    ]
     assert "mrpc, full, lr 0.0001" in texts(put(tmp_path, lines))[0]
 
 
 def test_the_start_is_given_credit_only_where_nothing_else_differs(tmp_path):
     def with_(**config):
-        return [{**r, "config": {"seed": r["seed"], "init_weights": bool(r["init_from"]), **(config if r["init_from"] else {})}}
-                for r in rows()]  # fmt: skip
+        return [
+            {
+                **r,
+                "config": {
+                    "seed": r["seed"],
+                    "init_weights": bool(r["init_from"]),
+                    **(config if r["init_from"] else {}),
+                },
+            }
+            for r in rows()
+        ]
 
-    assert "Starting from pretrained instead of random weights changes the test accuracy of full" in texts(put(tmp_path / "a", with_()))[0]
+    assert (
+        "Starting from pretrained instead of random weights changes the test accuracy of full"
+        in texts(put(tmp_path / "a", with_()))[0]
+    )
     assert "Starting from pretrained" not in texts(put(tmp_path / "b", with_(train_for="9 epochs")))[0]
     rules = [{**r, "freeze": [[r["strategy"], "train"]]} for r in with_()]
     assert "Starting from pretrained" not in texts(put(tmp_path / "c", rules))[0]
 
 
 @pytest.mark.parametrize(
-    ("budget", "says"), [("flops", "as many FLOPs as the steps of full cost"), ("seconds", "as long, by"), ("steps", "")]
+    ("budget", "says"),
+    [("flops", "as many FLOPs as the steps of full cost"), ("seconds", "as long, by"), ("steps", "")],
 )
 def test_the_budget_is_stated(tmp_path, budget, says):
-    md, _ = texts(put(tmp_path, [{**r, "budget": {"kind": budget, "share": 1.0}} for r in rows()], baseline="full", budget=budget))
+    md, _ = texts(
+        put(
+            tmp_path,
+            [{**r, "budget": {"kind": budget, "share": 1.0}} for r in rows()],
+            baseline="full",
+            budget=budget,
+        )
+    )
     assert ("bench.budget" in md) is bool(says) and says in md
 
 
 def test_merged_folders_state_each_ones_budget_and_baseline(tmp_path):
     def folder(name, task, budget, baseline):
         lines = [{**r, "budget": {"kind": budget, "share": 1.0}} for r in rows(task=task)]
-        cells = {r["cell"]: {k: r[k] for k in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")} for r in lines}
+        cells = {
+            r["cell"]: {
+                k: r[k] for k in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")
+            }
+            for r in lines
+        }
         return put(tmp_path / name, lines, cells=cells, baseline=baseline, budget=budget)
 
     a, b = folder("a", "sst2", "flops", "full"), folder("b", "mrpc", "steps", "top-2")
     for order in ((a, b), (b, a)):
         md = report.write(*order, to=tmp_path / "both")["md"].read_text()
-        assert "sst2: every strategy was trained for as many FLOPs as the steps of full cost (bench.budget=flops)." in md
+        assert (
+            "sst2: every strategy was trained for as many FLOPs as the steps of full cost "
+            "(bench.budget=flops)." in md
+        )
         assert "mrpc: every strategy was trained for as many steps." in md
         first, second = sorted(md.split("\n## ")[1:3])
-        assert row_of(first, "top-2")["verdict"] == "baseline" and row_of(second, "full")["verdict"] == "baseline"
+        assert (
+            row_of(first, "top-2")["verdict"] == "baseline"
+            and row_of(second, "full")["verdict"] == "baseline"
+        )
 
 
 def test_a_folder_whose_budget_changed_is_of_the_new_one(tmp_path):
     """The baseline's cells are the same in every budget, and were there before."""
-    lines = [{**r, "budget": {"kind": "steps" if r["strategy"] == "full" else "flops", "share": 1.0}} for r in rows()]
-    cells = {r["cell"]: {k: r[k] for k in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")} for r in lines}
+    lines = [
+        {**r, "budget": {"kind": "steps" if r["strategy"] == "full" else "flops", "share": 1.0}}
+        for r in rows()
+    ]
+    cells = {
+        r["cell"]: {k: r[k] for k in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")}
+        for r in lines
+    }
     md, _ = texts(put(tmp_path, lines, cells=cells, baseline="full", budget="flops"))
     assert "Every strategy was trained for as many FLOPs as the steps of full cost" in md
 
@@ -344,10 +524,16 @@ def test_a_failed_strategy_is_left_out_of_the_lead_which_says_so(tmp_path):
     lines = scores(**{"full": full, "head": head, "top-2": {0: 0.1, 1: 0.84}})
     lines[-2] |= {"status": "failed", "test": None, "error": "it diverged"}
     md, _ = texts(put(tmp_path, lines, baseline="full"))
-    assert "full has the highest mean test accuracy: 0.860 ±" in md and "It cannot be told apart from head." in md
+    assert (
+        "full has the highest mean test accuracy: 0.860 ±" in md
+        and "It cannot be told apart from head." in md
+    )
     some = [r for r in lines if r["strategy"] != "head" or r["seed"] < 4]
     md, _ = texts(put(tmp_path / "some", some, baseline="full"))
-    assert "full has the highest mean test accuracy: 0.850 over the 4 seeds that all without a failed run have." in md
+    assert (
+        "full has the highest mean test accuracy: 0.850 over the 4 seeds that all without a failed run have."
+        in md
+    )
 
 
 def test_a_failed_run_in_the_only_pair_is_no_crash(tmp_path):
@@ -370,7 +556,11 @@ def test_what_costs_the_same_does_not_cost_more_and_what_does_not_vary_has_no_po
 
 def timed(name, step, flops, spread=()):
     low_high = dict(zip(("seconds_low", "seconds_high"), spread, strict=False))
-    return [{**r, "seconds_per_step": step, "flops_per_step": flops, **low_high} for r in rows() if r["strategy"] == name]
+    return [
+        {**r, "seconds_per_step": step, "flops_per_step": flops, **low_high}
+        for r in rows()
+        if r["strategy"] == name
+    ]
 
 
 @pytest.mark.parametrize(
@@ -386,9 +576,13 @@ def timed(name, step, flops, spread=()):
     ],
 )
 def test_a_share_of_time_that_its_flops_contradict_is_marked_as_noise(tmp_path, head, noise):
-    md, _ = texts(put(tmp_path, timed("full", 1.0, 1e9, (0.95, 1.05)) + timed("head", *head), baseline="full"))
+    md, _ = texts(
+        put(tmp_path, timed("full", 1.0, 1e9, (0.95, 1.05)) + timed("head", *head), baseline="full")
+    )
     assert row_of(md, "head")["time ratio"] == f"{head[0]:.2f}" + " (noise?)" * noise
-    assert (f"Taken for noise of a busy machine: head {head[0]:.2f} of full's time at 0.67 of its FLOPs." in md) == noise
+    assert (
+        f"Taken for noise of a busy machine: head {head[0]:.2f} of full's time at 0.67 of its FLOPs." in md
+    ) == noise
     if len(head) > 2:
         low, high = head[2]
         end = f"({low * 1000:.0f} ms to {high * 1000:.0f} ms)" if high < 1 else f"to {high:.1f} s)"
@@ -397,22 +591,40 @@ def test_a_share_of_time_that_its_flops_contradict_is_marked_as_noise(tmp_path, 
 
 def test_frozen_parts_without_dropout_are_said(tmp_path):
     lines = [{**r, "config": {"frozen_dropout": False}} for r in rows()]
-    assert "nothing is trainable ran without dropout (frozen_dropout=False)" in texts(put(tmp_path / "a", lines))[0]
-    assert "ran without dropout" not in texts(put(tmp_path / "b", [{**lines[0], "config": {"batch": 8}}, *lines[1:]]))[0]
+    assert (
+        "nothing is trainable ran without dropout (frozen_dropout=False)"
+        in texts(put(tmp_path / "a", lines))[0]
+    )
+    assert (
+        "ran without dropout"
+        not in texts(put(tmp_path / "b", [{**lines[0], "config": {"batch": 8}}, *lines[1:]]))[0]
+    )
 
 
 def test_the_rows_that_scores_are_of_are_counted(tmp_path):
     data = {"notes": {"train": {"rows": 50}, "dev": {"rows": 6735}, "test": {"rows": 100, "truncated": 24}}}
-    lines = [{**r, "data": data, "config": {"data": {"dev_size": 60}, "batch": 16}, "steps": 13} for r in rows()]
+    lines = [
+        {**r, "data": data, "config": {"data": {"dev_size": 60}, "batch": 16}, "steps": 13} for r in rows()
+    ]
     md, _ = texts(put(tmp_path / "one", lines))
     assert "Too long, and cut: 24.0 % of test." in md and "A run is 13 steps of 16 examples." in md
-    md, _ = texts(put(tmp_path / "budget", [{**r, "steps": 30 if r["strategy"] == "head" else 13} for r in lines]))
+    md, _ = texts(
+        put(tmp_path / "budget", [{**r, "steps": 30 if r["strategy"] == "head" else 13} for r in lines])
+    )
     assert "A run is 13 to 30 steps of 16 examples." in md
-    assert "Scores are of 100 test rows. Other rows would move an accuracy by up to 0.050 (one standard error)" in md
+    assert (
+        "Scores are of 100 test rows. Other rows would move an accuracy by up to 0.050 (one standard error)"
+        in md
+    )
     again = [{**r, "lr": 1e-3, "cell": r["cell"] + "b"} for r in lines]
     md, _ = texts(put(tmp_path / "two", [{**r, "dev": r["test"]} for r in [*lines, *again]]))
     assert "100 test rows, rates are chosen on 60 dev rows." in md
-    md, _ = texts(put(tmp_path / "loss", [{**r, "metric": "loss", "test": {"loss": 0.3 + 0.01 * r["seed"]}} for r in lines]))
+    md, _ = texts(
+        put(
+            tmp_path / "loss",
+            [{**r, "metric": "loss", "test": {"loss": 0.3 + 0.01 * r["seed"]}} for r in lines],
+        )
+    )
     assert "Scores are of 100 test rows." in md and "standard error" not in md
 
 
@@ -420,10 +632,19 @@ def test_a_rate_at_the_edge_of_those_tried_is_pointed_out(tmp_path):
     def best(name, rate):
         mine = [r for r in rows() if r["strategy"] == name]
         rates = (1e-5, 1e-4, 1e-3)
-        return [{**r, "lr": lr, "cell": f"{r['cell']}{lr}", "dev": {"accuracy": 0.9 - (lr != rate) * 0.1}} for r in mine for lr in rates]
+        return [
+            {**r, "lr": lr, "cell": f"{r['cell']}{lr}", "dev": {"accuracy": 0.9 - (lr != rate) * 0.1}}
+            for r in mine
+            for lr in rates
+        ]
 
-    md, _ = texts(put(tmp_path / "a", [*best("full", 1e-4), *best("top-2", 1e-3), *best("head", 1e-5)], baseline="full"))
-    assert "dev chose is the highest that was tried for top-2, and the lowest that was tried for head: beyond it may be a better one." in md
+    md, _ = texts(
+        put(tmp_path / "a", [*best("full", 1e-4), *best("top-2", 1e-3), *best("head", 1e-5)], baseline="full")
+    )
+    assert (
+        "dev chose is the highest that was tried for top-2, and the lowest that was tried for head: beyond "
+        "it may be a better one." in md
+    )
     md, _ = texts(put(tmp_path / "b", [*best("full", 1e-4), *best("top-2", 1e-4)], baseline="full"))
     assert "beyond it" not in md and "beyond it" not in texts(put(tmp_path / "c", rows(), baseline="full"))[0]
     assert row_of(md, "top-2")["learning rate"] == "0.0001" and "at the highest rate that it tried" not in md
@@ -431,22 +652,47 @@ def test_a_rate_at_the_edge_of_those_tried_is_pointed_out(tmp_path):
 
 def test_a_copy_has_the_verdict_of_what_it_copies(tmp_path):
     """Which the number of rows corrects, without counting the copy."""
-    of = {"full": (0.30, 0.31, 0.30), "head": (0.33, 0.325, 0.32), "top-2": (0.30, 0.32, 0.31), "scratch": (0.30, 0.30, 0.31)}
+    of = {
+        "full": (0.30, 0.31, 0.30),
+        "head": (0.33, 0.325, 0.32),
+        "top-2": (0.30, 0.32, 0.31),
+        "scratch": (0.30, 0.30, 0.31),
+    }
     lines = scores(**{name: dict(enumerate(its)) for name, its in of.items()})
-    lines += [{**r, "cell": f"a{r['seed']}", "strategy": "head (A/A)", "repeat": True} for r in lines if r["strategy"] == "head"]
+    lines += [
+        {**r, "cell": f"a{r['seed']}", "strategy": "head (A/A)", "repeat": True}
+        for r in lines
+        if r["strategy"] == "head"
+    ]
     md, _ = texts(put(tmp_path, lines, baseline="full"))
     assert row_of(md, "head")["verdict"] == row_of(md, "head (A/A)")["verdict"] == "cannot be told apart"
-    md, _ = texts(put(tmp_path / "alone", [r for r in lines if r["strategy"] in ("full", "head", "head (A/A)")], baseline="full"))
+    md, _ = texts(
+        put(
+            tmp_path / "alone",
+            [r for r in lines if r["strategy"] in ("full", "head", "head (A/A)")],
+            baseline="full",
+        )
+    )
     assert row_of(md, "head")["verdict"] == row_of(md, "head (A/A)")["verdict"] == "better"
 
 
 def test_while_runs_are_missing_no_rate_is_said_to_be_at_the_edge(tmp_path):
-    lines = [{**r, "lr": lr, "cell": f"{r['cell']}{lr}", "dev": {"accuracy": lr}} for r in rows() if r["strategy"] == "full"
-             for lr in (1e-4, 1e-3)]  # fmt: skip
-    cells = {r["cell"]: {k: r[k] for k in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")} for r in lines}
+    lines = [
+        {**r, "lr": lr, "cell": f"{r['cell']}{lr}", "dev": {"accuracy": lr}}
+        for r in rows()
+        if r["strategy"] == "full"
+        for lr in (1e-4, 1e-3)
+    ]
+    cells = {
+        r["cell"]: {k: r[k] for k in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")}
+        for r in lines
+    }
     md, _ = texts(put(tmp_path / "all", lines, cells=cells, baseline="full"))
     assert "beyond it may be" in md and row_of(md, "full")["learning rate"] == "0.001 (highest tried)"
-    assert "full has the highest mean test accuracy: 0.840 ± 0.025 over 5 seeds, at the highest rate that it tried." in md
+    assert (
+        "full has the highest mean test accuracy: 0.840 ± 0.025 over 5 seeds, at the highest rate that it "
+        "tried." in md
+    )
     more = {**cells, "new": {**cells[lines[0]["cell"]], "lr": 1e-2}}
     md, _ = texts(put(tmp_path / "some", lines, cells=more, baseline="full"))
     assert "Not all runs of full are there yet: which rate counts may change." in md and "beyond it" not in md
@@ -466,7 +712,15 @@ def test_the_figure_is_explained_in_markdown_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("share", "said"), [(0, "0 %"), (1, "100 %"), (0.31, "31.0 %"), (0.0014, "0.14 %"), (3.4e-5, "0.003 %"), (5e-7, "0.00005 %")]
+    ("share", "said"),
+    [
+        (0, "0 %"),
+        (1, "100 %"),
+        (0.31, "31.0 %"),
+        (0.0014, "0.14 %"),
+        (3.4e-5, "0.003 %"),
+        (5e-7, "0.00005 %"),
+    ],
 )
 def test_a_share_above_nothing_is_not_said_to_be_nothing(share, said):
     assert format.percent(share) == said
@@ -490,7 +744,8 @@ def test_wide_intervals_leave_room_for_the_values():
     assert two.lo < low < 0.76 and 0.82 < high < two.hi and (0.82 - 0.76) / (high - low) > 0.6
     ax = Figure().subplots()
     figures.interval(ax, 1.0, two, (low, high), "#000000", 1)
-    assert [list(line.get_ydata()) for line in ax.lines] == [[low, high], [low], [high]]  # cut, and said so by two arrowheads
+    # cut, and said so by two arrowheads
+    assert [list(line.get_ydata()) for line in ax.lines] == [[low, high], [low], [high]]
     narrow = stats.summary([0.80, 0.81, 0.80, 0.81, 0.80])
     ax = Figure().subplots()
     figures.interval(ax, 1.0, narrow, figures.limits([0.78, 0.83], [narrow]), "#000000", 1)
@@ -501,7 +756,9 @@ def test_sizes_and_models_have_a_section_each():
     lines = [{**r, "size": n, "model": m} for r in rows(1) for n in (100, 0) for m in ("small", "large")]
     lines += [{**rows(1)[0], "size": 100, "kind": "majority", "strategy": "majority class"}]
     found = dict(bench_page.sections(lines))
-    assert set(found) == {f"sst2, {m}, {n}" for m in ("small", "large") for n in ("100 examples", "all examples")}
+    assert set(found) == {
+        f"sst2, {m}, {n}" for m in ("small", "large") for n in ("100 examples", "all examples")
+    }
     assert {title: len(here) for title, here in found.items() if "small" in title} == {
         "sst2, small, 100 examples": 5,
         "sst2, small, all examples": 4,
@@ -510,9 +767,14 @@ def test_sizes_and_models_have_a_section_each():
 
 def test_folders_merge_into_one_report(tmp_path):
     half = [r for r in rows() if r["seed"] < 3]
-    a, b = put(tmp_path / "a", half, baseline="full"), put(tmp_path / "b", [r for r in rows() if r["seed"] >= 2])
+    a, b = (
+        put(tmp_path / "a", half, baseline="full"),
+        put(tmp_path / "b", [r for r in rows() if r["seed"] >= 2]),
+    )
     md = report.write(a, b, to=tmp_path / "both")["md"]
-    assert md.parent == tmp_path / "both" and row_of(md.read_text(), "full")["test accuracy"] == "0.840 ± 0.025"
+    assert (
+        md.parent == tmp_path / "both" and row_of(md.read_text(), "full")["test accuracy"] == "0.840 ± 0.025"
+    )
     assert not (a / "report.md").exists()
     with pytest.raises(UserError, match=r"run: expected bench\.json .*; only benchmarks are merged"):
         report.write(a, put_run(tmp_path / "run", []))
@@ -522,7 +784,10 @@ def test_folders_merge_into_one_report(tmp_path):
 def test_nothing_finished_and_missing_numbers_still_make_a_report(tmp_path):
     failed = [{**r, "status": "failed", "error": "x", "test": None} for r in rows(seeds=1)]
     assert "No run has finished." in texts(put(tmp_path / "a", failed))[0]
-    bare = [{**r, "seconds": None, "seconds_per_step": None, "flops_per_step": None, "trainable_share": None} for r in rows()]
+    bare = [
+        {**r, "seconds": None, "seconds_per_step": None, "flops_per_step": None, "trainable_share": None}
+        for r in rows()
+    ]
     assert costs(texts(put(tmp_path / "b", bare))[0], "head") == ["–"] * 7
 
 
@@ -545,7 +810,11 @@ class _Page(HTMLParser):
         self.open, self.outside = [], []
 
     def handle_starttag(self, tag, attrs):
-        self.outside += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v and not v.startswith(("#", "data:"))]
+        self.outside += [
+            v
+            for k, v in attrs
+            if k in ("src", "href", "xlink:href") and v and not v.startswith(("#", "data:"))
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -562,12 +831,21 @@ def test_the_page_is_self_contained_and_closed(tmp_path):
     page = _Page()
     page.feed(html)
     assert page.open == [] and page.outside == []
-    assert "url(http" not in html and "@import" not in html and "<script" not in html and 'name="viewport"' in html
-    assert not re.search(r"#(1f2328|848b93|22618f)", html.split("</style>", 1)[1])  # figures take the page's colours
+    assert (
+        "url(http" not in html
+        and "@import" not in html
+        and "<script" not in html
+        and 'name="viewport"' in html
+    )
+    # figures take the page's colours
+    assert not re.search(r"#(1f2328|848b93|22618f)", html.split("</style>", 1)[1])
 
 
 def test_names_do_not_overlap_in_the_figure():
-    crowd = {f"strategy-{i}": ("full", "pre", 0.80 + 0.002 * (i % 3), 0.2 + 0.01 * i, 0.03 + 0.0005 * i) for i in range(9)}
+    crowd = {
+        f"strategy-{i}": ("full", "pre", 0.80 + 0.002 * (i % 3), 0.2 + 0.01 * i, 0.03 + 0.0005 * i)
+        for i in range(9)
+    }
     quoted = results.quoted(rows(strategies=crowd), "accuracy")
     lines = bench_part.lines(quoted, list(crowd), "strategy-0", "accuracy", True)
     figure = figures.Figure(figsize=(5.2, 4))
@@ -580,12 +858,17 @@ def test_names_do_not_overlap_in_the_figure():
 
 @pytest.mark.picture
 def test_a_run_alone_has_curves_and_numbers(tmp_path):
-    lines = [{"step": s, "split": "train", "mlm_loss": 9 - s / 100, "nsp_accuracy": 0.5, "lr": 1e-4} for s in range(1, 200)]
+    lines = [
+        {"step": s, "split": "train", "mlm_loss": 9 - s / 100, "nsp_accuracy": 0.5, "lr": 1e-4}
+        for s in range(1, 200)
+    ]
     lines += [{"step": s, "split": "dev", "mlm_loss": 9 - s / 110, "nsp_accuracy": None} for s in (100, 199)]
     put_run(tmp_path, lines)
     md, html = texts(tmp_path)
     assert (
-        "Not finished: the newest line is of step 199." in md and html.count('role="img"') == 2 and line_of(md, "mlm_loss")[1] == "7.1909"
+        "Not finished: the newest line is of step 199." in md
+        and html.count('role="img"') == 2
+        and line_of(md, "mlm_loss")[1] == "7.1909"
     )
     (tmp_path / "result.json").write_text(
         json.dumps(
@@ -604,12 +887,16 @@ def test_a_run_alone_has_curves_and_numbers(tmp_path):
         )
     )
     md, _ = texts(tmp_path)
-    assert "199 steps in 1 min 1 s with evaluations and checkpoints, 300 ms a step. 5 of 10 parameters moved (50.0 %)." in md and line_of(
-        md, "mlm_loss"
-    )[1:] == [
-        "7.0000",
-        "7.5000",
-    ]
+    assert (
+        "199 steps in 1 min 1 s with evaluations and checkpoints, 300 ms a step. 5 of 10 parameters moved "
+        "(50.0 %)."
+        in md
+        and line_of(md, "mlm_loss")[1:]
+        == [
+            "7.0000",
+            "7.5000",
+        ]
+    )
 
 
 @pytest.mark.drawn
@@ -649,8 +936,13 @@ def test_an_interval_without_zero_and_a_verdict_that_allows_for_all_comparisons(
         if row["strategy"] == "head":  # p = 0.04 alone, twice that beside another comparison
             row["test"]["accuracy"] = full[row["seed"]] + (0.02, 0.03, 0.01, 0.035, 0.0)[row["seed"]]
     md, _ = texts(put(tmp_path, lines))
-    assert "+0.019 [+0.001,\xa0+0.037] to full (cannot be told apart once all comparisons are allowed for)" in md
-    assert "to full (cannot be told apart)" in texts(put(tmp_path / "b", [r for r in rows() if r["strategy"] != "head"]))[0]
+    assert (
+        "+0.019 [+0.001,\xa0+0.037] to full (cannot be told apart once all comparisons are allowed for)" in md
+    )
+    assert (
+        "to full (cannot be told apart)"
+        in texts(put(tmp_path / "b", [r for r in rows() if r["strategy"] != "head"]))[0]
+    )
 
 
 def advised(md):
@@ -669,7 +961,8 @@ def test_the_cheapest_of_what_is_not_measurably_worse_is_advised(tmp_path):
     lower = tuple(x - 0.1 - 0.001 * i for i, x in enumerate(FULL))
     near = tuple(x - 0.002 + 0.006 * (-1) ** i for i, x in enumerate(FULL))
     md, _ = texts(put(tmp_path / "a", scored(full=FULL, head=lower, **{"top-2": near}), baseline="full"))
-    assert advised(md) == "top-2" and "The cheapest of them is top-2" in md  # head is cheaper, and measurably worse
+    # head is cheaper, and measurably worse
+    assert advised(md) == "top-2" and "The cheapest of them is top-2" in md
     md, _ = texts(put(tmp_path / "b", scored(full=FULL, head=near), baseline="full"))
     assert advised(md) == "head" and "No two strategies can be told apart, so take the cheapest." in md
     lines = [{**r, "flops_per_step": None} for r in scored(full=FULL, head=near)]
@@ -677,22 +970,48 @@ def test_the_cheapest_of_what_is_not_measurably_worse_is_advised(tmp_path):
 
 
 def reference(name="TF-IDF", score=1.0, seeds=2):
-    return [{**r, "cell": f"ref{r['seed']}", "strategy": name, "kind": "tfidf", "freeze": None, "init_from": None,
-             "test": {"accuracy": score}} for r in rows(seeds) if r["strategy"] == "head"]  # fmt: skip
+    return [
+        {
+            **r,
+            "cell": f"ref{r['seed']}",
+            "strategy": name,
+            "kind": "tfidf",
+            "freeze": None,
+            "init_from": None,
+            "test": {"accuracy": score},
+        }
+        for r in rows(seeds)
+        if r["strategy"] == "head"
+    ]
 
 
 def test_it_says_that_every_mean_is_below_the_reference(tmp_path):
-    md, _ = texts(put(tmp_path / "one", [*scored(full=(0.8,), head=(0.7,)), *reference(seeds=1)], baseline="full"))
-    said = "No strategy scored above TF-IDF (1.000). These runs give no clear reason to prefer any of them to TF-IDF."
+    md, _ = texts(
+        put(tmp_path / "one", [*scored(full=(0.8,), head=(0.7,)), *reference(seeds=1)], baseline="full")
+    )
+    said = (
+        "No strategy scored above TF-IDF (1.000). These runs give no clear reason to prefer any of them to "
+        "TF-IDF."
+    )
     assert md.index(said) < md.index("**If you train one, take full**")
-    md, _ = texts(put(tmp_path / "some", [*scored(full=(0.8,), head=(0.7,)), *reference(score=0.75, seeds=1)], baseline="full"))
-    assert "scored above" not in md and "**Train full**" in md  # with one seed that may be chance, which is said
+    md, _ = texts(
+        put(
+            tmp_path / "some",
+            [*scored(full=(0.8,), head=(0.7,)), *reference(score=0.75, seeds=1)],
+            baseline="full",
+        )
+    )
+    # with one seed that may be chance, which is said
+    assert "scored above" not in md and "**Train full**" in md
     lines = [*scored(full=(0.80, 0.82), head=(0.71, 0.72)), *reference()]
     md, _ = texts(put(tmp_path / "two", lines, baseline="full"))
     said = r"Every strategy scored below TF-IDF \(1\.000\): full, the best of them, differs by −0\.190 \["
     assert re.search(said, md) and "**If you train one, take full**" in md
     losses = [{**r, "metric": "loss", "test": {"loss": 1 - r["test"]["accuracy"]}} for r in lines]
-    assert "Every strategy scored above TF-IDF (0.000)" in texts(put(tmp_path / "loss", losses, baseline="full"))[0]
+    assert (
+        "Every strategy scored above TF-IDF (0.000)"
+        in texts(put(tmp_path / "loss", losses, baseline="full"))[0]
+    )
     md, _ = texts(put(tmp_path / "random", scored(full=(0.80, 0.82), scratch=(0.85, 0.86)), baseline="full"))
     assert "Every other strategy scored below scratch (0.855): full" in md and "has shown its worth" not in md
 
@@ -703,7 +1022,9 @@ def test_what_its_own_interval_says_is_worse_is_not_advised(tmp_path):
     md, _ = texts(put(tmp_path / "a", scored(**of), baseline="full"))
     assert "0 of 3 pairs can be told apart" in md and "take the cheapest" not in md
     assert advised(md) == "full" and "scratch is not measurably worse, but it is not cheaper." in md
-    assert re.search(r"head may be worse: −0.323 \[−0.4\S+\s−0.1\S+\] to full\. More seeds would decide\.", md)
+    assert re.search(
+        r"head may be worse: −0.323 \[−0.4\S+\s−0.1\S+\] to full\. More seeds would decide\.", md
+    )
     of = {"full": of["full"], "head": of["head"], "top-2": (0.7, 0.7325)}
     md, _ = texts(put(tmp_path / "b", scored(**of), baseline="full"))
     assert advised(md) == "full" and "is cheaper" not in md and "The cheapest of" not in md
@@ -718,7 +1039,11 @@ def test_seeds_without_spread_have_no_interval_to_contradict_the_verdict(tmp_pat
     found = row_of(md, "head")
     assert found["test accuracy"] == "0.500" and found["to full"] == found["difference"] == "−0.250"
     assert found["verdict"] == "cannot be told apart" and found["bootstrap"] == ""
-    assert "± 0.000" not in md + html and "[−0.250" not in md + html and "No ± where all seeds give the same" in md
+    assert (
+        "± 0.000" not in md + html
+        and "[−0.250" not in md + html
+        and "No ± where all seeds give the same" in md
+    )
     assert "head may be worse: −0.250 to full. More seeds" in md and advised(md) == "full"
 
 
@@ -731,29 +1056,62 @@ def test_what_is_level_and_not_cheaper_is_said_of_one_and_of_many(tmp_path):
 
 
 def test_first_of_all_it_says_that_nothing_beats_the_references(tmp_path):
-    majority = [{**r, "cell": f"m{r['seed']}", "strategy": "majority class", "kind": "majority", "freeze": None, "init_from": None,
-                 "test": {"accuracy": 0.83}} for r in rows() if r["strategy"] == "head"]  # fmt: skip
+    majority = [
+        {
+            **r,
+            "cell": f"m{r['seed']}",
+            "strategy": "majority class",
+            "kind": "majority",
+            "freeze": None,
+            "init_from": None,
+            "test": {"accuracy": 0.83},
+        }
+        for r in rows()
+        if r["strategy"] == "head"
+    ]
     near = tuple(x - 0.002 + 0.006 * (-1) ** i for i, x in enumerate(FULL))
     md, html = texts(put(tmp_path / "a", [*scored(full=FULL, head=near), *majority], baseline="full"))
     first = md.index("Every strategy scored below majority class (0.830)")
-    assert first < md.index("**If you train one, take head**") < md.index("| strategy") and "If you train one, take head" in html
+    assert (
+        first < md.index("**If you train one, take head**") < md.index("| strategy")
+        and "If you train one, take head" in html
+    )
     md, _ = texts(put(tmp_path / "b", scored(full=FULL, head=near, scratch=FULL), baseline="full"))
-    assert "No other strategy is measurably better than scratch (0.812)" in md  # random weights are a reference, too
+    # random weights are a reference, too
+    assert "No other strategy is measurably better than scratch (0.812)" in md
 
 
 def with_pages(folder, extra="", **bench):
     """Rows that ran by a page's command, and the page in bench.json."""
     command = f"ptft bench --config 'my page.py:x' --config.optim.eps=1e-7 --config.bench.seeds=[0]{extra}"
-    strategies = [{"name": "top-2", "freeze": "top-2", "optim.decay": 0.9}, {"name": "full", "freeze": "full"}]
+    strategies = [
+        {"name": "top-2", "freeze": "top-2", "optim.decay": 0.9},
+        {"name": "full", "freeze": "full"},
+    ]
     page = {"optim": {"lr": 1e-3, "eps": 1e-7}, "batch": 8, "bench": {"strategies": strategies}}
 
     def own(r):
-        config = {"freeze": r["freeze"], "seed": r["seed"], "batch": 8, "keep": 2, "init_weights": bool(r["init_from"]),
-                  "optim": {"lr": 1e-4, "eps": 1e-7, "decay": 0.9}, "data": {"train_size": 100}}  # fmt: skip
-        return {**r, "size": 100, "config": config, "command": f"{command} --only {r['cell']} --workdir runs/{r['cell']}"}
+        config = {
+            "freeze": r["freeze"],
+            "seed": r["seed"],
+            "batch": 8,
+            "keep": 2,
+            "init_weights": bool(r["init_from"]),
+            "optim": {"lr": 1e-4, "eps": 1e-7, "decay": 0.9},
+            "data": {"train_size": 100},
+        }
+        return {
+            **r,
+            "size": 100,
+            "config": config,
+            "command": f"{command} --only {r['cell']} --workdir runs/{r['cell']}",
+        }
 
     lines = [own(r) for r in rows()]
-    cells = {r["cell"]: {k: r[k] for k in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")} for r in lines}
+    cells = {
+        r["cell"]: {k: r[k] for k in ("strategy", "task", "model", "size", "lr", "seed", "kind", "repeat")}
+        for r in lines
+    }
     return put(folder, lines, baseline="full", cells=cells, config=page, **bench)
 
 
@@ -762,11 +1120,13 @@ def test_the_heading_counts_the_strategies_that_the_page_names(tmp_path):
 
 
 def test_the_command_trains_what_is_advised(tmp_path):
-    """The page, what was changed of it, the strategy with all of its keys, and the rows; nothing of bench, and no default."""
+    """The page, what was changed of it, the strategy with all of its keys, and the rows; nothing of bench,
+    and no default."""
     md, html = texts(with_pages(tmp_path))
     command = next(line for line in md.splitlines() if line.startswith("    ptft train"))
     assert shlex.split(command)[2:] == [
-        "--config", "my page.py:x", "--config.optim.eps=1e-7", "--config.freeze=top-2", "--config.optim.lr=0.0001",
+        "--config", "my page.py:x", "--config.optim.eps=1e-7", "--config.freeze=top-2",
+        "--config.optim.lr=0.0001",
         "--config.optim.decay=0.9", "--config.data.train_size=100", "--workdir", "runs/top-2",
     ]  # fmt: skip
     assert "<pre><code>ptft train --config &#39;my page.py:x&#39;" in html
@@ -774,14 +1134,18 @@ def test_the_command_trains_what_is_advised(tmp_path):
 
 
 def test_the_command_of_every_cell_gives_its_config(tmp_path):
-    """Tasks, models, sizes, rates and keys of strategies: what ptft train makes of it is what the cell was, but for the seed."""
+    """Tasks, models, sizes, rates and keys of strategies: what ptft train makes of it is what the cell was,
+    but for the seed."""
     values = {
-        "batch": 8, "objective": {"name": "classify"}, "data": {"dev": "files:dev.tsv", "test": "files:test.tsv"},
+        "batch": 8, "objective": {"name": "classify"},
+        "data": {"dev": "files:dev.tsv", "test": "files:test.tsv"},
         "bench": {
-            "tasks": [{"name": "a", "data.train": "files:a b.tsv"}, {"name": "b", "data.train": "files:b.tsv", "train_for": "2 epochs"}],
+            "tasks": [{"name": "a", "data.train": "files:a b.tsv"},
+            {"name": "b", "data.train": "files:b.tsv", "train_for": "2 epochs"}],
             "models": [{"name": "small", "model.size": "tiny"}, {"name": "large", "model.size": "mini"}],
             "strategies": [
-                {"name": "all", "freeze": "full@decay=0.9"}, {"name": "no decay", "freeze": "top-1+bitfit", "optim.weight_decay": 0},
+                {"name": "all", "freeze": "full@decay=0.9"},
+                {"name": "no decay", "freeze": "top-1+bitfit", "optim.weight_decay": 0},
                 {"name": "rules", "freeze": [["head/.*", "train"], [".*", "freeze"]]},
                 {"name": "random", "freeze": "full", "init_weights": False},
             ],
@@ -793,29 +1157,51 @@ def test_the_command_of_every_cell_gives_its_config(tmp_path):
         if cell.kind == "train":
             config = json.loads(json.dumps(cell.config.to_dict()))
             row = {**cell.labels, "freeze": config["freeze"], "config": config, "page": values}
-            said = shlex.split(advice.command({**row, "command": f"ptft bench --config {page} --only x --workdir runs/x"}))
+            said = shlex.split(
+                advice.command({**row, "command": f"ptft bench --config {page} --only x --workdir runs/x"})
+            )
             assert said[:4] == ["ptft", "train", "--config", str(page)] and said[-2] == "--workdir"
             loaded = pages.load(said[3])
             pages.override(loaded, [word.removeprefix("--config.") for word in said[4:-2]])
-            assert json.loads(json.dumps(spec.resolve({k: v for k, v in loaded.items() if k != "bench"}).to_dict())) == config
+            assert (
+                json.loads(
+                    json.dumps(spec.resolve({k: v for k, v in loaded.items() if k != "bench"}).to_dict())
+                )
+                == config
+            )
 
 
 def test_a_terminal_shows_the_first_screen(tmp_path):
-    names = {"full": STRATEGIES["full"], "features + logistic regression": STRATEGIES["top-2"], "TF-IDF": STRATEGIES["head"]}
+    names = {
+        "full": STRATEGIES["full"],
+        "features + logistic regression": STRATEGIES["top-2"],
+        "TF-IDF": STRATEGIES["head"],
+    }
     lines = [{**r, "bytes": {"peak": 30 * 2**20, "checkpoint": 1}} for r in rows(strategies=names)]
     screen = markdown.first_screen(texts(put(tmp_path / "one", lines, baseline="full"))[0])
     assert max(map(len, screen.splitlines())) <= 105 and len(screen.splitlines()) < 40
-    assert "**Train features" in screen and "| features + logistic regression | 0.842 ± " in screen and "A/A" not in screen
+    assert (
+        "**Train features" in screen
+        and "| features + logistic regression | 0.842 ± " in screen
+        and "A/A" not in screen
+    )
     both = [*lines, *[{**r, "cell": f"b{r['cell']}", "task": "mrpc"} for r in lines]]
     screen = markdown.first_screen(texts(put(tmp_path / "two", both, baseline="full"))[0])
-    assert "| mrpc | features + logistic regression | 0.842 ± " in screen and "## mrpc" not in screen and len(screen.splitlines()) < 15
+    assert (
+        "| mrpc | features + logistic regression | 0.842 ± " in screen
+        and "## mrpc" not in screen
+        and len(screen.splitlines()) < 15
+    )
     run = texts(put_run(tmp_path / "run", [{"step": 1, "split": "dev", "loss": 1.0}]))[0]
     assert markdown.first_screen(run).count("loss") == run.count("loss")
 
 
 def test_no_table_is_wider_than_the_page(tmp_path):
     """Whatever the names and the number of strategies: a table lies in a box that scrolls by itself."""
-    many = {f"{'a long name of a strategy ' * 3}{i}": ("full", "pre", 0.8 + 0.001 * i, 0.5, 0.03) for i in range(9)}
+    many = {
+        f"{'a long name of a strategy ' * 3}{i}": ("full", "pre", 0.8 + 0.001 * i, 0.5, 0.03)
+        for i in range(9)
+    }
     for folder in (put(tmp_path / "bench", rows(strategies=many)), None):
         html = texts(folder)[1] if folder else with_ledger(tmp_path / "run")[1]
         boxes = re.findall(r'<div class="wide">\s*<table', html)
@@ -829,31 +1215,57 @@ def test_a_browser_shows_the_page_without_a_horizontal_bar(tmp_path):
     many = {f"strategy with a name {i}": ("full", "pre", 0.8 + 0.001 * i, 0.5, 0.03) for i in range(9)}
     report.write(with_pages(tmp_path))
     report.write(put(tmp_path / "many", rows(strategies=many)))
-    frames = "".join(f'<iframe src="{f}report.html" width="{w}" height="900"></iframe>' for w in (1280, 400) for f in ("", "many/"))
-    script = "onload = () => document.title = [...document.querySelectorAll('iframe')].map(f => f.contentDocument.documentElement)" \
-        ".map(e => e.scrollWidth - e.clientWidth)"  # fmt: skip
+    frames = "".join(
+        f'<iframe src="{f}report.html" width="{w}" height="900"></iframe>'
+        for w in (1280, 400)
+        for f in ("", "many/")
+    )
+    script = (
+        "onload = () => document.title = [...document.querySelectorAll('iframe')].map(f => "
+        "f.contentDocument.documentElement).map(e => e.scrollWidth - e.clientWidth)"
+    )
     (tmp_path / "frames.html").write_text(f"<!doctype html><title></title>{frames}<script>{script}</script>")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--dump-dom",
-             "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
-    dom = subprocess.run([CHROMIUM, *flags, (tmp_path / "frames.html").as_uri()], capture_output=True, text=True, timeout=120).stdout
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--dump-dom",
+        "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    dom = subprocess.run(
+        [CHROMIUM, *flags, (tmp_path / "frames.html").as_uri()], capture_output=True, text=True, timeout=120
+    ).stdout
     assert "<title>0,0,0,0</title>" in dom
 
 
-# --- the freeze ledger ------------------------------------------------------------------------------------------------------
+# --- the freeze ledger --------------------------------------------------------------------------------------
 
 SHAPES = {
     "backbone/embeddings/word/embedding": (9, 4), "backbone/block_0/attention/query/kernel": (4, 4),
     "backbone/block_0/attention/query/bias": (4,), "backbone/block_2/attention/query/bias": (4,),
-    "backbone/block_10/attention/query/kernel": (4, 4), "backbone/block_0/attention_norm/scale": (4,), "backbone/pooler/bias": (4,),
-    "adapter/block_0/attention/query/lora/a": (4, 2), "adapter/block_0/attention/query/lora/b": (2, 4), "head/classifier/bias": (2,),
+    "backbone/block_10/attention/query/kernel": (4, 4), "backbone/block_0/attention_norm/scale": (4,),
+    "backbone/pooler/bias": (4,),
+    "adapter/block_0/attention/query/lora/a": (4, 2), "adapter/block_0/attention/query/lora/b": (2, 4),
+    "head/classifier/bias": (2,),
 }  # fmt: skip
-ADDED = ("adapter/block_0/attention/query/lora/a", "adapter/block_0/attention/query/lora/b", "head/classifier/bias")
+ADDED = (
+    "adapter/block_0/attention/query/lora/a",
+    "adapter/block_0/attention/query/lora/b",
+    "head/classifier/bias",
+)
 
 
 def proof(moved=ADDED, scale=1.25):
-    """A ledger of these tensors, of which LoRA and the head are trainable; LoRA's second matrix starts at zero."""
+    """A ledger of these tensors, of which LoRA and the head are trainable; LoRA's second matrix starts at
+    zero."""
     before = {n: np.full(s, 0.0 if n.endswith("/b") else 1.0, np.float32) for n, s in SHAPES.items()}
-    after = {n: (x + 0.5 if n.endswith("/b") else x * np.float32(scale)) if n in moved else x for n, x in before.items()}
+    after = {
+        n: (x + 0.5 if n.endswith("/b") else x * np.float32(scale)) if n in moved else x
+        for n, x in before.items()
+    }
     plan = resolved([("(head|adapter)/.*", "train"), (".*", "freeze")], models.anatomy("bert"), before)
     return ledger.make(plan, before, after, optax.sgd(1.0, 0.9).init({n: before[n] for n in plan.trainable}))
 
@@ -867,8 +1279,13 @@ def with_ledger(folder, **made):
 @pytest.mark.drawn
 def test_the_ledger_is_shown_as_sentence_table_and_grid(tmp_path):
     md, html = with_ledger(tmp_path)
-    assert "## What moved" in md and "The freeze held: 3 tensors moved; 7 were frozen and are the same to the bit." in md
-    assert line_of(md, "block 0")[1:] == ["2", "3", "2.5e-01", "query lora a"] and line_of(md, "pooler")[1:] == ["0", "1", "–", "–"]
+    assert (
+        "## What moved" in md
+        and "The freeze held: 3 tensors moved; 7 were frozen and are the same to the bit." in md
+    )
+    assert line_of(md, "block 0")[1:] == ["2", "3", "2.5e-01", "query lora a"] and line_of(md, "pooler")[
+        1:
+    ] == ["0", "1", "–", "–"]
     names = [line.split("|")[1].strip() for line in md.splitlines() if line.startswith("| ")]
     assert names[-6:] == ["embeddings", "block 0", "block 2", "block 10", "pooler", "head"]
     for name in SHAPES:  # every tensor: one title in the grid, one line below it
@@ -885,8 +1302,16 @@ def test_the_ledger_is_shown_as_sentence_table_and_grid(tmp_path):
 def test_a_ledger_that_does_not_hold_is_told_apart(tmp_path):
     bad = "backbone/block_0/attention/query/bias"
     md, html = with_ledger(tmp_path, moved=(*ADDED[1:], bad))
-    assert "The freeze did not hold." in md and f"Frozen, but moved: {bad}." in md and f"Trainable, but did not move: {ADDED[0]}." in md
-    assert f"<title>{bad}: frozen, but moved" in html and "fill: var(--bad)" in html and "stroke: var(--bad)" in html
+    assert (
+        "The freeze did not hold." in md
+        and f"Frozen, but moved: {bad}." in md
+        and f"Trainable, but did not move: {ADDED[0]}." in md
+    )
+    assert (
+        f"<title>{bad}: frozen, but moved" in html
+        and "fill: var(--bad)" in html
+        and "stroke: var(--bad)" in html
+    )
     assert "fill: var(--bad)" not in with_ledger(tmp_path / "good")[1]
 
 
@@ -909,7 +1334,10 @@ def test_one_cell_for_the_two_arrays_of_fish_shows_the_worse():
     (cell,) = part.layers["block 0"].values()
     assert len(cell) == 2 and ledger_page.verdict(cell) == "moved" and ledger_page.relative(cell) == 0.5
     rows[0]["verdict"] = "frozen, but moved"
-    assert ledger_page.verdict(next(iter(ledger_page.parts(rows)[0].layers["block 0"].values()))) == "frozen, but moved"
+    assert (
+        ledger_page.verdict(next(iter(ledger_page.parts(rows)[0].layers["block 0"].values())))
+        == "frozen, but moved"
+    )
 
 
 # ---------------------------------------------------------------- what a benchmark lets one conclude
@@ -922,7 +1350,13 @@ def edited(change, **keywords):
 
 def test_a_failed_seed_takes_the_interval_away(tmp_path):
     """Leaving the run out flatters: what is shown is said to be of the others."""
-    lines = edited(lambda r: {"status": "failed", "error": "x", "test": None} if (r["strategy"], r["seed"]) == ("top-2", 4) else None)
+    lines = edited(
+        lambda r: (
+            {"status": "failed", "error": "x", "test": None}
+            if (r["strategy"], r["seed"]) == ("top-2", 4)
+            else None
+        )
+    )
     md, html = texts(put(tmp_path, lines, baseline="full"))
     top = row_of(md, "top-2")
     assert top["seeds"] == "4 seeds (1 failed)" and top["test accuracy"].endswith("of those 4 that finished")
@@ -943,17 +1377,29 @@ def test_all_pairs_are_there_corrected(tmp_path):
     square = [line for line in md.splitlines() if re.match(r"\| \d ", line)]
     assert len(square) == 4 and "5 of 6 pairs can be told apart" in md and "(Holm)" in md
     head = next(line for line in square if " head " in line).split("|")
-    assert "**−" in head[2] and head[3].strip() == "" and "**+" in head[4] and "**−" in head[5]  # full, itself, scratch, top-2
-    assert html.count('<td class="worse"') == 5 and html.count('<td class="better"') == 5 and "less top-2: worse, p = " in html
+    # full, itself, scratch, top-2
+    assert "**−" in head[2] and head[3].strip() == "" and "**+" in head[4] and "**−" in head[5]
+    assert (
+        html.count('<td class="worse"') == 5
+        and html.count('<td class="better"') == 5
+        and "less top-2: worse, p = " in html
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (0.0, "The A/A check holds: full under two names gives the same scores to the bit."),
-        ([0.001, -0.001, 0.002, 0, -0.001], "The A/A check holds: full less itself under another name is +0.000"),
+        (
+            [0.001, -0.001, 0.002, 0, -0.001],
+            "The A/A check holds: full less itself under another name is +0.000",
+        ),
         ([0.001] * 5, "The A/A check FAILS: full differs from itself by +0.001"),
-        ([0.1, -0.1, 0.2, 0, -0.1], "The A/A check finds nothing, at intervals too wide to find much: full less itself under another name"),
+        (
+            [0.1, -0.1, 0.2, 0, -0.1],
+            "The A/A check finds nothing, at intervals too wide to find much: full less itself under "
+            "another name",
+        ),
         (0.02, "The A/A check FAILS: full differs from itself by +0.020"),
         (None, "There is no A/A check"),
     ],
@@ -965,7 +1411,10 @@ def test_the_check_of_the_benchmark_itself(tmp_path, change, says):
             "cell": f"a{r['seed']}",
             "strategy": "full (A/A)",
             "repeat": True,
-            "test": {"accuracy": r["test"]["accuracy"] + (change[r["seed"]] if isinstance(change, list) else change or 0)},
+            "test": {
+                "accuracy": r["test"]["accuracy"]
+                + (change[r["seed"]] if isinstance(change, list) else change or 0)
+            },
         }
         for r in rows()
         if r["strategy"] == "full"
@@ -976,7 +1425,11 @@ def test_the_check_of_the_benchmark_itself(tmp_path, change, says):
 
 def test_how_many_seeds_a_point_takes(tmp_path):
     md, _ = texts(put(tmp_path / "a", rows(), baseline="full"))
-    found = re.search(r"four times in five takes about (\d+) seeds \((\d+) seeds where .* least, (\d+) .*; about (\d+) seeds with", md)
+    found = re.search(
+        r"four times in five takes about (\d+) seeds \((\d+) seeds where .* least, (\d+) .*; about (\d+) "
+        r"seeds with",
+        md,
+    )
     middle, least, most, corrected = map(int, found.groups())
     assert 2 <= least <= middle <= most and least < most and middle < corrected
     assert "four times in five" not in texts(put(tmp_path / "b", rows(seeds=1), baseline="full"))[0]
@@ -991,9 +1444,16 @@ def test_the_bootstrap_interval_is_beside(tmp_path):
 
 
 def test_every_row_has_its_command(tmp_path):
-    lines = edited(lambda r: {"command": f"ptft bench --config x.py --only {r['seed']:03}abc --workdir runs/{r['seed']:03}abc"})
+    lines = edited(
+        lambda r: {
+            "command": f"ptft bench --config x.py --only {r['seed']:03}abc --workdir runs/{r['seed']:03}abc"
+        }
+    )
     md, html = texts(put(tmp_path, lines))
-    assert "`ptft bench --config x.py --only HASH --workdir runs/HASH`" in md and "- top-2: seed 0 000abc, seed 1 001abc" in md
+    assert (
+        "`ptft bench --config x.py --only HASH --workdir runs/HASH`" in md
+        and "- top-2: seed 0 000abc, seed 1 001abc" in md
+    )
     assert "ptft bench --config x.py --only HASH" in html and "seed 4 004abc" in html
 
 
@@ -1008,63 +1468,114 @@ def test_costs_forgetting_drift_rates_and_sizes_are_drawn_where_known(tmp_path):
             "backbone/embeddings/w": None,
         }
         return {
-            "bytes": {"peak": 30 * 2**20, "checkpoint": 5 * 2**20}, "forgetting": {"before": 2.0, "after": after},
+            "bytes": {"peak": 30 * 2**20, "checkpoint": 5 * 2**20},
+            "forgetting": {"before": 2.0, "after": after},
             "drift": {} if r["strategy"] == "head" else drift, "dev": {"accuracy": 0.8},
         }  # fmt: skip
 
     both = [
-        {**r, "cell": f"{r['cell']}{size}{lr}", "size": size, "lr": lr, "dev": {"accuracy": 0.8 + (lr == 3e-4) / 10}}
+        {
+            **r,
+            "cell": f"{r['cell']}{size}{lr}",
+            "size": size,
+            "lr": lr,
+            "dev": {"accuracy": 0.8 + (lr == 3e-4) / 10},
+        }
         for r in edited(known)
         for size in (100, 400)
         for lr in (1e-4, 3e-4)
     ]
     md, html = texts(put(tmp_path, both, baseline="full"))
     drawn = [
-        "peak memory of a step, MiB", "checkpoint, MiB", "FLOPs a step, relative to full", "loss of the pretraining on held-out text",
-        "dev accuracy by learning rate", "how far each layer moved", "test accuracy by number of training examples",
+        "peak memory of a step, MiB", "checkpoint, MiB", "FLOPs a step, relative to full", (
+            "loss of the pretraining on held-out "
+            "text"
+        ),
+        "dev accuracy by learning rate", "how far each layer moved", (
+            "test accuracy by number of training "
+            "examples"
+        ),
     ]  # fmt: skip
     for said in drawn:
         assert said in html, said
-    assert [row_of(md, "head")[c] for c in ("peak memory", "checkpoint", "forgetting")] == ["30 MiB", "5.0 MiB", "0"] and row_of(
-        md, "full"
-    )["forgetting"].startswith("+0.320 [+0.300,")
+    assert [row_of(md, "head")[c] for c in ("peak memory", "checkpoint", "forgetting")] == [
+        "30 MiB",
+        "5.0 MiB",
+        "0",
+    ] and row_of(md, "full")["forgetting"].startswith("+0.320 [+0.300,")
     assert "by number of examples" in md and ">3 %<" in html  # the median of 2 % and 4 %
     bare, page = texts(put(tmp_path / "b", rows()))
-    assert "forgetting" not in bare and "dev accuracy" not in page and "moved:" not in page and "peak memory of" not in page
+    assert (
+        "forgetting" not in bare
+        and "dev accuracy" not in page
+        and "moved:" not in page
+        and "peak memory of" not in page
+    )
 
 
 def test_what_auto_chose_is_said(tmp_path):
-    lines = edited(lambda r: {"chosen": "top-1" if r["seed"] else "layers=0"} if r["strategy"] == "top-2" else None)
+    lines = edited(
+        lambda r: {"chosen": "top-1" if r["seed"] else "layers=0"} if r["strategy"] == "top-2" else None
+    )
     assert "| top-2 (top-1 in 4 of 5, layers=0 in 1 of 5) |" in texts(put(tmp_path, lines))[0]
 
 
 def test_layer_drift_is_the_backbones(tmp_path):
-    drift = [{"drift": {"backbone/block_0/a": 0.1, "backbone/block_0/b": 0.3, "head/x": 5.0}}, {"drift": {"backbone/block_0/a": 0.4}}, {}]
+    drift = [
+        {"drift": {"backbone/block_0/a": 0.1, "backbone/block_0/b": 0.3, "head/x": 5.0}},
+        {"drift": {"backbone/block_0/a": 0.4}},
+        {},
+    ]
     assert bench_page.layer_drift(drift) == {"block_0": pytest.approx(0.3)}
 
 
 def test_what_was_published_is_checked(tmp_path):
     md, html = texts(put(tmp_path, rows(), baseline="full"))
-    assert "A step saves no more time than FLOPs | holds |" in md and "9 others cannot be judged with these data." in md
-    assert "arXiv 1911.03090" not in html and "| open |" not in md  # more layers: no worse, but the intervals are wide
+    assert (
+        "A step saves no more time than FLOPs | holds |" in md
+        and "9 others cannot be judged with these data." in md
+    )
+    # more layers: no worse, but the intervals are wide
+    assert "arXiv 1911.03090" not in html and "| open |" not in md
     gradual = {**STRATEGIES, "head": ("gradual", "pre", 0.76, 0.5, 0.03)}
     md, html = texts(put(tmp_path / "some", rows(strategies=gradual), baseline="full"))
-    assert "## What published tables lead one to expect" in md and "8 others cannot be judged with these data." in md
-    assert "Gradual unfreezing without discriminative rates is about full | does not hold |" in md and "arXiv 1801.06146" in html
+    assert (
+        "## What published tables lead one to expect" in md
+        and "8 others cannot be judged with these data." in md
+    )
+    assert (
+        "Gradual unfreezing without discriminative rates is about full | does not hold |" in md
+        and "arXiv 1801.06146" in html
+    )
     alone = [r for r in rows() if r["strategy"] == "full"]
     assert "published" not in texts(put(tmp_path / "none", alone, baseline="full"))[0]
 
 
 def test_cells_as_a_table(tmp_path):
     lines = edited(
-        lambda r: {"forgetting": {"before": 2.0, "after": 2.5}, "command": "ptft bench --config 'a, b.py'", "error": 'a "quoted"\nline'}
+        lambda r: {
+            "forgetting": {"before": 2.0, "after": 2.5},
+            "command": "ptft bench --config 'a, b.py'",
+            "error": 'a "quoted"\nline',
+        }
     )
     paths = report.write(put(tmp_path, lines, baseline="full"), table=True)
     with paths["csv"].open(newline="") as f:
         found = list(csv.DictReader(f))
-    assert len(found) == 20 and list(found[0])[:5] == ["cell", "task", "model", "size", "strategy"] and list(found[0])[-1] == "command"
-    assert float(found[0]["test_accuracy"]) == lines[0]["test"]["accuracy"] and found[0]["forgetting_after"] == "2.5"
-    assert found[0]["command"] == "ptft bench --config 'a, b.py'" and found[0]["error"] == 'a "quoted"\nline' and found[0]["peak_rss"] == ""
+    assert (
+        len(found) == 20
+        and list(found[0])[:5] == ["cell", "task", "model", "size", "strategy"]
+        and list(found[0])[-1] == "command"
+    )
+    assert (
+        float(found[0]["test_accuracy"]) == lines[0]["test"]["accuracy"]
+        and found[0]["forgetting_after"] == "2.5"
+    )
+    assert (
+        found[0]["command"] == "ptft bench --config 'a, b.py'"
+        and found[0]["error"] == 'a "quoted"\nline'
+        and found[0]["peak_rss"] == ""
+    )
     with pytest.raises(UserError, match="--csv is of benchmarks"):
         report.write(put_run(tmp_path / "run", [{"step": 1, "split": "train", "loss": 1.0}]), table=True)
 
@@ -1074,11 +1585,17 @@ def test_a_run_says_what_moved_when_and_at_what_cost(tmp_path):
     config = {"freeze": "head; 50%: top-1", "init_from": "minilm", "frozen_dtype": "int8"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "result.json").write_text(
-        json.dumps({"steps": 8, "seconds": 2.0, "seconds_per_step": 0.1, "flops_per_step": 7.46e9, "best_step": 8})
+        json.dumps(
+            {"steps": 8, "seconds": 2.0, "seconds_per_step": 0.1, "flops_per_step": 7.46e9, "best_step": 8}
+        )
     )
     phases = [{"strategy": "head", "began": 0}, {"strategy": "top-1", "began": 4}]
     assert run_page._what(config, phases) == (
-        "freeze: head; 50%: top-1; from minilm; phases: head from step 0, top-1 from step 4; frozen matrices in int8."
+        "freeze: head; 50%: top-1; from minilm; phases: head from step 0, top-1 from step 4; frozen "
+        "matrices in int8."
     )
     md, _ = texts(tmp_path)
-    assert "freeze: head; 50%: top-1; from minilm; frozen matrices in int8." in md and "A step costs 7.46 GFLOP." in md
+    assert (
+        "freeze: head; 50%: top-1; from minilm; frozen matrices in int8." in md
+        and "A step costs 7.46 GFLOP." in md
+    )

@@ -20,13 +20,20 @@ def seeds(*values):
 def test_the_interval_is_students():
     values = [0.80, 0.82, 0.81, 0.85, 0.79]
     s = stats.summary(values)
-    half = 2.776445 * np.std(values, ddof=1) / np.sqrt(5)  # the t table's 97.5 % point for 4 degrees of freedom
-    assert s.n == 5 and s.mean == pytest.approx(0.814) and s.median == 0.81 and s.half == pytest.approx(half, rel=1e-5)
+    # the t table's 97.5 % point for 4 degrees of freedom
+    half = 2.776445 * np.std(values, ddof=1) / np.sqrt(5)
+    assert (
+        s.n == 5
+        and s.mean == pytest.approx(0.814)
+        and s.median == 0.81
+        and s.half == pytest.approx(half, rel=1e-5)
+    )
 
 
 def test_the_bootstrap_interval_is_the_expanded_percentile():
-    # z' = sqrt(5 / 4) 2.776 = 3.104 cuts off 0.00095 on each side. Of the 5^5 resamples, 1 (0.0003) is five times the least value and 5
-    # more (0.0019 together) hold it four times and the second once: that is where the quantile lies.
+    # z' = sqrt(5 / 4) 2.776 = 3.104 cuts off 0.00095 on each side. Of the 5^5 resamples, 1 (0.0003) is five
+    # times the least value and 5 more (0.0019 together) hold it four times and the second once: that is where
+    # the quantile lies.
     assert stats.summary([4.0, 0.0, 8.0, 1.0, 2.0]).boot == pytest.approx((1 / 5, (4 * 8 + 4) / 5))
 
 
@@ -35,7 +42,9 @@ def test_intervals_hold_the_truth_as_often_as_is_said():
     samples = [list(rng.normal(size=5)) for _ in range(600)]
     for x in samples:
         s = stats.summary(x)
-        plain = scipy_stats.bootstrap((x,), np.mean, method="percentile", rng=0, n_resamples=999).confidence_interval
+        plain = scipy_stats.bootstrap(
+            (x,), np.mean, method="percentile", rng=0, n_resamples=999
+        ).confidence_interval
         held["t"] += s.lo <= 0 <= s.hi
         held["boot"] += s.boot[0] <= 0 <= s.boot[1]
         held["percentile"] += plain.low <= 0 <= plain.high
@@ -107,7 +116,8 @@ def test_equal_differences_are_not_a_division_by_zero():
     nothing = stats.paired({0: 0.3, 1: 0.1}, {0: 0.3, 1: 0.1})
     assert nothing.p == 1 and stats.verdict(nothing) == "cannot be told apart"
     always = stats.paired({0: 1.5, 1: 2.5}, {0: 1.0, 1: 2.0})
-    assert always.p == 0.5 and stats.verdict(always) == "cannot be told apart"  # two coins fall alike as often as not
+    # two coins fall alike as often as not
+    assert always.p == 0.5 and stats.verdict(always) == "cannot be told apart"
     six = stats.paired(dict.fromkeys(range(6), 1.5), dict.fromkeys(range(6), 1.0))
     assert six.p == 2 / 2**6 and stats.verdict(six) == "better"
     rounding = stats.paired({0: 0.1 + 0.2, 1: 0.7 + 0.1, 2: 0.3}, {0: 0.3, 1: 0.8, 2: 0.3})
@@ -116,7 +126,9 @@ def test_equal_differences_are_not_a_division_by_zero():
 
 def test_a_failed_run_has_no_verdict():
     found = stats.paired(seeds(0.5, math.nan, 0.7), seeds(0.1, 0.2, 0.3))
-    assert found.p is None and stats.apart(found) is None and stats.verdict(found) == "a run failed: no interval"
+    assert (
+        found.p is None and stats.apart(found) is None and stats.verdict(found) == "a run failed: no interval"
+    )
 
 
 def test_the_same_strategy_twice():
@@ -136,7 +148,8 @@ def test_the_same_strategy_twice():
 
 
 def test_holm_by_hand():
-    # sorted: 4 x 0.005 = 0.02, 3 x 0.01 = 0.03, 2 x 0.03 = 0.06, 1 x 0.04 = 0.04, which may not fall below 0.06
+    # sorted: 4 x 0.005 = 0.02, 3 x 0.01 = 0.03, 2 x 0.03 = 0.06, 1 x 0.04 = 0.04, which may not fall below
+    # 0.06
     assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert stats.holm([0.4, 0.9]) == pytest.approx([0.8, 0.9]) and stats.holm([0.6, 0.7]) == [1.0, 1.0]
     assert stats.holm([0.01, None, 0.04, math.nan]) == [0.02, None, 0.04, None]  # two tests
@@ -155,9 +168,15 @@ def test_every_pair_is_compared_and_corrected():
     assert list(pairs)[:3] == [("full", "head"), ("full", "top-2"), ("full", "other")] and len(pairs) == 6
     verdicts = {names: p.verdict for names, p in pairs.items()}
     assert verdicts["full", "head"] == "better" and verdicts["head", "top-2"] == "worse"
-    assert verdicts["full", "top-2"] == "cannot be told apart" and verdicts["full", "other"] == "no common seed"
+    assert (
+        verdicts["full", "top-2"] == "cannot be told apart" and verdicts["full", "other"] == "no common seed"
+    )
     gain = pairs["full", "head"].difference
-    assert gain.mean == pytest.approx(0.10, abs=1e-3) and gain.adjusted == pytest.approx(3 * gain.p) and gain.lo < 0.1 < gain.hi
+    assert (
+        gain.mean == pytest.approx(0.10, abs=1e-3)
+        and gain.adjusted == pytest.approx(3 * gain.p)
+        and gain.lo < 0.1 < gain.hi
+    )
     assert {p.verdict for p in stats.pairwise(scores, higher_is_better=False) if p.b == "head"} == {"worse"}
 
 
@@ -184,7 +203,8 @@ def test_ranks_are_over_the_seeds_that_all_have():
     scores = {
         "worst": seeds(*(v - 0.2 - 0.001 * i for i, v in enumerate(base))),
         "best": seeds(*base),
-        "tied": seeds(0.70, 0.75, 0.77, 0.73, 0.74, 0.99),  # of the first five seeds, the sixth is nobody else's
+        # of the first five seeds, the sixth is nobody else's
+        "tied": seeds(0.70, 0.75, 0.77, 0.73, 0.74, 0.99),
     }
     found = stats.ranks(scores)
     assert found == {"best": 1.5, "tied": 1.5, "worst": 3.0}
@@ -193,7 +213,9 @@ def test_ranks_are_over_the_seeds_that_all_have():
 
 
 def test_a_failed_run_ranks_last():
-    found = stats.ranks({"fails": seeds(0.9, 0.9, math.nan), "steady": seeds(0.6, 0.7, 0.8), "lower": seeds(0.5, 0.6, 0.6)})
+    found = stats.ranks(
+        {"fails": seeds(0.9, 0.9, math.nan), "steady": seeds(0.6, 0.7, 0.8), "lower": seeds(0.5, 0.6, 0.6)}
+    )
     assert found == pytest.approx({"fails": 5 / 3, "steady": 5 / 3, "lower": 8 / 3})
 
 
@@ -205,13 +227,20 @@ def test_the_seeds_that_power_names_find_the_effect_as_often_as_is_asked():
     n, words = stats.power(spread, effect=0.01)
     assert words == f"about {n} seeds"
     rng = np.random.default_rng(0)
-    found = {k: np.mean(scipy_stats.ttest_1samp(rng.normal(0.01, 0.01, (20_000, k)), 0, axis=1).pvalue < 0.05) for k in (n - 1, n)}
+    found = {
+        k: np.mean(scipy_stats.ttest_1samp(rng.normal(0.01, 0.01, (20_000, k)), 0, axis=1).pvalue < 0.05)
+        for k in (n - 1, n)
+    }
     assert found[n - 1] < 0.79 and 0.79 < found[n] < 0.82
 
 
 def test_power_against_published_tables():
     unit = [-math.sqrt(0.5), math.sqrt(0.5)]
-    assert stats.power(unit, 1.0)[0] == 10 and stats.power(unit, 0.5)[0] == 34 and stats.power(unit, 0.2)[0] == 199
+    assert (
+        stats.power(unit, 1.0)[0] == 10
+        and stats.power(unit, 0.5)[0] == 34
+        and stats.power(unit, 0.2)[0] == 199
+    )
     assert stats.power(unit, 0.5, power=0.95)[0] == 54 and stats.power(unit, 0.5, alpha=0.01)[0] == 51
 
 
@@ -228,7 +257,8 @@ def test_power_at_its_ends():
 def test_the_learning_rate_with_the_best_mean():
     dev = {1e-3: seeds(0.95, 0.60), 1e-4: seeds(0.80, 0.79), 1e-5: seeds(0.70, 0.70)}
     assert stats.choose(dev) == 1e-4 and stats.choose(dev, higher_is_better=False) == 1e-5
-    assert stats.choose({1e-3: seeds(0.1, 0.2, 0.3), 1e-4: seeds(0.3, 0.2, 0.1)}) == 1e-4  # of equals, the smaller
+    # of equals, the smaller
+    assert stats.choose({1e-3: seeds(0.1, 0.2, 0.3), 1e-4: seeds(0.3, 0.2, 0.1)}) == 1e-4
     assert stats.choose({1e-4: seeds(0.3, 0.2, 0.1), 1e-3: seeds(0.1, 0.2, 0.3)}) == 1e-4
 
 
@@ -258,6 +288,8 @@ def test_two_seeds_a_row_apart_are_no_finding():
     rng = np.random.default_rng(0)
     found = 0
     for _ in range(50):  # benchmarks of six strategies that are the same, on a small test set
-        scores = {str(k): {seed: (240 + round(rng.normal(0, 1.5))) / 300 for seed in range(3)} for k in range(6)}
+        scores = {
+            str(k): {seed: (240 + round(rng.normal(0, 1.5))) / 300 for seed in range(3)} for k in range(6)
+        }
         found += any(pair.verdict in ("better", "worse") for pair in stats.pairwise(scores))
     assert found <= 6  # 5 % of them, as promised; certain of equal differences, it was most

@@ -51,7 +51,8 @@ def trained(task, devices=1, parallel="jit", accumulate=1, seed=7):
     ],
 )
 def test_losses_do_not_depend_on_devices_or_parts(devices, parallel, accumulate):
-    """MLM with NSP: two terms with weights of their own, and masks that must be the same however the batch is split."""
+    """MLM with NSP: two terms with weights of their own, and masks that must be the same however the batch is
+    split."""
     want, end = trained("mlm_nsp")
     got, params = trained("mlm_nsp", devices, parallel, accumulate)
     for k in range(STEPS):
@@ -108,14 +109,19 @@ def test_rows_that_are_not_valid_do_not_count():
         a = tiny.batch(net, 8, seed=1)
         a["weight"][5:] = 0
         other = tiny.batch(net, 8, seed=2)
-        b = {k: np.concatenate([a[k][:5], other[k][5:]]) if k not in ("example_id", "weight") else a[k] for k in a}
+        b = {
+            k: np.concatenate([a[k][:5], other[k][5:]]) if k not in ("example_id", "weight") else a[k]
+            for k in a
+        }
         first, second = net.objective.metrics(sums(a, 0, False)), net.objective.metrics(sums(b, 0, False))
         assert first == pytest.approx(second, rel=1e-6)
         everything = tiny.batch(net, 8, seed=1)
         none = {**a, "weight": np.zeros(8, np.float32)}
         rest = {**everything, "weight": 1 - a["weight"]}
         whole = record.add(sums(a, 0, False), sums(rest, 0, False))
-        assert net.objective.metrics(whole) == pytest.approx(net.objective.metrics(sums(everything, 0, False)), rel=1e-5)
+        assert net.objective.metrics(whole) == pytest.approx(
+            net.objective.metrics(sums(everything, 0, False)), rel=1e-5
+        )
         assert all(float(s[0].sum()) == 0 for s in sums(none, 0, False).values())
 
 
@@ -138,7 +144,9 @@ def test_evaluation_draws_the_same_masks_every_time_and_no_dropout():
     assert jax.device_get(first) == jax.device_get(evaluate(params, batch, {}))
     # Rows are masked by their place in the data set, not in the batch.
     turned = {k: x[::-1].copy() for k, x in batch.items()}
-    assert net.objective.metrics(evaluate(params, turned, {})) == pytest.approx(net.objective.metrics(first), rel=1e-5)
+    assert net.objective.metrics(evaluate(params, turned, {})) == pytest.approx(
+        net.objective.metrics(first), rel=1e-5
+    )
 
 
 def test_row_keys_differ_by_row_and_by_key():
@@ -148,10 +156,15 @@ def test_row_keys_differ_by_row_and_by_key():
 
 def test_what_moves_is_donated_and_what_is_frozen_is_not():
     net = tiny.net("lstm", dropout=0.0)
-    inside, outside = tree.split({n: jnp.array(x) for n, x in tiny.params(net).items()}, ["head/classifier/kernel", "head/classifier/bias"])
+    inside, outside = tree.split(
+        {n: jnp.array(x) for n, x in tiny.params(net).items()},
+        ["head/classifier/kernel", "head/classifier/bias"],
+    )
     tx = optim.build(tiny.optimizer(), dict.fromkeys(inside, 1.0), 1, 2)
     moving = step.init_train_state(inside, tx)
-    step.compile_train(net, tx, mesh.make(1), 1, "jit")(moving, outside, tiny.batch(net, 4), jnp.uint32(0), {})
+    step.compile_train(net, tx, mesh.make(1), 1, "jit")(
+        moving, outside, tiny.batch(net, 4), jnp.uint32(0), {}
+    )
     assert all(x.is_deleted() for x in inside.values())
     assert not any(x.is_deleted() for x in outside.values())
 

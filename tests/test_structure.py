@@ -10,42 +10,55 @@ from ptft.core import plugins
 from ptft.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-# From the ground up. A wing imports from the wings below it; a file from those that stand before it in its own wing.
-# A plug-in that is not named here imports nothing of its wing but what is named.
+# From the ground up. A wing imports from the wings below it; a file from those that stand before it in its
+# own wing. A plug-in that is not named here imports nothing of its wing but what is named.
 WINGS = {
-    "core": ["errors", "plugins", "cache", "tree", "record", "config", "duration", "pages", "compiled", "startup", "mesh", "integrity",
+    "core": ["errors", "plugins", "cache", "tree", "record", "config", "duration", "pages", "compiled",
+    "startup", "mesh", "integrity",
         "checkpoint"],
     "data": ["", "tasks", "_prose", "_paths", "_reading", "_tables", "_conll", "_wiki", "tfds"],
     "inputs": ["hf_json", "added_tokens", "tokenizer", "tokenizer_files", "train_tokenizer"],
     "models": ["", "layers"],
     "hub": ["names", "folders", "config_json", "read", "write"],
     "objectives": ["", "_documents"],
-    "freeze": ["layout", "strategies", "adapters", "adapters._bottleneck", "language", "resolve", "quantize", "ledger"],
+    "freeze": ["layout", "strategies", "adapters", "adapters._bottleneck", "language", "resolve", "quantize",
+    "ledger"],
     "train": [
-        "pipeline", "optim", "step", "cost", "spec", "dataset", "build", "programs", "weights", "description", "contract", "state",
+        "pipeline", "optim", "step", "cost", "spec", "dataset", "build", "programs", "weights", "description",
+        "contract", "state",
         "feature_cache", "evaluate", "schedule", "result", "train",
     ],
     "planning": ["importance", "plans", "auto"],
     "bench": [
-        "stats", "identity", "protocol", "cell_result", "results", "locks", "features", "baselines", "forgetting", "vectorized",
+        "stats", "identity", "protocol", "cell_result", "results", "locks", "features", "baselines",
+        "forgetting", "vectorized",
         "probe", "cell", "running", "schedule", "runner", "tune", "expectations",
     ],
     "report": [
-        "figures", "panels", "cost_panels", "format", "markdown", "ledger_page", "bench_part", "statements", "bench_tables", "advice",
+        "figures", "panels", "cost_panels", "format", "markdown", "ledger_page", "bench_part", "statements",
+        "bench_tables", "advice",
         "bench_csv", "run_page", "bench_page", "files",
     ],
     "cli": ["tables", "texts", "predict", "exchange", "training", "benchmark", "using", "main"],
     "__main__": [""],
 }  # fmt: skip
 # folder -> files that are no plug-ins
-PLUGINS = {"data": ["tasks"], "models": ["layers"], "objectives": [], "freeze.strategies": [], "freeze.adapters": []}
+PLUGINS = {
+    "data": ["tasks"],
+    "models": ["layers"],
+    "objectives": [],
+    "freeze.strategies": [],
+    "freeze.adapters": [],
+}
 TOP = {"pyproject.toml", "README.md", "LICENSE", "ptft", "configs", "tests", "launch"}
 SOURCES = sorted((ROOT / "ptft").rglob("*.py"))
 
 
 def files() -> list[Path]:
     """What is, or would be, in the repository."""
-    out = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     return [Path(line) for line in out.splitlines() if (ROOT / line).exists()]
 
 
@@ -86,8 +99,14 @@ def wing_and_floor(own: tuple[str, ...]) -> tuple[int, float]:
         folder = ".".join(own[:-1])
         assert folder in PLUGINS or not name, f"{'.'.join(own)} has no place in its wing"
         # A plug-in stands above what its folder holds for it, and below what comes after the folder.
-        above = [i for i, n in enumerate(WINGS[wing]) if (f"{wing}.{n}." if n else f"{wing}.").startswith(f"{folder}.")]
-        return list(WINGS).index(wing), (max(above) + 0.5 if wing != folder else len(WINGS[wing])) if name else -1
+        above = [
+            i
+            for i, n in enumerate(WINGS[wing])
+            if (f"{wing}.{n}." if n else f"{wing}.").startswith(f"{folder}.")
+        ]
+        return list(WINGS).index(wing), (
+            max(above) + 0.5 if wing != folder else len(WINGS[wing])
+        ) if name else -1
     return list(WINGS).index(wing), WINGS[wing].index(name)
 
 
@@ -98,7 +117,9 @@ def test_a_module_imports_only_from_below_it(path):
         assert not imports(path)
         return
     for other in imports(path):
-        assert wing_and_floor(other) < wing_and_floor(own), f"{'.'.join(own)} imports {'.'.join(other)}, which stands above it"
+        assert wing_and_floor(other) < wing_and_floor(own), (
+            f"{'.'.join(own)} imports {'.'.join(other)}, which stands above it"
+        )
 
 
 def test_every_wing_and_file_of_the_order_exists():
@@ -133,7 +154,9 @@ def test_the_loop_stays_short_and_plain():
 @pytest.mark.parametrize("package", PLUGINS)
 def test_every_plug_in_is_listed_by_its_name(package):
     folder = ROOT / "ptft" / package.replace(".", "/")
-    there = {p.stem for p in folder.glob("*.py") if not p.name.startswith("_") and p.stem not in PLUGINS[package]}
+    there = {
+        p.stem for p in folder.glob("*.py") if not p.name.startswith("_") and p.stem not in PLUGINS[package]
+    }
     assert set(plugins.names(package)) == there
     for name in there:
         assert plugins.get(package, name).__name__ == f"ptft.{package}.{name}"
@@ -143,7 +166,8 @@ def test_every_plug_in_is_listed_by_its_name(package):
 
 
 EXPORTS = {
-    "data": ["open"], "models": ["SPEC", "build", "ANATOMY"], "objectives": ["SPEC", "build"], "freeze.adapters": ["Kind"],
+    "data": ["open"], "models": ["SPEC", "build", "ANATOMY"], "objectives": ["SPEC", "build"],
+    "freeze.adapters": ["Kind"],
 }  # fmt: skip
 
 
@@ -156,4 +180,6 @@ def test_every_plug_in_exports_what_its_folder_says(package):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_conditional_expression_lies_in_another(path):
     found = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.IfExp)]
-    assert not [n.lineno for n in found if any(isinstance(part, ast.IfExp) for part in (n.body, n.orelse, n.test))]
+    assert not [
+        n.lineno for n in found if any(isinstance(part, ast.IfExp) for part in (n.body, n.orelse, n.test))
+    ]

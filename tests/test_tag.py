@@ -43,7 +43,10 @@ def objective(tokenizer=tiny.TOKENIZER, labels=IOB, **values):
 def source(*sentences: str) -> Source:
     """Sentences such as "w1/0 w2/3": words with the numbers of their tags."""
     pairs = [[token.rsplit("/", 1) for token in s.split(" ")] for s in sentences]
-    records = [{"words": [w for w, _ in p], "tags": [int(t) for _, t in p], "where": f"line {i}"} for i, p in enumerate(pairs, 1)]
+    records = [
+        {"words": [w for w, _ in p], "tags": [int(t) for _, t in p], "where": f"line {i}"}
+        for i, p in enumerate(pairs, 1)
+    ]
     return Source(records, (), "", {})
 
 
@@ -62,7 +65,10 @@ def test_words_and_tags_of_a_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.conll", "x.iob", "x.bio"])
 def test_the_format_of_a_suffix(tmp_path, name):
-    assert load(write_text(tmp_path / name, CONLL)).labels == load(write_text(tmp_path / "x", CONLL), format="conll").labels
+    assert (
+        load(write_text(tmp_path / name, CONLL)).labels
+        == load(write_text(tmp_path / "x", CONLL), format="conll").labels
+    )
 
 
 def test_tabs_leave_spaces_in_a_word(tmp_path):
@@ -71,8 +77,17 @@ def test_tabs_leave_spaces_in_a_word(tmp_path):
 
 
 def test_fingerprint_is_of_words_and_tags(tmp_path):
-    texts = {"a": "x O\ny B-A\n", "b": "x\tNN\tO\ny\tNN\tB-A\n", "c": "x O\n\ny B-A\n", "d": "x B-A\ny O\n", "e": "x O\nz B-A\n"}
-    prints = {name: load(write_text(tmp_path / name, text), format="conll").fingerprint for name, text in texts.items()}
+    texts = {
+        "a": "x O\ny B-A\n",
+        "b": "x\tNN\tO\ny\tNN\tB-A\n",
+        "c": "x O\n\ny B-A\n",
+        "d": "x B-A\ny O\n",
+        "e": "x O\nz B-A\n",
+    }
+    prints = {
+        name: load(write_text(tmp_path / name, text), format="conll").fingerprint
+        for name, text in texts.items()
+    }
     assert prints["a"] == prints["b"] and len(set(prints.values())) == 4
     assert load(tmp_path / "a", format="conll", labels=("O", "B-A")).fingerprint != prints["a"]
 
@@ -82,7 +97,11 @@ def test_numbers_as_tags_are_sorted_as_numbers(tmp_path):
 
 
 BAD = {
-    "no tag": ("a O\nb\n\nc O\n", r":2: expected a word and its tag, with a tab or a space between them, got 'b' \(data.on_bad_row='skip'"),
+    "no tag": (
+        "a O\nb\n\nc O\n",
+        r":2: expected a word and its tag, with a tab or a space between them, got 'b' "
+        r"\(data.on_bad_row='skip'",
+    ),
     "an empty tag": ("a O\nb\t\n\nc O\n", ":2: expected a word and its tag, .* got"),
     "an empty word": ("a O\n\tO\n\nc O\n", ":2: expected a word and its tag"),
     "other bytes": (b"a O\n\xff O\n\nc O\n", ":2: expected UTF-8, got other bytes"),
@@ -110,11 +129,17 @@ def test_a_broken_line_at_the_end(tmp_path, end):
 def test_what_a_file_of_tags_cannot_be(tmp_path):
     path = write_text(tmp_path / "x.conll", CONLL)
     with pytest.raises(
-        UserError, match=r"data.label='tag': tagged words have no names of columns: the first is the word and the last the tag, or those"
+        UserError,
+        match=(
+            r"data.label='tag': tagged words have no names of columns: the first is the word and the last "
+            r"the tag, or those"
+        ),
     ):
         load(path, label="tag")
     write_text(tmp_path / "y.tsv", "a\tb\n")
-    with pytest.raises(UserError, match=r"y.tsv has no tags and .*x.conll does: give files of one format, or set data.format"):
+    with pytest.raises(
+        UserError, match=r"y.tsv has no tags and .*x.conll does: give files of one format, or set data.format"
+    ):
         load(tmp_path)
     with pytest.raises(UserError, match=r"data 'files:.*' is empty: 0 records"):
         load(write_text(tmp_path / "z.conll", "-DOCSTART- O\n\n"))
@@ -124,11 +149,16 @@ def test_what_a_file_of_tags_cannot_be(tmp_path):
 
 def tagged(folder, content, **options):
     source = load(write_text(folder / "x.conll", content), **options)
-    return [(" ".join(r["words"]), " ".join(source.labels[t] for t in r["tags"])) for r in source.records], source
+    return [
+        (" ".join(r["words"]), " ".join(source.labels[t] for t in r["tags"])) for r in source.records
+    ], source
 
 
 def test_comments_and_headers_are_no_words_and_are_counted(tmp_path):
-    text = "word\tner_tag\n# id 7 domain=en\n#sent 1\na\tO\nb\tB-X\n\n# text = a\n#rain\tB-X\n#\tO\n\n-DOCSTART-\t-X-\n\nc\tO\n"
+    text = (
+        "word\tner_tag\n# id 7 domain=en\n#sent 1\na\tO\nb\tB-X\n\n# text = "
+        "a\n#rain\tB-X\n#\tO\n\n-DOCSTART-\t-X-\n\nc\tO\n"
+    )
     found, source = tagged(tmp_path, text)
     assert found == [("a b", "O B-X"), ("#rain #", "B-X O"), ("c", "O")]
     assert source.notes == {"records": 3, "comment_lines": 3, "header_lines": 1}
@@ -141,7 +171,9 @@ CONLLU = "# text = zum Haus\n1-2\tzum\t_\t_\n1\tzu\tADP\t_\n2\tdem\tDET\t_\n2.1\
 
 
 def test_numbers_of_words_are_no_words(tmp_path):
-    with pytest.raises(UserError, match=r"x.conll: its first column counts the words of a sentence; data.text=1 says"):
+    with pytest.raises(
+        UserError, match=r"x.conll: its first column counts the words of a sentence; data.text=1 says"
+    ):
         tagged(tmp_path, CONLLU)
     found, source = tagged(tmp_path, CONLLU, text="1", label="2")
     assert found == [("zu dem Haus", "ADP DET NOUN")]
@@ -152,9 +184,18 @@ def test_numbers_of_words_are_no_words(tmp_path):
 
 
 NO_WORDS = {
-    "a sentence a line": ("a b c\tO O B-X\n", r":1: expected a word and its tag, got several tags, 'O O B-X': a line holds one word"),
-    "a blank in a word": ("a O\nNew York B-X\n", r":2: expected 2 columns, as in the line before, got 3: 'New York B-X'"),
-    "words with their tags": ("a/O b/B-X\nc/O d/O e/O\n", ":2: expected 2 columns, as in the line before, got 3"),
+    "a sentence a line": (
+        "a b c\tO O B-X\n",
+        r":1: expected a word and its tag, got several tags, 'O O B-X': a line holds one word",
+    ),
+    "a blank in a word": (
+        "a O\nNew York B-X\n",
+        r":2: expected 2 columns, as in the line before, got 3: 'New York B-X'",
+    ),
+    "words with their tags": (
+        "a/O b/B-X\nc/O d/O e/O\n",
+        ":2: expected 2 columns, as in the line before, got 3",
+    ),
 }
 
 
@@ -172,11 +213,16 @@ def test_odd_and_rare_tags_are_said_with_their_place(tmp_path):
     assert "tag 'b-per' of 'Ida'" in lower and "tag 'I-PRE' of 'Lee' stands only 1 of 183 times" in rare
     assert "labels 'B-PER', 'b-per' differ in capitals" in alike
     assert not tagged(tmp_path, "a NN\nb VB\n")[1].doubts, "parts of speech are built otherwise"
-    assert not tagged(tmp_path, text, labels=("O", "0", "B-PER", "I-PER", "I-PRE", "b-per"))[1].doubts, "meant"
+    assert not tagged(tmp_path, text, labels=("O", "0", "B-PER", "I-PER", "I-PRE", "b-per"))[1].doubts, (
+        "meant"
+    )
 
 
 def test_tokenizers_are_trained_on_the_words(tmp_path):
-    assert list(dataset.texts(load(write_text(tmp_path / "x.conll", CONLL)).records)) == ["Ann Lee sleeps", "Paris"]
+    assert list(dataset.texts(load(write_text(tmp_path / "x.conll", CONLL)).records)) == [
+        "Ann Lee sleeps",
+        "Paris",
+    ]
 
 
 # Rows
@@ -186,17 +232,27 @@ def test_the_first_piece_of_a_word_has_its_tag():
     o, t = objective(), tiny.TOKENIZER
     rows = o.rows(source("w1p2p3/0 w4/4 w5p6/2", "w7/1"), t)
     batch = rows.batch(np.array([1, 0]))
-    want = [["[CLS]", "w7", "[SEP]"] + ["[PAD]"] * 5, ["[CLS]", "w1", "##p2", "##p3", "w4", "w5", "##p6", "[SEP]"]]
+    want = [
+        ["[CLS]", "w7", "[SEP]"] + ["[PAD]"] * 5,
+        ["[CLS]", "w1", "##p2", "##p3", "w4", "w5", "##p6", "[SEP]"],
+    ]
     assert [t.tokens(row.tolist()) for row in batch["tokens"]] == want
     assert batch["tags"].tolist() == [[NONE, 1] + [NONE] * 6, [NONE, 0, NONE, NONE, 4, 2, NONE, NONE]]
     assert batch["length"].tolist() == batch["segment_b"].tolist() == [3, 8] and not any(rows.notes.values())
     example = o.example(2)
-    assert {k: (x.shape, x.dtype) for k, x in batch.items()} == {k: (x.shape, x.dtype) for k, x in example.items()}
+    assert {k: (x.shape, x.dtype) for k, x in batch.items()} == {
+        k: (x.shape, x.dtype) for k, x in example.items()
+    }
 
 
 def test_words_beyond_the_row_are_counted_and_no_metric_sees_them():
     o = objective()
-    rows = o.rows(source("w1/0 w2/1 w3/2 w4/3 w5p1/4 w6/0 w7/1", "w1/0 w2/1 w3/2 w4/3 w5/4 w6p1p2/0", "w1p1p1p1p1p1p1p1/0"), tiny.TOKENIZER)
+    rows = o.rows(
+        source(
+            "w1/0 w2/1 w3/2 w4/3 w5p1/4 w6/0 w7/1", "w1/0 w2/1 w3/2 w4/3 w5/4 w6p1p2/0", "w1p1p1p1p1p1p1p1/0"
+        ),
+        tiny.TOKENIZER,
+    )
     batch = rows.batch(np.arange(3))
     assert rows.notes == {"truncated": 3, "truncated_words": 2, "empty_words": 0}
     assert batch["tags"].tolist() == [
@@ -211,14 +267,24 @@ def test_a_word_without_a_piece_is_unknown():
     """Control characters alone, or white space; the tags of its neighbours stay theirs."""
     rows = objective().rows(source("w1/0 \u200b/1 w2/2 \u00a0/3"), tiny.TOKENIZER)
     batch = rows.batch(np.array([0]))
-    assert tiny.TOKENIZER.tokens(batch["tokens"][0, :6].tolist()) == ["[CLS]", "w1", "[UNK]", "w2", "[UNK]", "[SEP]"]
+    assert tiny.TOKENIZER.tokens(batch["tokens"][0, :6].tolist()) == [
+        "[CLS]",
+        "w1",
+        "[UNK]",
+        "w2",
+        "[UNK]",
+        "[SEP]",
+    ]
     assert batch["tags"][0, :6].tolist() == [NONE, 0, 1, 2, 3, NONE] and rows.notes["empty_words"] == 2
 
 
 @pytest.mark.parametrize("case", ["bert_tags", "roberta_tags"])
 def test_rows_are_those_of_transformers(case):
     """Ids and words of `is_split_into_words`, RoBERTa's with `add_prefix_space`."""
-    want, tokenizer = json.loads((GOLDEN / case / "ids.json").read_text()), tokenizer_files.load(GOLDEN / case)
+    want, tokenizer = (
+        json.loads((GOLDEN / case / "ids.json").read_text()),
+        tokenizer_files.load(GOLDEN / case),
+    )
     o = objective(tokenizer, [f"t{i}" for i in range(10)], seq_len=60)
     records = [{"words": w, "tags": list(range(len(w))), "where": ""} for w in map(str.split, want["texts"])]
     batch = o.rows(Source(records, (), "", {}), tokenizer).batch(np.arange(5))
@@ -257,7 +323,9 @@ def counted(o, logits, batch) -> record.Sums:
     return jax.device_get(jax.jit(o.sums)(logits, batch))
 
 
-@pytest.mark.parametrize("labels", [IOB, ("O", "I-X", "B-X"), ("B-A", "B-B", "B-C", "I-A", "I-B", "I-D", "O", "B-A-B")])
+@pytest.mark.parametrize(
+    "labels", [IOB, ("O", "I-X", "B-X"), ("B-A", "B-B", "B-C", "I-A", "I-B", "I-D", "O", "B-A-B")]
+)
 def test_entities_are_those_of_plain_python(labels):
     rng = np.random.default_rng(0)
     o = objective(labels=labels, seq_len=20)
@@ -267,7 +335,9 @@ def test_entities_are_those_of_plain_python(labels):
         n = 200
         tags = rng.integers(0, len(labels), (n, 20))
         same = rng.random((n, 1)) < 0.5
-        said = np.where(rng.random((n, 20)) < np.where(same, 0.9, 0.5), tags, rng.integers(0, len(labels), (n, 20)))
+        said = np.where(
+            rng.random((n, 20)) < np.where(same, 0.9, 0.5), tags, rng.integers(0, len(labels), (n, 20))
+        )
         on = rng.random((n, 20)) < rng.choice([0.0, 0.4, 1.0], (n, 1))
         valid = rng.random(n) < 0.9
         batch = {"tags": np.where(on, tags, NONE).astype(np.int32), "weight": valid.astype(np.float32)}
@@ -279,15 +349,27 @@ def test_entities_are_those_of_plain_python(labels):
             hit, true_total, said_total = hit + len(a & b), true_total + len(a), said_total + len(b)
         right += (tags == said)[on & valid[:, None]].sum()
         words += (on & valid[:, None]).sum()
-    assert sums["entities"][0].tolist() == [hit, said_total, true_total] and 100 < hit < min(said_total, true_total)
-    want = {"precision": hit / said_total, "recall": hit / true_total, "f1": 2 * hit / (said_total + true_total), "accuracy": right / words}
+    assert sums["entities"][0].tolist() == [hit, said_total, true_total] and 100 < hit < min(
+        said_total, true_total
+    )
+    want = {
+        "precision": hit / said_total,
+        "recall": hit / true_total,
+        "f1": 2 * hit / (said_total + true_total),
+        "accuracy": right / words,
+    }
     got = o.metrics(sums)
     assert {k: got[k] for k in want} == pytest.approx(want) and o.best == "f1"
 
 
 def test_entities_by_hand():
     """Edges that random tags may miss: what an I begins, neighbours of one kind, the end of the row."""
-    assert spans(["I-A", "I-A", "B-A", "I-B", "O", "I-B"]) == {(0, 1, "A"), (2, 2, "A"), (3, 3, "B"), (5, 5, "B")}
+    assert spans(["I-A", "I-A", "B-A", "I-B", "O", "I-B"]) == {
+        (0, 1, "A"),
+        (2, 2, "A"),
+        (3, 3, "B"),
+        (5, 5, "B"),
+    }
     o = objective(seq_len=4)
     rows = [  # (tags, said, found, said to be, there)
         ("B-PER I-PER I-PER I-PER", "B-PER I-PER I-PER I-PER", 1, 1, 1),
@@ -298,14 +380,17 @@ def test_entities_by_hand():
         ("O O O O", "O O O O", 0, 0, 0),
     ]
     for tags, said, *want in rows:
-        batch = {"tags": np.array([[IOB.index(t) for t in tags.split()]], np.int32), "weight": np.ones(1, np.float32)}
+        batch = {
+            "tags": np.array([[IOB.index(t) for t in tags.split()]], np.int32),
+            "weight": np.ones(1, np.float32),
+        }
         logits = np.eye(5, dtype=np.float32)[[[IOB.index(t) for t in said.split()]]]
         assert counted(o, logits, batch)["entities"][0].tolist() == want, (tags, said)
     assert o.metrics({"loss": (0.0, 1.0), "accuracy": (1.0, 1.0), "entities": (np.zeros(3), 1.0)})["f1"] == 0
 
 
-# Whole entities as (first word, last word), with the kind where there are several; seqeval says the same of each, M read as I, L as
-# E, U and W as S, which it does not know by default.
+# Whole entities as (first word, last word), with the kind where there are several; seqeval says the same of
+# each, M read as I, L as E, U and W as S, which it does not know by default.
 SCHEMES = {
     "BIO": ("B-A I-A B-A O I-A I-B B-B", "A01 A22 A44 B55 B66"),
     "IOB1": ("I-A I-A B-A I-A O I-A I-B", "A01 A23 A55 B66"),
@@ -327,9 +412,12 @@ def test_entities_of_every_scheme(case):
     o, ids = objective(labels=labels, seq_len=len(tags)), [labels.index(t) for t in tags]
     assert o.best == "f1" and not o.lacks
     assert [f"{kind}{a}{b - 1}" for kind, a, b in o.entities(ids)] == want
-    other = [labels.index(tags[0]), *ids[:-1]]  # on the device, against itself and against the same moved by a word
+    # on the device, against itself and against the same moved by a word
+    other = [labels.index(tags[0]), *ids[:-1]]
     rows = np.asarray([ids, ids], np.int32)
-    hit, said, true = jax.jit(o._entities)(rows, np.asarray([ids, other], np.int32), np.ones(rows.shape, bool)).tolist()
+    hit, said, true = jax.jit(o._entities)(
+        rows, np.asarray([ids, other], np.int32), np.ones(rows.shape, bool)
+    ).tolist()
     both = set(o.entities(ids)) & set(o.entities(other))
     assert (hit, said, true) == (len(want) + len(both), len(want) + len(o.entities(other)), 2 * len(want))
 
@@ -358,7 +446,10 @@ def test_loss_is_of_first_pieces_alone():
     batch = {"tags": tags, "weight": np.array([1, 1, 0], np.float32)}
     sums = counted(o, logits, batch)
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    assert sums["loss"] == (pytest.approx(-np.log([shares[0, 1, 0], shares[0, 3, 2], shares[0, 4, 1]]).sum(), rel=1e-5), 3)
+    assert sums["loss"] == (
+        pytest.approx(-np.log([shares[0, 1, 0], shares[0, 3, 2], shares[0, 4, 1]]).sum(), rel=1e-5),
+        3,
+    )
     assert set(sums) == {"loss", "accuracy"} and o.best == "accuracy"  # no IOB, no entities
     other = logits + 9 * (tags == NONE)[..., None] * rng.normal(size=3).astype(np.float32)
     grad = jax.jit(jax.grad(lambda x, batch: o.sums(x, batch)["loss"][0]))(other, batch)
@@ -370,7 +461,9 @@ def predict(net: step.Net, params, batch) -> np.ndarray:
     """Logits of host arrays."""
 
     def logits(params, batch):
-        return net.predict(params, net.objective.prepare(batch, step._row_keys(jax.random.key(0), batch["example_id"])))
+        return net.predict(
+            params, net.objective.prepare(batch, step._row_keys(jax.random.key(0), batch["example_id"]))
+        )
 
     return np.asarray(jax.jit(logits)(params, batch))
 
@@ -443,10 +536,16 @@ def test_eval_scores_what_plain_python_scores(trained, capsys):
 def test_out_and_in_again(trained, tmp_path, capsys):
     folder, result = trained
     assert flow.ptft("export", "--workdir", folder / "run", "--to", tmp_path / "out") == 0
-    assert "left out, transformers has no place for them: backbone/pooler/bias, backbone/pooler/kernel" in capsys.readouterr().out
+    assert (
+        "left out, transformers has no place for them: backbone/pooler/bias, backbone/pooler/kernel"
+        in capsys.readouterr().out
+    )
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     assert said["architectures"] == ["BertForTokenClassification"] and "problem_type" not in said
-    assert list(said["id2label"].values()) == ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"] and said["classifier_dropout"] == 0.1
+    assert (
+        list(said["id2label"].values()) == ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
+        and said["classifier_dropout"] == 0.1
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     assert "pipeline_tag: token-classification" in card and f"dev f1 | {result['dev']['f1']:.4f}" in card
     assert flow.ptft("import", tmp_path / "out", "--workdir", tmp_path / "again") == 0
@@ -455,11 +554,16 @@ def test_out_and_in_again(trained, tmp_path, capsys):
     assert flow.ptft("eval", "--workdir", tmp_path / "again", "--data", f"files:{folder}/dev.conll") == 0
     assert json.loads(capsys.readouterr().out)["f1"] == pytest.approx(result["dev"]["f1"])
     assert flow.ptft("export", "--workdir", tmp_path / "again", "--to", tmp_path / "twice") == 0
-    one, two = (safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("out", "twice"))
+    one, two = (
+        safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("out", "twice")
+    )
     assert one.keys() == two.keys() and all(np.array_equal(one[n], two[n]) for n in one)
     assert {"classifier.weight", "classifier.bias"} <= one.keys()
     for start in ("out", "again"):
-        more = flow.changed(flow.tagging(folder), {"init_from": str(tmp_path / start), "train_for": "1 step", "freeze": "head"})
+        more = flow.changed(
+            flow.tagging(folder),
+            {"init_from": str(tmp_path / start), "train_for": "1 step", "freeze": "head"},
+        )
         del more["model"], more["data"]["vocab_size"]
         assert flow.run(more, tmp_path / f"from_{start}")["trainable"] == 64 * 5 + 5
 
@@ -477,40 +581,74 @@ def test_the_names_of_every_family(kind, tmp_path):
     assert left == ["backbone/pooler/bias", "backbone/pooler/kernel"]
     folder = folders.open_folder(tmp_path)
     again, what = read.load_params(folder, net.shapes(), skip="nothing")
-    assert config_json.task(folder) == "tag" and config_json.labels(folder) == list(IOB) and what.new == left and not what.unused
+    assert (
+        config_json.task(folder) == "tag"
+        and config_json.labels(folder) == list(IOB)
+        and what.new == left
+        and not what.unused
+    )
     assert {"classifier.weight", "classifier.bias"} < set(folder.tensors)
     assert all(np.array_equal(again[n], params[n]) for n in params if n not in left)
 
 
 def test_modernberts_tagger_has_more_layers(tmp_path):
-    resolved = spec.resolve({"model": {"name": "modernbert", **tiny.SIZES["modernbert"]}, "objective": {"name": "tag", "seq_len": 12}})
+    resolved = spec.resolve(
+        {
+            "model": {"name": "modernbert", **tiny.SIZES["modernbert"]},
+            "objective": {"name": "tag", "seq_len": 12},
+        }
+    )
     net = build.net(resolved, tiny.TOKENIZER, IOB)
     with pytest.raises(
-        UserError, match=r"ModernBertForTokenClassification has layers before its classifier that a run of 'tag' lacks; .*: bert, "
+        UserError,
+        match=(
+            r"ModernBertForTokenClassification has layers before its classifier that a run of 'tag' lacks; "
+            r".*: bert, "
+        ),
     ):
-        write.write(tmp_path / "out", resolved, net.backbone.dims, tiny.params(net), tiny.TOKENIZER, IOB, "float32", {})
+        write.write(
+            tmp_path / "out",
+            resolved,
+            net.backbone.dims,
+            tiny.params(net),
+            tiny.TOKENIZER,
+            IOB,
+            "float32",
+            {},
+        )
     assert not (tmp_path / "out").exists()
     for file in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / "modernbert_classify" / file, tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["ModernBertForTokenClassification"]}
+    said = json.loads((tmp_path / "config.json").read_text()) | {
+        "architectures": ["ModernBertForTokenClassification"]
+    }
     (tmp_path / "config.json").write_text(json.dumps(said))
     folder = folders.open_folder(tmp_path)
     assert config_json.task(folder) == "" and config_json.labels(folder) == []  # the encoder alone
 
 
 MISTAKES = {
-    "classify on tags": (["objective.name=classify"], "the objective reads 'text' of every record, these have words, tags, where"),
-    "tag on documents": (["data.format=lines"], r"tag needs at least two tags; .*: it is read as documents; .*, or data.format='conll'"),
+    "classify on tags": (["objective.name=classify"], (
+        "the objective reads 'text' of every record, these have words, tags, "
+        "where"
+    )),
+    "tag on documents": (["data.format=lines"], (
+        r"tag needs at least two tags; .*: it is read as documents; .*, or "
+        r"data.format='conll'"
+    )),
     "tag on a table": (
         ["data.format=tsv", "data.train=files:{0}/t.tsv", "data.dev=", "data.label=label"],
-        "the objective reads 'words' of every record, these have text, label, where; .* tagged words data.format='conll'",
+        "the objective reads 'words' of every record, these have text, label, where; .* tagged words "
+        "data.format='conll'",
     ),
     "a metric of entities": (
         ["best=f1", "data.train=files:{0}/pos.conll", "data.dev=files:{0}/pos.conll"],
-        r"best: 'f1' is no metric of this objective; f1, precision and recall need tags as B-X, I-X, O .*; 'NN' is none",
+        r"best: 'f1' is no metric of this objective; f1, precision and recall need tags as B-X, I-X, O .*; "
+        r"'NN' is none",
     ),
     "no such metric": (["best=f2"], "best: 'f2' is no metric of this objective; did you mean 'f1'"),
-    "a dev tag that train lacks": (["data.dev=files:{0}/x.conll"], r"x.conll:1: tag 'B-ORG' of 'a' is unknown; expected one of 'B-LOC', "),
+    "a dev tag that train lacks": (["data.dev=files:{0}/x.conll"],
+    r"x.conll:1: tag 'B-ORG' of 'a' is unknown; expected one of 'B-LOC', "),
 }  # fmt: skip
 
 
@@ -523,7 +661,17 @@ def test_a_mistake(case, trained, tmp_path, capsys):
     write_text(folder / "pos.conll", "a NN\nb VB\n")
     page = flow.page(tmp_path / "page.py", flow.tagging(folder))
     capsys.readouterr()
-    assert flow.ptft("train", "--config", page, "--workdir", tmp_path / "run", *[f"--config.{i.format(folder)}" for i in items]) == 2
+    assert (
+        flow.ptft(
+            "train",
+            "--config",
+            page,
+            "--workdir",
+            tmp_path / "run",
+            *[f"--config.{i.format(folder)}" for i in items],
+        )
+        == 2
+    )
     said = capsys.readouterr().err
     assert re.search(message, said), said
     assert not (tmp_path / "run").exists()
@@ -536,7 +684,9 @@ def test_predict_prints_tagged_words(trained, tmp_path, capsys):
     capsys.readouterr()
     assert flow.ptft("predict", "--workdir", run, "--file", tmp_path / "in.txt") == 0
     out, err = capsys.readouterr()
-    assert out.startswith("alpha\tB-PER\nbeta\tI-PER\nzeta\tO\n\n\ngamma\tB-LOC\neta\tO\n") and out.endswith("eta\t_\n\n")
+    assert out.startswith("alpha\tB-PER\nbeta\tI-PER\nzeta\tO\n\n\ngamma\tB-LOC\neta\tO\n") and out.endswith(
+        "eta\t_\n\n"
+    )
     assert "cut texts longer than 12 tokens: 1" in err and "words beyond that, which have no tag: 11" in err
     for file, text in (
         ("in.conll", "alpha O\nbeta O\nzeta O\n"),
@@ -548,7 +698,10 @@ def test_predict_prints_tagged_words(trained, tmp_path, capsys):
         found = json.loads(capsys.readouterr().out)
         assert found["words"] == ["alpha", "beta", "zeta"] and found["tags"] == ["B-PER", "I-PER", "O"]
         assert found["entities"] == [{"kind": "PER", "text": "alpha beta", "start": 0, "end": 2}]
-        assert flow.ptft("predict", "--workdir", run, "--file", tmp_path / file, "--to", tmp_path / "out.tsv") == 0
+        assert (
+            flow.ptft("predict", "--workdir", run, "--file", tmp_path / file, "--to", tmp_path / "out.tsv")
+            == 0
+        )
         own = "text\tpredicted_words" if file == "in.csv" else "words"
         assert (tmp_path / "out.tsv").read_text().startswith(f"{own}\tpredicted_tags\tpredicted_entities\n")
     capsys.readouterr()

@@ -27,7 +27,10 @@ BYTES = {"float32": 1.0, "bfloat16": 0.51, "int8": 0.28}  # vectors stay as they
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
-    flow.run(flow.pretraining(folder, **{"train_for": "2 steps", "save_every": "0", "eval_every": "0"}), folder / "pre")
+    flow.run(
+        flow.pretraining(folder, **{"train_for": "2 steps", "save_every": "0", "eval_every": "0"}),
+        folder / "pre",
+    )
     return folder
 
 
@@ -37,7 +40,10 @@ def runs(home):
     out = {}
     for dtype in quantize.DTYPES:
         more = {"best": "last"} if dtype == "bfloat16" else {}
-        flow.run(flow.finetuning(home, home / "pre", frozen_dtype=dtype, freeze="top-1!attention", **more), home / dtype)
+        flow.run(
+            flow.finetuning(home, home / "pre", frozen_dtype=dtype, freeze="top-1!attention", **more),
+            home / dtype,
+        )
         out[dtype] = home / dtype
     return out
 
@@ -88,27 +94,37 @@ def test_computed_takes_the_named_ones_and_leaves_the_others():
     found = quantize.computed(PARAMS, [KERNEL], "int8")
     assert found.keys() == PARAMS.keys() and found[TABLE] is PARAMS[TABLE]
     assert not np.array_equal(found[KERNEL], PARAMS[KERNEL])
-    np.testing.assert_array_equal(found[KERNEL], quantize.dequantize(quantize.quantize({KERNEL: PARAMS[KERNEL]}, "int8"))[KERNEL])
+    np.testing.assert_array_equal(
+        found[KERNEL], quantize.dequantize(quantize.quantize({KERNEL: PARAMS[KERNEL]}, "int8"))[KERNEL]
+    )
 
 
 def test_bytes_of_the_frozen_part_fall(home):
     """Of what the devices keep, and of what the compiled step takes."""
     kept, arguments = {}, {}
     for dtype in quantize.DTYPES:
-        run = build.build(spec.resolve(flow.finetuning(home, home / "pre", frozen_dtype=dtype, freeze="head", devices=1)))
+        run = build.build(
+            spec.resolve(flow.finetuning(home, home / "pre", frozen_dtype=dtype, freeze="head", devices=1))
+        )
         shapes = {n: s for n, s in run.net.shapes().items() if not n.startswith("head/")}
         kept[dtype] = sum(
-            x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda p, d=dtype: quantize.quantize(p, d), shapes))
+            x.size * x.dtype.itemsize
+            for x in jax.tree.leaves(jax.eval_shape(lambda p, d=dtype: quantize.quantize(p, d), shapes))
         )
         arguments[dtype] = programs.program(run).cost.argument_bytes
     for dtype, share in BYTES.items():
         assert kept[dtype] <= share * kept["float32"]
-        assert arguments["float32"] - arguments[dtype] == pytest.approx(kept["float32"] - kept[dtype], abs=4096)
+        assert arguments["float32"] - arguments[dtype] == pytest.approx(
+            kept["float32"] - kept[dtype], abs=4096
+        )
 
 
 def test_a_checkpoint_holds_the_original_bytes(home, runs):
     """The frozen weights are those of the pretraining run in every dtype; what moves differs."""
-    base, states = flow.state(home / "pre", 2), {dtype: flow.state(folder, 8) for dtype, folder in runs.items()}
+    base, states = (
+        flow.state(home / "pre", 2),
+        {dtype: flow.state(folder, 8) for dtype, folder in runs.items()},
+    )
     rows = json.loads((runs["int8"] / "freeze_ledger.json").read_text())["rows"]
     frozen = [f"params {r['name']}" for r in rows if not r["rate"]]
     assert f"params {KERNEL}".replace("ffn/up", "attention/query") in frozen
@@ -133,5 +149,8 @@ def test_eval_and_predict_compute_as_the_run_did(runs, dtype, capsys):
     for split in ("dev", "test"):
         assert flow.ptft("eval", "--workdir", runs[dtype], "--split", split) == 0
         said = json.loads(capsys.readouterr().out)
-        assert said["loss"] == pytest.approx(result[split]["loss"], rel=1e-6) and said["accuracy"] == result[split]["accuracy"]
+        assert (
+            said["loss"] == pytest.approx(result[split]["loss"], rel=1e-6)
+            and said["accuracy"] == result[split]["accuracy"]
+        )
     assert flow.ptft("predict", "--workdir", runs[dtype], "--text", "alpha beta good") == 0

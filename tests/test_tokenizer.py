@@ -62,7 +62,9 @@ def bert(text: str, ids: dict[str, int], lowercase: bool) -> list[int]:
     for word in spaced.split():
         if lowercase:
             word = "".join(c for c in unicodedata.normalize("NFD", word.lower()) if category(c) != "Mn")
-        alone = [f" {c} " if category(c)[0] == "P" or (33 <= ord(c) < 127 and not c.isalnum()) else c for c in word]
+        alone = [
+            f" {c} " if category(c)[0] == "P" or (33 <= ord(c) < 127 and not c.isalnum()) else c for c in word
+        ]
         for part in "".join(alone).split():
             out += pieces(part, ids)
     return out
@@ -97,7 +99,14 @@ def test_small_vocabulary_as_bert(kind: str, lowercase: bool):
 COMMON = st.one_of(
     *(
         st.characters(min_codepoint=a, max_codepoint=b, exclude_categories=["Cn", "Cs"])
-        for a, b in [(0, 0x24F), (0x370, 0x58F), (0x2000, 0x2BFF), (0x3000, 0x30FF), (0x4E00, 0x4FFF), (0x1F300, 0x1F64F)]
+        for a, b in [
+            (0, 0x24F),
+            (0x370, 0x58F),
+            (0x2000, 0x2BFF),
+            (0x3000, 0x30FF),
+            (0x4E00, 0x4FFF),
+            (0x1F300, 0x1F64F),
+        ]
     )
 )
 
@@ -111,7 +120,9 @@ def test_any_text_as_bert(text: str, lowercase: bool):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/bert_vocab")
-@pytest.mark.parametrize("name, size, lowercase", [("uncased", 30522, True), ("cased", 28996, False), ("chinese", 21128, True)])
+@pytest.mark.parametrize(
+    "name, size, lowercase", [("uncased", 30522, True), ("cased", 28996, False), ("chinese", 21128, True)]
+)
 def test_google_vocabularies_as_bert(name: str, size: int, lowercase: bool):
     t = tokenizer_files.load(SHARED / name)
     assert (t.vocab_size, t.lowercase, t.pad, t.unk) == (size, lowercase, 0, 100)
@@ -141,7 +152,13 @@ CORPUS = [
 
 def test_train():
     t = train_tokenizer.train(iter(CORPUS), 200)
-    assert t.tokens(range(5)) == list(tokenizer.SPECIALS) and (t.pad, t.unk, t.cls, t.sep, t.mask) == (0, 1, 2, 3, 4)
+    assert t.tokens(range(5)) == list(tokenizer.SPECIALS) and (t.pad, t.unk, t.cls, t.sep, t.mask) == (
+        0,
+        1,
+        2,
+        3,
+        4,
+    )
     assert t.vocab_size == len(t.vocab) <= 200 and {"the", "walk", "cafe", "我", "书"} <= set(t.vocab)
     assert t.tokens(t.encode(["THE walkers 我书"])[0]) == ["the", "walk", "##er", "##s", "我", "书"]
     assert t.decode([t.cls, *t.encode(["The dog, walking"])[0], t.sep]) == "the dog, walking"
@@ -152,7 +169,8 @@ def test_train():
 
 
 def test_train_again_gives_the_same_vocabulary():
-    # Many ties: every word and most letters are equally frequent, which is where a hash table's order would show.
+    # Many ties: every word and most letters are equally frequent, which is where a hash table's order would
+    # show.
     texts = ["".join(chr(0x430 + (i * 7 + k * 11) % 32) for k in range(1 + i % 6)) for i in range(200)] * 3
     first = train_tokenizer.train(texts, 150, limit_alphabet=20)
     assert first.vocab == train_tokenizer.train(reversed(texts), 150, limit_alphabet=20).vocab
@@ -179,7 +197,11 @@ def test_training_keeps_counts_not_texts():
 def test_save_and_load(tmp_path: Path, lowercase: bool):
     t = train_tokenizer.train(CORPUS, 200, lowercase=lowercase)
     t.save(tmp_path / "run" / "tokenizer")
-    for where in (tmp_path / "run", tmp_path / "run" / "tokenizer", str(tmp_path / "run" / "tokenizer" / "vocab.txt")):
+    for where in (
+        tmp_path / "run",
+        tmp_path / "run" / "tokenizer",
+        str(tmp_path / "run" / "tokenizer" / "vocab.txt"),
+    ):
         again = tokenizer_files.load(where)
         assert (again.vocab, again.lowercase, again.fingerprint) == (t.vocab, lowercase, t.fingerprint)
         assert again.encode(CORPUS) == t.encode(CORPUS)
@@ -189,7 +211,9 @@ def test_save_and_load(tmp_path: Path, lowercase: bool):
 
 def test_lower_casing_is_given_read_or_guessed(tmp_path: Path):
     file = tmp_path / "vocab.txt"
-    file.write_text("\r\n".join(["\ufeff[PAD]", *SMALL[1:], "[unused1]", "<S>"]) + "\r\n", encoding="utf-8", newline="")
+    file.write_text(
+        "\r\n".join(["\ufeff[PAD]", *SMALL[1:], "[unused1]", "<S>"]) + "\r\n", encoding="utf-8", newline=""
+    )
     assert tokenizer_files.load(file).lowercase is True
     assert tokenizer_files.load(file, lowercase=False).lowercase is False
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
@@ -227,7 +251,9 @@ def test_mistakes(tmp_path: Path):
     with pytest.raises(UserError, match=r"bad\.txt: .*lacks .*\[CLS\] \[SEP\] \[MASK\]"):
         tokenizer_files.load(bad)
     bad.write_text("\n".join([*SMALL, "the"]), encoding="utf-8")
-    with pytest.raises(UserError, match=rf"'the' twice, on lines {SMALL.index('the') + 1} and {len(SMALL) + 1}"):
+    with pytest.raises(
+        UserError, match=rf"'the' twice, on lines {SMALL.index('the') + 1} and {len(SMALL) + 1}"
+    ):
         tokenizer_files.load(bad)
     bad.write_bytes(b"\xff\xfe[PAD]")
     with pytest.raises(UserError, match="not UTF-8"):

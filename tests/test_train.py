@@ -46,11 +46,12 @@ def same_run(a, b, step=8):
     assert all(first[k] == second[k] for k in ("dev", "best_step", "steps", "config_hash", "trainable"))
 
 
-# ------------------------------------------------------------------------------------------------ stopping and going on
+# ------------------------------------------------------------------------------------ stopping and going on
 
 
 @pytest.mark.parametrize("stage", ["pre", "fine"])
-@pytest.mark.parametrize("k", [5, 6])  # 5: amid an epoch, no line, no evaluation, no checkpoint due; 6: a line and an evaluation
+# 5: amid an epoch, no line, no evaluation, no checkpoint due; 6: a line and an evaluation
+@pytest.mark.parametrize("k", [5, 6])
 def test_a_resumed_run_equals_an_uninterrupted_one(home, stage, k, tmp_path, monkeypatch, capsys):
     values = values_of(home, stage)
     with monkeypatch.context() as m:
@@ -86,7 +87,8 @@ flow.run(flow.finetuning(folder, folder / "pre"), workdir)
 
 
 def test_a_killed_process_leaves_a_run_that_goes_on(home, tmp_path):
-    """Step 7 dies without a word; the checkpoint of step 4 carries on, in another process, to the same bytes."""
+    """Step 7 dies without a word; the checkpoint of step 4 carries on, in another process, to the same
+    bytes."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED, home, tmp_path / "run", "7"],
         cwd=ROOT / "tests",
@@ -113,7 +115,15 @@ def test_devices_and_parallelism_may_change_on_resume(home, tmp_path, monkeypatc
         with pytest.raises(SystemExit):
             flow.run(flow.finetuning(home, home / "pre", **{"objective.dropout": 0.0}), tmp_path / "run")
     result = flow.run(
-        flow.finetuning(home, home / "pre", **{"objective.dropout": 0.0}, parallel="pmap", devices=2, log_every="1 step", keep=1),
+        flow.finetuning(
+            home,
+            home / "pre",
+            **{"objective.dropout": 0.0},
+            parallel="pmap",
+            devices=2,
+            log_every="1 step",
+            keep=1,
+        ),
         tmp_path / "run",
     )
     assert result["steps"] == 8 and result["device"]["count"] == 4
@@ -121,7 +131,8 @@ def test_devices_and_parallelism_may_change_on_resume(home, tmp_path, monkeypatc
 
 
 def test_a_run_of_the_old_names_goes_on(home, tmp_path, monkeypatch):
-    """Keys that were renamed: a folder that was written before is read, resumed and finished as if it were of today."""
+    """Keys that were renamed: a folder that was written before is read, resumed and finished as if it were of
+    today."""
     values = flow.finetuning(home, home / "pre")
     with monkeypatch.context() as m:
         flow.at_batch(m, 5, flow.sigterm)
@@ -135,9 +146,14 @@ def test_a_run_of_the_old_names_goes_on(home, tmp_path, monkeypatch):
     file.write_text(json.dumps(aged(json.loads(file.read_text()))))
     assert "cache_prefix" in file.read_text()
     read_meta = checkpoint.read_meta
-    monkeypatch.setattr(checkpoint, "read_meta", lambda *a: (m := read_meta(*a)) | {"progress": aged(m["progress"])})
+    monkeypatch.setattr(
+        checkpoint, "read_meta", lambda *a: (m := read_meta(*a)) | {"progress": aged(m["progress"])}
+    )
     result = flow.run(values, tmp_path / "run")
-    assert result["steps"] == 8 and result["test"] == json.loads((home / "fine" / "result.json").read_text())["test"]
+    assert (
+        result["steps"] == 8
+        and result["test"] == json.loads((home / "fine" / "result.json").read_text())["test"]
+    )
     with pytest.raises(UserError, match="unknown key cache_prefix; it is called cache_features now"):
         spec.resolve({**values, "cache_prefix": "off"})
 
@@ -152,7 +168,9 @@ def test_changed_data_stop_a_resume(home, tmp_path, monkeypatch):
     flow.table(tmp_path / "mine.tsv", 20, seed=9)
     dataset._load_data.cache_clear()
     before = flow.listing(tmp_path / "run")
-    with pytest.raises(UserError, match=r"the data changed since step 3 of .*run: the files that config.data names"):
+    with pytest.raises(
+        UserError, match=r"the data changed since step 3 of .*run: the files that config.data names"
+    ):
         flow.run(values, tmp_path / "run")
     assert flow.listing(tmp_path / "run") == before
 
@@ -175,7 +193,7 @@ def test_a_list_of_rules_resumes(home, tmp_path, monkeypatch):
     assert flow.run(values, tmp_path / "run")["steps"] == 8
 
 
-# ------------------------------------------------------------------------------------------------ the folder of a run
+# -------------------------------------------------------------------------------------- the folder of a run
 
 
 def test_the_log_has_each_line_once_and_no_times(home):
@@ -195,8 +213,12 @@ def test_the_result_says_what_the_run_was(home):
     assert result["flops_per_step"] > 0 and result["seconds"] > 0 and result["seconds_per_step"] > 0
     trained = sum(math.prod(row["shape"]) for row in run["freeze"] if row["rate"])
     total = sum(math.prod(row["shape"]) for row in run["freeze"])
-    assert (result["trainable"], result["total"]) == (trained, total) and result["trainable_share"] == trained / total
-    assert run["labels"] == ["0", "1"] and run["config_hash"] == result["config_hash"] == train.configs.digest(config)
+    assert (result["trainable"], result["total"]) == (trained, total) and result[
+        "trainable_share"
+    ] == trained / total
+    assert run["labels"] == ["0", "1"] and run["config_hash"] == result[
+        "config_hash"
+    ] == train.configs.digest(config)
     assert run["data"]["notes"]["test"]["rows"] == 11
 
 
@@ -207,20 +229,25 @@ def test_the_result_is_that_of_the_best_step(home):
     assert result["dev"]["mlm_loss"] == dev[result["best_step"]]["mlm_loss"]
 
 
-# ------------------------------------------------------------------------------------------------ best and early stop
+# -------------------------------------------------------------------------------------- best and early stop
 
 
 def scripted(monkeypatch, scores):
     """The dev accuracies of a run, in order."""
     left = iter(scores)
-    monkeypatch.setattr(evaluate, "evaluate", lambda *args: {"loss": 1.0, "accuracy": next(left), "macro_f1": 0.0, "matthews": 0.0})
+    monkeypatch.setattr(
+        evaluate,
+        "evaluate",
+        lambda *args: {"loss": 1.0, "accuracy": next(left), "macro_f1": 0.0, "matthews": 0.0},
+    )
 
 
 def test_early_stopping_counts_evaluations_without_a_better_one(home, tmp_path, monkeypatch):
     scripted(monkeypatch, [math.nan, 0.5, 0.7, math.nan, 0.7, 0.9, 0.9, 0.9])
     values = flow.finetuning(home, home / "pre", eval_every="1 step", early_stop=2, **{"data.test": ""})
     result = flow.run(values, tmp_path / "run")
-    assert (result["best_step"], result["steps"]) == (3, 5)  # NaN is never the best, an equal one is not better
+    # NaN is never the best, an equal one is not better
+    assert (result["best_step"], result["steps"]) == (3, 5)
     assert [p.name for p in (tmp_path / "run" / "best").iterdir()] == ["3"]
     assert checkpoint.newest(tmp_path / "run") == 5
 
@@ -249,7 +276,10 @@ def dev_lines(workdir):
 @pytest.mark.parametrize(("every", "steps"), [("4", [4, 8]), ("3", [3, 6, 8]), ("0", [8])])
 def test_the_last_step_may_be_asked_for(every, steps, home, tmp_path, monkeypatch):
     scripted(monkeypatch, [0.9, 0.5, 0.4, 0.4])
-    result = flow.run(flow.finetuning(home, home / "pre", best="last", eval_every=every, **{"data.test": ""}), tmp_path / "run")
+    result = flow.run(
+        flow.finetuning(home, home / "pre", best="last", eval_every=every, **{"data.test": ""}),
+        tmp_path / "run",
+    )
     assert result["best_step"] == 8 and not (tmp_path / "run" / "best").exists()
     assert dev_lines(tmp_path / "run") == steps  # each once
 
@@ -270,19 +300,26 @@ def test_which_metric_rises(task, metric, values, best):
 
 
 def test_a_diverged_run_stops_with_advice_and_keeps_what_it_has(home, tmp_path):
-    with pytest.raises(UserError, match=r"the training loss is (nan|inf) at step \d: it diverged; lower optim.lr"):
-        flow.run(flow.finetuning(home, home / "pre", freeze="full", **{"optim.lr": 1e38, "optim.clip": 0.0}), tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"the training loss is (nan|inf) at step \d: it diverged; lower optim.lr"
+    ):
+        flow.run(
+            flow.finetuning(home, home / "pre", freeze="full", **{"optim.lr": 1e38, "optim.clip": 0.0}),
+            tmp_path / "run",
+        )
     assert checkpoint.newest(tmp_path / "run") is None
 
 
-# ------------------------------------------------------------------------------------------------ from another run
+# ----------------------------------------------------------------------------------------- from another run
 
 
 def test_finetuning_starts_from_the_backbone_to_the_bit(home, capsys):
     built = build.build(spec.resolve(flow.finetuning(home, home / "pre")))
     params = weights.start_params(built, quiet=False)
     best = json.loads((home / "pre" / "result.json").read_text())["best_step"]
-    stored, _ = checkpoint.load_params(home / "pre", {n: s for n, s in built.net.shapes().items() if n.startswith("backbone/")})
+    stored, _ = checkpoint.load_params(
+        home / "pre", {n: s for n, s in built.net.shapes().items() if n.startswith("backbone/")}
+    )
     assert len(stored) > 15
     for name, x in stored.items():
         assert np.asarray(params[name]).tobytes() == np.asarray(x).tobytes(), name
@@ -297,7 +334,9 @@ def test_frozen_parts_end_as_the_pretrained_ones(home):
     best = json.loads((home / "pre" / "result.json").read_text())["best_step"]
     if best == 8:
         assert all(end[n] == x for n, x in start.items() if n.startswith("params backbone/embeddings/"))
-    assert all(end[n] != start[n] for n in end if n.startswith("params backbone/block_0/") and n.endswith("kernel"))
+    assert all(
+        end[n] != start[n] for n in end if n.startswith("params backbone/block_0/") and n.endswith("kernel")
+    )
 
 
 def test_without_weights_only_tokenizer_and_size_are_taken(home):
@@ -324,14 +363,19 @@ def test_a_finetuned_run_can_be_started_from_too(home):
     assert np.isfinite(np.asarray(weights.start_params(built, quiet=True)["head/classifier/kernel"])).all()
 
 
-# ------------------------------------------------------------------------------------------------ other ways to run
+# ---------------------------------------------------------------------------------------- other ways to run
 
 
 def test_pmap_gives_the_losses_of_jit(home, tmp_path):
     """Dropout is drawn per device under pmap, so it is off."""
 
     def losses(name, **changes):
-        values = flow.finetuning(home, home / "pre", train_for="3 steps", **{"objective.dropout": 0.0, "model.dropout": 0.0, **changes})
+        values = flow.finetuning(
+            home,
+            home / "pre",
+            train_for="3 steps",
+            **{"objective.dropout": 0.0, "model.dropout": 0.0, **changes},
+        )
         flow.run(values, tmp_path / name)
         return [line["loss"] for line in flow.lines(tmp_path / name)]
 
@@ -342,14 +386,18 @@ def test_pmap_gives_the_losses_of_jit(home, tmp_path):
 
 def test_accumulation_gives_the_losses_of_the_whole_batch(home, tmp_path):
     def losses(name, **changes):
-        flow.run(flow.pretraining(home, train_for="3 steps", **{"model.dropout": 0.0, **changes}), tmp_path / name)
+        flow.run(
+            flow.pretraining(home, train_for="3 steps", **{"model.dropout": 0.0, **changes}), tmp_path / name
+        )
         return [line["loss"] for line in flow.lines(tmp_path / name)]
 
     np.testing.assert_allclose(losses("parts", accumulate=2), losses("whole"), rtol=1e-5)
 
 
 def test_bfloat16_trains(home, tmp_path):
-    result = flow.run(flow.finetuning(home, home / "pre", train_for="1 step", dtype="bfloat16"), tmp_path / "run")
+    result = flow.run(
+        flow.finetuning(home, home / "pre", train_for="1 step", dtype="bfloat16"), tmp_path / "run"
+    )
     assert math.isfinite(result["dev"]["loss"])
     config = spec.resolve(flow.finetuning(home, home / "pre"))
     params, _ = checkpoint.load_params(tmp_path / "run", build.build(config).net.shapes(), skip="", new_ok="")
@@ -357,7 +405,9 @@ def test_bfloat16_trains(home, tmp_path):
 
 
 def test_without_a_dev_split_the_last_step_counts(home, tmp_path):
-    result = flow.run(flow.finetuning(home, home / "pre", train_for="2 steps", **{"data.dev": ""}), tmp_path / "run")
+    result = flow.run(
+        flow.finetuning(home, home / "pre", train_for="2 steps", **{"data.dev": ""}), tmp_path / "run"
+    )
     assert result["best_step"] == 2 and "dev" not in result and "accuracy" in result["test"]
 
 
@@ -375,9 +425,15 @@ def test_a_second_signal_ends_at_once_but_no_echo(monkeypatch):
 
 
 def test_runs_of_one_shape_share_the_compiled_step(home):
-    one, two = (programs.program(build.build(spec.resolve(flow.finetuning(home, home / "pre", seed=s)))) for s in (0, 1))
+    one, two = (
+        programs.program(build.build(spec.resolve(flow.finetuning(home, home / "pre", seed=s))))
+        for s in (0, 1)
+    )
     assert one is two
-    assert programs.program(build.build(spec.resolve(flow.finetuning(home, home / "pre", **{"optim.lr": 0.5})))) is not one
+    assert (
+        programs.program(build.build(spec.resolve(flow.finetuning(home, home / "pre", **{"optim.lr": 0.5}))))
+        is not one
+    )
     assert jax.tree.leaves(one.cost)
 
 
@@ -397,5 +453,8 @@ def test_a_step_gets_nothing_that_is_not_on_the_device(home, tmp_path, monkeypat
         return found._replace(train=call)
 
     monkeypatch.setattr(programs, "program", guarded)
-    flow.run(flow.finetuning(home, home / "pre", freeze="head; 4: full", cache_features=cache_features), tmp_path / "run")
+    flow.run(
+        flow.finetuning(home, home / "pre", freeze="head; 4: full", cache_features=cache_features),
+        tmp_path / "run",
+    )
     assert len(steps) == 8

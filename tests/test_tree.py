@@ -16,9 +16,17 @@ def shaped(**shapes):
 def test_flatten_joins_names_and_unflatten_undoes_it():
     nested = {"backbone": {"block_0": {"kernel": 1, "bias": 2}, "pooler": {"bias": 3}}, "head": {"bias": 4}}
     flat = tree.flatten(nested)
-    assert flat == {"backbone/block_0/kernel": 1, "backbone/block_0/bias": 2, "backbone/pooler/bias": 3, "head/bias": 4}
+    assert flat == {
+        "backbone/block_0/kernel": 1,
+        "backbone/block_0/bias": 2,
+        "backbone/pooler/bias": 3,
+        "head/bias": 4,
+    }
     assert tree.unflatten(flat) == nested
-    assert tree.flatten({"b": 1, "a": 2}) == {"b": 1, "a": 2} and list(tree.flatten({"b": 1, "a": 2})) == ["b", "a"]
+    assert tree.flatten({"b": 1, "a": 2}) == {"b": 1, "a": 2} and list(tree.flatten({"b": 1, "a": 2})) == [
+        "b",
+        "a",
+    ]
 
 
 def test_split_is_undone_by_a_merge():
@@ -29,7 +37,10 @@ def test_split_is_undone_by_a_merge():
 
 
 def test_count_is_the_number_of_scalars():
-    assert tree.count({"a": np.zeros((3, 4)), "b": np.zeros(()), "c": jax.ShapeDtypeStruct((2, 0), jnp.float32)}) == 13
+    assert (
+        tree.count({"a": np.zeros((3, 4)), "b": np.zeros(()), "c": jax.ShapeDtypeStruct((2, 0), jnp.float32)})
+        == 13
+    )
 
 
 def test_the_first_rule_that_matches_the_whole_name_wins():
@@ -49,7 +60,10 @@ def test_a_parameter_that_no_rule_claims_is_an_error():
 
 
 def test_a_rule_that_matches_nothing_shows_the_nearest_names():
-    with pytest.raises(UserError, match=r"blok_0/kernel', 'train'\) matches no parameter; did you mean 'backbone/block_0/kernel'"):
+    with pytest.raises(
+        UserError,
+        match=r"blok_0/kernel', 'train'\) matches no parameter; did you mean 'backbone/block_0/kernel'",
+    ):
         tree.match(NAMES, [("backbone/blok_0/kernel", "train"), (".*", "freeze")])
 
 
@@ -61,7 +75,8 @@ def test_a_rule_below_others_that_claim_all_it_matches_is_an_error():
 def test_all_problems_come_at_once():
     with pytest.raises(UserError) as e:
         tree.match(NAMES, [("nothing", "train"), ("backbone/.*", "freeze"), ("backbone/block_0/.*", "train")])
-    assert len(str(e.value).splitlines()) == 4  # a heading, a dead rule, a shadowed rule, an unclaimed parameter
+    # a heading, a dead rule, a shadowed rule, an unclaimed parameter
+    assert len(str(e.value).splitlines()) == 4
 
 
 def test_a_pattern_that_is_no_regular_expression():

@@ -18,7 +18,15 @@ TOKENIZER = Tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *PI
 LABELS = ("no", "maybe", "yes")
 SIZES = {
     "bert": {"layers": 2, "hidden": 64, "max_len": 32},
-    "modernbert": {"layers": 3, "hidden": 64, "heads": 4, "ffn": 48, "max_len": 32, "window": 6, "global_every": 2},
+    "modernbert": {
+        "layers": 3,
+        "hidden": 64,
+        "heads": 4,
+        "ffn": 48,
+        "max_len": 32,
+        "window": 6,
+        "global_every": 2,
+    },
     "lstm": {"embedding": 12, "hidden": 16},
 }
 
@@ -35,7 +43,9 @@ def objective(name: str, **values: Any) -> Any:
 def net(model: str = "bert", task: str = "classify", dtype: str = "float32", **values: Any) -> Net:
     """A small net; `values` are keys of the model, `dropout` is that of the objective, too."""
     values = {"name": model, **SIZES[model], **values}
-    backbone = models.build(config.resolve(values, models.spec(values)), TOKENIZER.vocab_size, jnp.dtype(dtype))
+    backbone = models.build(
+        config.resolve(values, models.spec(values)), TOKENIZER.vocab_size, jnp.dtype(dtype)
+    )
     shared = {"dropout": values["dropout"]} if "dropout" in values and task == "classify" else {}
     made = objective(task, **shared)
     return Net(backbone, made.head(jnp.dtype(dtype), backbone.style), made)
@@ -66,4 +76,7 @@ def batch(net: Net, n: int, seed: int = 0) -> dict[str, np.ndarray]:
 def params(net: Net, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights without compiling an initializer; LayerNorm scales around 1."""
     rng = np.random.default_rng(seed)
-    return {n: (float(n.endswith("norm/scale")) + 0.1 * rng.standard_normal(s.shape)).astype(np.float32) for n, s in net.shapes().items()}
+    return {
+        n: (float(n.endswith("norm/scale")) + 0.1 * rng.standard_normal(s.shape)).astype(np.float32)
+        for n, s in net.shapes().items()
+    }

@@ -1,9 +1,11 @@
-"""Rows of reference that train no network: the most frequent class, and logistic regressions on TF-IDF and on frozen features.
+"""Rows of reference that train no network: the most frequent class, and logistic regressions on TF-IDF and on
+frozen features.
 
-All see exactly the training examples of their cell, and are scored as the runs are. TF-IDF: words and pairs of words, sublinear counts
-(Wang & Manning 2012, Baselines and Bigrams, ACL, is why such a row belongs beside every network). Frozen features: what the pretrained
-encoder gives (`ptft.bench.features`), each standardized. Which features, and how strong the regularization is, is chosen on dev, or
-without dev by cross-validation within the training examples.
+All see exactly the training examples of their cell, and are scored as the runs are. TF-IDF: words and pairs
+of words, sublinear counts (Wang & Manning 2012, Baselines and Bigrams, ACL, is why such a row belongs beside
+every network). Frozen features: what the pretrained encoder gives (`ptft.bench.features`), each standardized.
+Which features, and how strong the regularization is, is chosen on dev, or without dev by cross-validation
+within the training examples.
 """
 
 import functools
@@ -24,14 +26,16 @@ from ptft.core.config import Config, digest
 from ptft.core.errors import install
 from ptft.train import build, dataset, pipeline
 
-STRENGTHS = {"tfidf": (0.1, 1.0, 10.0, 100.0), "features": (0.001, 0.01, 0.1, 1.0)}  # scikit-learn's C: small is strong
+# scikit-learn's C: small is strong
+STRENGTHS = {"tfidf": (0.1, 1.0, 10.0, 100.0), "features": (0.001, 0.01, 0.1, 1.0)}
 USUAL = {"tfidf": 1.0, "features": 0.01}  # where there are too few examples to choose by
 FOLDS = 5
 MANY = 2000  # examples, of which one fifth held out says enough
 LEAST = -50.0  # log probability of a class that no training example had
 WORD = r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+"  # a Chinese character is a word
 
-Merit = Callable[[np.ndarray, np.ndarray], float]  # log probabilities f64[N, k], labels -> the higher, the better
+# log probabilities f64[N, k], labels -> the higher, the better
+Merit = Callable[[np.ndarray, np.ndarray], float]
 
 
 class Unavailable(Exception):
@@ -51,19 +55,27 @@ def run(kind: str, config: Config, metric: str) -> CellResult:
     rows = records(config)
     index = {split: np.arange(len(its)) for split, its in rows.items()}
     index["train"] = pipeline.subset(len(rows["train"]), config.data.train_size, config.seed)
-    labels = {split: np.asarray([rows[split][i]["label"] for i in its.tolist()], np.int32) for split, its in index.items()}
+    labels = {
+        split: np.asarray([rows[split][i]["label"] for i in its.tolist()], np.int32)
+        for split, its in index.items()
+    }
     notes: dict[str, Any] = {}
     if kind == "tfidf" and not _words(map(_text, rows["train"])):
         raise Unavailable("no training text has a word")
     if kind == "majority":
         said = _majority(labels, len(loaded.labels))
     elif len(np.unique(labels["train"])) < 2:
-        said, notes = _majority(labels, len(loaded.labels)), {"C": None, "why": "the training examples are of one class"}
+        said, notes = (
+            _majority(labels, len(loaded.labels)),
+            {"C": None, "why": "the training examples are of one class"},
+        )
     elif not _sklearn():
         raise Unavailable(f"scikit-learn is not installed; {install('bench')}")
     else:
         views = features.of(config, index) if kind == "features" else {"": _texts(rows, index)}
-        said, notes = _regression(kind, views, labels, len(loaded.labels), lambda its, truth: sign * score(its, truth)[metric])
+        said, notes = _regression(
+            kind, views, labels, len(loaded.labels), lambda its, truth: sign * score(its, truth)[metric]
+        )
     scores = {split: score(its, labels[split]) for split, its in said.items()}
     return CellResult(
         dev=scores.get("dev"),
@@ -82,7 +94,9 @@ def records(config: Config) -> dict[str, Sequence[Mapping[str, Any]]]:
     sources = _sources(dataset.sources_of(config.data))
     found = {split: source.records for split, source in sources.items()}
     if dev := found.get("dev"):
-        labels = np.asarray([r["label"] for r in dev]) if sources["dev"].labels and "label" in dev[0] else None
+        labels = (
+            np.asarray([r["label"] for r in dev]) if sources["dev"].labels and "label" in dev[0] else None
+        )
         found["dev"] = [dev[i] for i in pipeline.looked_at(len(dev), config.data.dev_size, labels)]
     return found
 
@@ -92,8 +106,13 @@ def _sources(options: Config) -> dict[str, data.Source]:
     return dataset.read_sources(options)
 
 
-def _texts(rows: Mapping[str, Sequence[Mapping[str, Any]]], index: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {split: np.asarray([_text(rows[split][i]) for i in its.tolist()], object) for split, its in index.items()}
+def _texts(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], index: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    return {
+        split: np.asarray([_text(rows[split][i]) for i in its.tolist()], object)
+        for split, its in index.items()
+    }
 
 
 def _text(record: Mapping[str, Any]) -> str:
@@ -113,12 +132,21 @@ def _scores(objective: Any, log_probabilities: np.ndarray, labels: np.ndarray) -
 
 
 def _majority(labels: Mapping[str, np.ndarray], k: int) -> dict[str, np.ndarray]:
-    counts = np.bincount(labels["train"], minlength=k) + 1.0  # a class that the subset lacks is not impossible
-    return {split: np.tile(np.log(counts / counts.sum()), (len(its), 1)) for split, its in labels.items() if split != "train"}
+    # a class that the subset lacks is not impossible
+    counts = np.bincount(labels["train"], minlength=k) + 1.0
+    return {
+        split: np.tile(np.log(counts / counts.sum()), (len(its), 1))
+        for split, its in labels.items()
+        if split != "train"
+    }
 
 
 def _regression(
-    kind: str, views: Mapping[str, Mapping[str, np.ndarray]], labels: Mapping[str, np.ndarray], k: int, merit: Merit
+    kind: str,
+    views: Mapping[str, Mapping[str, np.ndarray]],
+    labels: Mapping[str, np.ndarray],
+    k: int,
+    merit: Merit,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What the best logistic regression says of dev and test, and what was chosen."""
     tried: dict[tuple[str, float], float] = {}
@@ -133,12 +161,19 @@ def _regression(
             models = _fit(kind, x["train"], y)
             fitted |= {(view, c): model for c, model in models.items()}
             if "dev" in x:
-                judged, truth = {c: _log_probabilities(model, x["dev"], k) for c, model in models.items()}, labels["dev"]
+                judged, truth = (
+                    {c: _log_probabilities(model, x["dev"], k) for c, model in models.items()},
+                    labels["dev"],
+                )
             else:
                 judged, truth = _held_out(kind, x["train"], y, k)
             tried |= {(view, c): merit(its, truth) for c, its in judged.items()}
         best = max(tried, key=lambda one: tried[one]) if tried else (next(iter(views)), USUAL[kind])
-        said = {split: _log_probabilities(fitted[best], its, k) for split, its in views[best[0]].items() if split != "train"}
+        said = {
+            split: _log_probabilities(fitted[best], its, k)
+            for split, its in views[best[0]].items()
+            if split != "train"
+        }
     return said, {"C": best[1]} | ({"features": best[0]} if best[0] else {})
 
 
@@ -155,21 +190,26 @@ def _fit(kind: str, x: np.ndarray, y: np.ndarray) -> dict[float, Any]:
     words = TfidfVectorizer(token_pattern=WORD, ngram_range=(1, 2), sublinear_tf=True)
     ready = (words if kind == "tfidf" else StandardScaler()).fit(x)
     shown = ready.transform(x)
-    return {c: make_pipeline(ready, LogisticRegression(C=c, max_iter=1000).fit(shown, y)) for c in STRENGTHS[kind]}
+    return {
+        c: make_pipeline(ready, LogisticRegression(C=c, max_iter=1000).fit(shown, y)) for c in STRENGTHS[kind]
+    }
 
 
 def _held_out(kind: str, x: np.ndarray, y: np.ndarray, k: int) -> tuple[dict[float, np.ndarray], np.ndarray]:
-    """What classifiers of each strength say of training examples that they have not seen, and their labels; of none, where there are too
-    few to hold any out."""
+    """What classifiers of each strength say of training examples that they have not seen, and their labels;
+    of none, where there are too few to hold any out."""
     from sklearn.model_selection import StratifiedKFold
 
-    second = int(np.sort(np.bincount(y))[-2])  # as many of it as there are folds, at least, leave two classes in each
+    # as many of it as there are folds, at least, leave two classes in each
+    second = int(np.sort(np.bincount(y))[-2])
     if second < 2:
         return {}, y
     parts = StratifiedKFold(min(FOLDS, second), shuffle=True, random_state=0).split(y, y)
     found: list[tuple[np.ndarray, dict[float, np.ndarray]]] = []
     for rest, held in itertools.islice(parts, FOLDS if len(y) <= MANY else 1):
-        found.append((held, {c: _log_probabilities(m, x[held], k) for c, m in _fit(kind, x[rest], y[rest]).items()}))
+        found.append(
+            (held, {c: _log_probabilities(m, x[held], k) for c, m in _fit(kind, x[rest], y[rest]).items()})
+        )
     joined = {c: np.concatenate([said[c] for _, said in found]) for c in STRENGTHS[kind]}
     return joined, y[np.concatenate([held for held, _ in found])]
 

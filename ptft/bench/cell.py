@@ -25,7 +25,8 @@ def run_cell(cell: Cell, folder: Path, metric: str) -> CellResult:
     if cell.kind != "train":
         return baselines.run(cell.kind, cell.config, metric)
     workdir, asked = folder.parents[1], auto.ask(cell.config.freeze)
-    alone = None if asked else probe.measure(cell.config, workdir)  # what cannot be measured is said before it is trained
+    # what cannot be measured is said before it is trained
+    alone = None if asked else probe.measure(cell.config, workdir)
     config = cell.config.replace(tensorboard=False)
     result = train.run(config, folder, quiet=True, chosen=auto.choose(config, folder))
     ledger = spec.read_run(folder, "freeze_ledger.json")
@@ -33,7 +34,9 @@ def run_cell(cell: Cell, folder: Path, metric: str) -> CellResult:
     alone = alone or probe.measure(cell.config.replace(freeze=chosen), workdir)
     run = auto.built(cell.config, folder)
     known = {"chosen": chosen, "lower_is_better": sorted(run.net.objective.lower_is_better)}
-    return CellResult.of(result, drift=drift(ledger), forgetting=forgotten(run, folder), **known).costing(alone)
+    return CellResult.of(result, drift=drift(ledger), forgetting=forgotten(run, folder), **known).costing(
+        alone
+    )
 
 
 def forgotten(run: Run, folder: Path) -> dict[str, float] | None:
@@ -47,7 +50,8 @@ def group_key(cell: Cell) -> str | None:
 
 
 def run_group(cells: Sequence[Cell], workdir: Path) -> Iterator[dict[int, vectorized.Outcome]]:
-    """Trains cells of one `vectorized.group_key` together. What a step costs is measured apart, once a strategy."""
+    """Trains cells of one `vectorized.group_key` together. What a step costs is measured apart, once a
+    strategy."""
     alone: dict[int, dict[str, Any]] = {}
     for i, cell in enumerate(cells):
         try:
@@ -56,7 +60,10 @@ def run_group(cells: Sequence[Cell], workdir: Path) -> Iterator[dict[int, vector
             yield {i: e}
     able = list(alone)
     for found in vectorized.train_together([cells[i].config for i in able]) if able else ():
-        yield {able[k]: outcome.costing(alone[able[k]]) if isinstance(outcome, CellResult) else outcome for k, outcome in found.items()}
+        yield {
+            able[k]: outcome.costing(alone[able[k]]) if isinstance(outcome, CellResult) else outcome
+            for k, outcome in found.items()
+        }
 
 
 def _kept_promise(cell: Cell, workdir: Path) -> dict[str, Any]:
@@ -70,19 +77,26 @@ def _kept_promise(cell: Cell, workdir: Path) -> dict[str, Any]:
 
 
 def expected(groups: Sequence[Sequence[Cell]], workdir: Path, isolated: bool = False) -> dict[str, float]:
-    """Seconds that each training cell will take, by the probe of its strategy: steps and evaluations, and its part of what is done
-    once: a frozen prefix for the cells of a group; a compiled program for them, or for cells alone that differ by their seeds, unless
-    they are `isolated` in processes.
+    """Seconds that each training cell will take, by the probe of its strategy: steps and evaluations, and its
+    part of what is done once: a frozen prefix for the cells of a group; a compiled program for them, or for
+    cells alone that differ by their seeds, unless they are `isolated` in processes.
 
     Raises:
       SystemExit(75): stopped by SIGTERM or SIGINT.
     """
     found: dict[str, float] = {}
-    trained = [(cell, len(group)) for group in groups for cell in group if cell.kind == "train" and not auto.ask(cell.config.freeze)]
+    trained = [
+        (cell, len(group))
+        for group in groups
+        for cell in group
+        if cell.kind == "train" and not auto.ask(cell.config.freeze)
+    ]
     alike = Counter(_but_seed(cell) for cell, members in trained if members == 1 and not isolated)
     new = {probe.name(cell.config): cell for cell, _ in trained if probe.known(cell.config, workdir) is None}
     if new:
-        record.say(f"measuring what a step costs of {len(new)} kinds of cells, in turns, in a process of its own")
+        record.say(
+            f"measuring what a step costs of {len(new)} kinds of cells, in turns, in a process of its own"
+        )
         probe.in_turns([cell.config for cell in new.values()], workdir)
     with mesh.preemption() as caught:
         for cell, members in trained:
@@ -110,9 +124,15 @@ def _expected(run: Run, row: Mapping[str, Any], members: int, sharers: int) -> f
     formula = contract.products(run)
     forward = row["seconds_per_step"] * (formula.forward / formula.total if formula else 1 / 3)  # of a batch
     kept = (
-        0.0 if len(run.phases) > 1 or feature_cache.why_not(run, 0, 0, many) else feature_cache.entry(run, 0) / run.net.backbone.dims.layers
+        0.0
+        if len(run.phases) > 1 or feature_cache.why_not(run, 0, 0, many)
+        else feature_cache.entry(run, 0) / run.net.backbone.dims.layers
     )
-    dev = min(len(run.data.dev), c.data.dev_size or len(run.data.dev)) / c.batch if run.data.dev is not None else 0
+    dev = (
+        min(len(run.data.dev), c.data.dev_size or len(run.data.dev)) / c.batch
+        if run.data.dev is not None
+        else 0
+    )
     test = len(run.data.test) / c.batch if run.data.test is not None else 0
     looks = 1 + (d.total // d.evaluate if d.evaluate else c.best != "last")
     steps = d.total * (row["seconds_per_step"] - forward * kept)
@@ -122,10 +142,14 @@ def _expected(run: Run, row: Mapping[str, Any], members: int, sharers: int) -> f
 
 
 def leaks(config: Config, task: str) -> list[str]:
-    """Warns of rows of test that stand in train or dev, too, whatever their labels; a problem where all of them do."""
+    """Warns of rows of test that stand in train or dev, too, whatever their labels; a problem where all of
+    them do."""
     splits = baselines.records(config)
     apart = ("label", "tags", "where")
-    texts = {split: [str({k: v for k, v in r.items() if k not in apart}) for r in rows] for split, rows in splits.items()}
+    texts = {
+        split: [str({k: v for k, v in r.items() if k not in apart}) for r in rows]
+        for split, rows in splits.items()
+    }
     problems, test = [], texts.get("test", [])
     for split in ("train", "dev"):
         seen = set(texts.get(split, ()))
@@ -139,7 +163,8 @@ def leaks(config: Config, task: str) -> list[str]:
 
 
 def check(cells: Sequence[Cell], metric: str) -> None:
-    """Builds a run of every kind that is to come, so that what cannot run, or may not be meant, is said before the first one does.
+    """Builds a run of every kind that is to come, so that what cannot run, or may not be meant, is said
+    before the first one does.
 
     Raises:
       UserError: all problems at once.

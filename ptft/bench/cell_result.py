@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict, cast
 
 Scores = Mapping[str, float | None]
-NULL = ("chosen_by", "seconds_per_step", "seconds_low", "seconds_high", "flops_per_step", "forgetting")  # rows of runs say null
+# rows of runs say null
+NULL = ("chosen_by", "seconds_per_step", "seconds_low", "seconds_high", "flops_per_step", "forgetting")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,11 @@ class CellResult:
 
     def costing(self, row: Mapping[str, Any]) -> "CellResult":
         """With what a step costs, by the row of a probe."""
-        sizes = {key.removesuffix("_bytes"): row[key] for key in row if key.endswith("_bytes") and key != "device_bytes"}
+        sizes = {
+            key.removesuffix("_bytes"): row[key]
+            for key in row
+            if key.endswith("_bytes") and key != "device_bytes"
+        }
         times = {key: row.get(key) for key in ("seconds_per_step", "seconds_low", "seconds_high")}
         return replace(self, flops_per_step=row["flops"], bytes=sizes, **times)
 
@@ -57,7 +62,8 @@ class CellResult:
 
 
 class Row(TypedDict, total=False):
-    """What a cell's file holds, as JSON has it. Rows of other versions and of cells that failed lack some of it."""
+    """What a cell's file holds, as JSON has it. Rows of other versions and of cells that failed lack some of
+    it."""
 
     cell: str  # the hash, then the labels (`protocol.LABELS`)
     strategy: str

@@ -1,9 +1,10 @@
 """What published tables lead one to expect of freezing, and whether a benchmark shows it.
 
-Numbers of other models and data do not carry over; shapes may. Each expectation states its source and is checked wherever the
-strategies, tasks and sizes that it speaks of were run: it holds, it does not, or there is nothing to tell it by. "No worse" holds where
-the intervals leave room for no more than a point (MARGIN); where nothing is measurably worse and the intervals are wider, it is open: two
-seeds tell nothing apart, which is no sign that nothing differs.
+Numbers of other models and data do not carry over; shapes may. Each expectation states its source and is
+checked wherever the strategies, tasks and sizes that it speaks of were run: it holds, it does not, or there
+is nothing to tell it by. "No worse" holds where the intervals leave room for no more than a point (MARGIN);
+where nothing is measurably worse and the intervals are wider, it is open: two seeds tell nothing apart, which
+is no sign that nothing differs.
 """
 
 import itertools
@@ -56,15 +57,25 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
 
 
 def parts(rows: Sequence[Row]) -> Iterator[Part]:
-    """The parts of a benchmark that start from pretrained weights; of several strategies with one freeze, the first."""
-    pretrained = [r for r in rows if r["kind"] == "train" and not r["repeat"] and r.get("init_from") and isinstance(r.get("freeze"), str)]
+    """The parts of a benchmark that start from pretrained weights; of several strategies with one freeze, the
+    first."""
+    pretrained = [
+        r
+        for r in rows
+        if r["kind"] == "train"
+        and not r["repeat"]
+        and r.get("init_from")
+        and isinstance(r.get("freeze"), str)
+    ]
     for task, model, size in dict.fromkeys((r["task"], r["model"], r["size"]) for r in pretrained):
         here = [r for r in pretrained if (r["task"], r["model"], r["size"]) == (task, model, size)]
         metric = here[0]["metric"]
         found: dict[str, results.Quoted] = {}
         for quoted in results.quoted(here, metric).values():
             found.setdefault(quoted.rows[0]["freeze"], quoted)
-        scores: dict[str, Scores] = {name: {r["seed"]: results.score(r, "test", metric) for r in q.rows} for name, q in found.items()}
+        scores: dict[str, Scores] = {
+            name: {r["seed"]: results.score(r, "test", metric) for r in q.rows} for name, q in found.items()
+        }
         tried = {name: (q.lr, sorted(q.tried)) for name, q in found.items() if q.lr is not None}
         title = ", ".join(filter(None, [task, model, f"{size:,} examples" if size else "all examples"]))
         kept = {name: q.rows for name, q in found.items()}
@@ -113,13 +124,22 @@ def more_layers_are_no_worse(part: Part) -> tuple[Verdict, str] | None:
     if len(compared) < 3:
         return None
     corrected = _corrected(steps)
-    worse = [_said(f"{b} against {a}", gain) for a, b, gain in corrected if stats.apart(gain) and gain.mean < 0]
+    worse = [
+        _said(f"{b} against {a}", gain) for a, b, gain in corrected if stats.apart(gain) and gain.mean < 0
+    ]
     a, b, widest = min(corrected, key=lambda step: step[2].lo if step[2].lo is not None else -math.inf)
-    unbroken = f"none of {' ≤ '.join(compared)} is measurably broken; the least sure: {_said(f'{b} against {a}', widest)}"
-    left = [f"not compared, for a failed run or too few seeds: {', '.join(x for x in chain if x not in compared)}"]
+    unbroken = (
+        f"none of {' ≤ '.join(compared)} is measurably broken; the least sure: "
+        f"{_said(f'{b} against {a}', widest)}"
+    )
+    left = [
+        f"not compared, for a failed run or too few seeds: {', '.join(x for x in chain if x not in compared)}"
+    ]
     all_of_them = len(steps) == math.comb(len(compared), 2)
     holds = _no_worse([gain for _, _, gain in corrected])
-    return holds if all_of_them or not holds else None, "; ".join([*(worse or [unbroken]), *left * (chain != compared)])
+    return holds if all_of_them or not holds else None, "; ".join(
+        [*(worse or [unbroken]), *left * (chain != compared)]
+    )
 
 
 def the_first_layer_counts_most(part: Part) -> tuple[Verdict, str] | None:
@@ -166,21 +186,33 @@ def seeds_decide_when_data_are_few(part: Part) -> tuple[Verdict, str] | None:
     finished = [[x for x in seeds.values() if math.isfinite(x)] for seeds in part.scores.values()]
     spread = statistics.median(statistics.stdev(values) for values in finished if len(values) > 1)
     name = max(gains, key=lambda n: abs(gains[n].mean))
-    within = all(gain.lo is not None and gain.hi is not None and -spread < gain.lo and gain.hi < spread for gain in gains.values())
+    within = all(
+        gain.lo is not None and gain.hi is not None and -spread < gain.lo and gain.hi < spread
+        for gain in gains.values()
+    )
     corrected = [gain for _, _, gain in _corrected([(n, "full", g) for n, g in gains.items()])]
     beyond = any(stats.apart(g) and g.half is not None and abs(g.mean) - g.half > spread for g in corrected)
     verdict = False if beyond else None
     return (
         True if within else verdict,
-        f"seeds spread by {spread:.3f} (median over strategies); the largest difference to full: {_said(name, gains[name])}",
+        f"seeds spread by {spread:.3f} (median over strategies); the largest difference to full: "
+        f"{_said(name, gains[name])}",
     )
 
 
 def freezing_some_layers_costs_nothing(part: Part) -> tuple[Verdict, str] | None:
-    """2 to 8 of 12 layers frozen, to a hundredth; how many there are is read off the leaves that moved in full."""
-    blocks = {m[1] for r in part.rows.get("full", ()) for n in r.get("drift") or {} if (m := re.search(r"/block_(\d+)/", n))}
+    """2 to 8 of 12 layers frozen, to a hundredth; how many there are is read off the leaves that moved in
+    full."""
+    blocks = {
+        m[1]
+        for r in part.rows.get("full", ())
+        for n in r.get("drift") or {}
+        if (m := re.search(r"/block_(\d+)/", n))
+    }
     shares = {name: 1 - int(name[4:]) / len(blocks) for name in _tops(part) if name != "head" and blocks}
-    gains = {n: gain for n, share in shares.items() if 0.16 < share < 0.67 and (gain := _gain(part, n, "full"))}
+    gains = {
+        n: gain for n, share in shares.items() if 0.16 < share < 0.67 and (gain := _gain(part, n, "full"))
+    }
     if (part.size and part.size < 200) or not gains:
         return None
     corrected = _corrected([(n, "full", g) for n, g in gains.items()])
@@ -188,8 +220,16 @@ def freezing_some_layers_costs_nothing(part: Part) -> tuple[Verdict, str] | None
 
 
 def little_wants_high_rates(part: Part) -> tuple[Verdict, str] | None:
-    few = {name: part.tried[name] for name in part.tried if name in ("head", "bitfit") or re.fullmatch(r"lora=\d+", name)}
-    if "full" not in part.tried or not few or any(len(rates) < 2 for _, rates in [part.tried["full"], *few.values()]):
+    few = {
+        name: part.tried[name]
+        for name in part.tried
+        if name in ("head", "bitfit") or re.fullmatch(r"lora=\d+", name)
+    }
+    if (
+        "full" not in part.tried
+        or not few
+        or any(len(rates) < 2 for _, rates in [part.tried["full"], *few.values()])
+    ):
         return None
     lows = [rates[0] for _, rates in few.values()]
     if min(lows) >= 10 * part.tried["full"][1][-1]:  # nothing else could have been chosen
@@ -201,7 +241,8 @@ def little_wants_high_rates(part: Part) -> tuple[Verdict, str] | None:
 
 
 def _ten_times(lr: float, rates: Sequence[float], base: float, base_rates: Sequence[float]) -> Verdict:
-    """Whether a rate is at least ten times another; open where it would not be if one of them lay beyond the edge of what it tried."""
+    """Whether a rate is at least ten times another; open where it would not be if one of them lay beyond the
+    edge of what it tried."""
     if lr >= 10 * base:
         return None if lr == rates[0] or base == base_rates[-1] else True
     return None if lr == rates[-1] or base == base_rates[0] else False
@@ -228,7 +269,9 @@ def time_never_beats_flops(part: Part) -> tuple[Verdict, str] | None:
     if not shares:
         return None
     beats = [
-        f"{name} {time:.2f} of full's time at {flops:.2f} of its FLOPs" for name, (time, flops) in shares.items() if time < flops - 0.05
+        f"{name} {time:.2f} of full's time at {flops:.2f} of its FLOPs"
+        for name, (time, flops) in shares.items()
+        if time < flops - 0.05
     ]
     said = ", ".join(beats[:3]) + " …" * (len(beats) > 3) or "none by more than 5 points"
     return not beats, f"{said} (of medians)"
@@ -238,7 +281,11 @@ def gradual_is_about_full(part: Part) -> tuple[Verdict, str] | None:
     gain = _gain(part, "gradual", "full")
     if gain is None:
         return None
-    ends = [gain] if gain.lo is None or gain.hi is None else [gain, replace(gain, lo=-gain.hi, hi=-gain.lo, mean=-gain.mean)]
+    ends = (
+        [gain]
+        if gain.lo is None or gain.hi is None
+        else [gain, replace(gain, lo=-gain.hi, hi=-gain.lo, mean=-gain.mean)]
+    )
     return _no_worse(ends), _said("gradual against full", gain)
 
 
@@ -257,9 +304,15 @@ EXPECTATIONS: dict[tuple[str, str], Check] = {
         "On RTE, CoLA and MRPC, biases alone are no worse than everything",
         "Ben Zaken et al. 2021, arXiv 2106.10199",
     ): biases_suffice_on_small_tasks,
-    ("On MNLI and QQP, biases alone are worse", "Ben Zaken et al. 2021, arXiv 2106.10199"): biases_fall_short_on_large_tasks,
+    (
+        "On MNLI and QQP, biases alone are worse",
+        "Ben Zaken et al. 2021, arXiv 2106.10199",
+    ): biases_fall_short_on_large_tasks,
     ("With 50 to 100 examples, seeds differ by more than strategies", SIZES): seeds_decide_when_data_are_few,
-    ("From 200 examples on, freezing a sixth to two thirds of the layers costs nothing", SIZES): freezing_some_layers_costs_nothing,
+    (
+        "From 200 examples on, freezing a sixth to two thirds of the layers costs nothing",
+        SIZES,
+    ): freezing_some_layers_costs_nothing,
     (
         "Head, biases and LoRA want at least ten times the learning rate of everything",
         "Hu et al. 2021, arXiv 2106.09685",
@@ -279,14 +332,25 @@ def table(found: Sequence[Finding]) -> list[dict[str, Any]]:
     for expected, source in EXPECTATIONS:
         mine = [f for f in found if f.expected == expected]
         if any(f.holds is not None for f in mine):
-            out.append({"expected": expected, "source": source, "verdict": _verdict(mine), "parts": [f._asdict() for f in mine]})
+            out.append(
+                {
+                    "expected": expected,
+                    "source": source,
+                    "verdict": _verdict(mine),
+                    "parts": [f._asdict() for f in mine],
+                }
+            )
     return out
 
 
 def _verdict(mine: Sequence[Finding]) -> str:
     found = {word: n for verdict, word in WORDS.items() if (n := sum(f.holds is verdict for f in mine))}
     (first, n), *rest = found.items()
-    return ", ".join([f"{first} in {n} of {len(mine)}", *(f"{word} in {n}" for word, n in rest)]) if rest else first
+    return (
+        ", ".join([f"{first} in {n} of {len(mine)}", *(f"{word} in {n}" for word, n in rest)])
+        if rest
+        else first
+    )
 
 
 WORDS: Mapping[Verdict, str] = {True: "holds", False: "does not hold", None: "open"}

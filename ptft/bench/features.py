@@ -1,7 +1,9 @@
-"""What a pretrained encoder gives for a text as it is, for a classifier that is no network (`ptft.bench.baselines`).
+"""What a pretrained encoder gives for a text as it is, for a classifier that is no network
+(`ptft.bench.baselines`).
 
-Views of the last layer, without dropout: the mean over tokens, the first token, and the blank where there is one. Of a pair, the
-mean is that of each text, with their distance and their product (Conneau et al. 2017, arXiv 1705.02364).
+Views of the last layer, without dropout: the mean over tokens, the first token, and the blank where there is
+one. Of a pair, the mean is that of each text, with their distance and their product (Conneau et al. 2017,
+arXiv 1705.02364).
 """
 
 import functools
@@ -20,7 +22,8 @@ from ptft.train import build, weights
 
 
 def of(config: Config, index: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """View -> split -> f32[n, D], of the rows of each split in `index`; cells of other seeds and sizes share what is computed."""
+    """View -> split -> f32[n, D], of the rows of each split in `index`; cells of other seeds and sizes share
+    what is computed."""
     same = config.replace(seed=0, freeze="head", **{"data.train_size": 0, "optim.lr": 0.0})
     encoder = _encoder(same)
     found = {split: encoder.encode(split, its) for split, its in index.items()}
@@ -35,10 +38,16 @@ def _encoder(config: Config) -> "Encoder":
 class Encoder:
     def __init__(self, run: build.Run):
         self.run, self.known = run, dict[tuple[str, str], np.ndarray]()  # (split, view) -> f32[N, D]
-        self.have = {s: np.zeros(len(rows), bool) for s in ("train", "dev", "test") if (rows := getattr(run.data, s)) is not None}
+        self.have = {
+            s: np.zeros(len(rows), bool)
+            for s in ("train", "dev", "test")
+            if (rows := getattr(run.data, s)) is not None
+        }
         self.backbone = tree.unflatten(weights.initial(run.config, run.net))["backbone"]
         one = run.data.train.batch(np.zeros(1, np.int64))
-        self.forward = jax.jit(functools.partial(_forward, run.net, pair=bool(one["segment_b"][0] < one["length"][0])))
+        self.forward = jax.jit(
+            functools.partial(_forward, run.net, pair=bool(one["segment_b"][0] < one["length"][0]))
+        )
 
     def encode(self, split: str, index: np.ndarray) -> dict[str, np.ndarray]:
         rows, have = getattr(self.run.data, split), self.have[split]

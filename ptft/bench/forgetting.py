@@ -1,7 +1,8 @@
-"""What a finetuning makes a backbone forget: the loss of its pretraining on held-out text, under the head that it was pretrained with.
+"""What a finetuning makes a backbone forget: the loss of its pretraining on held-out text, under the head
+that it was pretrained with.
 
-The measure is that of PEFT's method comparison, the loss of the old task, with a head that finetuning tools throw away. An
-order of strategies is not to be expected: full finetuning does not always forget most.
+The measure is that of PEFT's method comparison, the loss of the old task, with a head that finetuning tools
+throw away. An order of strategies is not to be expected: full finetuning does not always forget most.
 """
 
 import functools
@@ -23,13 +24,15 @@ ROWS = 512  # of the held-out text, masked in the same places every time
 
 
 def measure(run: Run, params: Flat) -> dict[str, float] | None:
-    """Masked-language-model loss on the pretraining's own held-out text before and after, in nats a masked token.
+    """Masked-language-model loss on the pretraining's own held-out text before and after, in nats a masked
+    token.
 
     Args:
       run: a finetuning run; params: all of its parameters, as a step computes with them.
     Returns:
-      {"before": loss, "after": loss}, equal to the bit where the backbone is; None where the run did not start on a pretrained
-      run of ptft's with a held-out split that is still there, or has another backbone. What is frozen in fewer bits is so before, too.
+      {"before": loss, "after": loss}, equal to the bit where the backbone is; None where the run did not
+      start on a pretrained run of ptft's with a held-out split that is still there, or has another backbone.
+      What is frozen in fewer bits is so before, too.
     """
     start = run.config.init_from if run.config.init_weights else ""
     kept = _kept(start) if start and not folders.is_folder(start) else None
@@ -38,11 +41,17 @@ def measure(run: Run, params: Flat) -> dict[str, float] | None:
     net, head, rows, before = kept
     mine = {n: x for n, x in params.items() if not n.startswith("head/")}
     with_added = net._replace(added=run.net.added)
-    if {n: x.shape for n, x in mine.items()} != {n: x.shape for n, x in with_added.shapes().items() if not n.startswith("head/")}:
+    if {n: x.shape for n, x in mine.items()} != {
+        n: x.shape for n, x in with_added.shapes().items() if not n.startswith("head/")
+    }:
         return None
     if run.config.frozen_dtype != "float32":
-        own = {n: x for n, x in mine.items() if n not in set(run.plan.trainable) and not n.startswith("adapter/")}
-        before = _loss(net, {**checkpoint.load_params(Path(start), net.shapes(), skip="", new_ok="")[0], **own}, rows)
+        own = {
+            n: x for n, x in mine.items() if n not in set(run.plan.trainable) and not n.startswith("adapter/")
+        }
+        before = _loss(
+            net, {**checkpoint.load_params(Path(start), net.shapes(), skip="", new_ok="")[0], **own}, rows
+        )
     return {"before": before, "after": _loss(with_added, {**mine, **head}, rows)}
 
 

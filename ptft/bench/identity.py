@@ -1,9 +1,9 @@
 """What decides a cell's result, as 12 hex digits: the name of its file.
 
-That is its resolved config, but for what a run only prints and keeps, and with the content of weights, tokenizer and data in
-the place of their paths: a benchmark that is moved, or goes on elsewhere, finds its cells. Versions and devices are
-recorded with each result and are no part of the name: an upgrade does not throw a benchmark away, and the report says
-where rows come from more than one environment.
+That is its resolved config, but for what a run only prints and keeps, and with the content of weights,
+tokenizer and data in the place of their paths: a benchmark that is moved, or goes on elsewhere, finds its
+cells. Versions and devices are recorded with each result and are no part of the name: an upgrade does not
+throw a benchmark away, and the report says where rows come from more than one environment.
 """
 
 import functools
@@ -23,7 +23,8 @@ from ptft.train import dataset
 SILENT = ("log_every", "save_every", "keep", "tensorboard", "strict_cost")
 USUAL = ("checkpoint", "full")  # another kind of checkpoint has other bytes, which a report shows
 PLACES = ("train", "dev", "test")
-NOT_SOURCES = ("names", "train_size", "dev_size", "tokenizer", "vocab_size", "lowercase")  # keys of `data` of which no source depends
+# keys of `data` of which no source depends
+NOT_SOURCES = ("names", "train_size", "dev_size", "tokenizer", "vocab_size", "lowercase")
 
 
 def of(config: Config, content: Mapping[str, str], kind: str, repeat: bool = False, metric: str = "") -> str:
@@ -31,7 +32,8 @@ def of(config: Config, content: Mapping[str, str], kind: str, repeat: bool = Fal
 
     Args:
       config: resolved; `content`: what counts instead of some of its keys, by dotted name.
-      kind: "train", or a reference, which looks at the data alone (without a subset not even at the seed), or at the encoder, too.
+      kind: "train", or a reference, which looks at the data alone (without a subset not even at the seed), or
+        at the encoder, too.
       repeat: the second copy of a strategy in the A/A check, which is run and not looked up.
       metric: by which a reference chooses what it has to choose.
     """
@@ -41,14 +43,21 @@ def of(config: Config, content: Mapping[str, str], kind: str, repeat: bool = Fal
     else:
         section = plain["data"]
         seed = plain["seed"] if section["train_size"] else 0
-        encoder = {k: plain.get(k) for k in ("init_from", "model", "objective", "dtype")} if kind == "features" else {}
+        encoder = (
+            {k: plain.get(k) for k in ("init_from", "model", "objective", "dtype")}
+            if kind == "features"
+            else {}
+        )
         seen = {k: section[k] for k in (*PLACES, "train_size", "dev_size")}
         plain = {"data": seen, "seed": seed, "metric": metric, "kind": kind, **encoder}
-    return hashlib.sha256(configs.to_json({**plain, "repeat": 2} if repeat else plain).encode()).hexdigest()[:12]
+    return hashlib.sha256(configs.to_json({**plain, "repeat": 2} if repeat else plain).encode()).hexdigest()[
+        :12
+    ]
 
 
 def content(config: Config) -> dict[str, str]:
-    """What a config's files hold: {"init_from": digest, "data.tokenizer": …, "data.train": …, …}, for those that it names."""
+    """What a config's files hold: {"init_from": digest, "data.tokenizer": …, "data.train": …, …}, for those
+    that it names."""
     section = config.data.to_dict()
     sources = _sources(config.data.without(*NOT_SOURCES))
     found = {f"data.{split}": print_ for split, (print_, _) in sources.items()}
@@ -63,7 +72,8 @@ def content(config: Config) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=256)
 def _sources(options: Config) -> dict[str, tuple[str, float]]:
-    """Fingerprint of each split and how many rows it gives, of documents inf; a digest costs reading the files, once a process."""
+    """Fingerprint of each split and how many rows it gives, of documents inf; a digest costs reading the
+    files, once a process."""
     found, labels = dict[str, tuple[str, float]](), tuple[str, ...]()
     for split in PLACES:
         if where := options[split]:
@@ -86,11 +96,15 @@ def _weights(where: str) -> str:
         )
         if not manifests:
             raise UserError(f"{where} has no checkpoint yet; expected a run that is finished")
-        files = manifests[-1:]  # it has the digest of every file of the checkpoint, and that knows its tokenizer and its base
+        # it has the digest of every file of the checkpoint, and that knows its tokenizer and its base
+        files = manifests[-1:]
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as f:
-            digest.update(f"{file.relative_to(folder) if len(files) > 1 else ''} {hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode())
+            digest.update(
+                f"{file.relative_to(folder) if len(files) > 1 else ''} "
+                f"{hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode()
+            )
     return digest.hexdigest()[:16]
 
 

@@ -2,7 +2,8 @@
 
     WORKDIR/lock    empty; a process that has taken a cell holds the byte at the cell's number locked
 
-Such a lock ends with its process, however that ends, and counts on network file systems, too. Of one process it keeps nothing apart.
+Such a lock ends with its process, however that ends, and counts on network file systems, too. Of one process
+it keeps nothing apart.
 """
 
 import fcntl
@@ -26,7 +27,8 @@ class Locks:
             return False
         except OSError as e:
             raise UserError(
-                f"the file system of --workdir keeps no locks ({e.strerror}); expected one that does, such as a local disk"
+                f"the file system of --workdir keeps no locks ({e.strerror}); expected one that does, such "
+                "as a local disk"
             ) from e
         return True
 

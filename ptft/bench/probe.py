@@ -1,10 +1,12 @@
 """What a step of a config costs, measured once a benchmark, in a process apart, where strategies take turns.
 
-    WORKDIR/probes/HASH.json         FLOPs, seconds a step (median and quartiles), bytes; the hash is of all that a step depends on
+    WORKDIR/probes/HASH.json         FLOPs, seconds a step (median and quartiles), bytes
     WORKDIR/probes/HASH-HASH.json    the same of a phase, where the trainable set changes with time
 
-The file is what a benchmark with a budget of FLOPs or seconds goes by: measured again, seconds would differ a little, the steps
-that they buy with them, and so the names of the cells.
+The hash is of all that a step depends on.
+
+The file is what a benchmark with a budget of FLOPs or seconds goes by: measured again, seconds would differ a
+little, the steps that they buy with them, and so the names of the cells.
 """
 
 import contextlib
@@ -46,12 +48,15 @@ def spend(budget: str, workdir: Path, caught: Sequence[int] = ()) -> Callable[[C
         run = auto.unchosen(config)
         if any(p.start is None for p in run.phases):
             raise UserError(
-                f"bench.budget: when a plateau ends, and so what freeze={config.freeze!r} costs, is known only as it runs; expected "
-                "budget='steps', or starts in steps or shares"
+                f"bench.budget: when a plateau ends, and so what freeze={config.freeze!r} costs, is known "
+                "only as it runs; expected budget='steps', or starts in steps or shares"
             )
         cost = measure(config, workdir)[KEY[budget]]
         if not cost:
-            raise UserError(f"bench.budget: the {budget} of freeze={config.freeze!r} are not known on this model; expected budget='steps'")
+            raise UserError(
+                f"bench.budget: the {budget} of freeze={config.freeze!r} are not known on this model; "
+                "expected budget='steps'"
+            )
         if caught:
             record.say("stopped; the same command goes on from here")
             raise SystemExit(train.PREEMPTED)
@@ -69,8 +74,8 @@ def measure(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def in_turns(asked: Sequence[Config], workdir: Path) -> None:
-    """Measures what is not known of these, side by side, so that their times compare: on a busy machine, one after the other would meet
-    other company each. What cannot be measured, `measure` says.
+    """Measures what is not known of these, side by side, so that their times compare: on a busy machine, one
+    after the other would meet other company each. What cannot be measured, `measure` says.
 
     Raises:
       SystemExit(75): stopped by SIGTERM or SIGINT; nothing of these is kept.
@@ -90,7 +95,10 @@ def in_turns(asked: Sequence[Config], workdir: Path) -> None:
         return
     if code:
         file, config = next(iter(new.items()))
-        _failed[str(file)] = f"the cost of freeze={config.freeze!r} could not be measured: {(err.strip() or '?').splitlines()[-1]}"
+        _failed[str(file)] = (
+            f"the cost of freeze={config.freeze!r} could not be measured: "
+            f"{(err.strip() or '?').splitlines()[-1]}"
+        )
         return
     found = json.loads(out.splitlines()[-1])
     overhead = (time.perf_counter() - begun - sum(row["timed_seconds"] for row in found)) / len(new)
@@ -101,27 +109,37 @@ def in_turns(asked: Sequence[Config], workdir: Path) -> None:
 
 
 def _child(given: str) -> tuple[int, str, str]:
-    """Runs `main` on configs -> (exit code, output, errors). A signal ends it at once: there is nothing to save."""
+    """Runs `main` on configs -> (exit code, output, errors). A signal ends it at once: there is nothing to
+    save."""
     with contextlib.ExitStack() as open_files:
-        stdin, out, err = files = [open_files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(3)]
+        stdin, out, err = files = [
+            open_files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(3)
+        ]
         stdin.write(given)
         stdin.seek(0)
-        code, stopped = mesh.child([sys.executable, "-m", "ptft.bench.probe"], stdin=stdin, stdout=out, stderr=err)
+        code, stopped = mesh.child(
+            [sys.executable, "-m", "ptft.bench.probe"], stdin=stdin, stdout=out, stderr=err
+        )
         for file in files:
             file.seek(0)
         return -signal.SIGTERM if stopped else code, out.read(), err.read()
 
 
-_failed: dict[str, str] = {}  # file -> why; of this process, so that cells of one strategy do not try one after the other
+# file -> why; of this process, so that cells of one strategy do not try one after the other
+_failed: dict[str, str] = {}
 
 
 def known(config: Config, workdir: Path) -> dict[str, Any] | None:
-    """What was measured before, if it was. Where the trainable set changes with time, its means are those of this config's steps."""
+    """What was measured before, if it was. Where the trainable set changes with time, its means are those of
+    this config's steps."""
     file = _file(config, workdir)
     row = results.read_json(file) if file.exists() else {}
     if not row.get("phases"):
         return row or None
-    return plans.along({**row, "phases": [results.read_json(f) for f in file.parent.glob(_of_phase(file, "*").name)]}, build.build(config))
+    return plans.along(
+        {**row, "phases": [results.read_json(f) for f in file.parent.glob(_of_phase(file, "*").name)]},
+        build.build(config),
+    )
 
 
 def _file(config: Config, workdir: Path) -> Path:
@@ -133,16 +151,22 @@ def _of_phase(file: Path, which: str) -> Path:
 
 
 def name(config: Config) -> str:
-    """Of a config on the devices that are here. Learning rate, seed, number of examples and steps, first weights and what is evaluated
-    on decide nothing of what a step of a phase costs; where auto(…) chooses, all but the rate and the steps may decide it."""
-    same = config.replace(train_for="1 step", **{"optim.lr": 1.0, "data.dev": "", "data.dev_size": 0, "data.test": ""})
+    """Of a config on the devices that are here. Learning rate, seed, number of examples and steps, first
+    weights and what is evaluated on decide nothing of what a step of a phase costs; where auto(…) chooses,
+    all but the rate and the steps may decide it."""
+    same = config.replace(
+        train_for="1 step", **{"optim.lr": 1.0, "data.dev": "", "data.dev_size": 0, "data.test": ""}
+    )
     if not auto.ask(config.freeze):
         same = same.replace(seed=0, init_weights=True, **{"data.train_size": 0})
-    return configs.digest({"step": identity.of(same, identity.content(same), "train"), "device": record.device()})
+    return configs.digest(
+        {"step": identity.of(same, identity.content(same), "train"), "device": record.device()}
+    )
 
 
 def peaks() -> dict[str, int | None]:
-    """The most memory that this process has held, in bytes: of the machine, and of its device where that keeps count."""
+    """The most memory that this process has held, in bytes: of the machine, and of its device where that
+    keeps count."""
     unit = 1 if sys.platform == "darwin" else 1024
     on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {"peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak_device": on_device}
@@ -166,7 +190,8 @@ def main() -> None:
     compiled.start()
     runs = [_chosen(auto.built(Config(values))) for values in json.loads(sys.stdin.read())]
     rows = plans.costs(runs, STEPS)
-    about = {**(peaks() if len(rows) == 1 else {}), "versions": record.versions(), "device": record.device()}  # of several, whose peak?
+    # of several, whose peak?
+    about = {**(peaks() if len(rows) == 1 else {}), "versions": record.versions(), "device": record.device()}
     print(json.dumps([{**record.plain(row), **about} for row in rows]))
 
 

@@ -1,4 +1,5 @@
-"""What the folders of a benchmark hold, one JSON file a cell: reading, merging, and which learning rate counts."""
+"""What the folders of a benchmark hold, one JSON file a cell: reading, merging, and which learning rate
+counts."""
 
 import json
 import math
@@ -14,11 +15,13 @@ from ptft.core import record
 from ptft.core.errors import UserError
 
 Split = Literal["dev", "test"]
-OLDER = {"task": "task", "model": "", "size": 0, "lr": None, "kind": "train", "repeat": False, "error": ""}  # what rows of old lack
+# what rows of old lack
+OLDER = {"task": "task", "model": "", "size": 0, "lr": None, "kind": "train", "repeat": False, "error": ""}
 
 
 def higher_is_better(metric: str, rows: Iterable[Mapping[str, Any]]) -> bool:
-    """As the objective of the rows declares it. Rows of older versions do not say which of their metrics fall."""
+    """As the objective of the rows declares it. Rows of older versions do not say which of their metrics
+    fall."""
     for row in rows:
         if "lower_is_better" in row:
             return metric not in row["lower_is_better"]
@@ -44,7 +47,9 @@ def read(folder: Path) -> list[Row]:
     for file in sorted((folder / "cells").glob("*.json")):
         row = read_json(file)
         if missing := [k for k in ("cell", "strategy", "seed", "status") if k not in row]:
-            raise UserError(f"{file}: expected the row of a cell, got one without {', '.join(missing)}; remove the file")
+            raise UserError(
+                f"{file}: expected the row of a cell, got one without {', '.join(missing)}; remove the file"
+            )
         rows.append(row_of(OLDER, row))
     return rows
 
@@ -77,20 +82,27 @@ class Merged(NamedTuple):
 
 
 def merge(folders: Sequence[Path]) -> Merged:
-    """The cells of several folders: of the same cell in two, a finished one counts, and of two finished ones the first.
+    """The cells of several folders: of the same cell in two, a finished one counts, and of two finished ones
+    the first.
 
-    Rows are called what the folder's `bench.json` now calls them. Rows that no config lists any more are left out, and counted.
+    Rows are called what the folder's `bench.json` now calls them. Rows that no config lists any more are left
+    out, and counted.
 
     Raises:
-      UserError: two folders have cells of the same name that something else decides, or judge or train by other rules on one task.
+      UserError: two folders have cells of the same name that something else decides, or judge or train by
+        other rules on one task.
     """
     rows: dict[str, Row] = {}
     source: dict[str, Path] = {}
-    benches = [read_json(folder / "bench.json") if (folder / "bench.json").is_file() else {} for folder in folders]
+    benches = [
+        read_json(folder / "bench.json") if (folder / "bench.json").is_file() else {} for folder in folders
+    ]
     listed: dict[str, Mapping[str, Any]] = {}
     for bench in benches:
         # A row says what it was when it ran.
-        now = {key: bench[key] for key in ("metric", "baseline", "budget") if bench.get(key)} | {"page": bench.get("config") or {}}
+        now = {key: bench[key] for key in ("metric", "baseline", "budget") if bench.get(key)} | {
+            "page": bench.get("config") or {}
+        }
         listed = {**{cell: {**labels, **now} for cell, labels in bench.get("cells", {}).items()}, **listed}
     conflicts, older = list[str](), 0
     for folder, bench in zip(folders, benches, strict=True):
@@ -99,8 +111,14 @@ def merge(folders: Sequence[Path]) -> Merged:
             if bench.get("cells") and cell not in listed:
                 older += 1
                 continue
-            if cell in rows and rows[cell]["status"] == row["status"] == "ok" and (why := _conflict(rows[cell], row)):
-                conflicts.append(f"{describe({**row, **listed.get(cell, {})})}: {why} in {source[cell]} and {folder}")
+            if (
+                cell in rows
+                and rows[cell]["status"] == row["status"] == "ok"
+                and (why := _conflict(rows[cell], row))
+            ):
+                conflicts.append(
+                    f"{describe({**row, **listed.get(cell, {})})}: {why} in {source[cell]} and {folder}"
+                )
             if cell not in rows or (row["status"] == "ok" and rows[cell]["status"] != "ok"):
                 rows[cell], source[cell] = row, folder
     first = benches[0] if benches else {}
@@ -109,23 +127,35 @@ def merge(folders: Sequence[Path]) -> Merged:
     _refuse_twins(found, source)
     place = {cell: i for i, cell in enumerate(listed)}
     found.sort(key=lambda row: place.get(row["cell"], len(place)))
-    order = list(dict.fromkeys([name for b in benches for name in b.get("order", [])] + [row["strategy"] for row in found]))
+    order = list(
+        dict.fromkeys(
+            [name for b in benches for name in b.get("order", [])] + [row["strategy"] for row in found]
+        )
+    )
     notes = []
     # By what they are called: where seconds are the budget, two machines' hashes differ.
-    planned, there = ({tuple(x.get(key) for key in LABELS) for x in items} for items in (listed.values(), found))
+    planned, there = (
+        {tuple(x.get(key) for key in LABELS) for x in items} for items in (listed.values(), found)
+    )
     missing = [dict(zip(LABELS, labels, strict=True)) for labels in planned - there]
     if missing:
         notes.append(f"{len(missing)} of {len(planned)} cells have not run yet.")
     if older:
         notes.append(f"{older} runs of an earlier config of this benchmark are left out.")
     if conflicts:
-        many = "One cell has two results" if len(conflicts) == 1 else f"{len(conflicts)} cells have two results"
-        notes.append(f"{many}, of which the first is shown: {'; '.join(conflicts[:5])}{' …' if len(conflicts) > 5 else ''}.")
+        many = (
+            "One cell has two results" if len(conflicts) == 1 else f"{len(conflicts)} cells have two results"
+        )
+        notes.append(
+            f"{many}, of which the first is shown: "
+            f"{'; '.join(conflicts[:5])}{' …' if len(conflicts) > 5 else ''}."
+        )
     return Merged(found, first, order, notes, missing)
 
 
 def _called(row: Row, now: Mapping[str, Any]) -> Row:
-    """A row as the folder's `bench.json` has it now: cells with the same steps in two budgets are the same cells."""
+    """A row as the folder's `bench.json` has it now: cells with the same steps in two budgets are the same
+    cells."""
     kind = now.get("budget", budget(row))
     return row_of(row, now, {"budget": {**(row.get("budget") or {}), "kind": kind}})
 
@@ -139,14 +169,21 @@ def _refuse_mixed(rows: Sequence[Row], source: Mapping[str, Path]) -> None:
     seen: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         twin = seen.setdefault((row["task"], row["model"], row["size"], row["kind"] == "train"), row)
-        for what, a, b in (("judged by", twin["metric"], row["metric"]), ("trained within a budget of", budget(twin), budget(row))):
+        for what, a, b in (
+            ("judged by", twin["metric"], row["metric"]),
+            ("trained within a budget of", budget(twin), budget(row)),
+        ):
             if a != b:
                 where = f"{source[twin['cell']]} and {b} in {source[row['cell']]}"
-                raise UserError(f"{row['task']} is {what} {a} in {where}. Report them apart, or give their tasks other names")
+                raise UserError(
+                    f"{row['task']} is {what} {a} in {where}. Report them apart, or give their tasks other "
+                    "names"
+                )
 
 
 def _refuse_twins(rows: Sequence[Row], source: Mapping[str, Path]) -> None:
-    """Two folders may not have other cells of one name: a table would take them for one, and the choice of a rate, too."""
+    """Two folders may not have other cells of one name: a table would take them for one, and the choice of a
+    rate, too."""
     seen: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         name = tuple(row.get(key) for key in LABELS)
@@ -156,12 +193,14 @@ def _refuse_twins(rows: Sequence[Row], source: Mapping[str, Path]) -> None:
             changed = configs.difference(twin.get("config") or {}, row.get("config") or {})
             why = "; ".join(changed[:5]) or "their data, weights or tokenizer differ"
             raise UserError(
-                f"{describe(row)} is another cell in {a} and in {b}: {why}. Report them apart, or give their tasks or models other names"
+                f"{describe(row)} is another cell in {a} and in {b}: {why}. Report them apart, or give their "
+                "tasks or models other names"
             )
 
 
 def _conflict(a: Row, b: Row) -> str:
-    """How two results of one cell differ; "" if they do not, beyond the rounding in which cells that trained together differ."""
+    """How two results of one cell differ; "" if they do not, beyond the rounding in which cells that trained
+    together differ."""
     splits: tuple[Split, ...] = ("test", "dev")
     for split in splits:
         x, y = a.get(split) or {}, b.get(split) or {}
@@ -177,11 +216,13 @@ class Quoted(NamedTuple):
 
     lr: float | None  # None for the references
     rows: list[Row]  # of that learning rate, one a seed, failed ones included
-    tried: dict[float, dict[int, float]]  # learning rate -> seed -> dev score, NaN for a failed run; of one alone, nothing is asked
+    # learning rate -> seed -> dev score, NaN for a failed run; of one alone, nothing is asked
+    tried: dict[float, dict[int, float]]
 
 
 def quoted(rows: Sequence[Row], metric: str) -> dict[str, Quoted]:
-    """Strategy -> the learning rate that has the best mean dev score over seeds, and its rows; their test scores are what is quoted.
+    """Strategy -> the learning rate that has the best mean dev score over seeds, and its rows; their test
+    scores are what is quoted.
 
     Args:
       rows: of one task, model and size. Every number that a report quotes comes through here.
@@ -192,11 +233,18 @@ def quoted(rows: Sequence[Row], metric: str) -> dict[str, Quoted]:
 
 def _quoted(mine: list[Row], metric: str, higher: bool) -> Quoted:
     lrs = list(dict.fromkeys(r["lr"] for r in mine))
-    tried = {lr: {r["seed"]: score(r, "dev", metric) for r in mine if r["lr"] == lr} for lr in lrs if lr is not None}
+    tried = {
+        lr: {r["seed"]: score(r, "dev", metric) for r in mine if r["lr"] == lr}
+        for lr in lrs
+        if lr is not None
+    }
     known = any(math.isfinite(x) for seeds in tried.values() for x in seeds.values())
     if len(lrs) > 1 and not known and any(r["status"] == "ok" for r in mine):
         rates = ", ".join(f"{lr:g}" for lr in lrs)
-        raise UserError(f"{mine[0]['strategy']}: the learning rates {rates}, and no dev {metric} to choose by; report them apart")
+        raise UserError(
+            f"{mine[0]['strategy']}: the learning rates {rates}, and no dev {metric} to choose by; report "
+            "them apart"
+        )
     lr = lrs[0] if len(lrs) == 1 or not known else stats.choose(tried, higher)
     return Quoted(lr, [r for r in mine if r["lr"] == lr], tried)
 

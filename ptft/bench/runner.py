@@ -5,8 +5,8 @@
     WORKDIR/cells/HASH/         its run, while it is not finished; a killed benchmark goes on there
     WORKDIR/lock                what is run now, and by which process (`locks`)
 
-A finished cell is never run again; a failed one is recorded with its error and tried again on the next start. Several shards
-may share a WORKDIR, or have one each: `ptft report A B` reads both.
+A finished cell is never run again; a failed one is recorded with its error and tried again on the next start.
+Several shards may share a WORKDIR, or have one each: `ptft report A B` reads both.
 """
 
 import shlex
@@ -29,20 +29,24 @@ class Workers(NamedTuple):
     """How cells are run."""
 
     attempt: Callable[[Cell], Row]  # one of them
-    together: Callable[[Sequence[Cell]], Iterator[dict[int, Row]]] | None = None  # several; gives some of the rows at a time, by number
+    # several; gives some of the rows at a time, by number
+    together: Callable[[Sequence[Cell]], Iterator[dict[int, Row]]] | None = None
     group_key: Callable[[Cell], str | None] = lambda cell: None  # those that run together have the same
-    locked: bool = True  # a cell that another process has taken is left to it; False where the attempts see to that
+    # a cell that another process has taken is left to it; False where the attempts see to that
+    locked: bool = True
 
 
 def pick(cells: Sequence[Cell], shard: tuple[int, int] = (1, 1), only: str = "") -> list[Cell]:
-    """The cells of shard i of n, or the one with a hash. Shards differ by at most one cell, and none has a strategy to itself. They go
-    by what cells are called: seconds measured on another machine change a budget's steps, and with them the hashes."""
+    """The cells of shard i of n, or the one with a hash. Shards differ by at most one cell, and none has a
+    strategy to itself. They go by what cells are called: seconds measured on another machine change a
+    budget's steps, and with them the hashes."""
     if only:
         found = [c for c in cells if c.cell == only]
         if not found:
             raise UserError(
-                f"--only {only}: this benchmark has no such cell; config, data or starting weights are not what they were. "
-                f"{did_you_mean(only, [c.cell for c in cells])} (with a budget of seconds, a new folder needs the old one's probes/)"
+                f"--only {only}: this benchmark has no such cell; config, data or starting weights are not "
+                f"what they were. {did_you_mean(only, [c.cell for c in cells])} (with a budget of seconds, a "
+                "new folder needs the old one's probes/)"
             )
         return found
     place, many = shard
@@ -54,16 +58,21 @@ def describe(values: Mapping[str, Any], cells: Sequence[Cell], command: str) -> 
     """`bench.json`: what a report must know beside the rows. The same from every shard of one machine."""
     bench = protocol.section(values).to_dict()
     return {
-        "command": command, "versions": record.versions(), "device": record.device(), "config_hash": configs.digest(values),
+        "command": command, "versions": record.versions(), "device": record.device(),
+        "config_hash": configs.digest(values),
         **{k: bench[k] for k in ("task", "metric", "baseline", "budget", "repeat", "seeds")},
-        "order": list(dict.fromkeys(c.strategy for c in cells)), "cells": {c.cell: c.labels for c in cells}, "config": values,
+        "order": list(dict.fromkeys(c.strategy for c in cells)), "cells": {c.cell: c.labels for c in cells},
+        "config": values,
     }  # fmt: skip
 
 
-def run(cells: Sequence[Cell], workdir: Path, workers: Workers, expected: Mapping[str, float] = schedule.EXPECTED) -> list[Row]:
+def run(
+    cells: Sequence[Cell], workdir: Path, workers: Workers, expected: Mapping[str, float] = schedule.EXPECTED
+) -> list[Row]:
     """Runs what is missing of these cells, in order, and returns the row of every one.
 
-    A stop (Ctrl-C, preemption) passes through, or ends it after the cell in whose training it did not fall: the same call goes on.
+    A stop (Ctrl-C, preemption) passes through, or ends it after the cell in whose training it did not fall:
+    the same call goes on.
 
     Args:
       expected: seconds of cells whose like has not finished yet, by hash.
@@ -75,10 +84,15 @@ def run(cells: Sequence[Cell], workdir: Path, workers: Workers, expected: Mappin
     todo = left_of(cells, list(rows.values()))
     for cell in cells:
         if cell not in todo:
-            shutil.rmtree(workdir / "cells" / cell.cell, ignore_errors=True)  # killed between the row and this
+            # killed between the row and this
+            shutil.rmtree(workdir / "cells" / cell.cell, ignore_errors=True)
     if len(todo) < len(cells):
         record.say(f"{len(cells) - len(todo)} of {len(cells)} cells are there already, {len(todo)} to run")
-    with record.bar(len(cells), len(cells) - len(todo)) as advance, mesh.preemption() as caught, locks.of(workdir) as held:
+    with (
+        record.bar(len(cells), len(cells) - len(todo)) as advance,
+        mesh.preemption() as caught,
+        locks.of(workdir) as held,
+    ):
 
         def keep(cell: Cell, row: Row, what: str) -> None:
             nonlocal todo
@@ -91,11 +105,17 @@ def run(cells: Sequence[Cell], workdir: Path, workers: Workers, expected: Mappin
 
         attempt, together = workers.attempt, workers.together
         waiting = groups(todo, workers.group_key if together else lambda cell: None)
-        for group, elsewhere in _taken(waiting, workdir, held, caught) if workers.locked else ((g, []) for g in waiting):
+        for group, elsewhere in (
+            _taken(waiting, workdir, held, caught) if workers.locked else ((g, []) for g in waiting)
+        ):
             for cell, row in elsewhere:
                 keep(cell, row, "another process")
             try:
-                for found in together(group) if together and len(group) > 1 else ({i: attempt(c)} for i, c in enumerate(group)):
+                for found in (
+                    together(group)
+                    if together and len(group) > 1
+                    else ({i: attempt(c)} for i, c in enumerate(group))
+                ):
                     for i, row in found.items():
                         keep(group[i], row, f"{row['wall_seconds']:.1f} s")
                     if caught and todo:
@@ -111,7 +131,8 @@ def run(cells: Sequence[Cell], workdir: Path, workers: Workers, expected: Mappin
 def _taken(
     waiting: list[list[Cell]], workdir: Path, held: locks.Locks, caught: Sequence[int]
 ) -> Iterator[tuple[list[Cell], list[tuple[Cell, Row]]]]:
-    """Group by group, those that no other process runs now, and the rows of those that one has finished; the others come last.
+    """Group by group, those that no other process runs now, and the rows of those that one has finished; the
+    others come last.
 
     Raises:
       SystemExit(75): stopped while there was only to wait.
@@ -127,7 +148,10 @@ def _taken(
             told = True
         if mine:
             finished = {cell: row for cell in mine if (row := results.finished(workdir, cell))}
-            yield [c for cell, c in mine.items() if cell not in finished], [(mine[cell], row) for cell, row in finished.items()]
+            yield (
+                [c for cell, c in mine.items() if cell not in finished],
+                [(mine[cell], row) for cell, row in finished.items()],
+            )
             for cell in mine:
                 held.give_back(cell)
         in_vain = 0 if mine else in_vain + 1
@@ -138,7 +162,8 @@ def _taken(
 
 
 def left_of(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
-    """The cells that have not finished; first the references, which take little and are the floor of whatever is there after a stop."""
+    """The cells that have not finished; first the references, which take little and are the floor of whatever
+    is there after a stop."""
     done = {row["cell"] for row in rows if row["status"] == "ok"}
     return sorted((c for c in cells if c.cell not in done), key=lambda c: c.kind == "train")
 
@@ -154,7 +179,9 @@ def groups(cells: Sequence[Cell], group_key: Callable[[Cell], str | None]) -> li
 def news(row: Row) -> str:
     if row["status"] != "ok":
         return f"{'FAILED' if row['status'] == 'failed' else 'skipped'}: {row['error']}"
-    return f"test {row['metric']} {results.score(row, 'test', row['metric']):.3f}" + (f", {row['chosen']}" if row.get("chosen") else "")
+    return f"test {row['metric']} {results.score(row, 'test', row['metric']):.3f}" + (
+        f", {row['chosen']}" if row.get("chosen") else ""
+    )
 
 
 def command_line(page: str, overrides: Sequence[str]) -> list[str]:

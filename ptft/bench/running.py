@@ -56,7 +56,8 @@ def run_in_process(cell: Cell, bench: Bench, do: Work, alone: bool = False) -> R
 
 
 def run_group(cells: Sequence[Cell], bench: Bench, do: Together) -> Iterator[dict[int, Row]]:
-    """Runs cells of one group in this process and writes their rows; those that are done at once took equal parts of the time."""
+    """Runs cells of one group in this process and writes their rows; those that are done at once took equal
+    parts of the time."""
     missing = set(range(len(cells)))
 
     def keep(found: Mapping[int, Outcome], seconds: float) -> dict[int, Row]:
@@ -79,7 +80,8 @@ def run_group(cells: Sequence[Cell], bench: Bench, do: Together) -> Iterator[dic
 def _judged(cell: Cell, outcome: Outcome, bench: Bench) -> Row:
     """The row of a cell that gave this result, or ended with this error."""
     if isinstance(outcome, CellResult):
-        numbers = {bench.metric: None, **(outcome.test or {})}  # a network of NaN still has an accuracy: that of one class
+        # a network of NaN still has an accuracy: that of one class
+        numbers = {bench.metric: None, **(outcome.test or {})}
         if bad := [name for name, value in numbers.items() if value is None or not math.isfinite(value)]:
             outcome = ValueError(f"test {bad[0]} is not a finite number: training diverged")
     status = {"status": "ok", "error": "", "traceback": None}
@@ -88,25 +90,46 @@ def _judged(cell: Cell, outcome: Outcome, bench: Bench) -> Row:
     elif isinstance(outcome, Exception):
         said = " ".join(str(outcome).split())[:500]
         error = said if isinstance(outcome, UserError) else f"{type(outcome).__name__}: {said}"
-        status |= {"status": "failed", "error": error, "traceback": "".join(traceback.format_exception(outcome))}
+        status |= {
+            "status": "failed",
+            "error": error,
+            "traceback": "".join(traceback.format_exception(outcome)),
+        }
     return _row(cell, status, outcome if isinstance(outcome, CellResult) else CellResult(), bench)
 
 
 def _row(cell: Cell, status: Mapping[str, Any], result: CellResult, bench: Bench) -> Row:
     plain = cell.config.to_dict()
     known = {
-        "freeze": plain.get("freeze"), "train_for": plain.get("train_for"), "budget": {"kind": bench.budget, "share": cell.share},
+        "freeze": plain.get("freeze"), "train_for": plain.get("train_for"),
+        "budget": {"kind": bench.budget, "share": cell.share},
         "init_from": plain.get("init_from", "") if plain.get("init_weights", True) else "",
     }  # fmt: skip
-    own = {"cell": cell.cell, **cell.labels, **status, "metric": bench.metric, **(known if cell.kind == "train" else {})}
-    numbers = {"dev": None, "test": None, "bytes": None, "peak_rss": None, "peak_device": None, **result.to_row()}
+    own = {
+        "cell": cell.cell,
+        **cell.labels,
+        **status,
+        "metric": bench.metric,
+        **(known if cell.kind == "train" else {}),
+    }
+    numbers = {
+        "dev": None,
+        "test": None,
+        "bytes": None,
+        "peak_rss": None,
+        "peak_device": None,
+        **result.to_row(),
+    }
     again = {"command": f"{bench.command} --only {cell.cell} --workdir runs/{cell.cell}", "config": plain}
     return row_of(own, numbers, again)
 
 
 def _start_over(folder: Path, config: Mapping[str, Any]) -> None:
-    """A run that was stopped goes on; but with weights or data under another path, though the same, it could not."""
-    if (folder / "config.json").is_file() and configs.difference(results.read_json(folder / "config.json"), config):
+    """A run that was stopped goes on; but with weights or data under another path, though the same, it could
+    not."""
+    if (folder / "config.json").is_file() and configs.difference(
+        results.read_json(folder / "config.json"), config
+    ):
         shutil.rmtree(folder)
 
 
@@ -122,7 +145,9 @@ def run_in_subprocess(cell: Cell, bench: Bench, argv: Sequence[str]) -> Row:
     said.parent.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     with said.open("wb") as log:
-        code, stopped = mesh.child([*argv, "--only", cell.cell, "--workdir", str(workdir)], stdout=log, stderr=log)
+        code, stopped = mesh.child(
+            [*argv, "--only", cell.cell, "--workdir", str(workdir)], stdout=log, stderr=log
+        )
     if stopped:
         raise SystemExit(train.PREEMPTED)
     if _stamp(file) != before or results.finished(workdir, cell.cell):
@@ -130,7 +155,11 @@ def run_in_subprocess(cell: Cell, bench: Bench, argv: Sequence[str]) -> Row:
     else:  # it ended without a word, as a process does that runs out of memory
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         last = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        status = {"status": "failed", "error": " ".join([f"its process {how}:", *last]).rstrip(":"), "traceback": None}
+        status = {
+            "status": "failed",
+            "error": " ".join([f"its process {how}:", *last]).rstrip(":"),
+            "traceback": None,
+        }
         row = row_of(_row(cell, status, CellResult(), bench), {"isolated": True})
         with locks.of(workdir) as held:
             if held.take(cell.cell) and not results.finished(workdir, cell.cell):

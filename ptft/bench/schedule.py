@@ -10,9 +10,11 @@ from ptft.bench.protocol import Cell
 EXPECTED: Mapping[str, float] = {}  # nothing is known
 
 
-def predict(todo: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, float] = EXPECTED) -> float | None:
-    """Seconds that cells will take: as the median of what is finished of their like, else as expected, else as of anything that is
-    finished; None where nothing is known."""
+def predict(
+    todo: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, float] = EXPECTED
+) -> float | None:
+    """Seconds that cells will take: as the median of what is finished of their like, else as expected, else
+    as of anything that is finished; None where nothing is known."""
 
     def nearest(labels: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         near = tuple(labels[k] for k in ("kind", "task", "model", "size", "strategy"))
@@ -32,18 +34,25 @@ def predict(todo: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, fl
         own, *others = nearest(cell.labels)
         if own in medians or cell.cell in expected:
             return medians.get(own, expected.get(cell.cell, 0.0))
-        return next((medians[key] for key in others if key in medians), statistics.median(everything) if cell.kind == "train" else 0.0)
+        return next(
+            (medians[key] for key in others if key in medians),
+            statistics.median(everything) if cell.kind == "train" else 0.0,
+        )
 
     return sum(map(one, todo))
 
 
 def schedule(
-    waiting: Sequence[Sequence[Cell]], cells: Sequence[Cell], rows: Sequence[Row], expected: Mapping[str, float] | None = None
+    waiting: Sequence[Sequence[Cell]],
+    cells: Sequence[Cell],
+    rows: Sequence[Row],
+    expected: Mapping[str, float] | None = None,
 ) -> str:
     """What would run and for how long, without running it.
 
     Args:
-      waiting: what is to run, those together that run together (`groups`); cells: all, the finished ones among them.
+      waiting: what is to run, those together that run together (`groups`); cells: all, the finished ones
+        among them.
       expected: as of `run`; None: not measured yet.
     """
     unknown = "for how long shows once a cell has run"
@@ -58,8 +67,18 @@ def schedule(
             own = [c for c in mine if c.strategy == name]
             rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(c.lr for c in own if c.lr is not None))
             beside = sum(len(group) > 1 for group in waiting if any(c in own for c in group))
-            time = about(predict([c for c in own if c in todo], rows, expected)) if any(c in todo for c in own) else "finished"
-            parts = [_count(own), f"lr {rates}", own[0].config.to_dict().get("train_for"), "one program" if beside else "", time]
+            time = (
+                about(predict([c for c in own if c in todo], rows, expected))
+                if any(c in todo for c in own)
+                else "finished"
+            )
+            parts = [
+                _count(own),
+                f"lr {rates}",
+                own[0].config.to_dict().get("train_for"),
+                "one program" if beside else "",
+                time,
+            ]
             lines.append(f"  {name}: {', '.join(filter(None, parts))}")
     references = [c for c in cells if c.kind != "train"]
     if references:
@@ -67,7 +86,9 @@ def schedule(
     seconds = predict(todo, rows, expected)
     unknown = f"; {unknown}" if todo else ""
     left = f", {about(seconds)}" if about(seconds) else unknown
-    return "\n".join([*lines, f"{_count(cells)}, {len(cells) - len(todo)} finished, {len(todo)} to run{left}"])
+    return "\n".join(
+        [*lines, f"{_count(cells)}, {len(cells) - len(todo)} finished, {len(todo)} to run{left}"]
+    )
 
 
 def _count(cells: Sequence[Cell]) -> str:

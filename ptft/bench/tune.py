@@ -4,14 +4,17 @@
     WORKDIR/tune.json    the config, every trial, the strategies of none, the best
     WORKDIR/runs/HASH    the runs of the trial that is on, and that of the best so far
 
-A trial is tried cheaply first, by freezing deeper: `S` runs as `S&top-K`, K being 0.4 of the blocks, at which the ranks of whole runs are
-said to be found again (arXiv 2504.10735), and what is frozen without dropout, so that it is computed once an example (the feature cache). A
-strategy that so trains nothing less (`head`, `top-1`), or cannot be cut (added parameters, phases, rules, auto), runs for a third of the
-steps instead. Only a trial whose cheap try is no worse than the median of those that were finished goes on to the whole run. Cheap tries of
-strategies that are cut in different ways are compared all the same: it is a guess what to spend the time on, and no result.
+A trial is tried cheaply first, by freezing deeper: `S` runs as `S&top-K`, K being 0.4 of the blocks, at which
+the ranks of whole runs are said to be found again (arXiv 2504.10735), and what is frozen without dropout, so
+that it is computed once an example (the feature cache). A strategy that so trains nothing less (`head`,
+`top-1`), or cannot be cut (added parameters, phases, rules, auto), runs for a third of the steps instead.
+Only a trial whose cheap try is no worse than the median of those that were finished goes on to the whole run.
+Cheap tries of strategies that are cut in different ways are compared all the same: it is a guess what to
+spend the time on, and no result.
 
-Trials do not see the test split; the best is evaluated on it, once, at the end. The same command goes on after a stop: a trial that was
-under way is tried again, from its checkpoint, and N trials are N over all starts.
+Trials do not see the test split; the best is evaluated on it, once, at the end. The same command goes on
+after a stop: a trial that was under way is tried again, from its checkpoint, and N trials are N over all
+starts.
 """
 
 import importlib
@@ -37,9 +40,12 @@ from ptft.train import build, evaluate, spec, train, weights
 
 SPEC: Spec = {
     "strategies": Field(
-        ("full", "freeze-embeddings", "top-1", "bitfit", "head"), doc='what to try: a strategy, or {"freeze": a strategy, "lr": factor}'
+        ("full", "freeze-embeddings", "top-1", "bitfit", "head"),
+        doc='what to try: a strategy, or {"freeze": a strategy, "lr": factor}',
     ),
-    "lr": Field((0.1, 10.0), doc="the range of the learning rate, as factors of optim.lr (and of the strategy's own)"),
+    "lr": Field(
+        (0.1, 10.0), doc="the range of the learning rate, as factors of optim.lr (and of the strategy's own)"
+    ),
 }
 SHARE = 0.4  # of the blocks that a cheap try trains, at most
 STARTUP = 4  # trials that are finished before the first is pruned
@@ -72,7 +78,8 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
       values: a finetune config, with or without a section `tune`.
       page: arguments of the command line that name the config.
     Raises:
-      UserError: a mistake in the config, another config or other files than the folder's, no optuna, or no trial that did not diverge.
+      UserError: a mistake in the config, another config or other files than the folder's, no optuna, or no
+        trial that did not diverge.
       SystemExit(75): stopped by SIGTERM or SIGINT.
     """
     optuna = _optuna()
@@ -84,21 +91,35 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
     known = results.read_json(file) if file.exists() else {}
     if known and (changes := configs.difference(known["config"], plain)):
         raise UserError(
-            f"{workdir} holds a search of another config (there -> asked):\n  " + "\n  ".join(changes) + "\nchoose another --workdir"
+            f"{workdir} holds a search of another config (there -> asked):\n  "
+            + "\n  ".join(changes)
+            + "\nchoose another --workdir"
         )
     if problems := cell.leaks(whole, whole.data.train):
         raise UserError("; ".join(problems))
     content = identity.content(whole)
-    if changed := [key for key, is_now in content.items() if known.get("content", content).get(key) != is_now]:
+    if changed := [
+        key for key, is_now in content.items() if known.get("content", content).get(key) != is_now
+    ]:
         raise UserError(
-            f"{workdir} holds a search of other files, though their paths are the same: {', '.join(changed)}; its trials do not compare "
-            "with new ones. Choose another --workdir"
+            f"{workdir} holds a search of other files, though their paths are the same: "
+            f"{', '.join(changed)}; its trials do not compare with new ones. Choose another --workdir"
         )
     found: dict[str, Any] = {"config": plain, "content": content, "metric": search.metric}
-    found |= {"lower_is_better": sorted(search.lower_is_better), "trials": known.get("trials", []), "best": known.get("best")}
-    with locks.of(workdir) as held, _study(optuna, workdir, search.falls) as study, mesh.preemption() as caught:
+    found |= {
+        "lower_is_better": sorted(search.lower_is_better),
+        "trials": known.get("trials", []),
+        "best": known.get("best"),
+    }
+    with (
+        locks.of(workdir) as held,
+        _study(optuna, workdir, search.falls) as study,
+        mesh.preemption() as caught,
+    ):
         if not held.take(ALL):
-            raise UserError(f"another process searches in {workdir}; wait for it, or choose another --workdir")
+            raise UserError(
+                f"another process searches in {workdir}; wait for it, or choose another --workdir"
+            )
         record.write_json(file, found)
         _retry(optuna, study)
         while len(_done(study)) < trials:
@@ -111,7 +132,9 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
             _clear(study, search)
             record.say(f"trial {len(found['trials'])}/{trials} {_news(found['trials'][-1], search.metric)}")
         found["trials"] = _rows(study)
-        found["untried"] = [name for name in search.space if name not in {r["freeze"] for r in found["trials"]}]
+        found["untried"] = [
+            name for name in search.space if name not in {r["freeze"] for r in found["trials"]}
+        ]
         found["best"] = _best(study, search, known.get("best"), found["trials"])
     record.write_json(file, found)
     return found
@@ -135,20 +158,33 @@ def _search(config: Config, tune: Config, workdir: Path, page: Sequence[str]) ->
     if len(tune.lr) != 2 or not all(map(protocol.positive, tune.lr)) or tune.lr[0] >= tune.lr[1]:
         raise UserError(f"tune.lr: expected [LOW, HIGH], factors of optim.lr above 0, got {list(tune.lr)}")
     entries = [s if isinstance(s, Mapping) else {"freeze": s} for s in tune.strategies]
-    if not entries or any(set(e) - {"freeze", "lr"} or "freeze" not in e or not protocol.positive(e.get("lr", 1.0)) for e in entries):
+    if not entries or any(
+        set(e) - {"freeze", "lr"} or "freeze" not in e or not protocol.positive(e.get("lr", 1.0))
+        for e in entries
+    ):
         raise UserError(
-            f'tune.strategies: expected strategies, or {{"freeze": a strategy, "lr": a factor above 0}}, got {list(tune.strategies)}'
+            'tune.strategies: expected strategies, or {"freeze": a strategy, "lr": a factor above 0}, got '
+            f"{list(tune.strategies)}"
         )
     space = {
-        e["freeze"] if isinstance(e["freeze"], str) else json.dumps(e["freeze"]): (e["freeze"], float(e.get("lr", 1.0))) for e in entries
+        e["freeze"] if isinstance(e["freeze"], str) else json.dumps(e["freeze"]): (
+            e["freeze"],
+            float(e.get("lr", 1.0)),
+        )
+        for e in entries
     }
     if len(space) < len(entries):
-        raise UserError("tune.strategies: a strategy is there twice; expected each once, with one factor of the learning rate")
+        raise UserError(
+            "tune.strategies: a strategy is there twice; expected each once, with one factor of the "
+            "learning rate"
+        )
     base = config.replace(**{"data.test": "", "tensorboard": False})
     nets = [auto.unchosen(base.replace(freeze=f)).net for f, _ in space.values()]
     metric = config.best if config.best not in ("", "last") else nets[0].objective.best
     low, high = map(float, tune.lr)
-    return Search(workdir, page, config.data.test, base, space, low, high, metric, nets[0].objective.lower_is_better)
+    return Search(
+        workdir, page, config.data.test, base, space, low, high, metric, nets[0].objective.lower_is_better
+    )
 
 
 @contextmanager
@@ -157,7 +193,9 @@ def _study(optuna: Any, workdir: Path, falls: bool) -> Any:
     direction = "minimize" if falls else "maximize"
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP)
     try:
-        yield optuna.create_study(storage=storage, study_name=STUDY, direction=direction, pruner=pruner, load_if_exists=True)
+        yield optuna.create_study(
+            storage=storage, study_name=STUDY, direction=direction, pruner=pruner, load_if_exists=True
+        )
     finally:
         storage.remove_session()
         storage.engine.dispose()
@@ -188,7 +226,9 @@ def _trial(optuna: Any, study: Any, search: Search, label: str) -> None:
     less = less if cheap.freeze == config.freeze else f"as {cheap.freeze}"
     record.say(f"{label} {name}, lr {config.optim.lr:g}: tried {less}")
     score, error = _score(cheap, search)
-    trial.set_user_attr("cheap", {**how, "dev": record.plain(score), "error": error, "seconds": time.perf_counter() - begun})
+    trial.set_user_attr(
+        "cheap", {**how, "dev": record.plain(score), "error": error, "seconds": time.perf_counter() - begun}
+    )
     if math.isfinite(score):
         trial.report(score, 0)
         if not trial.should_prune():
@@ -204,7 +244,9 @@ def _trial(optuna: Any, study: Any, search: Search, label: str) -> None:
 
 def _config(search: Search, name: str, factor: float) -> Config:
     strategy, own = search.space[name]
-    return search.base.replace(freeze=strategy, **{"optim.lr": float(f"{search.base.optim.lr * own * factor:.4g}")})
+    return search.base.replace(
+        freeze=strategy, **{"optim.lr": float(f"{search.base.optim.lr * own * factor:.4g}")}
+    )
 
 
 def cheaper(config: Config) -> Config:
@@ -223,7 +265,8 @@ def cheaper(config: Config) -> Config:
     short = config.replace(train_for=f"{math.ceil(auto.unchosen(config).durations.total / 3)} steps")
     try:
         auto.unchosen(short)
-    except UserError:  # phases that begin later than that: the whole run is its own cheap try, and is not run twice
+    # phases that begin later than that: the whole run is its own cheap try, and is not run twice
+    except UserError:
         return config
     return short
 
@@ -232,7 +275,9 @@ def _score(config: Config, search: Search) -> tuple[float, str]:
     """(the dev metric, ""), or of a run that diverged (nan, why)."""
     try:
         folder = _folder(config, search)
-        found = float(train.run(config, folder, quiet=True, chosen=auto.choose(config, folder))["dev"][search.metric])
+        found = float(
+            train.run(config, folder, quiet=True, chosen=auto.choose(config, folder))["dev"][search.metric]
+        )
         return found, "" if math.isfinite(found) else f"dev {search.metric} is {found}"
     except UserError as e:
         return math.nan, str(e)
@@ -259,16 +304,24 @@ def _best(study: Any, search: Search, before: Any, rows: Sequence[Mapping[str, A
     """The best trial, its command, and its metrics on test, which are computed once."""
     if (best := _winner(study)) is None:
         raise UserError(
-            f"none of {len(_done(study))} trials gave a finite dev {search.metric}; lower optim.lr or tune.lr: see "
-            f"{search.workdir}/tune.json"
+            f"none of {len(_done(study))} trials gave a finite dev {search.metric}; lower optim.lr or "
+            f"tune.lr: see {search.workdir}/tune.json"
         )
     config = _config(search, best.params["freeze"], best.params["lr"])
     changes = [f"--config.freeze={best.params['freeze']}", f"--config.optim.lr={config.optim.lr:g}"]
     words = [*search.page, *changes, "--workdir", f"{search.workdir}/best"]
-    row = {**next(r for r in rows if r["params"] == best.params), "command": "ptft train " + shlex.join(words)}
+    row = {
+        **next(r for r in rows if r["params"] == best.params),
+        "command": "ptft train " + shlex.join(words),
+    }
     if before and before["params"] == best.params:
         return {**row, "test": before["test"]}
-    return {**row, "test": _test(config.replace(**{"data.test": search.test}), _folder(config, search)) if search.test else None}
+    return {
+        **row,
+        "test": _test(config.replace(**{"data.test": search.test}), _folder(config, search))
+        if search.test
+        else None,
+    }
 
 
 def _test(config: Config, folder: Path) -> dict[str, float]:
@@ -289,13 +342,18 @@ def _row(number: int, t: Any) -> dict[str, Any]:
     known, error = t.user_attrs, t.user_attrs.get("error", "")
     return {
         "trial": number, "freeze": t.params["freeze"], "lr": known["optim.lr"], "params": t.params,
-        "state": "diverged" if error else t.state.name.lower(), "error": error, "dev": t.value if t.state.name == "COMPLETE" else None,
+        "state": "diverged" if error else t.state.name.lower(), "error": error,
+        "dev": t.value if t.state.name == "COMPLETE" else None,
         "cheap": known["cheap"], "seconds": known.get("seconds", known["cheap"]["seconds"]),
     }  # fmt: skip
 
 
 def _news(row: Mapping[str, Any], metric: str) -> str:
-    said = f"dev {metric} {row['dev']:.4f}" if row["dev"] is not None else ": ".join(filter(None, [row["state"], row["error"]]))
+    said = (
+        f"dev {metric} {row['dev']:.4f}"
+        if row["dev"] is not None
+        else ": ".join(filter(None, [row["state"], row["error"]]))
+    )
     return f"{row['freeze']}, lr {row['lr']:g}: {said} ({row['seconds']:.1f} s)"
 
 
@@ -304,15 +362,26 @@ def table(found: Mapping[str, Any]) -> str:
     falls = not results.higher_is_better(found["metric"], [found])
     rows = sorted(found["trials"], key=lambda r: (r["dev"] is None, (r["dev"] or 0) * (1 if falls else -1)))
     width = max(len(r["freeze"]) for r in rows)
-    lines = [f"{'trial':>5}  {'freeze':<{width}}  {'lr':>9}  {'cheap try':>9}  {'dev ' + found['metric']:>12}  {'seconds':>7}"]
+    lines = [
+        f"{'trial':>5}  {'freeze':<{width}}  {'lr':>9}  {'cheap try':>9}  {'dev ' + found['metric']:>12}  "
+        f"{'seconds':>7}"
+    ]
     for r in rows:
         cheap, dev = ("" if x is None else f"{x:.4f}" for x in (r["cheap"]["dev"], r["dev"]))
-        lines.append(f"{r['trial']:>5}  {r['freeze']:<{width}}  {r['lr']:>9.3g}  {cheap:>9}  {dev or r['state']:>12}  {r['seconds']:>7.1f}")
+        lines.append(
+            f"{r['trial']:>5}  {r['freeze']:<{width}}  {r['lr']:>9.3g}  {cheap:>9}  {dev or r['state']:>12}  "
+            f"{r['seconds']:>7.1f}"
+        )
     pruned, diverged = (sum(r["state"] == state for r in rows) for state in ("pruned", "diverged"))
-    lines.append(f"{pruned} of {len(rows)} trials were pruned after their cheap try" + (f", {diverged} diverged" if diverged else ""))
+    lines.append(
+        f"{pruned} of {len(rows)} trials were pruned after their cheap try"
+        + (f", {diverged} diverged" if diverged else "")
+    )
     if found["untried"]:
         lines.append(f"tried in no trial: {', '.join(found['untried'])}")
     best = found["best"]
     if best["test"]:
-        lines.append("the best on test: " + ", ".join(f"{k} {v:.4f}" for k, v in best["test"].items() if v is not None))
+        lines.append(
+            "the best on test: " + ", ".join(f"{k} {v:.4f}" for k, v in best["test"].items() if v is not None)
+        )
     return "\n".join([*lines, best["command"]])

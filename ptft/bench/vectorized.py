@@ -1,17 +1,21 @@
-"""Runs that share frozen blocks train together: one compiled step, vmapped over what is trainable, one frozen part.
+"""Runs that share frozen blocks train together: one compiled step, vmapped over what is trainable, one frozen
+part.
 
-Members differ in seed, learning rate and, where the lowest trainable block is the same, in strategy: what is trainable in any of
-them has a leading axis of members, and a factor a member says how fast, or that it does not. What lies below is computed once an
-example for all of them (`ptft.train.feature_cache`), for training and evaluation. Members do not touch each other: one that
-diverges fails, the others go on. The numbers are those of solo runs up to the rounding of batched products. What a step costs
-cannot be read off such a run: seconds, FLOPs and bytes are measured apart, of a step that computes everything (`ptft.bench.probe`).
+Members differ in seed, learning rate and, where the lowest trainable block is the same, in strategy: what is
+trainable in any of them has a leading axis of members, and a factor a member says how fast, or that it does
+not. What lies below is computed once an example for all of them (`ptft.train.feature_cache`), for training
+and evaluation. Members do not touch each other: one that diverges fails, the others go on. The numbers are
+those of solo runs up to the rounding of batched products. What a step costs cannot be read off such a run:
+seconds, FLOPs and bytes are measured apart, of a step that computes everything (`ptft.bench.probe`).
 
-A CPU gains little from wide steps: per member, they took 0.8 to 1.4 times as long as one member alone (MiniLM, 3 to 15 members on
-two cores: tests/benchmarks/population_steps.py). There, members take turns in one compiled step.
+A CPU gains little from wide steps: per member, they took 0.8 to 1.4 times as long as one member alone
+(MiniLM, 3 to 15 members on two cores: tests/benchmarks/population_steps.py). There, members take turns in one
+compiled step.
 
-What is due at a step, the judging, the evaluation and the result are `ptft.train`'s, the same as for a run alone. The loop itself is
-not: a run alone has phases, checkpoints to resume from, a log and a pace, which members lack, and members have several seeds, a best
-each and a divergence of their own. One loop for both would ask at every line which it is.
+What is due at a step, the judging, the evaluation and the result are `ptft.train`'s, the same as for a run
+alone. The loop itself is not: a run alone has phases, checkpoints to resume from, a log and a pace, which
+members lack, and members have several seeds, a best each and a divergence of their own. One loop for both
+would ask at every line which it is.
 """
 
 import functools
@@ -69,7 +73,8 @@ def wide() -> bool:
 
 
 def group_key(config: Config) -> str | None:
-    """Configs of one group may train together; None: this one trains alone, as where each seed chooses what is trainable."""
+    """Configs of one group may train together; None: this one trains alone, as where each seed chooses what
+    is trainable."""
     if auto.ask(config.freeze):
         return None
     return _group_key(config.replace(seed=0, **{"optim.lr": 0.0}), wide())
@@ -78,20 +83,36 @@ def group_key(config: Config) -> str | None:
 @functools.lru_cache(maxsize=1024)
 def _group_key(c: Config, across: bool) -> str | None:
     run = build.build(c)
-    sparse = any(a.examples for a in run.net.added)  # what is chosen by data is frozen, and another seed's is another
-    if len(run.phases) > 1 or sparse or c.parallel != "jit" or c.accumulate > 1 or c.frozen_dtype != "float32" or c.early_stop:
+    # what is chosen by data is frozen, and another seed's is another
+    sparse = any(a.examples for a in run.net.added)
+    if (
+        len(run.phases) > 1
+        or sparse
+        or c.parallel != "jit"
+        or c.accumulate > 1
+        or c.frozen_dtype != "float32"
+        or c.early_stop
+    ):
         return None
-    updated: Any = [(r.name, r.lr_mult, r.wd_mult) for r in run.plan.rows]  # two strategies that come to the same are of one group
-    if across and not feature_cache.why_not(run, 0, 0, many=True) and all(r.wd_mult == 1 for r in run.plan.rows):
-        blocks = {part for part in programs.no_dropout(run, 0) if part.startswith("block_")}  # nothing above the blocks has dropout
+    # two strategies that come to the same are of one group
+    updated: Any = [(r.name, r.lr_mult, r.wd_mult) for r in run.plan.rows]
+    if (
+        across
+        and not feature_cache.why_not(run, 0, 0, many=True)
+        and all(r.wd_mult == 1 for r in run.plan.rows)
+    ):
+        # nothing above the blocks has dropout
+        blocks = {part for part in programs.no_dropout(run, 0) if part.startswith("block_")}
         updated = feature_cache.entry(run, 0), sorted(blocks) if c.model.dropout else []
     # LoRA of rank 8 and of rank 16, or of another alpha, have the same names.
-    return hashlib.sha256(repr((configs.to_json({**c.to_dict(), "freeze": ""}), updated, run.net.added)).encode()).hexdigest()
+    return hashlib.sha256(
+        repr((configs.to_json({**c.to_dict(), "freeze": ""}), updated, run.net.added)).encode()
+    ).hexdigest()
 
 
 def train_together(asked: Sequence[Config]) -> Iterator[dict[int, Outcome]]:
-    """Trains configs of one group, as many at a time as fit; yields for those of a time, by number, the results, without
-    what a step costs, or the exception of a member that diverged.
+    """Trains configs of one group, as many at a time as fit; yields for those of a time, by number, the
+    results, without what a step costs, or the exception of a member that diverged.
 
     Raises:
       SystemExit(75): stopped by SIGTERM or SIGINT; nothing is kept of those that were in training.
@@ -103,27 +124,40 @@ def train_together(asked: Sequence[Config]) -> Iterator[dict[int, Outcome]]:
     for run in {r.config.seed: r for r in runs}.values():
         params = weights.start_params(run, quiet=True)
         trainable, frozen = tree.split(params, names)
-        # What is frozen and was drawn by a seed, such as a pooler that a checkpoint lacks, is not the same for another.
+        # What is frozen and was drawn by a seed, such as a pooler that a checkpoint lacks, is not the same
+        # for another.
         seeds = groups.setdefault(ledger.digest_of(frozen), [])
-        starts[run.config.seed] = trainable | (tree.split(starts[seeds[0]], names)[1] if seeds else frozen)  # in memory once
+        # in memory once
+        starts[run.config.seed] = trainable | (tree.split(starts[seeds[0]], names)[1] if seeds else frozen)
         seeds.append(run.config.seed)
     for seeds in groups.values():
         mine = [i for i, run in enumerate(runs) if run.config.seed in seeds]
         room = max(1, int(SHARE * _free() / _bytes(runs[mine[0]], names))) if wide() else 1
         for at in range(0, len(mine), room):
             chunk = mine[at : at + room]
-            yield dict(zip(chunk, _train([Member(runs[i], starts[runs[i].config.seed]) for i in chunk], names), strict=True))
+            yield dict(
+                zip(
+                    chunk,
+                    _train([Member(runs[i], starts[runs[i].config.seed]) for i in chunk], names),
+                    strict=True,
+                )
+            )
 
 
 def _free() -> int:
     """Bytes that a device can still hold; of the machine, where the device has none of its own."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else feature_cache.free_memory()
+    return (
+        stats["bytes_limit"] - stats["bytes_in_use"]
+        if "bytes_limit" in stats
+        else feature_cache.free_memory()
+    )
 
 
 def _bytes(run: Run, names: Sequence[str]) -> int:
-    """What one more member needs: its trainable parameters four times over, and activations from the lowest trainable block up
-    (twice Korthikanti et al. 2022, arXiv 2205.05198, equation 2, which counts half precision)."""
+    """What one more member needs: its trainable parameters four times over, and activations from the lowest
+    trainable block up (twice Korthikanti et al. 2022, arXiv 2205.05198, equation 2, which counts half
+    precision)."""
     dims, c = run.net.backbone.dims if hasattr(run.net.backbone, "dims") else None, run.config
     own = 16 * tree.count(tree.split(run.net.shapes(), names)[0])
     if dims is None:
@@ -138,13 +172,19 @@ def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
     frozen = tree.split(members[0].params, names)[1]
     here = {m.run.config.seed: feature_cache.shorten(m.run, 0, 0, m.params, many=True) for m in members}
     one = here[c.seed]
-    together = _program(one.net, _decays(first), programs.no_dropout(first, 0), c.optim.replace(lr=1.0), d.warmup, d.total)
+    together = _program(
+        one.net, _decays(first), programs.no_dropout(first, 0), c.optim.replace(lr=1.0), d.warmup, d.total
+    )
     stacked = {name: jnp.stack([m.params[name] for m in members]) for name in names}
     state = jax.device_put(together.init(stacked), mesh.replicated(first.mesh))
     seeds = np.asarray([m.run.config.seed for m in members], np.uint32)
     lrs = np.asarray([m.run.config.optim.lr for m in members], np.float32)
-    factors = {name: np.asarray([m.run.plan.rates.get(name, 0.0) for m in members], np.float32) for name in names}
-    batches = {s: pipeline.train_batches(r.data.train, r.used, s, c.batch, 0, d.total) for s, r in here.items()}
+    factors = {
+        name: np.asarray([m.run.plan.rates.get(name, 0.0) for m in members], np.float32) for name in names
+    }
+    batches = {
+        s: pipeline.train_batches(r.data.train, r.used, s, c.batch, 0, d.total) for s, r in here.items()
+    }
     progress, best = [Progress().at_cost(None)] * n, None
     alive = np.ones(n, bool)
     with mesh.preemption() as caught:
@@ -163,17 +203,28 @@ def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
                 better = np.asarray([p.best_step == k for p in progress])
                 best = _where(better, state.params, state.params if best is None else best)
     last = state.params if best is None else best
-    splits = {name: evaluate_members(one.net, frozen, last, split) for name, split in evaluate.splits(one).items()}
+    splits = {
+        name: evaluate_members(one.net, frozen, last, split) for name, split in evaluate.splits(one).items()
+    }
     seconds = (time.perf_counter() - begun) / n
     out: list[Outcome] = []
     for i, m in enumerate(members):
         if not alive[i]:
-            out.append(FloatingPointError("the training loss is not a number: the run diverged; lower optim.lr or optim.clip"))
+            out.append(
+                FloatingPointError(
+                    "the training loss is not a number: the run diverged; lower optim.lr or optim.clip"
+                )
+            )
             continue
         kept, end = ({**frozen, **{name: x[i] for name, x in its.items()}} for its in (last, state.params))
-        proof = ledger.make(m.run.plan, m.params, end, _own(state.opt, m.run.plan.trainable))  # of the last step, as a run's ledger
+        # of the last step, as a run's ledger
+        proof = ledger.make(m.run.plan, m.params, end, _own(state.opt, m.run.plan.trainable))
         its = progress[i]._replace(seconds=seconds)
-        ended = Ended(d.total, d.total if its.best is None else its.best_step, {name: scores[i] for name, scores in splits.items()})
+        ended = Ended(
+            d.total,
+            d.total if its.best is None else its.best_step,
+            {name: scores[i] for name, scores in splits.items()},
+        )
         found = result.of(m.run, description.header(m.run), its, ended, None)
         out.append(_outcome(m.run, kept, proof, found, n))
     return out
@@ -221,11 +272,14 @@ class Together(NamedTuple):
     train: Callable[..., Any]
 
 
-def _scaled(tx: optax.GradientTransformation, factors: Mapping[str, jax.Array]) -> optax.GradientTransformation:
+def _scaled(
+    tx: optax.GradientTransformation, factors: Mapping[str, jax.Array]
+) -> optax.GradientTransformation:
     """`tx` for the parameters whose factor is not 0, its updates times the factor."""
 
     def update(grads: Flat, state: Any, params: Flat | None = None) -> tuple[Flat, Any]:
-        mine = {n: jnp.where(factors[n] > 0, g, 0) for n, g in grads.items()}  # no clip by a norm sees the others
+        # no clip by a norm sees the others
+        mine = {n: jnp.where(factors[n] > 0, g, 0) for n, g in grads.items()}
         updates, after = tx.update(mine, state, params)
         return {n: factors[n] * u for n, u in updates.items()}, after
 
@@ -234,20 +288,32 @@ def _scaled(tx: optax.GradientTransformation, factors: Mapping[str, jax.Array]) 
 
 @functools.lru_cache(maxsize=16)
 def _program(
-    net: step.Net, decays: tuple[tuple[str, float], ...], no_dropout: frozenset[str], values: Config, warmup: int, total: int
+    net: step.Net,
+    decays: tuple[tuple[str, float], ...],
+    no_dropout: frozenset[str],
+    values: Config,
+    warmup: int,
+    total: int,
 ) -> Together:
 
     def tx(names: Iterable[str], lr: Any) -> optax.GradientTransformation:
         return optim.build(values.replace(lr=lr), dict.fromkeys(names, 1.0), warmup, total, dict(decays))
 
     def one(
-        state: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array, lr: jax.Array, factors: Mapping[str, jax.Array]
+        state: TrainState,
+        frozen: Flat,
+        batch: Mapping[str, jax.Array],
+        seed: jax.Array,
+        lr: jax.Array,
+        factors: Mapping[str, jax.Array],
     ) -> tuple[TrainState, jax.Array]:
         own = step.train_step(net, _scaled(tx(factors, lr), factors), no_dropout=no_dropout)
         after, sums = own(state, frozen, batch, seed, {})  # many runs' cached features lie on the host
         # What is trainable in another member alone stays as it is, to the bit.
         # No sum does that for -0.0 and denormal numbers on every device.
-        after = after._replace(params={n: jnp.where(factors[n] > 0, x, state.params[n]) for n, x in after.params.items()})
+        after = after._replace(
+            params={n: jnp.where(factors[n] > 0, x, state.params[n]) for n, x in after.params.items()}
+        )
         return after, jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in net.objective.loss]).sum()
 
     init = jax.vmap(lambda p: step.init_train_state(p, tx(p, 1.0)))
@@ -258,13 +324,17 @@ def _program(
 def _eval(net: step.Net) -> Callable[..., Any]:
     one = step.eval_step(net)
 
-    def member(trainable: Flat, frozen: Flat, batch: Mapping[str, jax.Array], constants: step.Constants) -> record.Sums:
+    def member(
+        trainable: Flat, frozen: Flat, batch: Mapping[str, jax.Array], constants: step.Constants
+    ) -> record.Sums:
         return one({**frozen, **trainable}, batch, constants)
 
     return jax.jit(jax.vmap(member, in_axes=(0, None, None, None)))
 
 
-def evaluate_members(net: step.Net, frozen: Flat, trainable: Flat, split: evaluate.Split) -> list[dict[str, float]]:
+def evaluate_members(
+    net: step.Net, frozen: Flat, trainable: Flat, split: evaluate.Split
+) -> list[dict[str, float]]:
     """Metrics of every member on a split; what is frozen is computed once for all."""
     total = evaluate.sums(functools.partial(_eval(net), trainable, frozen), split)
     members = len(next(iter(trainable.values())))

@@ -24,9 +24,13 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     bench = protocol.section(values)
     if bench.budget != "steps":  # what the price of each strategy is compared with is measured beside it
         known = protocol.cells({**values, "bench": {**values["bench"], "budget": "steps"}}, spec.resolve)
-        probe.in_turns([c.config for c in known if c.kind == "train" and not auto.ask(c.config.freeze)], workdir)
+        probe.in_turns(
+            [c.config for c in known if c.kind == "train" and not auto.ask(c.config.freeze)], workdir
+        )
     with mesh.preemption() as caught:
-        cells = protocol.cells(values, spec.resolve, identity.content, probe.spend(bench.budget, workdir, caught))
+        cells = protocol.cells(
+            values, spec.resolve, identity.content, probe.spend(bench.budget, workdir, caught)
+        )
         if caught:
             raise SystemExit(train.PREEMPTED)
     mine = runner.pick(cells, shard(args.shard), args.only)
@@ -35,16 +39,22 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     there, ours = results.read(workdir), {c.cell for c in cells}
     have = [row for row in there if row["cell"] in ours]
     if others := len(there) - len(have):
-        record.say(f"{others} cells in {workdir} are of another config, or of other data or weights: they do not count here")
+        record.say(
+            f"{others} cells in {workdir} are of another config, or of other data or weights: they do not "
+            "count here"
+        )
     waiting = runner.groups(runner.left_of(mine, have), group_key)
     if args.check:
         record.say(schedule.schedule(waiting, mine, have))
         return
     words = runner.command_line(args.config, overrides)
     command = runner.quoted(words)
-    if not (args.only and (workdir / "bench.json").exists()):  # one cell alone changes nothing of what the benchmark is
+    # one cell alone changes nothing of what the benchmark is
+    if not (args.only and (workdir / "bench.json").exists()):
         whole = f"{command} --workdir {shlex.quote(str(workdir))}"
-        record.write_json(workdir / "bench.json", runner.describe(values, mine if args.only else cells, whole))
+        record.write_json(
+            workdir / "bench.json", runner.describe(values, mine if args.only else cells, whole)
+        )
     expected = {} if args.only else cell.expected(waiting, workdir, args.isolated)
     if not args.only:
         record.say(schedule.schedule(waiting, mine, have, expected))

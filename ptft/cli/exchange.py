@@ -34,11 +34,18 @@ def import_run(where: str, workdir: Path) -> None:
         objective |= config_json.cuts(folder, objective["seq_len"])
     config = spec.resolve({"model": keys, "objective": objective, "data": {"names": labels}})
     # A pooler comes along even where the model's own pooling does not read it.
-    whole = build.net(config.replace(**{"model.pooling": "cls"}) if "pooling" in config.model else config, tokenizer, labels).shapes()
+    whole = build.net(
+        config.replace(**{"model.pooling": "cls"}) if "pooling" in config.model else config, tokenizer, labels
+    ).shapes()
     params, what = read.load_params(folder, whole, skip="", new_ok="(head|backbone/pooler)/.*")
     if objective["name"] == "classify":
         read.must_be_whole(folder, what.new)
-    origin = {"from": where, "model_type": folder.kind, "architectures": folder.config.get("architectures"), "dtype": folder.dtype}
+    origin = {
+        "from": where,
+        "model_type": folder.kind,
+        "architectures": folder.config.get("architectures"),
+        "dtype": folder.dtype,
+    }
     origin["sentence"] = config_json.sentence(folder)
     origin["head"] = any(n.startswith("head/") for n in params)
     header = {
@@ -56,23 +63,30 @@ def import_run(where: str, workdir: Path) -> None:
     record.say(f"{where}: {folder.kind}, {len(params)} tensors, {folder.dtype} in the file, float32 here")
     record.say("  model: " + ", ".join(f"{k} {v}" for k, v in keys.items()))
     record.say(
-        f"  tokenizer: {tokenizer.vocab_size:,} entries; objective: {objective['name']}" + (f", labels {joined(labels)}" if labels else "")
+        f"  tokenizer: {tokenizer.vocab_size:,} entries; objective: {objective['name']}"
+        + (f", labels {joined(labels)}" if labels else "")
     )
     record.say(f"  not in the file: {joined(what.new) or 'nothing'}")
     record.say(f"  unused: {joined(what.unused) or 'nothing'}")
     ready = f"ptft predict --workdir {workdir} --text …" if labels else ""
-    record.say(f"next: {ready or f'ptft train --config configs/finetune.py:task=sst2,init={workdir} --workdir …'}")
+    record.say(
+        f"next: {ready or f'ptft train --config configs/finetune.py:task=sst2,init={workdir} --workdir …'}"
+    )
 
 
 def export_run(workdir: Path, to: Path, merge: bool = False) -> None:
-    """Writes a run, pretrained, finetuned or imported, as a folder in Hugging Face's format, with a model card.
+    """Writes a run, pretrained, finetuned or imported, as a folder in Hugging Face's format, with a model
+    card.
 
     Args:
       merge: make one whole model of a delta and its base, and of the backbone and what was added to it.
     """
     _must_be_new(to)
     if (parts := weights.in_parts(workdir)) and not merge:
-        raise UserError(f"{workdir} holds {parts}, and no whole model by itself; --merge makes one of it and what it was trained on")
+        raise UserError(
+            f"{workdir} holds {parts}, and no whole model by itself; --merge makes one of it and what it was "
+            "trained on"
+        )
     config, tokenizer, net = weights.run_net(workdir)
     run = spec.read_run(workdir, "run.json")
     labels = list(config.data.names) or run["labels"]
@@ -84,14 +98,26 @@ def export_run(workdir: Path, to: Path, merge: bool = False) -> None:
     part = to.absolute().with_name(f".{to.absolute().name}.part")  # the folder appears once it is whole
     shutil.rmtree(part, ignore_errors=True)
     try:
-        left = write.write(part, config, shape, params, tokenizer, labels, dtype, (run.get("imported") or {}).get("sentence", {}))
+        left = write.write(
+            part,
+            config,
+            shape,
+            params,
+            tokenizer,
+            labels,
+            dtype,
+            (run.get("imported") or {}).get("sentence", {}),
+        )
         (part / "README.md").write_text(card(config, run, _result(workdir), what.step), encoding="utf-8")
         if to.exists():
             to.rmdir()
         part.rename(to)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    record.say(f"{to}: {len(params) - len(left)} tensors of step {what.step}, {dtype}; {', '.join(sorted(p.name for p in to.iterdir()))}")
+    record.say(
+        f"{to}: {len(params) - len(left)} tensors of step {what.step}, {dtype}; "
+        f"{', '.join(sorted(p.name for p in to.iterdir()))}"
+    )
     if left:
         record.say(f"  left out, transformers has no place for them: {', '.join(left)}")
 
@@ -109,20 +135,42 @@ def card(config: Config, run: dict[str, Any], result: dict[str, Any], step: int)
     """The model card: task, data, what was trained, metrics, versions. Paths of this machine stay here."""
     task, data = config.objective.name, config.data
     lines = ["---", "library_name: transformers", "tags: [ptft]"]
-    lines += [f"pipeline_tag: {tag}" for tag in ({"classify": "text-classification", "tag": "token-classification"}.get(task),) if tag]
+    lines += [
+        f"pipeline_tag: {tag}"
+        for tag in ({"classify": "text-classification", "tag": "token-classification"}.get(task),)
+        if tag
+    ]
     lines += ["---", "", f"# {config.model.get('family', config.model.name)}, {task}", ""]
     rows = [("objective", task), ("step", step)]
-    rows += [(f"data.{split}", data[split].rpartition("/")[2]) for split in ("train", "dev", "test") if data[split]]
+    rows += [
+        (f"data.{split}", data[split].rpartition("/")[2]) for split in ("train", "dev", "test") if data[split]
+    ]
     if labels := list(data.names) or run["labels"]:
         rows.append(("labels", ", ".join(labels)))
     if config.init_from:
-        rows.append(("started from", Path(config.init_from).name if not config.init_from.startswith("hf:") else config.init_from))
+        rows.append(
+            (
+                "started from",
+                Path(config.init_from).name if not config.init_from.startswith("hf:") else config.init_from,
+            )
+        )
     if (run.get("imported") or {}).get("from"):
         rows.append(("imported from", Path(run["imported"]["from"]).name))
     if result:
-        rows += [("freeze", config.freeze), ("parameters that moved", f"{result['trainable']:,} of {result['total']:,}")]
-        rows += [(f"{split} {name}", f"{x:.4f}") for split in ("dev", "test") for name, x in result.get(split, {}).items() if x is not None]
-    rows += [("config hash", run["config_hash"]), ("versions", ", ".join(f"{k} {v}" for k, v in run["versions"].items()))]
+        rows += [
+            ("freeze", config.freeze),
+            ("parameters that moved", f"{result['trainable']:,} of {result['total']:,}"),
+        ]
+        rows += [
+            (f"{split} {name}", f"{x:.4f}")
+            for split in ("dev", "test")
+            for name, x in result.get(split, {}).items()
+            if x is not None
+        ]
+    rows += [
+        ("config hash", run["config_hash"]),
+        ("versions", ", ".join(f"{k} {v}" for k, v in run["versions"].items())),
+    ]
     lines += ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
     lines += [
         "The configuration that made it:",

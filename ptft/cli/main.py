@@ -1,6 +1,7 @@
 """`ptft VERB`: train, eval, plan, tune, bench, report, predict, import, export.
 
-Exit codes: 0 done, 75 preempted and saved, 2 the user's mistake (one message; --debug shows the traceback), else a crash.
+Exit codes: 0 done, 75 preempted and saved, 2 the user's mistake (one message; --debug shows the traceback),
+else a crash.
 """
 
 import argparse
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         mesh.start()
         compiled.start()
         VERBS[args.verb][0](args, overrides)
-        if compiled.seen.programs and args.verb != "predict":  # which says nothing unless there is something to say of the texts
+        # which says nothing unless there is something to say of the texts
+        if compiled.seen.programs and args.verb != "predict":
             record.note(f"compiled programs: {compiled.seen}")
     except KeyboardInterrupt:
         print(f"ptft {args.verb}: stopped at once", file=sys.stderr)
@@ -59,14 +61,23 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-CONFIG = {"--config": {"required": True, "metavar": "FILE.py[:ARG]", "help": "a page of configs/; change keys with --config.KEY=VALUE"}}
+CONFIG = {
+    "--config": {
+        "required": True,
+        "metavar": "FILE.py[:ARG]",
+        "help": "a page of configs/; change keys with --config.KEY=VALUE",
+    }
+}
 WORKDIR = {"--workdir": {"required": True, "type": Path, "metavar": "DIR", "help": "the run's folder"}}
 TEXT_COLUMN: dict[str, dict[str, Any]] = {
     "--text-column": {
         "action": "append",
         "default": [],
         "metavar": "NAME",
-        "help": "column of the text, twice for a pair; a number from 0 if the table has no header; without it, the run's own data.text",
+        "help": (
+            "column of the text, twice for a pair; a number from 0 if the table has no header; without it, "
+            "the run's own data.text"
+        ),
     }
 }
 VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
@@ -76,7 +87,10 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
         {
             **CONFIG,
             "--workdir": {"type": Path, "metavar": "DIR", "help": "where the run's files go"},
-            "--check": {"action": "store_true", "help": "build everything, trace one step, print plan and cost, train nothing"},
+            "--check": {
+                "action": "store_true",
+                "help": "build everything, trace one step, print plan and cost, train nothing",
+            },
         },
     ),
     "eval": (
@@ -85,9 +99,17 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
         {
             **WORKDIR,
             "--split": {"default": "test", "choices": ("train", "dev", "test")},
-            "--data": {"default": "", "metavar": "KIND:WHERE", "help": "another source, such as files:test.tsv"},
+            "--data": {
+                "default": "",
+                "metavar": "KIND:WHERE",
+                "help": "another source, such as files:test.tsv",
+            },
             **TEXT_COLUMN,
-            "--label-column": {"default": "", "metavar": "NAME", "help": "column of the label; without it, the run's own data.label"},
+            "--label-column": {
+                "default": "",
+                "metavar": "NAME",
+                "help": "column of the label; without it, the run's own data.label",
+            },
         },
     ),
     "plan": (
@@ -95,8 +117,17 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
         "print what a strategy trains and costs",
         {
             **CONFIG,
-            "--freeze": {"action": "append", "metavar": "NAME", "help": "a strategy or a list of rules; may be given several times"},
-            "--probe": {"type": int, "default": 3, "metavar": "N", "help": "time N steps of each on this device; 0: none"},
+            "--freeze": {
+                "action": "append",
+                "metavar": "NAME",
+                "help": "a strategy or a list of rules; may be given several times",
+            },
+            "--probe": {
+                "type": int,
+                "default": 3,
+                "metavar": "N",
+                "help": "time N steps of each on this device; 0: none",
+            },
             "--rules": {"action": "store_true", "help": "also show what each strategy claims, rule by rule"},
             "--json": {"action": "store_true", "help": "the table as JSON"},
         },
@@ -116,25 +147,49 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
         {
             **CONFIG,
             **WORKDIR,
-            "--check": {"action": "store_true", "help": "build everything, print the schedule, train nothing"},
-            "--shard": {"default": "1/1", "metavar": "i/n", "help": "run the i-th of n parts; they may share the folder"},
+            "--check": {
+                "action": "store_true",
+                "help": "build everything, print the schedule, train nothing",
+            },
+            "--shard": {
+                "default": "1/1",
+                "metavar": "i/n",
+                "help": "run the i-th of n parts; they may share the folder",
+            },
             "--only": {"default": "", "metavar": "HASH", "help": "run one cell alone"},
-            "--isolated": {"action": "store_true", "help": "run every cell in a process of its own: honest times and memory"},
+            "--isolated": {
+                "action": "store_true",
+                "help": "run every cell in a process of its own: honest times and memory",
+            },
         },
     ),
     "report": (
         benchmark.report_verb,
         "write report.md, report.png and report.html",
         {
-            "folder": {"type": Path, "nargs": "+", "help": "of a run, or of one or several benchmarks, which are merged"},
-            "--to": {"type": Path, "metavar": "DIR", "help": "where the report goes; without it, into the first folder"},
+            "folder": {
+                "type": Path,
+                "nargs": "+",
+                "help": "of a run, or of one or several benchmarks, which are merged",
+            },
+            "--to": {
+                "type": Path,
+                "metavar": "DIR",
+                "help": "where the report goes; without it, into the first folder",
+            },
             "--csv": {"action": "store_true", "help": "also report.csv, a line a cell"},
         },
     ),
     "import": (
         using.import_verb,
         "make a run of a checkpoint in Hugging Face's format",
-        {"checkpoint": {"metavar": "FOLDER", "help": "config.json, model.safetensors, tokenizer; or hf:ORG/NAME"}, **WORKDIR},
+        {
+            "checkpoint": {
+                "metavar": "FOLDER",
+                "help": "config.json, model.safetensors, tokenizer; or hf:ORG/NAME",
+            },
+            **WORKDIR,
+        },
     ),
     "export": (
         using.export_verb,
@@ -142,27 +197,40 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
         {
             **WORKDIR,
             "--to": {"required": True, "type": Path, "metavar": "FOLDER", "help": "a new folder"},
-            "--merge": {"action": "store_true", "help": "make one whole model of a base and what was added to it or kept apart from it"},
+            "--merge": {
+                "action": "store_true",
+                "help": "make one whole model of a base and what was added to it or kept apart from it",
+            },
         },
     ),
     "predict": (
         using.predict_verb,
-        "what a run says of texts: labels and probabilities, tagged words, or the words for gaps such as [MASK]",
+        "what a run says of texts: labels and probabilities, tagged words, or the words for gaps such as "
+        "[MASK]",
         {
             **WORKDIR,
             "--text": {
                 "action": "append",
-                "help": "may be given several times; a tab makes a pair, where the run takes pairs (or was imported: then one tab)",
+                "help": (
+                    "may be given several times; a tab makes a pair, where the run takes pairs (or was "
+                    "imported: then one tab)"
+                ),
             },
             "--file": {
                 "type": Path,
-                "help": ".tsv .csv .jsonl .parquet: a table; .conll: a word a line; others, and standard input, one text a line",
+                "help": (
+                    ".tsv .csv .jsonl .parquet: a table; .conll: a word a line; others, and standard input, "
+                    "one text a line"
+                ),
             },
             **TEXT_COLUMN,
             "--to": {
                 "type": Path,
                 "metavar": "FILE",
-                "help": ".csv .tsv .jsonl: the columns of --file and what was predicted (in a tsv, a tab or line end becomes a blank)",
+                "help": (
+                    ".csv .tsv .jsonl: the columns of --file and what was predicted (in a tsv, a tab or "
+                    "line end becomes a blank)"
+                ),
             },
             "--json": {"action": "store_true", "help": "one JSON object a line"},
         },

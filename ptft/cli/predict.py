@@ -1,6 +1,7 @@
 """What a finished run says of new texts: texts, lines or tables in; lines, JSON or a table out.
 
-The objective decides how it is asked (`ask`), what is computed (`outputs`) and what is printed (`answer`, `line`).
+The objective decides how it is asked (`ask`), what is computed (`outputs`) and what is printed (`answer`,
+`line`).
 """
 
 import contextlib
@@ -32,7 +33,8 @@ PAUSE = 10.0  # seconds between two lines of progress
 
 
 def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[str]]:
-    """A run from its folder alone: the JSON config, the tokenizer, the best (or newest) parameters, the labels."""
+    """A run from its folder alone: the JSON config, the tokenizer, the best (or newest) parameters, the
+    labels."""
     config, tokenizer, net = weights.run_net(workdir)
     run = spec.read_run(workdir, "run.json")
     if (run.get("imported") or {}).get("head") is False:
@@ -46,8 +48,8 @@ def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[st
 
 
 def outputs(net: Net, params: Flat, rows: Rows, size: int) -> list[dict[str, Any]]:
-    """Each row's arrays with what the net makes of them. Rows of like length go together, so that short ones are not padded
-    to the longest; there are few lengths, so that few programs are compiled."""
+    """Each row's arrays with what the net makes of them. Rows of like length go together, so that short ones
+    are not padded to the longest; there are few lengths, so that few programs are compiled."""
     batch, grid = rows.batch(np.arange(len(rows))), mesh.make(1)
     order, found = np.argsort(batch["length"], kind="stable"), [dict[str, Any]()] * len(rows)
     by_width: dict[int, list[int]] = {}
@@ -114,7 +116,9 @@ def run(
 NOTES = {
     "truncated": "cut texts longer than {seq_len} tokens: {n}",
     "truncated_words": "words beyond that, which have no tag: {n}",
-    "without_blanks": "sentences of one long word: {n}; words are what blanks separate, as in the training data",
+    "without_blanks": (
+        "sentences of one long word: {n}; words are what blanks separate, as in the training data"
+    ),
 }
 
 
@@ -163,7 +167,9 @@ def ask(net: Net, records: Sequence[texts.Record], tokenizer: build.Tokenizer, w
         return net.objective.ask(records, tokenizer)
     except KeyError as e:
         have = ", ".join(k for k in records[0] if k != "where")
-        raise UserError(f"{records[0]['where']}: {workdir} reads {e} of every record; here there is {have}") from None
+        raise UserError(
+            f"{records[0]['where']}: {workdir} reads {e} of every record; here there is {have}"
+        ) from None
 
 
 def beside(own: dict[str, Any], answer: dict[str, Any], where: str) -> dict[str, Any]:

@@ -16,9 +16,12 @@ Item = tuple[dict[str, Any], Record]  # the input's own columns, and what of the
 
 
 def columns(data: Config, text: Sequence[str], label: str = "") -> Config:
-    """A run's `config.data` with the columns that a command names; numbers are of a table without a header."""
+    """A run's `config.data` with the columns that a command names; numbers are of a table without a
+    header."""
     if len(text) > 2:
-        raise UserError(f"--text-column {' '.join(text)}: expected one column, or two for the texts of a pair")
+        raise UserError(
+            f"--text-column {' '.join(text)}: expected one column, or two for the texts of a pair"
+        )
     if data.text_b and len(text) == 1:
         what = "expected two columns, --text-column given twice"
         raise UserError(f"this run classifies pairs: {what}, got {text[0]!r} alone")
@@ -39,7 +42,8 @@ def read_lines(lines: Iterable[bytes], where: str) -> Iterator[tuple[str, str]]:
 
 
 def of_texts(texts: Iterable[tuple[str, str]], pairs: str) -> Iterator[Item]:
-    """Single texts, or pairs "text<TAB>text_b". `pairs`: "always"; "tab", where there is one; else it is a blank."""
+    """Single texts, or pairs "text<TAB>text_b". `pairs`: "always"; "tab", where there is one; else it is a
+    blank."""
     for where, text in texts:
         if pairs == "always" and "\t" not in text:
             what = "expected two texts with a tab between them"
@@ -58,7 +62,8 @@ class _Stop(BadRows):
 
 def of_table(path: Path, how: str, data: Config) -> Iterator[Item]:
     bad, names = _Stop("stop"), dict[str, str]()
-    if data.header:  # new texts have no label to tell by what parts the columns; without names, two columns do
+    # new texts have no label to tell by what parts the columns; without names, two columns do
+    if data.header:
         data = data.replace(label="")
     for where, row in _tables.read_rows(path, how, data, bad):
         if not names:
@@ -81,7 +86,9 @@ def of_words(path: Path, data: Config) -> Iterator[Item]:
     lines = [(n, "" if line.startswith("-DOCSTART-") else line) for n, line in _reading.read_lines(path, bad)]
     lines = [(n, line) for n, line in lines if line[:1] != "#" or len(line.split()) == 1]  # "#" is a word
     if {len(line.split()) for _, line in lines} - {0} != {1}:
-        found: Iterable[tuple[str, list[str], Any]] = _conll.read_sentences(path, bad, int(data.text or 0), int(data.label or -1))
+        found: Iterable[tuple[str, list[str], Any]] = _conll.read_sentences(
+            path, bad, int(data.text or 0), int(data.label or -1)
+        )
     else:
         groups = itertools.groupby(lines, key=lambda line: bool(line[1].strip()))
         sentences = [list(lines) for words, lines in groups if words]
@@ -92,13 +99,18 @@ def of_words(path: Path, data: Config) -> Iterator[Item]:
 
 def is_tagged(path: Path, tags: Sequence[str]) -> bool:
     """Whether a file of another name holds a word and its tag a line, and not a sentence."""
-    lines = (line.split() for _, line in _reading.read_lines(path, _Stop("stop")) if not line.startswith("-DOCSTART-"))
+    lines = (
+        line.split()
+        for _, line in _reading.read_lines(path, _Stop("stop"))
+        if not line.startswith("-DOCSTART-")
+    )
     first = next(filter(None, lines), [])
     return len(first) > 1 and first[-1] in tags
 
 
 def read_file(path: Path, data: Config, named: bool, pairs: str, tags: Sequence[str] = ()) -> Iterator[Item]:
-    """A file as its suffix says; one of another name is a table if the run's own files are, else a text a line.
+    """A file as its suffix says; one of another name is a table if the run's own files are, else a text a
+    line.
 
     Args:
       named: whether the command named columns.
@@ -114,7 +126,9 @@ def read_file(path: Path, data: Config, named: bool, pairs: str, tags: Sequence[
     if how in TABLES:
         yield from of_table(path, how, data)
     elif named:
-        raise UserError(f"--text-column: {path} is read as one text a line; tables are .tsv, .csv, .jsonl, .parquet")
+        raise UserError(
+            f"--text-column: {path} is read as one text a line; tables are .tsv, .csv, .jsonl, .parquet"
+        )
     elif how == "conll":
         yield from of_words(path, data)
     else:

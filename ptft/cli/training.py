@@ -19,12 +19,13 @@ def load_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any
 
 
 def load_run_config(args: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
-    """That of one run, with or without a section `tune`. Of a page for bench, `ptft train` takes the run whose freeze is named."""
+    """That of one run, with or without a section `tune`. Of a page for bench, `ptft train` takes the run
+    whose freeze is named."""
     values = load_config(args, overrides)
     if "bench" in values and not (args.verb == "train" and any(o.startswith("freeze=") for o in overrides)):
         raise UserError(
-            f"{args.config} is a page for ptft bench; expected one for ptft train: its section 'bench' compares many runs. To train one "
-            "of them, name its strategy: --config.freeze=…"
+            f"{args.config} is a page for ptft bench; expected one for ptft train: its section 'bench' "
+            "compares many runs. To train one of them, name its strategy: --config.freeze=…"
         )
     return {key: value for key, value in values.items() if key != "bench"}
 
@@ -44,7 +45,8 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         built = auto.built(config, quiet=False)
         description.describe(built)
         weights.start_params(built, quiet=False)
-        traced = built._replace(config=config.replace(parallel="jit"))  # the same step; under pmap it has no whole-program form
+        # the same step; under pmap it has no whole-program form
+        traced = built._replace(config=config.replace(parallel="jit"))
         for phase in {p.plan: i for i, p in enumerate(traced.phases)}.values():
             program = programs.program(traced, phase)
             which = "" if len(traced.phases) == 1 else f"{traced.phases[phase].strategy}: "
@@ -57,7 +59,9 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     result = train.run(config, args.workdir, chosen=auto.choose(config, args.workdir, quiet=False))
     for split in ("dev", "test"):
         if split in result:
-            record.say(f"{split}: " + ", ".join(f"{k} {v:.4f}" for k, v in result[split].items() if v is not None))
+            record.say(
+                f"{split}: " + ", ".join(f"{k} {v:.4f}" for k, v in result[split].items() if v is not None)
+            )
     chosen = f"the best by {result['chosen_by']}" if result.get("chosen_by") else "the last"
     record.say(f"these are of step {result['best_step']}, {chosen}, of {result['steps']} in {args.workdir}")
 
@@ -74,13 +78,18 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     asked = [pages.literal(f) for f in args.freeze] if args.freeze else [config.freeze]
     strategies = [auto.chosen(config.replace(freeze=f), args.json) if auto.ask(f) else f for f in asked]
     outline = build.outline(config.replace(freeze=strategies[0]))
-    resolved = [build.refrozen(outline, s) for s in strategies]  # what is wrong with any is said before the first is compiled
+    # what is wrong with any is said before the first is compiled
+    resolved = [build.refrozen(outline, s) for s in strategies]
     if getattr(outline.net.objective, "labels", ()) and not (config.data.labels or config.data.names):
         assumed = f"{len(outline.data.labels)} classes are assumed, as no data are read"
         record.note(f"{assumed}; --config.data.labels names yours")
     rows = plans.rows(outline, strategies, args.probe)
     if args.json:
-        print(json.dumps({"device": record.device(), "versions": record.versions(), "rows": rows}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"device": record.device(), "versions": record.versions(), "rows": rows}, ensure_ascii=False
+            )
+        )
         return
     if len(strategies) == 1 or args.rules:
         for run in resolved:

@@ -33,7 +33,9 @@ def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         config, tokenizer, net, params, labels = predict.load_run(args.workdir)
         where = args.data or config.data[args.split]
         if not where:
-            raise UserError(f"the run has no data.{args.split}; give another --split, or a source with --data KIND:WHERE")
+            raise UserError(
+                f"the run has no data.{args.split}; give another --split, or a source with --data KIND:WHERE"
+            )
         options = texts.columns(config.data, args.text_column, args.label_column)
         try:
             source = data.load(where, options, labels)
@@ -44,7 +46,9 @@ def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         grid = mesh.make()
         params = jax.device_put(params, mesh.replicated(grid))
         metrics = evaluate.evaluate(net, params, rows, config.eval_batch or config.batch, grid, limit)
-    print(json.dumps({"data": where, "rows": min(len(rows), limit or len(rows)), **metrics}, ensure_ascii=False))
+    print(
+        json.dumps({"data": where, "rows": min(len(rows), limit or len(rows)), **metrics}, ensure_ascii=False)
+    )
 
 
 def predict_verb(args: argparse.Namespace, overrides: list[str]) -> None:

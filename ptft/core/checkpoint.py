@@ -44,17 +44,30 @@ def save(workdir: Path, step: int, params: Flat, opt: Any, meta: Mapping[str, An
       UserError: the disk is full, or would be. Earlier steps are intact.
     """
     leaves = jax.tree_util.tree_leaves_with_path(opt)
-    # Orbax splits and rejects some names, so the optimizer's leaves are stored by number and their paths in meta.
+    # Orbax splits and rejects some names, so the optimizer's leaves are stored by number and their paths in
+    # meta.
     numbered = {f"{i:05d}": leaf for i, (_, leaf) in enumerate(leaves)}
-    _write(workdir, RESUME, step, params, numbered, {"step": step, "meta": meta, "opt": [_opt_name(path) for path, _ in leaves]})
+    _write(
+        workdir,
+        RESUME,
+        step,
+        params,
+        numbered,
+        {"step": step, "meta": meta, "opt": [_opt_name(path) for path, _ in leaves]},
+    )
     if record.is_lead():
-        trusted = [s for s in integrity.steps(workdir, RESUME) if s <= step and integrity.manifest_file(workdir, RESUME, s).exists()]
+        trusted = [
+            s
+            for s in integrity.steps(workdir, RESUME)
+            if s <= step and integrity.manifest_file(workdir, RESUME, s).exists()
+        ]
         integrity.remove(workdir, RESUME, set(integrity.steps(workdir, RESUME)) - set(trusted[:keep]))
     _barrier("ptft.save")
 
 
 def save_best(workdir: Path, step: int, params: Flat, meta: Mapping[str, Any]) -> None:
-    """Saves the best parameters so far; the previous best is removed once the new one is complete. Raises as `save`."""
+    """Saves the best parameters so far; the previous best is removed once the new one is complete. Raises as
+    `save`."""
     _write(workdir, BEST, step, params, {}, {"step": step, "meta": meta, "opt": []})
     if record.is_lead():
         integrity.remove(workdir, BEST, set(integrity.steps(workdir, BEST)) - {step})
@@ -62,7 +75,8 @@ def save_best(workdir: Path, step: int, params: Flat, meta: Mapping[str, Any]) -
 
 
 def newest(workdir: Path) -> int | None:
-    """The newest step to resume from whose every file is intact, or None. Each damaged step is reported and skipped."""
+    """The newest step to resume from whose every file is intact, or None. Each damaged step is reported and
+    skipped."""
     return integrity.newest(workdir, RESUME)
 
 
@@ -72,8 +86,8 @@ def restore(workdir: Path, step: int, params_like: Flat, opt_like: Any) -> tuple
     Args:
       workdir: the run's folder.
       step: a step that `newest` gave.
-      params_like: `{"a/b/c": array or ShapeDtypeStruct}`; the device layout may differ from the one that saved.
-        A leaf without a sharding goes to the first device.
+      params_like: `{"a/b/c": array or ShapeDtypeStruct}`; the device layout may differ from the one that
+        saved. A leaf without a sharding goes to the first device.
       opt_like: the same for the optimizer state, as `tx.init` returns it.
     Raises:
       UserError: the step is damaged, or holds other names, shapes or dtypes.
@@ -125,7 +139,8 @@ def load_params(
 
     Args:
       workdir: the folder of the run to take from.
-      want: `{"a/b/c": ShapeDtypeStruct}` of the model to fill; its dtypes and shardings hold. None: all that is stored.
+      want: `{"a/b/c": ShapeDtypeStruct}` of the model to fill; its dtypes and shardings hold. None: all that
+        is stored.
       skip: a pattern (full match) of names that are never taken.
       new_ok: a pattern (full match) of names that may be absent from the checkpoint.
       best: take the best step if there is one, else (or when False) the newest.
@@ -142,7 +157,11 @@ def load_params(
         raise UserError(integrity.nothing(workdir))
     folder = integrity.step_folder(workdir, kind, step)
     have = _stored(folder, "params")
-    want = want if want is not None else {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in have.items()}
+    want = (
+        want
+        if want is not None
+        else {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in have.items()}
+    )
     _, what = choose(have, want, f"the checkpoint {folder}", skip=skip, new_ok=new_ok)
     params = _read(folder, "params", {name: _abstract(want[name]) for name in what.loaded})
     meta = json.loads((folder / "meta" / "metadata").read_text())["meta"]
@@ -150,13 +169,18 @@ def load_params(
 
 
 def choose(have: Flat, want: Flat, where: str, *, skip: str, new_ok: str) -> tuple[Flat, Loaded]:
-    """What a model takes of the arrays (or shapes) of another, as `load_params` does; `where` is for the message."""
+    """What a model takes of the arrays (or shapes) of another, as `load_params` does; `where` is for the
+    message."""
     offered = {name: leaf for name, leaf in have.items() if not re.fullmatch(skip, name)}
     found = diff(offered, want)
     rows = [(name, _shape(offered[name]), _shape(want[name])) for name, _, _ in found.shape]
-    rows += [(name, "missing", _shape(want[name])) for name in found.missing if not re.fullmatch(new_ok, name)]
+    rows += [
+        (name, "missing", _shape(want[name])) for name in found.missing if not re.fullmatch(new_ok, name)
+    ]
     if rows:
-        raise UserError(f"{where} is of another model:\n{table(rows)}\nuse the configuration that it was trained with")
+        raise UserError(
+            f"{where} is of another model:\n{table(rows)}\nuse the configuration that it was trained with"
+        )
     unused = [name for name in have if name not in found.same]
     return {name: have[name] for name in found.same}, Loaded(found.same, found.missing, unused)
 
@@ -182,10 +206,14 @@ def _write(workdir: Path, kind: str, step: int, params: Flat, opt: Flat, meta: M
         )
     import orbax.checkpoint as ocp  # here, as it takes half a second, and much needs no checkpoint
 
-    items: dict[str, Any] = {"params": ocp.args.PyTreeSave(unflatten(params)), "meta": ocp.args.JsonSave(dict(meta))}
+    items: dict[str, Any] = {
+        "params": ocp.args.PyTreeSave(unflatten(params)),
+        "meta": ocp.args.JsonSave(dict(meta)),
+    }
     if opt:  # Orbax refuses an empty item
         items["opt"] = ocp.args.PyTreeSave(opt)
-    new = folder.with_name(f"{step}.new")  # so that an earlier save of the same step stays until this one is complete
+    # so that an earlier save of the same step stays until this one is complete
+    new = folder.with_name(f"{step}.new")
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
             orbax.save(new, args=ocp.args.Composite(**items))
@@ -198,7 +226,9 @@ def _write(workdir: Path, kind: str, step: int, params: Flat, opt: Flat, meta: M
         if record.is_lead():
             integrity.clear_tmp(workdir)
         if isinstance(e, OSError) or "os_error_code" in str(e):  # tensorstore's ValueError of a failed write
-            raise UserError(f"could not write step {step} to {folder.parent}: {e}\nearlier steps are intact") from e
+            raise UserError(
+                f"could not write step {step} to {folder.parent}: {e}\nearlier steps are intact"
+            ) from e
         raise
 
 
@@ -226,7 +256,9 @@ def _read(folder: Path, item: str, want: Flat) -> Flat:
     import orbax.checkpoint as ocp
 
     like = unflatten(want)
-    args = ocp.args.PyTreeRestore(item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True)
+    args = ocp.args.PyTreeRestore(
+        item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+    )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
         got = flatten(orbax.restore(folder / item, args=args))
     # A partial restore hands back the placeholder of a leaf that the checkpoint does not hold.
@@ -243,4 +275,8 @@ def _clashes(have: Flat, want: Flat) -> list[tuple[str, str, str]]:
     """(name, have, want) for every difference in names, shapes and dtypes."""
     shown = [{name: _shape(leaf) for name, leaf in side.items()} for side in (have, want)]
     names = dict.fromkeys([*want, *have])
-    return [(n, shown[0].get(n, "missing"), shown[1].get(n, "not wanted")) for n in names if shown[0].get(n) != shown[1].get(n)]
+    return [
+        (n, shown[0].get(n, "missing"), shown[1].get(n, "not wanted"))
+        for n in names
+        if shown[0].get(n) != shown[1].get(n)
+    ]

@@ -1,8 +1,9 @@
 """Compiled programs: kept on disk, so that no process compiles what another one has, and counted.
 
-jax does it (its persistent compilation cache): it knows all that a program depends on, such as its code, jaxlib, XLA's flags, the
-devices and what a CPU can do. Here is where the files lie, `compiled` in ptft's cache, and how they are written. What the
-environment says to jax of its cache holds: another JAX_COMPILATION_CACHE_DIR, or JAX_ENABLE_COMPILATION_CACHE=0.
+jax does it (its persistent compilation cache): it knows all that a program depends on, such as its code,
+jaxlib, XLA's flags, the devices and what a CPU can do. Here is where the files lie, `compiled` in ptft's
+cache, and how they are written. What the environment says to jax of its cache holds: another
+JAX_COMPILATION_CACHE_DIR, or JAX_ENABLE_COMPILATION_CACHE=0.
 """
 
 import contextlib
@@ -19,7 +20,11 @@ from ptft.core import cache, record
 from ptft.core.errors import UserError
 
 LIMIT = 2**30  # bytes, of ptft's own folder
-DIR, SIZE, SECONDS = "jax_compilation_cache_dir", "jax_compilation_cache_max_size", "jax_persistent_cache_min_compile_time_secs"
+DIR, SIZE, SECONDS = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_persistent_cache_min_compile_time_secs",
+)
 
 
 def start() -> None:
@@ -55,8 +60,9 @@ def chosen() -> "Folder | None":
 class Folder:
     """A cache for jax: a file an entry, with the names and the contents that jax gives them.
 
-    Not jax's own class: in jax 0.10, when a process is killed as it writes, half an entry stays for ever, and where there is a limit
-    nothing is written any more. Here a file is there whole or not at all, so that there is nothing to lock, either.
+    Not jax's own class: in jax 0.10, when a process is killed as it writes, half an entry stays for ever, and
+    where there is a limit nothing is written any more. Here a file is there whole or not at all, so that
+    there is nothing to lock, either.
 
     Args:
       limit: bytes; beyond, what was not used for longest is removed. None: nothing ever is.
@@ -86,7 +92,10 @@ class Folder:
             with contextlib.suppress(OSError):
                 own.unlink()
             if not self._told:
-                record.note(f"WARNING: compiled programs are not kept in {self.path}: {e.strerror}; PTFT_CACHE=DIR names another folder")
+                record.note(
+                    f"WARNING: compiled programs are not kept in {self.path}: {e.strerror}; PTFT_CACHE=DIR "
+                    "names another folder"
+                )
             self._told = True
         if self._limit is not None and self._limit >= 0:
             self._remove_old(self._limit)
@@ -116,7 +125,8 @@ class Seen:
     def reset(self) -> None:
         self.programs = self.read = 0
         self.seconds = 0.0  # of compiling
-        self._spans: list[tuple[float, float]] = []  # in which something was traced, lowered, compiled or read; none lies in another
+        # in which something was traced, lowered, compiled or read; none lies in another
+        self._spans: list[tuple[float, float]] = []
 
     def _event(self, event: str, **_: Any) -> None:
         self.read += event == "/jax/compilation_cache/cache_hits"
@@ -140,7 +150,9 @@ class Seen:
 
     def __str__(self) -> str:
         compiled = self.programs - self.read
-        return f"{self.read} from the cache, {compiled} compiled" + (f" in {self.seconds:.1f} s" if compiled else "")
+        return f"{self.read} from the cache, {compiled} compiled" + (
+            f" in {self.seconds:.1f} s" if compiled else ""
+        )
 
 
 seen = Seen()

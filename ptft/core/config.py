@@ -1,9 +1,9 @@
 """Configs: what a key may be, the config as a value, its identity.
 
-A config is a page of plain `ml_collections` in `configs/` (`ptft.core.pages`), forked and not inherited. What a key may be is
-said once, next to the code that reads it, as a `Field` in a `SPEC`; `resolve` checks a whole config against the specs, reports
-every problem at once, and fills in what the page left out. That a key of a spec or of a shipped page is read at all is what
-tests/test_configs.py checks.
+A config is a page of plain `ml_collections` in `configs/` (`ptft.core.pages`), forked and not inherited. What
+a key may be is said once, next to the code that reads it, as a `Field` in a `SPEC`; `resolve` checks a whole
+config against the specs, reports every problem at once, and fills in what the page left out. That a key of a
+spec or of a shipped page is read at all is what tests/test_configs.py checks.
 """
 
 import hashlib
@@ -15,8 +15,18 @@ from typing import Any
 
 from ptft.core.errors import UserError, did_you_mean, shown
 
-# Keys that may change between two starts in the same workdir: they decide where and how often, not what is computed.
-FREE = ("log_every", "save_every", "keep", "tensorboard", "devices", "parallel", "strict_cost", "cache_features")
+# Keys that may change between two starts in the same workdir: they decide where and how often, not what is
+# computed.
+FREE = (
+    "log_every",
+    "save_every",
+    "keep",
+    "tensorboard",
+    "devices",
+    "parallel",
+    "strict_cost",
+    "cache_features",
+)
 # Old name -> today's, of keys in the files of runs.
 RENAMED = {
     "cache_prefix": "cache_features",  # config
@@ -35,7 +45,8 @@ class Field:
     lo: float | None = None
     hi: float | None = None
     choices: tuple[Any, ...] | None = None
-    check: Callable[[Any], str | None] | None = None  # what is wrong with a value beyond type and range, or None
+    # what is wrong with a value beyond type and range, or None
+    check: Callable[[Any], str | None] | None = None
     doc: str = ""
 
     def problem(self, name: str, value: Any) -> str | None:
@@ -49,9 +60,16 @@ class Field:
             return f"{name}: expected {' or '.join(kind_name(k) for k in kinds)}, got {shown(value)}"
         if self.choices is not None and value not in self.choices:
             choices = list(map(str, self.choices))
-            return f"{name}: {shown(value)} is not one of {', '.join(choices)}; {did_you_mean(str(value)[:60], choices)}"
+            return (
+                f"{name}: {shown(value)} is not one of {', '.join(choices)}; "
+                f"{did_you_mean(str(value)[:60], choices)}"
+            )
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and not (math.isfinite(value) and (self.lo is None or value >= self.lo) and (self.hi is None or value <= self.hi)):
+        if number and not (
+            math.isfinite(value)
+            and (self.lo is None or value >= self.lo)
+            and (self.hi is None or value <= self.hi)
+        ):
             return f"{name}: {shown(value)} is out of range; expected {self._range()}"
         why = self.check(value) if self.check else None
         return why and f"{name}: {why}"
@@ -75,10 +93,11 @@ Spec = Mapping[str, "Field | Spec | Callable[[Mapping[str, Any]], Spec]"]
 
 
 class Config(Mapping[str, Any]):
-    """A resolved config: `c.optim.lr`. It never changes: its lists are tuples, and its sections are configs, too.
+    """A resolved config: `c.optim.lr`. It never changes: its lists are tuples, and its sections are configs,
+    too.
 
-    Two configs are equal where their JSON is, so that `1`, `1.0` and `True` differ, as they do in a run's folder. So a config, or a
-    section of one, is the key of a cache.
+    Two configs are equal where their JSON is, so that `1`, `1.0` and `True` differ, as they do in a run's
+    folder. So a config, or a section of one, is the key of a cache.
     """
 
     __slots__ = ("_json", "_prefix", "_values")
@@ -94,7 +113,10 @@ class Config(Mapping[str, Any]):
         return self[key]
 
     def __setattr__(self, key: str, value: Any) -> None:
-        raise AttributeError(f"a config never changes; {self._prefix}{key}: take config.replace(**{{'{self._prefix}{key}': …}})")
+        raise AttributeError(
+            f"a config never changes; {self._prefix}{key}: take "
+            f"config.replace(**{{'{self._prefix}{key}': …}})"
+        )
 
     def __delattr__(self, key: str) -> None:
         raise AttributeError(f"a config never changes; {self._prefix}{key} stays")
@@ -118,7 +140,8 @@ class Config(Mapping[str, Any]):
         return repr(self.to_dict())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Config, (self.to_dict(), self._prefix)  # a copy is made by the constructor, as nothing may be set
+        # a copy is made by the constructor, as nothing may be set
+        return Config, (self.to_dict(), self._prefix)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain nested dict, with lists: what JSON makes of it."""
@@ -198,7 +221,9 @@ def resolve(values: Mapping[str, Any], spec: Spec) -> Config:
     return Config(filled)
 
 
-def _resolve(values: Mapping[str, Any], spec: Spec, prefix: str, problems: list[str], unknown: dict[str, Spec]) -> dict[str, Any]:
+def _resolve(
+    values: Mapping[str, Any], spec: Spec, prefix: str, problems: list[str], unknown: dict[str, Spec]
+) -> dict[str, Any]:
     unknown.update({prefix + key: spec for key in values if key not in spec})
     out: dict[str, Any] = {}
     for key, field in spec.items():
@@ -238,7 +263,9 @@ def to_json(values: Mapping[str, Any]) -> str:
 def digest(values: Mapping[str, Any]) -> str:
     """12 hex digits that name what a config computes: the `FREE` keys do not count."""
     plain = values.to_dict() if isinstance(values, Config) else dict(values)
-    return hashlib.sha256(to_json({k: v for k, v in plain.items() if k not in FREE}).encode()).hexdigest()[:12]
+    return hashlib.sha256(to_json({k: v for k, v in plain.items() if k not in FREE}).encode()).hexdigest()[
+        :12
+    ]
 
 
 def difference(have: Mapping[str, Any], want: Mapping[str, Any]) -> list[str]:

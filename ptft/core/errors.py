@@ -39,7 +39,9 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     close = nearest(name, options)
     if close:
         return "did you mean " + " or ".join(shown(c, 300) for c in close) + "?"  # a path is long, too
-    names = ", ".join(o if len(o) <= 300 else shown(o) for o in options[:20]) + (" …" if len(options) > 20 else "")
+    names = ", ".join(o if len(o) <= 300 else shown(o) for o in options[:20]) + (
+        " …" if len(options) > 20 else ""
+    )
     return f"there is: {names}" if names else "there is none"
 
 

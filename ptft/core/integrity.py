@@ -1,4 +1,5 @@
-"""Which steps of a run's folder can be trusted: a manifest beside each has the size and the SHA-256 of every file of it.
+"""Which steps of a run's folder can be trusted: a manifest beside each has the size and the SHA-256 of every
+file of it.
 
 Orbax restores a flipped bit without a word, so a step counts only once its manifest is written (after the
 commit) and as long as every file still agrees with it. A step that does not is named and passed over for the
@@ -27,7 +28,10 @@ def manifest_file(workdir: Path, kind: str, step: int) -> Path:
 
 def steps(workdir: Path, kind: str) -> list[int]:
     """The committed steps, newest first."""
-    return sorted((int(p.name) for p in (Path(workdir) / kind).glob("*") if p.name.isdecimal() and p.is_dir()), reverse=True)
+    return sorted(
+        (int(p.name) for p in (Path(workdir) / kind).glob("*") if p.name.isdecimal() and p.is_dir()),
+        reverse=True,
+    )
 
 
 def _files(folder: Path) -> list[str]:
@@ -73,7 +77,9 @@ def newest(workdir: Path, kind: str) -> int | None:
         damage = _damage(workdir, kind, step)
         if damage is None:
             return step
-        record.say(f"WARNING: step {step} in {Path(workdir) / kind} cannot be trusted and is skipped: {damage}")
+        record.say(
+            f"WARNING: step {step} in {Path(workdir) / kind} cannot be trusted and is skipped: {damage}"
+        )
     return None
 
 
@@ -90,7 +96,8 @@ def trust(workdir: Path, kind: str, step: int) -> None:
 def remove(workdir: Path, kind: str, steps: set[int]) -> None:
     """Deletes steps with their manifests."""
     for step in steps:
-        manifest_file(workdir, kind, step).unlink(missing_ok=True)  # first, so that half a folder is never trusted
+        # first, so that half a folder is never trusted
+        manifest_file(workdir, kind, step).unlink(missing_ok=True)
         shutil.rmtree(step_folder(workdir, kind, step), ignore_errors=True)
 
 
@@ -109,4 +116,7 @@ def nothing(workdir: Path) -> str:
         beside = [p.name for p in workdir.absolute().parent.glob("*") if p.is_dir()]
         return f"no folder {workdir}; {did_you_mean(workdir.name, beside)}"
     there = ", ".join(sorted(p.name for p in workdir.iterdir())) or "nothing"
-    return f"no usable checkpoint in {workdir}: expected a run's folder with {BEST}/ or {RESUME}/; it holds: {there}"
+    return (
+        f"no usable checkpoint in {workdir}: expected a run's folder with {BEST}/ or {RESUME}/; it holds: "
+        f"{there}"
+    )

@@ -1,4 +1,5 @@
-"""Devices and processes: one mesh axis, `data`; batches split over it, parameters on every device; how a run is asked to stop."""
+"""Devices and processes: one mesh axis, `data`; batches split over it, parameters on every device; how a run
+is asked to stop."""
 
 import os
 import signal
@@ -21,11 +22,13 @@ ECHO = 2.0  # seconds
 def start() -> None:
     """Joins the other processes of a multi-process run, when the environment names a coordinator.
 
-    `launch/local.sh` and `slurm.sbatch` set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; on Cloud TPU
-    JAX_DISTRIBUTED=auto lets JAX find them itself.
+    `launch/local.sh` and `slurm.sbatch` set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; on
+    Cloud TPU JAX_DISTRIBUTED=auto lets JAX find them itself.
     """
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
+        jax.distributed.initialize(
+            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        )
     elif os.environ.get("JAX_DISTRIBUTED") == "auto":
         jax.distributed.initialize()
 
@@ -53,7 +56,9 @@ def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
     if batch % parts:
         near = [n for n in (batch // parts * parts, (batch // parts + 1) * parts) if n]
         what = f"{mesh.size} devices" + (f" x {accumulate} accumulation steps" if accumulate > 1 else "")
-        raise UserError(f"batch: {batch} is not divisible by {what}; the nearest sizes are {' and '.join(map(str, near))}")
+        raise UserError(
+            f"batch: {batch} is not divisible by {what}; the nearest sizes are {' and '.join(map(str, near))}"
+        )
 
 
 def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -65,7 +70,8 @@ def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 def agreed(stop: bool, due: bool) -> bool:
     """Whether any process was asked to stop: all must leave the loop at the same step.
 
-    Several processes wait for each other to answer, so they ask only where that is `due`, which must be the same for all.
+    Several processes wait for each other to answer, so they ask only where that is `due`, which must be the
+    same for all.
     """
     if jax.process_count() == 1:
         return stop
@@ -74,8 +80,8 @@ def agreed(stop: bool, due: bool) -> bool:
 
 @contextmanager
 def preemption() -> Iterator[list[int]]:
-    """A list that SIGTERM or SIGINT fills; another signal ends the process at once, unless it is the first one's echo: a scheduler
-    signals every process, and a parent its child."""
+    """A list that SIGTERM or SIGINT fills; another signal ends the process at once, unless it is the first
+    one's echo: a scheduler signals every process, and a parent its child."""
     caught: list[int] = []
     first = 0.0
 

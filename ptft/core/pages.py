@@ -1,4 +1,5 @@
-"""Pages: a config as its author writes it, a Python file with `get_config(arg)`, and what the command line changes in it."""
+"""Pages: a config as its author writes it, a Python file with `get_config(arg)`, and what the command line
+changes in it."""
 
 import ast
 import importlib.abc
@@ -23,7 +24,8 @@ def parse_arg(arg: str, **defaults: Any) -> Any:
     out = ConfigDict(defaults)
     items: list[str] = []
     for item in filter(None, (arg or "").split(",")):
-        # A comma inside a value such as freeze=layers=0,2 or freeze=lora=8,ffn,alpha=16 separates no arguments.
+        # A comma inside a value such as freeze=layers=0,2 or freeze=lora=8,ffn,alpha=16 separates no
+        # arguments.
         if items and items[-1].count("=") >= 2 and item.partition("=")[0] not in defaults:
             items[-1] += "," + item
         else:
@@ -42,7 +44,11 @@ def _typed(name: str, text: str, like: Any) -> Any:
     if isinstance(like, str):
         return text
     value = literal(text)
-    if like is not None and not isinstance(value, type(like)) and not (isinstance(like, float) and isinstance(value, int)):
+    if (
+        like is not None
+        and not isinstance(value, type(like))
+        and not (isinstance(like, float) and isinstance(value, int))
+    ):
         raise UserError(f"{name}: expected {kind_name(type(like))}, got {text!r}")
     return value
 
@@ -58,7 +64,8 @@ def load(path_and_arg: str) -> dict[str, Any]:
     if spec is None or not isinstance(spec.loader, importlib.abc.SourceLoader):
         raise UserError(f"{path} is not a Python file; a config is a page such as configs/pretrain.py")
     module = importlib.util.module_from_spec(spec)
-    # From the source: Python's compiled file goes by the second and the size, so that a page that was changed at once would be the old one.
+    # From the source: Python's compiled file goes by the second and the size, so that a page that was changed
+    # at once would be the old one.
     exec(spec.loader.source_to_code(file.read_bytes(), path), module.__dict__)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} has no get_config()")
@@ -77,7 +84,8 @@ def literal(text: str) -> Any:
 def override(values: dict[str, Any], items: list[str], spec: Spec | None = None) -> None:
     """Applies `key=value` items in place; values are Python literals or bare text. `resolve` checks them.
 
-    What is text in `spec` stays text: --config.data.text=0 is a column. A page's dev and test go with its train.
+    What is text in `spec` stays text: --config.data.text=0 is a column. A page's dev and test go with its
+    train.
     """
     own = dict(values["data"]) if isinstance(values.get("data"), Mapping) else {}
     for item in items:
@@ -96,7 +104,9 @@ def override(values: dict[str, Any], items: list[str], spec: Spec | None = None)
         set_key(values, key, value)
     given = {i.partition("=")[0] for i in items}
     if own.get("train") and "data.train" in given:
-        _leave_out(values["data"], own, [s for s in ("dev", "test") if own.get(s) and f"data.{s}" not in given])
+        _leave_out(
+            values["data"], own, [s for s in ("dev", "test") if own.get(s) and f"data.{s}" not in given]
+        )
 
 
 def _leave_out(data: dict[str, Any], own: Mapping[str, Any], splits: list[str]) -> None:

@@ -39,7 +39,8 @@ def is_lead() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints one line (or a block) for the user, above the progress bar if there is one; never wrapped, no markup."""
+    """Prints one line (or a block) for the user, above the progress bar if there is one; never wrapped, no
+    markup."""
     if is_lead():
         _console.print(text, soft_wrap=True, markup=False, highlight=False)
 
@@ -52,15 +53,18 @@ def note(text: str) -> None:
 
 @contextmanager
 def bar(total: int, done: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar below what is said, where there is a terminal; what it gives advances the bar by one and says something beside it."""
-    columns = [c for c in COLUMNS if not isinstance(c, TimeRemainingColumn)]  # things that differ much in length: the caller knows better
+    """A progress bar below what is said, where there is a terminal; what it gives advances the bar by one and
+    says something beside it."""
+    # things that differ much in length: the caller knows better
+    columns = [c for c in COLUMNS if not isinstance(c, TimeRemainingColumn)]
     with Progress(*columns, console=_console, disable=not (is_lead() and _console.is_terminal)) as shown:
         task = shown.add_task("", total=total, completed=done)
         yield lambda text: shown.update(task, advance=1, description=text)
 
 
 def add(a: Sums | None, b: Sums) -> Sums:
-    """Adds two dicts of (sum, weight); a name that only one of them has is kept. Does not wait for the device."""
+    """Adds two dicts of (sum, weight); a name that only one of them has is kept. Does not wait for the
+    device."""
     if a is None:
         return dict(b)
     both = {name: (a[name][0] + s, a[name][1] + w) if name in a else (s, w) for name, (s, w) in b.items()}
@@ -68,7 +72,8 @@ def add(a: Sums | None, b: Sums) -> Sums:
 
 
 def divide(s: Sums) -> dict[str, Any]:
-    """sum / weight, in float64 on the host: a float, or an array where the sum is one. A weight of 0 gives nan."""
+    """sum / weight, in float64 on the host: a float, or an array where the sum is one. A weight of 0 gives
+    nan."""
     out: dict[str, Any] = {}
     for name, (total, weight) in jax.device_get(s).items():
         total, weight = np.asarray(total, np.float64), float(weight)
@@ -91,7 +96,8 @@ def plain(value: Any) -> Any:
 
 
 def claim(workdir: Path, file: str) -> None:
-    """Raises UserError where a folder is not what `file` (of FOLDERS) says that it is to be, but another thing already."""
+    """Raises UserError where a folder is not what `file` (of FOLDERS) says that it is to be, but another
+    thing already."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file; expected a folder, new or of {FOLDERS[file]}")
     for other, what in FOLDERS.items():
@@ -100,18 +106,33 @@ def claim(workdir: Path, file: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` to `path` at once or not at all; NaN and infinity become null. Only the lead process writes."""
+    """Writes `value` to `path` at once or not at all; NaN and infinity become null. Only the lead process
+    writes."""
     if not is_lead():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may write the same file: the shards of a benchmark
-    tmp.write_text(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    # several processes may write the same file: the shards of a benchmark
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    tmp.write_text(
+        json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
     os.replace(tmp, path)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, ptft and the libraries that decide numbers; "absent" for one that is not installed."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "tensorflow-datasets", "numpy")
+    """Versions of Python, ptft and the libraries that decide numbers; "absent" for one that is not
+    installed."""
+    names = (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "grain",
+        "tokenizers",
+        "tensorflow-datasets",
+        "numpy",
+    )
     found = {"python": platform.python_version(), "ptft": ptft.__version__}
     for name in names:
         try:
@@ -124,7 +145,12 @@ def versions() -> dict[str, str]:
 def device() -> dict[str, Any]:
     """What the run runs on: platform, kind, number of devices and of processes."""
     first = jax.devices()[0]
-    return {"platform": first.platform, "kind": first.device_kind, "count": jax.device_count(), "processes": jax.process_count()}
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
+    }
 
 
 def _keep_until(path: Path, step: int) -> None:
@@ -156,7 +182,15 @@ class Log:
       UserError: TensorBoard is asked for and tensorboardX is not installed.
     """
 
-    def __init__(self, workdir: Path | None, *, resume_step: int = 0, tensorboard: bool = False, total_steps: int = 0, quiet: bool = False):
+    def __init__(
+        self,
+        workdir: Path | None,
+        *,
+        resume_step: int = 0,
+        tensorboard: bool = False,
+        total_steps: int = 0,
+        quiet: bool = False,
+    ):
         self._file: TextIO | None = None
         self._board: Any = None
         self._bar: Progress | None = None
@@ -176,10 +210,14 @@ class Log:
             self._bar.start()
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Records the metrics of one split ("train", "dev" or "test") at one step; on disk when it returns."""
+        """Records the metrics of one split ("train", "dev" or "test") at one step; on disk when it
+        returns."""
         recorded = plain(values)
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, "split": split, **recorded}, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.write(
+                json.dumps({"step": step, "split": split, **recorded}, ensure_ascii=False, allow_nan=False)
+                + "\n"
+            )
             self._file.flush()
         if self._board is not None:
             for name, value in recorded.items():
@@ -188,7 +226,9 @@ class Log:
         if self._quiet:
             return
         numbers = "  ".join(
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in recorded.items() if not isinstance(v, list | dict)
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+            for k, v in recorded.items()
+            if not isinstance(v, list | dict)
         )
         if self._bar is not None and split == "train":
             self._bar.update(self._task, completed=step, description=numbers)
@@ -209,6 +249,8 @@ def _summary_writer(folder: Path, resume_step: int) -> Any:
     try:
         writer = importlib.import_module("tensorboardX").SummaryWriter
     except ImportError:
-        raise UserError(f"tensorboard=True needs tensorboardX, which is not installed; {install('tensorboard')}") from None
+        raise UserError(
+            f"tensorboard=True needs tensorboardX, which is not installed; {install('tensorboard')}"
+        ) from None
     # Events after the resumed step belong to the part that is trained again.
     return writer(str(folder), purge_step=resume_step + 1)

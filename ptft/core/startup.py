@@ -42,4 +42,7 @@ def stepped(sums: Any) -> None:
     _begun = None
     parts = {**_spent, f"tracing and compiling ({compiled.seen})": compiled.seen.busy}
     parts["the rest"] = max(0.0, total - sum(parts.values()))
-    record.say(f"first step after {total:.1f} s: " + ", ".join(f"{seconds:.1f} s {name}" for name, seconds in parts.items()))
+    record.say(
+        f"first step after {total:.1f} s: "
+        + ", ".join(f"{seconds:.1f} s {name}" for name, seconds in parts.items())
+    )

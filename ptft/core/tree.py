@@ -81,16 +81,23 @@ def match(names: Sequence[str], rules: Sequence[tuple[str, str]]) -> dict[str, i
         try:
             re.compile(pattern)
         except re.error as e:
-            raise UserError(f"freeze rule ({pattern!r}, {action!r}) is not a regular expression: {e}") from None
+            raise UserError(
+                f"freeze rule ({pattern!r}, {action!r}) is not a regular expression: {e}"
+            ) from None
     claimed = claims(names, [pattern for pattern, _ in rules])
     problems = []
     for i, (pattern, action) in enumerate(rules):
         if i in claimed.values():
             continue
         if any(re.fullmatch(pattern, n) for n in names):
-            problems.append(f"rule ({pattern!r}, {action!r}) never wins: rules above it claim all it matches; delete it or move it up")
+            problems.append(
+                f"rule ({pattern!r}, {action!r}) never wins: rules above it claim all it matches; delete it "
+                "or move it up"
+            )
         else:
-            problems.append(f"rule ({pattern!r}, {action!r}) matches no parameter; {did_you_mean(pattern, names)}")
+            problems.append(
+                f"rule ({pattern!r}, {action!r}) matches no parameter; {did_you_mean(pattern, names)}"
+            )
     unclaimed = [n for n in names if n not in claimed]
     if unclaimed:
         shown = ", ".join(unclaimed[:5]) + (f" and {len(unclaimed) - 5} more" if len(unclaimed) > 5 else "")
@@ -111,7 +118,11 @@ class Diff(NamedTuple):
 
 def diff(have: Mapping[str, Any], want: Mapping[str, Any]) -> Diff:
     """Compares the names and shapes of two flat trees of arrays or shapes."""
-    shape = [(n, tuple(have[n].shape), tuple(want[n].shape)) for n in want if n in have and tuple(have[n].shape) != tuple(want[n].shape)]
+    shape = [
+        (n, tuple(have[n].shape), tuple(want[n].shape))
+        for n in want
+        if n in have and tuple(have[n].shape) != tuple(want[n].shape)
+    ]
     clash = {n for n, _, _ in shape}
     return Diff(
         same=[n for n in want if n in have and n not in clash],

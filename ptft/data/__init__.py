@@ -1,7 +1,7 @@
 """Sources of text: `load("KIND:REST", options)`; a file `ptft/data/KIND.py` is a kind.
 
-Each kind exports `open(rest, options, labels) -> Source` and usually ends in `documents`, `labelled` or `tagged`, which
-check, count and fingerprint what it read.
+Each kind exports `open(rest, options, labels) -> Source` and usually ends in `documents`, `labelled` or
+`tagged`, which check, count and fingerprint what it read.
 """
 
 import hashlib
@@ -20,13 +20,23 @@ from ptft.core.errors import UserError, listed, shown
 FORMATS = ("auto", "lines", "paragraphs", "tsv", "csv", "jsonl", "parquet", "wiki", "folder", "conll")
 
 SPEC: Spec = {
-    "format": Field("auto", choices=FORMATS, doc="how files are laid out; auto looks at the suffix and the first bytes"),
-    "text": Field("", doc="column of the text: a name, or a number from 0 where there is no header; empty: 'text' or 'sentence'"),
+    "format": Field(
+        "auto", choices=FORMATS, doc="how files are laid out; auto looks at the suffix and the first bytes"
+    ),
+    "text": Field(
+        "",
+        doc=(
+            "column of the text: a name, or a number from 0 where there is no header; empty: 'text' or "
+            "'sentence'"
+        ),
+    ),
     "text_b": Field("", doc="column of the second text of a pair"),
     "label": Field("", doc="column of the label; empty: every text is an unlabelled document"),
     "labels": Field((), tuple, doc="the label values in the order of their ids; empty: sorted"),
     "header": Field(True, doc="whether the first line of a tsv or csv file names the columns"),
-    "on_bad_row": Field("stop", choices=("stop", "skip"), doc="a broken row stops, or is left out and counted"),
+    "on_bad_row": Field(
+        "stop", choices=("stop", "skip"), doc="a broken row stops, or is left out and counted"
+    ),
 }
 
 SKIP = " (data.on_bad_row='skip' leaves such rows out and counts them)"
@@ -36,15 +46,16 @@ SKIP = " (data.on_bad_row='skip' leaves such rows out and counts them)"
 class Source:
     """What a kind of source yields.
 
-    `records` are documents `{"sentences": list[str]}`, examples `{"text": str, "label": int}` (pairs have "text_b" too)
-    or tagged sentences `{"words": list[str], "tags": list[int]}`, each with "where": the file and line (or the TFDS
-    record) it came from.
+    `records` are documents `{"sentences": list[str]}`, examples `{"text": str, "label": int}` (pairs have
+    "text_b" too) or tagged sentences `{"words": list[str], "tags": list[int]}`, each with "where": the file
+    and line (or the TFDS record) it came from.
     """
 
     records: Sequence[Mapping[str, Any]]
     labels: tuple[str, ...]  # label names, index = id; () for documents
     fingerprint: str  # sha256 of the content, wherever it lies
-    notes: Mapping[str, int]  # a Counter: "records", and where they are not zero "empty_text", "skipped_rows", "empty_documents" …
+    # a Counter: "records", and where they are not zero "empty_text", "skipped_rows", "empty_documents" …
+    notes: Mapping[str, int]
     doubts: tuple[str, ...] = ()  # what is allowed, and seldom meant
 
 
@@ -58,7 +69,9 @@ def load(where: str, options: Config, labels: Sequence[str] = ()) -> Source:
     """
     kind, colon, rest = where.partition(":")
     if not colon or not rest:
-        raise UserError(f"data {where!r}: expected KIND:WHERE with a KIND of {', '.join(plugins.names('data'))}")
+        raise UserError(
+            f"data {where!r}: expected KIND:WHERE with a KIND of {', '.join(plugins.names('data'))}"
+        )
     source: Source = plugins.get("data", kind).open(rest, options, labels)
     if not source.records:
         counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in source.notes.items())
@@ -99,11 +112,15 @@ def documents(found: Iterable[tuple[str, list[str]]], rows: BadRows) -> Source:
     return Source(records, (), digest.hexdigest(), rows.notes)
 
 
-def labelled(found: Iterable[tuple[str, str, str | None, str]], rows: BadRows, labels: Sequence[str]) -> Source:
+def labelled(
+    found: Iterable[tuple[str, str, str | None, str]], rows: BadRows, labels: Sequence[str]
+) -> Source:
     """A source from (where, text, text_b or None, label); `labels` empty: the distinct ones, sorted."""
     examples = list(found)
     spelled = {label: _whole(label) for label in {e[3] for e in examples}}
-    names = _names({name for name in spelled.values() if name.strip()}, [_whole(str(label)) for label in labels])
+    names = _names(
+        {name for name in spelled.values() if name.strip()}, [_whole(str(label)) for label in labels]
+    )
     if not labels:
         _refuse_numbers([(e[0], spelled[e[3]]) for e in examples], names)
     ids = {name: i for i, name in enumerate(names)}
@@ -138,7 +155,9 @@ def tagged(found: Iterable[tuple[str, list[str], list[str]]], rows: BadRows, lab
             rows.bad(where, f"tag {tag} of {word} is unknown; expected one of {listed(names)}")
             continue
         try:
-            digest.update("".join(["\n", *(f"\n{ids[t]} {w}" for w, t in zip(words, tags, strict=True))]).encode())
+            digest.update(
+                "".join(["\n", *(f"\n{ids[t]} {w}" for w, t in zip(words, tags, strict=True))]).encode()
+            )
         except UnicodeEncodeError:
             rows.bad(where, "the text is not valid Unicode")
             continue
@@ -178,15 +197,16 @@ def _refuse_numbers(examples: Sequence[tuple[str, str]], names: Sequence[str]) -
         why = f"label {shown(odd)} is negative: no label? If it is a class, {way} says which there are"
     elif odd := _measured(names, len(examples)):
         why = (
-            f"label {shown(odd)} is a number, one of {len(names):,} different ones in {len(examples):,} rows: "
-            f"ptft learns classes, and has no regression yet; if these are classes, {way} lists them"
+            f"label {shown(odd)} is a number, one of {len(names):,} different ones in {len(examples):,} "
+            f"rows: ptft learns classes, and has no regression yet; if these are classes, {way} lists them"
         )
     if odd:
         raise UserError(f"{next(where for where, label in examples if label == odd)}: {why}")
 
 
 def _measured(names: Sequence[str], rows: int) -> str:
-    """A label that measures: numbers with a fraction, or many whole ones, few of each, that do not count from 0 or 1."""
+    """A label that measures: numbers with a fraction, or many whole ones, few of each, that do not count from
+    0 or 1."""
     numbers = [n for n in names if _NUMBER.fullmatch(n)]
     if not numbers or len(numbers) < 0.9 * len(names):
         return ""
@@ -205,16 +225,23 @@ def _alike(names: Sequence[str]) -> tuple[str, ...]:
         groups.setdefault(" ".join(seen.split()).casefold(), []).append(name)
     twice = [g for g in groups.values() if len(g) > 1]
     blank = [n for n in names if n != n.strip() and not any(n in g for g in twice)]
-    said = [f"labels {listed(g)} differ in capitals, blanks or what does not show, and are as many classes" for g in twice]
+    said = [
+        f"labels {listed(g)} differ in capitals, blanks or what does not show, and are as many classes"
+        for g in twice
+    ]
     said += [f"label {shown(n)} has a blank at its end" for n in blank[:20]]
-    return tuple(f"{s}: a slip? ptft merges none; mend the file, or data.labels says which labels there are" for s in said[:20])
+    return tuple(
+        f"{s}: a slip? ptft merges none; mend the file, or data.labels says which labels there are"
+        for s in said[:20]
+    )
 
 
 _TYPED = re.compile(r"[A-Z]-.+")  # as in IOB, BIOES, BMES, BILOU
 
 
 def _odd_tags(sentences: Sequence[tuple[str, list[str], list[str]]], names: Sequence[str]) -> tuple[str, ...]:
-    """Says which tags are not built as the others are, and which are as rare as a slip, with the first sentence."""
+    """Says which tags are not built as the others are, and which are as rare as a slip, with the first
+    sentence."""
     counts = Counter(tag for _, _, tags in sentences for tag in tags)
     typed = sum(_TYPED.fullmatch(n) is not None for n in names)
     odd = [n for n in names if n != "O" and not _TYPED.fullmatch(n)]
@@ -229,7 +256,8 @@ def _odd_tags(sentences: Sequence[tuple[str, list[str], list[str]]], names: Sequ
     return tuple(said)
 
 
-# A candidate: 。！？ with the closing quotes, or . ! ? followed by a space and something that can start a sentence.
+# A candidate: 。！？ with the closing quotes, or . ! ? followed by a space and something that can start a
+# sentence.
 _END = re.compile(
     r"[。！？]+[」』”’）】》\"]*\s*"
     r"|(?<=[\u3400-\u9fff])[!?]+[」』”’）】》\"]*\s*"
@@ -238,15 +266,22 @@ _END = re.compile(
 _LAST_WORD = re.compile(r"[\w.]+$")
 _SHORT = re.compile(r"[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_]{1,2}")  # an initial, or U.S, e.g, Ph.D
 _ABBREVIATIONS = {
-    "mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "gen", "col", "lt", "sgt", "capt", "cmdr", "adm", "rev", "hon", "gov", "sen",
-    "rep", "pres", "messrs", "vs", "etc", "inc", "ltd", "co", "corp", "bros", "no", "nos", "vol", "vols", "fig", "figs", "eq",
-    "eqs", "sec", "ch", "pp", "ed", "eds", "est", "al", "ca", "cf", "viz", "approx", "dept", "univ", "assn", "ave", "blvd", "mt",
-    "ft", "ref", "refs", "resp", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec",
+    "mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "gen", "col", "lt", "sgt", "capt", "cmdr", "adm",
+    "rev", "hon", "gov", "sen",
+    "rep", "pres", "messrs", "vs", "etc", "inc", "ltd", "co", "corp", "bros", "no", "nos", "vol", "vols",
+    "fig", "figs", "eq",
+    "eqs", "sec", "ch", "pp", "ed", "eds", "est", "al", "ca", "cf", "viz", "approx", "dept", "univ", "assn",
+    "ave", "blvd", "mt",
+    "ft", "ref", "refs", "resp", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov",
+    "dec",
 }  # fmt: skip
 _STARTERS = {
-    "The", "This", "That", "These", "Those", "It", "Its", "He", "His", "She", "Her", "They", "Their", "We", "Our", "You", "Your",
-    "There", "Here", "When", "While", "If", "In", "On", "At", "As", "For", "From", "By", "With", "After", "Before", "Since",
-    "However", "But", "And", "Or", "Also", "An", "Some", "Many", "Most", "Other", "Another", "One", "During", "Although", "Because",
+    "The", "This", "That", "These", "Those", "It", "Its", "He", "His", "She", "Her", "They", "Their", "We",
+    "Our", "You", "Your",
+    "There", "Here", "When", "While", "If", "In", "On", "At", "As", "For", "From", "By", "With", "After",
+    "Before", "Since",
+    "However", "But", "And", "Or", "Also", "An", "Some", "Many", "Most", "Other", "Another", "One", "During",
+    "Although", "Because",
     "So", "Then", "Thus", "What",
 }  # fmt: skip
 
@@ -254,7 +289,8 @@ _STARTERS = {
 def sentences(text: str) -> list[str]:
     """Splits English or Chinese text into sentences; a line break always ends one.
 
-    A full stop after an abbreviation or an initial ends a sentence only before a word that usually starts one ("the U.S. The …").
+    A full stop after an abbreviation or an initial ends a sentence only before a word that usually starts one
+    ("the U.S. The …").
     """
     out = []
     for line in text.split("\n"):

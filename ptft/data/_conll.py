@@ -10,19 +10,30 @@ from ptft.core.errors import UserError, shown
 from ptft.data import BadRows
 from ptft.data._reading import DIRTY, UNDECODED, read_text
 
-HEADER = re.compile(r"((ner|pos|iob|bio|chunk|entity|slot)[ _-]?)?(tag|label)s?|ner|[ux]?pos|iob2?|bio|entity", re.IGNORECASE)
-MULTIWORD = re.compile(r"\d+[-.]\d+")  # CoNLL-U's number of words that have lines of their own, or that are not written
+HEADER = re.compile(
+    r"((ner|pos|iob|bio|chunk|entity|slot)[ _-]?)?(tag|label)s?|ner|[ux]?pos|iob2?|bio|entity", re.IGNORECASE
+)
+# CoNLL-U's number of words that have lines of their own, or that are not written
+MULTIWORD = re.compile(r"\d+[-.]\d+")
 
 
-def read_sentences(path: Path, rows: BadRows, word: int, tag: int) -> Iterator[tuple[str, list[str], list[str]]]:
+def read_sentences(
+    path: Path, rows: BadRows, word: int, tag: int
+) -> Iterator[tuple[str, list[str], list[str]]]:
     """(where, words, tags) of each sentence; one with a broken line is left out whole."""
     lines = read_text(path).split("\n")
-    usual = functools.cache(lambda: Counter((len(c), c[-1]) for line in lines if line[:1] != "#" and (c := _split(line))))
+    usual = functools.cache(
+        lambda: Counter((len(c), c[-1]) for line in lines if line[:1] != "#" and (c := _split(line)))
+    )
     sentence, broken, counted, width = list[tuple[int, list[str]]](), False, 0, 0
     for number, line in enumerate([*lines, ""], 1):
         if not line.strip() or line.startswith("-DOCSTART-"):
             if sentence and not broken:
-                yield f"{path}:{sentence[0][0]}", [c[word] for _, c in sentence], [c[tag] for _, c in sentence]
+                yield (
+                    f"{path}:{sentence[0][0]}",
+                    [c[word] for _, c in sentence],
+                    [c[tag] for _, c in sentence],
+                )
             ids = [c[0] for _, c in sentence if not MULTIWORD.fullmatch(c[0])]
             in_order = counted >= 0 and ids == [str(i) for i in range(1, len(ids) + 1)]
             counted = max(counted, len(ids)) if in_order else -1
@@ -44,8 +55,8 @@ def read_sentences(path: Path, rows: BadRows, word: int, tag: int) -> Iterator[t
             width = len(columns)
     if counted > 1 and (word == 0 or (tag == -1 and width == 10)):
         raise UserError(
-            f"{path}: its first column counts the words of a sentence; data.text=1 says that words are in the second, "
-            "and data.label where the tag is, such as 3 for the parts of speech of CoNLL-U"
+            f"{path}: its first column counts the words of a sentence; data.text=1 says that words are in "
+            "the second, and data.label where the tag is, such as 3 for the parts of speech of CoNLL-U"
         )
 
 
@@ -62,7 +73,8 @@ def _is_word(columns: list[str], usual: Mapping[tuple[int, str], int]) -> bool:
 
 
 def _no_word(line: str, columns: list[str], width: int, word: int, tag: int) -> str:
-    """Why a line is not that of a word and its tag, in a sentence of `width` columns (0: it is the first); or ""."""
+    """Why a line is not that of a word and its tag, in a sentence of `width` columns (0: it is the first); or
+    ""."""
     if UNDECODED.search(line):
         return DIRTY
     if len(columns) <= max(word, tag, 1) or not (columns[word] and columns[tag]):

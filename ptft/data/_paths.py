@@ -10,7 +10,8 @@ from ptft.core.errors import UserError, did_you_mean
 
 
 def match(pattern: str) -> list[Path]:
-    """The files and folders of that name, or that a glob pattern matches, sorted; UserError if there is none."""
+    """The files and folders of that name, or that a glob pattern matches, sorted; UserError if there is
+    none."""
     pattern = os.path.expanduser(pattern)
     if os.path.lexists(pattern):
         return [real(Path(pattern))]
@@ -36,14 +37,17 @@ def _glob(pattern: str) -> Iterator[str]:
 
 
 def hidden(name: str) -> bool:
-    """What systems and editors leave in folders: .DS_Store, ._x, .ipynb_checkpoints, and __MACOSX of a zip file."""
+    """What systems and editors leave in folders: .DS_Store, ._x, .ipynb_checkpoints, and __MACOSX of a zip
+    file."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def real(path: Path) -> Path:
     """The path itself; UserError where it is a link to nothing."""
     if path.is_symlink() and not path.exists():
-        raise UserError(f"{path} is a link to {os.readlink(path)}, which is not there: restore it, or delete the link")
+        raise UserError(
+            f"{path} is a link to {os.readlink(path)}, which is not there: restore it, or delete the link"
+        )
     return path
 
 
@@ -51,7 +55,9 @@ def _walk(top: Path) -> Iterator[tuple[Path, list[Path]]]:
     """The folders from `top` on and the files of each, links followed; what is hidden is left out."""
     for folder, inside, files in os.walk(str(top), followlinks=True):
         above = {os.path.realpath(p) for p in (Path(folder), *Path(os.path.abspath(folder)).parents)}
-        inside[:] = sorted(d for d in inside if not hidden(d) and os.path.realpath(os.path.join(folder, d)) not in above)
+        inside[:] = sorted(
+            d for d in inside if not hidden(d) and os.path.realpath(os.path.join(folder, d)) not in above
+        )
         yield Path(folder), [Path(folder, f) for f in files if not hidden(f)]
 
 

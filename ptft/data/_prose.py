@@ -6,25 +6,41 @@ from collections.abc import Iterator
 
 FEWEST = 4  # words of a sentence; taking markup out adds none
 _UNDERLINE = re.compile(r"\s*([-=~^\"'*#+_`.])\1{2,}\s*")
-_ENTRIES = {"parameters", "other parameters", "returns", "yields", "receives", "raises", "warns", "attributes", "methods", "keys", "args",
-            "arguments", "keyword args", "keyword arguments", "kwargs", "return", "fields", "params", "properties"}  # fmt: skip
+_ENTRIES = {
+    "parameters", "other parameters", "returns", "yields", "receives", "raises", "warns", "attributes",
+    "methods", "keys", "args", "arguments", "keyword args", "keyword arguments", "kwargs", "return", "fields",
+    "params", "properties",
+}  # fmt: skip
 _DROPPED = {"see also", "references", "reference", "citation", "citations", "signature", "bibliography"}
 _GOOGLE = re.compile(r"([A-Z][A-Za-z ]{2,20}):\s*")
-_ENTRY = re.compile(r"\*{0,2}[\w.\[\]]+(?:, ?\*{0,2}\w+)*(?: ?\([^)]*\))?\s*:\s+")  # "name (type): description"
+# "name (type): description"
+_ENTRY = re.compile(r"\*{0,2}[\w.\[\]]+(?:, ?\*{0,2}\w+)*(?: ?\([^)]*\))?\s*:\s+")
 _FIELD = re.compile(r":(?:param|arg|returns?|raises?|keyword|type|rtype|ivar|var)\b[^:]*:\s*")
 _DIRECTIVE = re.compile(r"\.\.\s+([\w-]+)::\s*(.*)")
-_PROSE_DIRECTIVES = {"note", "warning", "tip", "important", "caution", "hint", "versionchanged", "versionadded", "deprecated"}
+_PROSE_DIRECTIVES = {
+    "note",
+    "warning",
+    "tip",
+    "important",
+    "caution",
+    "hint",
+    "versionchanged",
+    "versionadded",
+    "deprecated",
+}
 _BULLET = re.compile(r"(?:[-*+•]|\(?\d{1,2}[.)]|\(?[a-z]\))\s+")
 
 
 def prose(doc: str) -> list[str]:
-    """The paragraphs of a docstring that are prose, as plain words: no code, tables, signatures, references or markup."""
+    """The paragraphs of a docstring that are prose, as plain words: no code, tables, signatures, references
+    or markup."""
     blocks = _blocks(inspect.cleandoc(doc).split("\n"))
     return [p for block in blocks if len(block.split()) >= FEWEST and is_prose(p := plain(block))]
 
 
 def _blocks(lines: list[str]) -> Iterator[str]:
-    """Joins the lines of each paragraph, in rst, NumPy and Google style, and leaves out what is not a paragraph."""
+    """Joins the lines of each paragraph, in rst, NumPy and Google style, and leaves out what is not a
+    paragraph."""
     section = ""
     drop = -1  # leave out everything that is indented by more than this
     paragraph: list[str] = []
@@ -66,7 +82,10 @@ def _blocks(lines: list[str]) -> Iterator[str]:
         if _UNDERLINE.fullmatch(after) and len(text) < 60 and not paragraph:
             section, i = text.lower().rstrip(":"), i + 1
             continue
-        if google and (google[1].lower() in _ENTRIES | _DROPPED or google[1].lower().startswith(("example", "note", "usage"))):
+        if google and (
+            google[1].lower() in _ENTRIES | _DROPPED
+            or google[1].lower().startswith(("example", "note", "usage"))
+        ):
             yield from flush()
             section = google[1].lower()
             drop = here if section in _DROPPED else -1
@@ -87,7 +106,8 @@ def _blocks(lines: list[str]) -> Iterator[str]:
             else:
                 drop = here
             continue
-        if section in _ENTRIES and here == 0 and after.startswith(" ") and after.strip():  # NumPy style: the line of a name and its type
+        # NumPy style: the line of a name and its type
+        if section in _ENTRIES and here == 0 and after.startswith(" ") and after.strip():
             yield from flush()
             continue
         bullet = _BULLET.match(text)
@@ -140,9 +160,12 @@ def plain(text: str) -> str:
 
 _WORD = re.compile(r"[(\"'“]?[A-Za-z][a-z]*(?:['’-][A-Za-z]?[a-z]*)*[)\"'”]?[.,;:?!]?[)\"'”]?")
 _COMMON = {
-    "a", "an", "and", "any", "are", "as", "at", "be", "been", "but", "by", "can", "each", "for", "from", "has", "have", "if", "in",
-    "into", "is", "it", "its", "may", "must", "not", "of", "on", "only", "or", "should", "so", "than", "that", "the", "their",
-    "then", "there", "these", "they", "this", "to", "used", "using", "was", "when", "where", "which", "will", "with", "would", "you",
+    "a", "an", "and", "any", "are", "as", "at", "be", "been", "but", "by", "can", "each", "for", "from",
+    "has", "have", "if", "in",
+    "into", "is", "it", "its", "may", "must", "not", "of", "on", "only", "or", "should", "so", "than", "that",
+    "the", "their",
+    "then", "there", "these", "they", "this", "to", "used", "using", "was", "when", "where", "which", "will",
+    "with", "would", "you",
 }  # fmt: skip
 
 

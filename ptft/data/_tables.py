@@ -15,8 +15,8 @@ from ptft.data import BadRows
 from ptft.data._reading import DIRTY, UNDECODED, read_bytes, read_lines, read_text
 
 UNBALANCED = (
-    "a quote opens there that is not closed, or not doubled inside of its cell; as the lines that it takes along may be good rows, "
-    "data.on_bad_row='skip' does not leave them out"
+    "a quote opens there that is not closed, or not doubled inside of its cell; as the lines that it takes "
+    "along may be good rows, data.on_bad_row='skip' does not leave them out"
 )
 
 
@@ -32,7 +32,11 @@ TWICE = Twice()
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
-    return made if len(made) == len(pairs) else made | {k: TWICE for k, n in Counter(k for k, _ in pairs).items() if n > 1}
+    return (
+        made
+        if len(made) == len(pairs)
+        else made | {k: TWICE for k, n in Counter(k for k, _ in pairs).items() if n > 1}
+    )
 
 
 def json_rows(path: Path, rows: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -51,21 +55,31 @@ def json_rows(path: Path, rows: BadRows) -> Iterator[tuple[int, dict[str, Any]]]
             rows.bad(f"{path}:{number}", f"expected a JSON object, got {line[:40]!r}")
 
 
-def read_columns(path: Path, how: str, options: Config, rows: BadRows, keys: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def read_columns(
+    path: Path, how: str, options: Config, rows: BadRows, keys: Sequence[str]
+) -> Iterator[tuple[str, list[str]]]:
     """(where, the text of each of the columns that the config gives for `keys`)."""
     names: list[str] = []
     for where, row in read_rows(path, how, options, rows):
-        if not names:  # a column that the first row lacks is a mistake in the config; later it is a broken row
+        # a column that the first row lacks is a mistake in the config; later it is a broken row
+        if not names:
             names = [options[k] or next((n for n in ("text", "sentence") if n in row), "text") for k in keys]
             for key, name in zip(keys, names, strict=True):
                 if name not in row:
                     hint = _hint(name, how, options, row)
-                    raise UserError(f"{path} has no column {shown(name)} (data.{key}); it has {listed(row)}{hint}")
+                    raise UserError(
+                        f"{path} has no column {shown(name)} (data.{key}); it has {listed(row)}{hint}"
+                    )
                 if row[name] is TWICE:
-                    raise UserError(f"{path} has the column {shown(name)} (data.{key}) twice: rename the one that is not meant")
+                    raise UserError(
+                        f"{path} has the column {shown(name)} (data.{key}) twice: rename the one that is not "
+                        "meant"
+                    )
         values = [row.get(n) for n in names]
         found = zip(keys, names, values, strict=True)
-        problem = next((f"expected text in {shown(n)}, got {shown(v)}" for k, n, v in found if not _fits(k, v)), None)
+        problem = next(
+            (f"expected text in {shown(n)}, got {shown(v)}" for k, n, v in found if not _fits(k, v)), None
+        )
         if problem:
             rows.bad(where, problem)
         else:
@@ -78,12 +92,17 @@ def _hint(name: str, how: str, options: Config, row: Mapping[str, Any]) -> str:
         return f"; data.format='csv' if {sign!r} is what parts them"
     if len(row) > 20 and nearest(name, row):
         return f"; {did_you_mean(name, row)}"
-    return "; data.header=False if its first line is a row" if options.header and how in ("tsv", "csv") else ""
+    return (
+        "; data.header=False if its first line is a row" if options.header and how in ("tsv", "csv") else ""
+    )
 
 
 def _fits(key: str, value: Any) -> bool:
-    is_nothing = value is None or value is TWICE or value != value  # a table of numbers has NaN where it has none
-    return isinstance(value, str) or (key == "label" and not is_nothing and not isinstance(value, dict | list))
+    # a table of numbers has NaN where it has none
+    is_nothing = value is None or value is TWICE or value != value
+    return isinstance(value, str) or (
+        key == "label" and not is_nothing and not isinstance(value, dict | list)
+    )
 
 
 def read_rows(path: Path, how: str, options: Config, rows: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -138,7 +157,8 @@ def _csv(path: Path, rows: BadRows, options: Config) -> Iterator[tuple[int, list
 
 
 def _separator(text: str, options: Config) -> str:
-    """The comma, or where it gives none of the columns that are asked for, what does: Excel writes ; in half of the world."""
+    """The comma, or where it gives none of the columns that are asked for, what does: Excel writes ; in half
+    of the world."""
     first = text[: text.find("\n") + 1 or None].rstrip("\r\n")
     for sign in ",;\t|":
         try:

@@ -1,12 +1,14 @@
 """The embedded corpus: the English documentation that the Python environment itself carries.
 
 `corpus:documents@train` (or dev): a document a module, its docstrings as sentences, for pretraining.
-`corpus:blanks@train` (or dev, test): sentences in which one word, of BLANKS, is missing: which one is it? As many of each.
+`corpus:blanks@train` (or dev, test): sentences in which one word, of BLANKS, is missing: which one is it? As
+many of each.
 
-Source files are read as text and never imported. Splits are made by module: a module of the labelled dev or test split is in none of
-the other labelled splits, nor in the pretraining documents (documents@dev is a part of those held-out modules).
-The result depends on nothing but the installed versions. It is prepared once, as an array_record TFDS data set without
-TensorFlow, below $PTFT_CACHE (default ~/.cache/ptft), in a folder named after those versions and this code.
+Source files are read as text and never imported. Splits are made by module: a module of the labelled dev or
+test split is in none of the other labelled splits, nor in the pretraining documents (documents@dev is a part
+of those held-out modules). The result depends on nothing but the installed versions. It is prepared once, as
+an array_record TFDS data set without TensorFlow, below $PTFT_CACHE (default ~/.cache/ptft), in a folder named
+after those versions and this code.
 """
 
 import ast
@@ -40,10 +42,23 @@ from ptft.data.tfds import data_source, quiet
 
 # What is read, and the distribution that it comes from, whose version says what is in it.
 PACKAGES = {
-    "stdlib": "", "numpy": "numpy", "scipy": "scipy", "jax": "jax", "flax": "flax", "optax": "optax", "matplotlib": "matplotlib",
-    "mpl_toolkits": "matplotlib", "orbax": "orbax-checkpoint", "tensorflow_datasets": "tensorflow-datasets", "grain": "grain",
+    "stdlib": "", "numpy": "numpy", "scipy": "scipy", "jax": "jax", "flax": "flax", "optax": "optax",
+    "matplotlib": "matplotlib",
+    "mpl_toolkits": "matplotlib", "orbax": "orbax-checkpoint", "tensorflow_datasets": "tensorflow-datasets",
+    "grain": "grain",
 }  # fmt: skip
-SKIP = {"tests", "test", "testing", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__", "_vendor", "vendor"}
+SKIP = {
+    "tests",
+    "test",
+    "testing",
+    "site-packages",
+    "dist-packages",
+    "idlelib",
+    "lib2to3",
+    "__pycache__",
+    "_vendor",
+    "vendor",
+}
 SHARES = {"test": 0.15, "dev": 0.10}  # of all paragraphs, by module; train has the rest
 DEV_SHARE = 0.03  # of all paragraphs: documents@dev
 BLANKS = ("the", "of", "to", "is")
@@ -61,11 +76,12 @@ class Module:
     paragraphs: tuple[str, ...]
 
 
-# ---------------------------------------------------------------------------------------------------- which modules
+# -------------------------------------------------------------------------------------------- which modules
 
 
 def harvest() -> list[Module]:
-    """All modules with prose, in a fixed order; a paragraph that occurs again in any module is left out there."""
+    """All modules with prose, in a fixed order; a paragraph that occurs again in any module is left out
+    there."""
     seen: set[str] = set()
     texts: set[str] = set()  # whole docstrings that are said again, which are many
     out = []
@@ -108,8 +124,9 @@ _PREFIX = re.compile(r"(?P<alone>\n[ \t]*)?(?P<letters>[rRbBuUfF]{0,2})$")
 
 
 def _docs(file: Path) -> list[str]:
-    """The strings in triple quotes that begin a line: docstrings, and what numpy and scipy give to `add_newdoc`. In `pydoc_data`, where
-    the language reference is, all of them. (Parsing the files would take five times as long.)"""
+    """The strings in triple quotes that begin a line: docstrings, and what numpy and scipy give to
+    `add_newdoc`. In `pydoc_data`, where the language reference is, all of them. (Parsing the files would take
+    five times as long.)"""
     source = "\n" + file.read_text(encoding="utf-8", errors="ignore")
     found = _STRING.finditer(source) if '"""' in source or "'''" in source else ()
     everything = file.parent.name == "pydoc_data"
@@ -131,7 +148,7 @@ def _value(literal: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-# ---------------------------------------------------------------------------------------------------- splits and the labelled task
+# ----------------------------------------------------------------------------- splits and the labelled task
 
 
 def _draw(text: str) -> bytes:
@@ -140,7 +157,8 @@ def _draw(text: str) -> bytes:
 
 
 def held_out(modules: Sequence[Module]) -> dict[str, str]:
-    """{path: "test" or "dev"} of the modules kept from training, drawn by hash until a split has its share of paragraphs."""
+    """{path: "test" or "dev"} of the modules kept from training, drawn by hash until a split has its share of
+    paragraphs."""
     out = {}
     room = {split: share * sum(len(m.paragraphs) for m in modules) for split, share in SHARES.items()}
     for module in sorted(modules, key=lambda m: _draw(m.path)):
@@ -152,7 +170,8 @@ def held_out(modules: Sequence[Module]) -> dict[str, str]:
 
 
 def blanked(sentence: str) -> tuple[str, str] | None:
-    """(the sentence with a blank, the word that is missing), or None where it has none of the words, or more or fewer words than WORDS.
+    """(the sentence with a blank, the word that is missing), or None where it has none of the words, or more
+    or fewer words than WORDS.
 
     >>> blanked("It returns a number of rows in a table that was open.")
     ('It returns a number ___ rows in a table that was open.', 'of')
@@ -166,7 +185,8 @@ def blanked(sentence: str) -> tuple[str, str] | None:
 
 
 def blanks(modules: Sequence[Module]) -> dict[str, list[tuple[str, str, str]]]:
-    """{split: [(text, missing word, module)]}, as many of each word: as many as there are of the rarest, and not more than MOST.
+    """{split: [(text, missing word, module)]}, as many of each word: as many as there are of the rarest, and
+    not more than MOST.
 
     A sentence that is in two splits is in none; so the pretraining documents have none of dev or test.
     """
@@ -186,7 +206,7 @@ def blanks(modules: Sequence[Module]) -> dict[str, list[tuple[str, str, str]]]:
     return out
 
 
-# ---------------------------------------------------------------------------------------------------- the TFDS data set
+# ---------------------------------------------------------------------------------------- the TFDS data set
 
 
 class PythonDocs(tfds.core.GeneratorBasedBuilder):
@@ -195,7 +215,9 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012
         tfds.core.BuilderConfig(name="documents", description="a module a record, as sentences"),
-        tfds.core.BuilderConfig(name="blanks", description="a sentence a record, labelled with the word that it lacks"),
+        tfds.core.BuilderConfig(
+            name="blanks", description="a sentence a record, labelled with the word that it lacks"
+        ),
     ]
 
     def __init__(self, *, modules: Sequence[Module] = (), **kwargs: Any):
@@ -207,7 +229,9 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
         features = {"sentences": tfds.features.Sequence(text), "where": text}
         if self.builder_config.name == "blanks":
             features = {"text": text, "label": tfds.features.ClassLabel(names=list(BLANKS)), "where": text}
-        return tfds.core.DatasetInfo(builder=self, description=str(__doc__), features=tfds.features.FeaturesDict(features))
+        return tfds.core.DatasetInfo(
+            builder=self, description=str(__doc__), features=tfds.features.FeaturesDict(features)
+        )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         if self.builder_config.name == "blanks":
@@ -219,7 +243,10 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
             if room >= len(module.paragraphs):
                 room -= len(module.paragraphs)
                 groups["dev"].append(module)
-        return {name: self._generate_examples([(m.paragraphs, m.path) for m in group]) for name, group in groups.items()}
+        return {
+            name: self._generate_examples([(m.paragraphs, m.path) for m in group])
+            for name, group in groups.items()
+        }
 
     def _generate_examples(self, rows: Sequence[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
         for i, row in enumerate(rows):
@@ -231,7 +258,11 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
 
 def _versions() -> list[str]:
     names = sorted(set(filter(None, PACKAGES.values())))
-    return [platform.python_version(), sysconfig.get_path("stdlib"), *(f"{n}={importlib.metadata.version(n)}" for n in names)]
+    return [
+        platform.python_version(),
+        sysconfig.get_path("stdlib"),
+        *(f"{n}={importlib.metadata.version(n)}" for n in names),
+    ]
 
 
 def _sizes(folder: Path) -> dict[str, int]:

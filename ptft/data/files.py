@@ -1,4 +1,5 @@
-"""Local files: `files:GLOB`, or a part of their records as in TFDS: `files:train.tsv[:90%]`, `files:train.tsv[90%:]`, `files:a.tsv[:500]`.
+"""Local files: `files:GLOB`, or a part of their records as in TFDS: `files:train.tsv[:90%]`,
+`files:train.tsv[90%:]`, `files:a.tsv[:500]`.
 
 | format | what it reads |
 |---|---|
@@ -7,11 +8,12 @@
 | wiki | WikiExtractor's output, JSON lines or `<doc>` blocks; empty pages are left out and counted |
 | tsv csv jsonl parquet | a record a row, columns named in the config; without `label`, a row is a document |
 | folder | a folder of text files with a subfolder a class, as aclImdb; `unsup` is left out |
-| conll | a word a line, its tag in the last column (tabs, or else spaces between them); a blank line between sentences |
+| conll | a word a line, its tag in the last column (by tabs, or spaces); a blank line ends a sentence |
 
-A file may be gzipped (`.gz`); a new file starts a new document. A tsv file has no quoting: a quote is a character. The columns
-of a csv file may also be parted by `;`, tabs or `|`. Of folders, what is hidden is left out, and links are followed. In a conll
-file, `data.text` and `data.label` may give the numbers of other columns; lines of comments (`#`) and a header are left out and counted.
+A file may be gzipped (`.gz`); a new file starts a new document. A tsv file has no quoting: a quote is a
+character. The columns of a csv file may also be parted by `;`, tabs or `|`. Of folders, what is hidden is
+left out, and links are followed. In a conll file, `data.text` and `data.label` may give the numbers of other
+columns; lines of comments (`#`) and a header are left out and counted.
 """
 
 import os
@@ -29,18 +31,28 @@ from ptft.data._reading import DIRTY, UNDECODED, first_bytes, read_lines, read_t
 from ptft.data._tables import read_columns
 from ptft.data._wiki import WIKI, read_pages
 
-SUFFIXES = {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "lines"}
+SUFFIXES = {
+    ".tsv": "tsv",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "lines",
+}
 SUFFIXES |= dict.fromkeys((".conll", ".conllu", ".iob", ".bio"), "conll")
 PART = re.compile(r"(.+)\[([^\[\]]*):([^\[\]]*)\]")
 
 
 def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
-    """Reads the files that the pattern `rest` matches, sorted by name (`**` for any depth; a folder: all files below it).
+    """Reads the files that the pattern `rest` matches, sorted by name (`**` for any depth; a folder: all
+    files below it).
 
-    A part at its end, `[A:B]`, counts records (documents, examples, sentences) of all of them, or per cent, from 0.
+    A part at its end, `[A:B]`, counts records (documents, examples, sentences) of all of them, or per cent,
+    from 0.
 
     Raises:
-      UserError: nothing matches; the format cannot be told; a column is missing; a row is broken ("file:line: why").
+      UserError: nothing matches; the format cannot be told; a column is missing; a row is broken ("file:line:
+        why").
     """
     rows = BadRows(options.on_bad_row)
     names = labels or [str(label) for label in options.labels]
@@ -49,7 +61,10 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
     found = match(rest)
     if options.format == "folder" or (options.format == "auto" and all(_has_classes(p) for p in found)):
         if part:
-            raise UserError(f"{rest}: its records lie class by class, so that a part, [{part[2]}:{part[3]}], would lack some; leave it out")
+            raise UserError(
+                f"{rest}: its records lie class by class, so that a part, [{part[2]}:{part[3]}], would lack "
+                "some; leave it out"
+            )
         return labelled(_folders(found, rows), rows, names)
     files = list(dict.fromkeys(f for p in found for f in ([p] if p.is_file() else sorted(below(p)))))
     formats = [_format(f, options.format) for f in files]
@@ -58,10 +73,27 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
     if not options.label:
         if options.text_b:
             raise UserError("data.text_b is set but data.label is not: pairs need labels")
-        return documents(_cut((d for f, how in zip(files, formats, strict=True) for d in _documents(f, how, options, rows)), part), rows)
-    if plain := next((f for f, how in zip(files, formats, strict=True) if how in ("lines", "paragraphs", "wiki")), None):
-        raise UserError(f"{plain} is plain text and has no column {options.label!r}: leave data.label empty, or set data.format")
-    return labelled(_cut((r for f, how in zip(files, formats, strict=True) for r in _labelled(f, how, options, rows)), part), rows, names)
+        return documents(
+            _cut(
+                (d for f, how in zip(files, formats, strict=True) for d in _documents(f, how, options, rows)),
+                part,
+            ),
+            rows,
+        )
+    if plain := next(
+        (f for f, how in zip(files, formats, strict=True) if how in ("lines", "paragraphs", "wiki")), None
+    ):
+        raise UserError(
+            f"{plain} is plain text and has no column {options.label!r}: leave data.label empty, or set "
+            "data.format"
+        )
+    return labelled(
+        _cut(
+            (r for f, how in zip(files, formats, strict=True) for r in _labelled(f, how, options, rows)), part
+        ),
+        rows,
+        names,
+    )
 
 
 def _cut(records: Iterable[Any], part: re.Match[str] | None) -> Iterable[Any]:
@@ -69,10 +101,15 @@ def _cut(records: Iterable[Any], part: re.Match[str] | None) -> Iterable[Any]:
     if part is None:
         return records
     found, ends = list(records), (part[2] or "0", part[3] or "100%")
-    numbers = [int(x.rstrip("%")) * (len(found) if x.endswith("%") else 100) // 100 for x in ends if re.fullmatch(r"\d+%?", x)]
+    numbers = [
+        int(x.rstrip("%")) * (len(found) if x.endswith("%") else 100) // 100
+        for x in ends
+        if re.fullmatch(r"\d+%?", x)
+    ]
     if len(numbers) < 2 or not numbers[0] <= numbers[1] <= len(found):
         raise UserError(
-            f"{part[0]}: expected [A:B], records or per cent from 0 up to all {len(found)}, such as [:90%] and [90%:] or [:500]"
+            f"{part[0]}: expected [A:B], records or per cent from 0 up to all {len(found)}, such as [:90%] "
+            "and [90%:] or [:500]"
         )
     return found[numbers[0] : numbers[1]]
 
@@ -85,7 +122,10 @@ def _format(path: Path, asked: str) -> str:
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     how = SUFFIXES.get(suffix.lower(), "jsonl" if start.startswith(b"{") else "")
     if not how:
-        raise UserError(f"cannot tell the format of {path} from its name or its first bytes: set data.format to lines, paragraphs, tsv, …")
+        raise UserError(
+            f"cannot tell the format of {path} from its name or its first bytes: set data.format to lines, "
+            "paragraphs, tsv, …"
+        )
     return how
 
 
@@ -107,33 +147,49 @@ def _documents(path: Path, how: str, options: Config, rows: BadRows) -> Iterator
             yield where, sentences(text)
 
 
-def _labelled(path: Path, how: str, options: Config, rows: BadRows) -> Iterator[tuple[str, str, str | None, str]]:
+def _labelled(
+    path: Path, how: str, options: Config, rows: BadRows
+) -> Iterator[tuple[str, str, str | None, str]]:
     keys = ("text", "text_b", "label") if options.text_b else ("text", "label")
     for where, (text, *text_b, label) in read_columns(path, how, options, rows, keys):
         yield where, text, text_b[0] if text_b else None, label
 
 
 def _tagged(
-    files: Sequence[Path], formats: Sequence[str], options: Config, rows: BadRows, names: Sequence[str], part: re.Match[str] | None
+    files: Sequence[Path],
+    formats: Sequence[str],
+    options: Config,
+    rows: BadRows,
+    names: Sequence[str],
+    part: re.Match[str] | None,
 ) -> Source:
     if plain := next((f for f, how in zip(files, formats, strict=True) if how != "conll"), None):
-        raise UserError(f"{plain} has no tags and {files[formats.index('conll')]} does: give files of one format, or set data.format")
-    numbers = {k: re.fullmatch(r"\d{,3}" if k != "text_b" else "", options[k]) for k in ("text", "text_b", "label")}
+        raise UserError(
+            f"{plain} has no tags and {files[formats.index('conll')]} does: give files of one format, or set "
+            "data.format"
+        )
+    numbers = {
+        k: re.fullmatch(r"\d{,3}" if k != "text_b" else "", options[k]) for k in ("text", "text_b", "label")
+    }
     if given := next((k for k, number in numbers.items() if number is None), None):
         raise UserError(
-            f"data.{given}={shown(options[given])}: tagged words have no names of columns: the first is the word and the last the tag, "
-            "or those whose numbers, from 0, data.text and data.label give"
+            f"data.{given}={shown(options[given])}: tagged words have no names of columns: the first is the "
+            "word and the last the tag, or those whose numbers, from 0, data.text and data.label give"
         )
     word, tag = int(options.text or 0), int(options.label or -1)
     return tagged(_cut((s for f in files for s in read_sentences(f, rows, word, tag)), part), rows, names)
 
 
 def _classes(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.name != "unsup" and not hidden(p.name) and real(p).is_dir())
+    return sorted(
+        p for p in folder.iterdir() if p.name != "unsup" and not hidden(p.name) and real(p).is_dir()
+    )
 
 
 def _texts(folder: Path) -> list[Path]:
-    return sorted(real(p) for p in folder.iterdir() if not hidden(p.name) and p.name.endswith((".txt", ".txt.gz")))
+    return sorted(
+        real(p) for p in folder.iterdir() if not hidden(p.name) and p.name.endswith((".txt", ".txt.gz"))
+    )
 
 
 def _has_classes(path: Path) -> bool:

@@ -1,7 +1,9 @@
-"""TensorFlow Datasets without TensorFlow: `tfds:NAME[/CONFIG]@SPLIT`, such as `tfds:imdb_reviews@train[:95%]`.
+"""TensorFlow Datasets without TensorFlow: `tfds:NAME[/CONFIG]@SPLIT`, such as
+`tfds:imdb_reviews@train[:95%]`.
 
-Reads what is prepared in $TFDS_DATA_DIR (default ~/tensorflow_datasets) in a random-access format, and otherwise downloads and
-prepares it as array_record. Some builders need TensorFlow for that, once: `pip install "ptft[tf]"`.
+Reads what is prepared in $TFDS_DATA_DIR (default ~/tensorflow_datasets) in a random-access format, and
+otherwise downloads and prepares it as array_record. Some builders need TensorFlow for that, once: `pip
+install "ptft[tf]"`.
 """
 
 import contextlib
@@ -29,7 +31,8 @@ INSTEAD = "; or download the files yourself and read them with files:GLOB"
 
 
 def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
-    """Reads a split, or a slice of it. Label names are the ClassLabel's; without `data.label` every text is a document.
+    """Reads a split, or a slice of it. Label names are the ClassLabel's; without `data.label` every text is a
+    document.
 
     Raises:
       UserError: no such data set, config, split or column; it cannot be prepared here; a label out of range.
@@ -47,7 +50,10 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
     if not options.label:
         return documents(((where, sentences(row[0])) for where, row in _read(records, columns, rest)), rows)
     names = list(getattr(features[columns[-1]], "names", None) or ())
-    found = ((where, row[0], row[1] if options.text_b else None, _label(row[-1], names)) for where, row in _read(records, columns, rest))
+    found = (
+        (where, row[0], row[1] if options.text_b else None, _label(row[-1], names))
+        for where, row in _read(records, columns, rest)
+    )
     return labelled(found, rows, labels or [str(label) for label in options.labels] or names)
 
 
@@ -60,7 +66,9 @@ def data_source(builder: tfds.core.DatasetBuilder, split: str, where: str) -> Se
     try:
         return builder.as_data_source(split=split)
     except NotImplementedError as e:
-        raise UserError(f"{where}: its format in {builder.data_dir} has no random access; prepare it as array_record") from e
+        raise UserError(
+            f"{where}: its format in {builder.data_dir} has no random access; prepare it as array_record"
+        ) from e
     except (ValueError, AssertionError) as e:
         raise UserError(f"{where}: {str(e).splitlines()[0]}") from e
 
@@ -110,20 +118,28 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
         configs = tfds.builder_cls(base).builder_configs
         if config and config.partition("/")[0].partition(":")[0] not in configs:
             raise UserError(f"tfds:{name}: no config {config!r}; {did_you_mean(config, configs)}") from e
-        raise UserError(f"tfds:{name} could not be downloaded and prepared: {type(e).__name__}: {str(e)[:300]}{INSTEAD}") from e
+        raise UserError(
+            f"tfds:{name} could not be downloaded and prepared: {type(e).__name__}: {str(e)[:300]}{INSTEAD}"
+        ) from e
 
 
 def _needs_tensorflow(name: str) -> str:
-    prepare = f"python -c \"import tensorflow_datasets as t; t.builder('{name}', file_format='array_record').download_and_prepare()\""
+    prepare = (
+        f"python -c \"import tensorflow_datasets as t; t.builder('{name}', "
+        "file_format='array_record').download_and_prepare()\""
+    )
     needs = f"tfds:{name} is not prepared, and TFDS needs TensorFlow to prepare it"
     return f"{needs}; {install('tf')}; then once: {prepare}{INSTEAD}"
 
 
 def _known() -> set[str]:
-    """All names: those that load here, and those whose import needs TensorFlow, read from TFDS's own source."""
+    """All names: those that load here, and those whose import needs TensorFlow, read from TFDS's own
+    source."""
     found = set(tfds.list_builders(with_community_datasets=False))
     for init in Path(tfds.__file__).parent.glob("*/__init__.py"):
-        classes = re.findall(r"^from tensorflow_datasets\.[\w.]+ import ([A-Z]\w+)$", init.read_text(), re.MULTILINE)
+        classes = re.findall(
+            r"^from tensorflow_datasets\.[\w.]+ import ([A-Z]\w+)$", init.read_text(), re.MULTILINE
+        )
         found.update(map(tfds.core.naming.camelcase_to_snakecase, classes))
     return found
 
@@ -133,7 +149,9 @@ def _column(name: str, features: Any, key: str, asked: str) -> str:
     texts = sorted(n for n, f in features.items() if isinstance(f, tfds.features.Text))
     column = asked or next((n for n in ("text", "sentence") if n in texts), texts[0] if texts else "")
     if column not in features:
-        raise UserError(f"tfds:{name} has no column {column!r} (data.{key}); it has {', '.join(map(repr, features))}")
+        raise UserError(
+            f"tfds:{name} has no column {column!r} (data.{key}); it has {', '.join(map(repr, features))}"
+        )
     return column
 
 
@@ -141,6 +159,8 @@ def _label(value: Any, names: list[str]) -> str:
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else str(value)
 
 
-def _read(records: Sequence[Mapping[str, Any]], columns: list[str], rest: str) -> Iterator[tuple[str, list[Any]]]:
+def _read(
+    records: Sequence[Mapping[str, Any]], columns: list[str], rest: str
+) -> Iterator[tuple[str, list[Any]]]:
     for i in range(len(records)):
         yield f"tfds:{rest}[{i}]", [decoded(records[i][c]) for c in columns]

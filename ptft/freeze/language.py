@@ -1,24 +1,28 @@
 """What is trainable, as a text -> one value: phases x sets x learning-rate rules.
 
-A set is one of `strategies.TRAINS` or a kind of `adapters`; the head is new in every finetuning and always trained. Sets combine
-from left to right: `top-2+bitfit` trains what either trains, `top-2&bitfit` what both do, `full!embeddings` the first without the
-second. Added parameters join with + like the others: `lora=8+bitfit`. Learning rates (`strategies.RATES`) follow after an @.
+A set is one of `strategies.TRAINS` or a kind of `adapters`; the head is new in every finetuning and always
+trained. Sets combine from left to right: `top-2+bitfit` trains what either trains, `top-2&bitfit` what both
+do, `full!embeddings` the first without the second. Added parameters join with + like the others:
+`lora=8+bitfit`. Learning rates (`strategies.RATES`) follow after an @.
 
 What is trainable may change with time (`strategies.CHANGES`), or by hand:
 
   A; START: B; …     A from the first step, B from START on: `head; 20%: top-2; plateau=2: full`
 
-A start is a step, a duration, a share of the run, or `plateau=N`: N evaluations on dev without a better best (a step after a
-plateau does not wait for it). What stays trainable keeps its optimizer state, what begins has new state, what is frozen loses its.
+A start is a step, a duration, a share of the run, or `plateau=N`: N evaluations on dev without a better best
+(a step after a plateau does not wait for it). What stays trainable keeps its optimizer state, what begins has
+new state, what is frozen loses its.
 
-`auto(budget=0.5 flops)` leaves the choice to the data: it becomes one of these before training starts (`ptft.planning.auto`).
+`auto(budget=0.5 flops)` leaves the choice to the data: it becomes one of these before training starts
+(`ptft.planning.auto`).
 
-A rule list says the same by hand: `[(pattern, action), …]`, full match, first wins, with the actions `freeze`, `train`,
-`train(lr=F)` and `train(lr=F, wd=G)`: factors of the learning rate and of the weight decay. Phases of rule lists are
-`[(start, rules), …]`.
+A rule list says the same by hand: `[(pattern, action), …]`, full match, first wins, with the actions
+`freeze`, `train`, `train(lr=F)` and `train(lr=F, wd=G)`: factors of the learning rate and of the weight
+decay. Phases of rule lists are `[(start, rules), …]`.
 
-Ties: with `mlm_nsp` the decoder is the word-embedding table, so whatever freezes or trains the embeddings does the same
-to the decoder's matrix. A table that is trained gets both gradients, the decoder's and the embeddings'.
+Ties: with `mlm_nsp` the decoder is the word-embedding table, so whatever freezes or trains the embeddings
+does the same to the decoder's matrix. A table that is trained gets both gradients, the decoder's and the
+embeddings'.
 """
 
 import functools
@@ -34,7 +38,8 @@ AUTO = "auto(budget=SHARE UNIT)"
 
 
 class Term(NamedTuple):
-    """One set of a strategy: what the model has (`named` and its `values`), or a kind of added parameters and its `argument`."""
+    """One set of a strategy: what the model has (`named` and its `values`), or a kind of added parameters and
+    its `argument`."""
 
     text: str
     op: str  # + & !
@@ -64,8 +69,8 @@ class Timed(NamedTuple):
 
 
 class Freeze(NamedTuple):
-    """`config.freeze`, parsed: either `phases`, each with its start, or a strategy that makes them of the run's length; neither, where
-    `auto(…)` is still to choose."""
+    """`config.freeze`, parsed: either `phases`, each with its start, or a strategy that makes them of the
+    run's length; neither, where `auto(…)` is still to choose."""
 
     said: Any
     phases: tuple[tuple[str, "Strategy | Rules"], ...]
@@ -77,8 +82,13 @@ def parse(freeze: Any) -> Freeze:
     if isinstance(freeze, str):
         return _of_text(freeze)
     if not isinstance(freeze, list | tuple):
-        raise UserError(f"freeze={freeze!r}: expected a strategy's name, a list of (pattern, action), or a list of (start, such a list)")
-    if not any(isinstance(p, list | tuple) and len(p) == 2 and isinstance(p[1], list | tuple) for p in freeze):
+        raise UserError(
+            f"freeze={freeze!r}: expected a strategy's name, a list of (pattern, action), or a list of "
+            "(start, such a list)"
+        )
+    if not any(
+        isinstance(p, list | tuple) and len(p) == 2 and isinstance(p[1], list | tuple) for p in freeze
+    ):
         return Freeze(freeze, (("0", freeze),))
     if odd := [p for p in freeze if not isinstance(p, list | tuple) or len(p) != 2]:
         raise UserError(f"freeze phase {odd[0]!r}: expected a pair (start, rules), as the others are")
@@ -104,7 +114,10 @@ def _of_text(freeze: str) -> Freeze:
     if ";" in freeze or ":" in freeze:
         parts = [part.rpartition(":") for part in freeze.split(";")]
         starts = [start.strip() if i or colon else "0" for i, (start, colon, _) in enumerate(parts)]
-        return Freeze(freeze, tuple(_phase(start, s.strip(), freeze) for start, (_, _, s) in zip(starts, parts, strict=True)))
+        return Freeze(
+            freeze,
+            tuple(_phase(start, s.strip(), freeze) for start, (_, _, s) in zip(starts, parts, strict=True)),
+        )
     sets, at, rates = "".join(freeze.split()).partition("@")
     name, _, argument = sets.partition("=")
     if timed := _timed(name):
@@ -115,12 +128,16 @@ def _of_text(freeze: str) -> Freeze:
 
 def _phase(start: str, chosen: Any, said: Any) -> tuple[str, "Strategy | Rules"]:
     if not start:
-        raise UserError(f"freeze={said!r}: {chosen!r} has no start; expected START: {chosen}, such as 50%: {chosen}")
+        raise UserError(
+            f"freeze={said!r}: {chosen!r} has no start; expected START: {chosen}, such as 50%: {chosen}"
+        )
     return start, strategy(chosen, said) if isinstance(chosen, str) else chosen
 
 
 def _timed(name: str) -> Named | None:
-    return next((one for grammar, one in strategies.CHANGES.items() if grammar.partition("=")[0] == name), None)
+    return next(
+        (one for grammar, one in strategies.CHANGES.items() if grammar.partition("=")[0] == name), None
+    )
 
 
 def strategy(text: str, said: Any = None) -> Strategy:
@@ -134,7 +151,8 @@ def strategy(text: str, said: Any = None) -> Strategy:
         after = [t.op for t in terms[i + 1 :]]
         if one.kind and (one.op != "+" or after[:1] == ["!"] or "&" in after):
             raise UserError(
-                f"freeze={said!r}: {one.text!r} is added to other sets with +; & and ! are for what the model has, and come before it"
+                f"freeze={said!r}: {one.text!r} is added to other sets with +; & and ! are for what the "
+                "model has, and come before it"
             )
     return Strategy(text, terms, _rates(rates, said))
 
@@ -149,12 +167,20 @@ def _term(op: str, text: str, said: Any) -> Term:
     if name.startswith("auto("):
         raise undecided(said)
     if _timed(name):
-        raise UserError(f"freeze={said!r}: {name} decides what is trainable when, so it stands alone (rates may follow it: {name}@ulmfit)")
-    raise UserError(f"freeze={said!r}: {text!r} is no strategy; {did_you_mean(text, grammars())} (or a list of rules)")
+        raise UserError(
+            f"freeze={said!r}: {name} decides what is trainable when, so it stands alone (rates may follow "
+            f"it: {name}@ulmfit)"
+        )
+    raise UserError(
+        f"freeze={said!r}: {text!r} is no strategy; {did_you_mean(text, grammars())} (or a list of rules)"
+    )
 
 
 def undecided(said: Any) -> UserError:
-    return UserError(f"freeze={said!r}: auto is decided from data before training starts, and stands alone: freeze='{AUTO}'")
+    return UserError(
+        f"freeze={said!r}: auto is decided from data before training starts, and stands alone: "
+        f"freeze='{AUTO}'"
+    )
 
 
 def _rates(texts: list[str], said: Any) -> tuple[tuple[Named, tuple[Any, ...]], ...]:
@@ -162,7 +188,10 @@ def _rates(texts: list[str], said: Any) -> tuple[tuple[Named, tuple[Any, ...]], 
     for text in texts:
         read = {one: values for one in strategies.RATES.values() if (values := one.read(text)) is not None}
         if not read:
-            raise UserError(f"freeze={said!r}: {text!r} is no rule for rates; {did_you_mean(text, list(strategies.RATES))}")
+            raise UserError(
+                f"freeze={said!r}: {text!r} is no rule for rates; "
+                f"{did_you_mean(text, list(strategies.RATES))}"
+            )
         found += list(read.items())[:1]
     return tuple(found)
 

@@ -45,7 +45,9 @@ class Layout:
         """The pattern of a role, for something that cannot do without."""
         groups = self.anatomy.groups
         if role not in groups:
-            raise UserError(f"{what} needs the group {role!r}, which this model does not have; it has {', '.join(groups)}")
+            raise UserError(
+                f"{what} needs the group {role!r}, which this model does not have; it has {', '.join(groups)}"
+            )
         return groups[role]
 
     def some_blocks(self, numbers: Iterable[int]) -> Names:
@@ -69,8 +71,11 @@ class Layout:
         return own.removeprefix(self._block.removesuffix(".*").format(level - 1)) if level else ""
 
     def level(self, name: str) -> int | None:
-        """Where a parameter of the backbone, or what is added to it, stands: 0 in the stem, i + 1 in block i, None above all blocks."""
+        """Where a parameter of the backbone, or what is added to it, stands: 0 in the stem, i + 1 in block i,
+        None above all blocks."""
         own = name.replace("adapter/", "backbone/", 1)
         if re.fullmatch(self.anatomy.groups["stem"], own):
             return 0
-        return next((1 + i for i in range(len(self.blocks)) if re.fullmatch(self._block.format(i), own)), None)
+        return next(
+            (1 + i for i in range(len(self.blocks)) if re.fullmatch(self._block.format(i), own)), None
+        )

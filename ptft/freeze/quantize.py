@@ -1,7 +1,8 @@
-"""What is frozen may be quantized on the devices: bfloat16, or 8-bit integers with a scale for each output channel.
+"""What is frozen may be quantized on the devices: bfloat16, or 8-bit integers with a scale for each output
+channel.
 
-Matrices alone are quantized; biases, norms and other vectors are few and stay float32. A step dequantizes each matrix where
-it is used. What a checkpoint holds are the original weights.
+Matrices alone are quantized; biases, norms and other vectors are few and stay float32. A step dequantizes
+each matrix where it is used. What a checkpoint holds are the original weights.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ DTYPES = ("float32", "bfloat16", "int8")
 
 
 class Int8(NamedTuple):
-    """round(w / scale) and the scale of each output channel: symmetric, so that 0 stays 0 (Jacob et al. 2017, arXiv 1712.05877)."""
+    """round(w / scale) and the scale of each output channel: symmetric, so that 0 stays 0 (Jacob et al. 2017,
+    arXiv 1712.05877)."""
 
     values: jax.Array  # i8[..., D]
     scale: jax.Array  # f32[1, D]; of a table of embeddings f32[V, 1]

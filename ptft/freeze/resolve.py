@@ -1,4 +1,5 @@
-"""A strategy on a model: the table of every parameter with the rule that claimed it, and the phases of a run."""
+"""A strategy on a model: the table of every parameter with the rule that claimed it, and the phases of a
+run."""
 
 import math
 import re
@@ -55,21 +56,28 @@ class Plan:
 
     def table(self) -> list[dict[str, Any]]:
         """The plan as JSON."""
-        return [{"name": r.name, "shape": list(r.shape), "rule": r.pattern, "rate": r.lr_mult, "decay": r.wd_mult} for r in self.rows]
+        return [
+            {"name": r.name, "shape": list(r.shape), "rule": r.pattern, "rate": r.lr_mult, "decay": r.wd_mult}
+            for r in self.rows
+        ]
 
 
 def _factors(action: str) -> tuple[float, float]:
-    """Factors of learning rate and weight decay: "freeze" -> (0, 1), "train" -> (1, 1), "train(lr=0.1, wd=0)" -> (0.1, 0)."""
+    """Factors of learning rate and weight decay: "freeze" -> (0, 1), "train" -> (1, 1), "train(lr=0.1, wd=0)"
+    -> (0.1, 0)."""
     if action in ("freeze", "train"):
         return float(action == "train"), 1.0
     found = re.fullmatch(rf"train\((?:lr={FACTOR})?(?:(?<=[0-9]), )?(?:wd={FACTOR})?\)", action)
     try:
-        rate, decay = (float(x) if x else 1.0 for x in found.groups()) if found and any(found.groups()) else (0.0, 0.0)
+        rate, decay = (
+            (float(x) if x else 1.0 for x in found.groups()) if found and any(found.groups()) else (0.0, 0.0)
+        )
     except ValueError:
         rate = decay = 0.0
     if not (0 < rate < math.inf and decay < math.inf):
         raise UserError(
-            f"freeze action {action!r}: expected 'freeze', 'train' or 'train(lr=FACTOR, wd=FACTOR)', finite, one or both, lr above 0"
+            f"freeze action {action!r}: expected 'freeze', 'train' or 'train(lr=FACTOR, wd=FACTOR)', finite, "
+            "one or both, lr above 0"
         )
     return rate, decay
 
@@ -80,7 +88,8 @@ def plan(chosen: Any, anatomy: Anatomy, params: Mapping[str, Any]) -> Plan:
     Args:
       chosen: a `language.Strategy`, its text, or the rules.
     Raises:
-      UserError: unknown strategy, a rule that matches nothing, an unclaimed parameter, or nothing left to train.
+      UserError: unknown strategy, a rule that matches nothing, an unclaimed parameter, or nothing left to
+        train.
     """
     if isinstance(chosen, str):
         chosen = language.strategy(chosen)
@@ -124,7 +133,9 @@ def _rows(strategy: Strategy, model: Layout) -> tuple[Row, ...]:
         if name.startswith("head/"):
             return Row(name, shape, "head", 1.0)
         rate = math.prod(factors.get(name, 1.0) for factors in rates)
-        return Row(name, shape, claimed.get(name, "not named"), float(f"{rate:.6g}") if name in claimed else 0.0)
+        return Row(
+            name, shape, claimed.get(name, "not named"), float(f"{rate:.6g}") if name in claimed else 0.0
+        )
 
     return tuple(map(row, model.params))
 
@@ -150,7 +161,8 @@ def _names(term: Term, model: Layout) -> Names:
 
 
 def added(freeze: Freeze, anatomy: Anatomy, params: Mapping[str, Any]) -> tuple[Adapter, ...]:
-    """The added parameters that `config.freeze` names in any phase. Raises UserError: an option or a place that does not exist."""
+    """The added parameters that `config.freeze` names in any phase. Raises UserError: an option or a place
+    that does not exist."""
     model = Layout(anatomy, params)
     with _said(freeze.said):
         return adapters.union([_added(s, model) for _, s in freeze.phases if isinstance(s, Strategy)])
@@ -175,14 +187,16 @@ class BadStart(UserError):
 class Phase(NamedTuple):
     """What is trainable from some step on."""
 
-    start: int | None  # a step; None: when the phase before has seen `waits` evaluations without a better best
+    # a step; None: when the phase before has seen `waits` evaluations without a better best
+    start: int | None
     waits: int
     strategy: Any  # a text or a list of rules
     plan: Plan
 
 
 def phases(freeze: Freeze, anatomy: Anatomy, params: Mapping[str, Any], span: Span) -> tuple[Phase, ...]:
-    """The phases of a run, every one resolved. Raises UserError as `plan`, and where a start makes no sense."""
+    """The phases of a run, every one resolved. Raises UserError as `plan`, and where a start makes no
+    sense."""
     found: list[Phase] = []
     with _said(freeze.said):
         given = _timed(freeze.timed, Layout(anatomy, params), span) if freeze.timed else freeze.phases
@@ -192,18 +206,22 @@ def phases(freeze: Freeze, anatomy: Anatomy, params: Mapping[str, Any], span: Sp
         said = chosen.text if isinstance(chosen, Strategy) else chosen
         at, waits = _start(freeze.said, start, span.steps)
         if not found and at != 0:
-            raise UserError(f"freeze={freeze.said!r}: the first phase, {said!r}, begins at {start!r}; expected 0, or no start at all")
+            raise UserError(
+                f"freeze={freeze.said!r}: the first phase, {said!r}, begins at {start!r}; expected 0, or no "
+                "start at all"
+            )
         before = max((p.start or 0 for p in found), default=-1)
         if at is not None and at <= before:
             raise BadStart(
-                f"freeze={freeze.said!r}: {said!r} would begin at step {at} ({start!r}), one before it at step {before}; "
-                f"expected each phase later than those before it (the run has {span.total} steps)"
+                f"freeze={freeze.said!r}: {said!r} would begin at step {at} ({start!r}), one before it at "
+                f"step {before}; expected each phase later than those before it (the run has {span.total} "
+                "steps)"
             )
         found.append(Phase(at, waits, said, plan(chosen, anatomy, params)))
     if late := [p for p in found if p.start is not None and p.start >= span.total]:
         raise BadStart(
-            f"freeze={freeze.said!r}: the phase {late[0].strategy!r} would begin at step {late[0].start}, the run has {span.total}; "
-            "begin it earlier or train for longer"
+            f"freeze={freeze.said!r}: the phase {late[0].strategy!r} would begin at step {late[0].start}, "
+            f"the run has {span.total}; begin it earlier or train for longer"
         )
     return tuple(found)
 
@@ -218,7 +236,9 @@ def _start(said: Any, start: str, steps: Callable[[str], int]) -> tuple[int | No
     if found := re.fullmatch(r"plateau\s*=\s*([1-9]\d*)", start):
         return None, int(found[1])
     if start.startswith("plateau"):
-        raise UserError(f"freeze={said!r}: {start!r} is no start; expected plateau=N, N evaluations without a better best")
+        raise UserError(
+            f"freeze={said!r}: {start!r} is no start; expected plateau=N, N evaluations without a better best"
+        )
     try:
         return steps(start), 0
     except UserError as e:

@@ -1,4 +1,5 @@
-"""A checkpoint's folder in Hugging Face's format: whether it is one, where it lies, and the headers of its weight files."""
+"""A checkpoint's folder in Hugging Face's format: whether it is one, where it lies, and the headers of its
+weight files."""
 
 import functools
 import re
@@ -15,7 +16,8 @@ from ptft.models import Family, anatomy, families
 
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# Names of modules that wrap others: torch.compile, DataParallel and DistributedDataParallel, FSDP, recomputed activations.
+# Names of modules that wrap others: torch.compile, DataParallel and DistributedDataParallel, FSDP, recomputed
+# activations.
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 REMOTE = "hf:"
 WANTED = [
@@ -40,7 +42,8 @@ class Folder(NamedTuple):
     path: Path
     kind: str  # its model_type
     config: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]  # by their newest names, without the prefixes of wrappers and of a model with a head
+    # by their newest names, without the prefixes of wrappers and of a model with a head
+    tensors: Mapping[str, Tensor]
 
     @property
     def family(self) -> Family:
@@ -53,7 +56,8 @@ class Folder(NamedTuple):
 
 
 def is_folder(where: str) -> bool:
-    """Whether `where` names a checkpoint from outside, read or refused here, rather than the folder of a run."""
+    """Whether `where` names a checkpoint from outside, read or refused here, rather than the folder of a
+    run."""
     path = Path(where)
     if where.startswith(REMOTE) or (path.suffix in (".safetensors", *UNSAFE) and not path.is_dir()):
         return True
@@ -70,14 +74,18 @@ def _is_unsafe(name: str) -> bool:
 
 
 def is_imported(where: str) -> bool:
-    """Whether `where` holds weights that were pretrained elsewhere: such a checkpoint, or a run that was made of one."""
+    """Whether `where` holds weights that were pretrained elsewhere: such a checkpoint, or a run that was made
+    of one."""
     run = Path(where) / "run.json"
-    return is_folder(where) or (bool(where) and run.is_file() and read_object(run).get("imported") is not None)
+    return is_folder(where) or (
+        bool(where) and run.is_file() and read_object(run).get("imported") is not None
+    )
 
 
 @functools.lru_cache(maxsize=8)
 def locate(where: str) -> Path:
-    """The local folder of `where`; `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` is downloaded, or found in huggingface_hub's cache."""
+    """The local folder of `where`; `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` is downloaded, or found in
+    huggingface_hub's cache."""
     if not where.startswith(REMOTE):
         return Path(where)
     name, _, revision = where.removeprefix(REMOTE).partition("@")
@@ -103,16 +111,25 @@ def open_folder(where: str | Path) -> Folder:
     if path.suffix in UNSAFE and not path.is_dir():
         raise UserError(_unsafe([path.name]))
     if path.is_file():
-        raise UserError(f"{path} is a file; expected the folder that it lies in, with config.json and the tokenizer: {path.parent}")
+        raise UserError(
+            f"{path} is a file; expected the folder that it lies in, with config.json and the tokenizer: "
+            f"{path.parent}"
+        )
     if not path.is_dir():
         beside = [p.name for p in path.absolute().parent.glob("*") if p.is_dir()]
-        raise UserError(f"expected a folder with config.json and model.safetensors, got {path}; {did_you_mean(path.name, beside)}")
+        raise UserError(
+            f"expected a folder with config.json and model.safetensors, got {path}; "
+            f"{did_you_mean(path.name, beside)}"
+        )
     if (path / "adapter_config.json").is_file():
         raise UserError(_adapter(path))
     with as_written(path / "model.safetensors.index.json"):
         files = _weight_files(path)
     if not (path / "config.json").is_file():
-        raise UserError(f"{path} has no config.json; it holds {joined(sorted(p.name for p in path.iterdir())) or 'nothing'}")
+        raise UserError(
+            f"{path} has no config.json; it holds "
+            f"{joined(sorted(p.name for p in path.iterdir())) or 'nothing'}"
+        )
     config = read_object(path / "config.json")
     with as_written(path / "config.json"):
         kind = _kind(path, config)
@@ -126,11 +143,15 @@ def _kind(path: Path, config: Mapping[str, Any]) -> str:
     kind = str(config.get("model_type") or next(iter([*said, *classes]), ""))
     if not kind:
         raise UserError(
-            f"{path}/config.json has neither model_type nor architectures, so the weights could be of any model; "
+            f"{path}/config.json has neither model_type nor architectures, so the weights could be of any "
+            "model; "
             f'add "model_type": one of {", ".join(families())}'
         )
     if kind not in families():
-        raise UserError(f"{path}: the architecture {shown(kind)} is not one that ptft has; {did_you_mean(kind[:60], families())}")
+        raise UserError(
+            f"{path}: the architecture {shown(kind)} is not one that ptft has; "
+            f"{did_you_mean(kind[:60], families())}"
+        )
     return kind
 
 
@@ -146,7 +167,10 @@ def _tensors(path: Path, family: Family, files: Iterable[Path]) -> dict[str, Ten
     before = {name.removesuffix(word) for name, _ in entries if name == word or name.endswith(f".{word}")}
     outer = {p.removesuffix(family.prefix) for p in before} if not before & {"", family.prefix} else {""}
     if len(outer) > 1:
-        raise UserError(f"{path} holds several encoders: {listed(sorted(outer))}; expected one, save it alone with save_pretrained")
+        raise UserError(
+            f"{path} holds several encoders: {listed(sorted(outer))}; expected one, save it alone with "
+            "save_pretrained"
+        )
     tensors: dict[str, Tensor] = {}
     for name, tensor in entries:
         new = name.removeprefix("".join(outer)).removeprefix(family.prefix)
@@ -160,21 +184,26 @@ def _tensors(path: Path, family: Family, files: Iterable[Path]) -> dict[str, Ten
 def _adapter(path: Path) -> str:
     said = read_object(path / "adapter_config.json")
     base, kind = said.get("base_model_name_or_path"), said.get("peft_type")
-    model = {"TOKEN_CLS": "ForTokenClassification", "SEQ_CLS": "ForSequenceClassification"}.get(str(said.get("task_type")), "")
+    model = {"TOKEN_CLS": "ForTokenClassification", "SEQ_CLS": "ForSequenceClassification"}.get(
+        str(said.get("task_type")), ""
+    )
     return (
-        f"{path} is a PEFT adapter ({shown(kind)}) to {shown(base)} and no whole model; merge the two where peft is installed: "
-        f"PeftModel.from_pretrained(AutoModel{model}.from_pretrained(BASE), ADAPTER).merge_and_unload().save_pretrained(NEW) and "
-        "AutoTokenizer.from_pretrained(BASE).save_pretrained(NEW), with the number of labels that it was trained with; then read NEW "
-        "(prompts and prefixes cannot be merged). Where model.safetensors beside it is the merged model, remove adapter_config.json"
+        f"{path} is a PEFT adapter ({shown(kind)}) to {shown(base)} and no whole model; merge the two where "
+        f"peft is installed: PeftModel.from_pretrained(AutoModel{model}.from_pretrained(BASE), "
+        "ADAPTER).merge_and_unload().save_pretrained(NEW) and "
+        "AutoTokenizer.from_pretrained(BASE).save_pretrained(NEW), with the number of labels that it was "
+        "trained with; then read NEW (prompts and prefixes cannot be merged). Where model.safetensors "
+        "beside it is the merged model, remove adapter_config.json"
     )
 
 
 def _unsafe(files: Sequence[str]) -> str:
     return (
-        f"{joined(files)}: ptft reads safetensors only, because pickles run code and TensorFlow's own format is out of scope. Where "
-        "transformers and the file's framework are installed, from_pretrained(FOLDER).save_pretrained(NEW), of the class that config.json "
-        "names in architectures, and of AutoTokenizer, writes a folder that is read (Google's TensorFlow files: with transformers 4, "
-        "BertForPreTraining.from_pretrained(…, from_tf=True))"
+        f"{joined(files)}: ptft reads safetensors only, because pickles run code and TensorFlow's own format "
+        "is out of scope. Where transformers and the file's framework are installed, "
+        "from_pretrained(FOLDER).save_pretrained(NEW), of the class that config.json names in "
+        "architectures, and of AutoTokenizer, writes a folder that is read (Google's TensorFlow files: with "
+        "transformers 4, BertForPreTraining.from_pretrained(…, from_tf=True))"
     )
 
 
@@ -186,14 +215,21 @@ def _weight_files(path: Path) -> list[Path]:
         shards = sorted({str(name) for name in read_object(index).get("weight_map", {}).values()})
         for name in shards:
             if name not in there:
-                raise UserError(f"{index} names the file {shown(name)}, which is not in {path}; fetch it again")
+                raise UserError(
+                    f"{index} names the file {shown(name)}, which is not in {path}; fetch it again"
+                )
         if shards:
             return [path / name for name in shards]
     if alone := [n for n in there if re.fullmatch(r"model-\d+-of-\d+\.safetensors", n)]:
-        raise UserError(f"{path} has {alone[0]} and no model.safetensors.index.json that lists it; fetch the index, too")
+        raise UserError(
+            f"{path} has {alone[0]} and no model.safetensors.index.json that lists it; fetch the index, too"
+        )
     if other := [n for n in there if _is_unsafe(n)]:
         raise UserError(f"{path} has no model.safetensors but {_unsafe(other)}")
-    raise UserError(f"{path} has no model.safetensors, the only kind of weights that ptft reads; it holds {joined(there) or 'nothing'}")
+    raise UserError(
+        f"{path} has no model.safetensors, the only kind of weights that ptft reads; it holds "
+        f"{joined(there) or 'nothing'}"
+    )
 
 
 def _header(file: Path) -> list[Tensor]:

@@ -1,4 +1,5 @@
-"""Where a parameter lies in a file of Hugging Face's, by the names that its model declares (`ptft.models.Family`)."""
+"""Where a parameter lies in a file of Hugging Face's, by the names that its model declares
+(`ptft.models.Family`)."""
 
 import re
 from typing import NamedTuple
@@ -7,7 +8,14 @@ from ptft.models import Family
 
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 # By the names that published checkpoints use.
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "relu": "relu", "silu": "silu", "swish": "silu"}
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
 
 
 class Place(NamedTuple):
@@ -35,5 +43,13 @@ def places(family: Family, name: str, heads: tuple[str, ...] = ("classify", "mlm
     for table in [t for t in tables if key in t]:
         path, part, parts = re.fullmatch(r"([^\[]+)(?:\[(\d)/(\d)\])?", table[key]).groups()  # type: ignore[union-attr]
         path = path.format(number[1] if number else "")
-        found.append(Place(f"{path}.{LEAVES[leaf]}", table is family.body, int(part or 0), int(parts or 1), leaf == "kernel"))
+        found.append(
+            Place(
+                f"{path}.{LEAVES[leaf]}",
+                table is family.body,
+                int(part or 0),
+                int(parts or 1),
+                leaf == "kernel",
+            )
+        )
     return found

@@ -18,9 +18,17 @@ from ptft.models import Family, families
 
 
 def write(
-    to: Path, config: Config, dims: Any, params: Flat, tokenizer: Tokenizer, labels: Sequence[str], dtype: str, told: Mapping[str, Any]
+    to: Path,
+    config: Config,
+    dims: Any,
+    params: Flat,
+    tokenizer: Tokenizer,
+    labels: Sequence[str],
+    dtype: str,
+    told: Mapping[str, Any],
 ) -> list[str]:
-    """Writes `model.safetensors`, `config.json` and the tokenizer into the folder `to`; returns the names left out.
+    """Writes `model.safetensors`, `config.json` and the tokenizer into the folder `to`; returns the names
+    left out.
 
     Args:
       config: of the run.
@@ -44,26 +52,43 @@ def write(
     if head and not getattr(family, head):
         having = ", ".join(k for k, f in known.items() if getattr(f, head))
         raise UserError(
-            f"transformers' {family.stem}{what} has layers before its classifier that a run of {head!r} lacks; "
-            f"to export one, train a model of another kind: {having}"
+            f"transformers' {family.stem}{what} has layers before its classifier that a run of {head!r} "
+            f"lacks; to export one, train a model of another kind: {having}"
         )
     if blank := config.objective.get("blank"):
-        raise UserError(f"transformers' classifiers read the pooled output, this run reads its blank, {blank!r}: there is no class for it")
+        raise UserError(
+            f"transformers' classifiers read the pooled output, this run reads its blank, {blank!r}: there "
+            "is no class for it"
+        )
     _check_dims(family, dims, "nsp" if nsp else head, tokenizer)
     tensors, left = outside(family, params, head, nsp)
     if lost := [n for n in left if not n.startswith(("backbone/pooler/", "head/nsp/"))]:
-        raise UserError(f"model.family={kind!r} has no place for {', '.join(lost[:5])}; expected another family, of {', '.join(known)}")
+        raise UserError(
+            f"model.family={kind!r} has no place for {', '.join(lost[:5])}; expected another family, of "
+            f"{', '.join(known)}"
+        )
     to.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file({n: x.astype(dtype) for n, x in tensors.items()}, to / "model.safetensors", metadata={"format": "pt"})
-    values = {"architectures": [family.stem + what], "model_type": kind, "dtype": dtype, **_outside_keys(family, dims, tokenizer)}
+    safetensors.numpy.save_file(
+        {n: x.astype(dtype) for n, x in tensors.items()}, to / "model.safetensors", metadata={"format": "pt"}
+    )
+    values = {
+        "architectures": [family.stem + what],
+        "model_type": kind,
+        "dtype": dtype,
+        **_outside_keys(family, dims, tokenizer),
+    }
     if head in ("classify", "tag"):
-        values |= {"id2label": {str(i): n for i, n in enumerate(labels)}, "label2id": {n: i for i, n in enumerate(labels)}}
+        values |= {
+            "id2label": {str(i): n for i, n in enumerate(labels)},
+            "label2id": {n: i for i, n in enumerate(labels)},
+        }
         values[family.dropout] = config.objective.dropout
     if head == "classify":
         values["problem_type"] = "single_label_classification"
     _write_json(to / "config.json", values)
     types = ["token_type_ids"] if getattr(dims, "types", 0) > 1 and "roberta" not in kind else []
-    side = "left" if config.objective.get("truncate") == "tail" else "right"  # texts are cut as the run cuts them
+    # texts are cut as the run cuts them
+    side = "left" if config.objective.get("truncate") == "tail" else "right"
     more = {"model_max_length": config.objective.seq_len, "truncation_side": side}
     tokenizer.save(to, model_input_names=["input_ids", *types, "attention_mask"], **more)
     if not head and getattr(dims, "pooling", "cls") != "cls":
@@ -76,8 +101,11 @@ def head_of(params: Mapping[str, Any]) -> str:
     return next((kind for kind, (name, _) in HEADS.items() if name in params), "")
 
 
-def outside(family: Family, params: Mapping[str, Any], head: str, nsp: bool) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Parameters under the names and in the layout of a file, and the names of those that have no place there.
+def outside(
+    family: Family, params: Mapping[str, Any], head: str, nsp: bool
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Parameters under the names and in the layout of a file, and the names of those that have no place
+    there.
 
     Args:
       head: one of `HEADS`, or "" for the encoder alone.
@@ -93,7 +121,9 @@ def outside(family: Family, params: Mapping[str, Any], head: str, nsp: bool) -> 
             continue
         full = family.prefix * (at[0].inner and head != "") + at[0].name
         parts.setdefault(full, {})[at[0].part] = np.asarray(x).T if at[0].transposed else np.asarray(x)
-    return {n: np.ascontiguousarray(np.concatenate([p[i] for i in sorted(p)])) for n, p in parts.items()}, left
+    return {
+        n: np.ascontiguousarray(np.concatenate([p[i] for i in sorted(p)])) for n, p in parts.items()
+    }, left
 
 
 def _check_dims(family: Family, dims: Any, head: str, tokenizer: Tokenizer) -> None:
@@ -108,8 +138,8 @@ def _check_dims(family: Family, dims: Any, head: str, tokenizer: Tokenizer) -> N
     for key, value in wanted.items():
         if getattr(dims, key, value) != value:
             raise UserError(
-                f"transformers' {family.stem} knows model.{key}={value!r} only, this run has {getattr(dims, key)!r}: "
-                f"train with --config.model.{key}={value} to export it"
+                f"transformers' {family.stem} knows model.{key}={value!r} only, this run has "
+                f"{getattr(dims, key)!r}: train with --config.model.{key}={value} to export it"
             )
 
 
@@ -126,12 +156,25 @@ def _outside_keys(family: Family, dims: Any, tokenizer: Tokenizer) -> dict[str, 
 
 def _write_pooling(to: Path, dims: Any, told: Mapping[str, Any]) -> None:
     """What makes the folder a sentence encoder for sentence-transformers."""
-    kinds = {"": "Transformer", "1_Pooling": "Pooling", **({"2_Normalize": "Normalize"} if told.get("normalize") else {})}
-    modules = [{"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{k}"} for i, (p, k) in enumerate(kinds.items())]
+    kinds = {
+        "": "Transformer",
+        "1_Pooling": "Pooling",
+        **({"2_Normalize": "Normalize"} if told.get("normalize") else {}),
+    }
+    modules = [
+        {"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{k}"}
+        for i, (p, k) in enumerate(kinds.items())
+    ]
     (to / "1_Pooling").mkdir(exist_ok=True)
-    mode = {f"pooling_mode_{m}": m == {"mean": "mean_tokens", "first": "cls_token"}[dims.pooling] for m in ("mean_tokens", "cls_token")}
+    mode = {
+        f"pooling_mode_{m}": m == {"mean": "mean_tokens", "first": "cls_token"}[dims.pooling]
+        for m in ("mean_tokens", "cls_token")
+    }
     _write_json(to / "modules.json", modules)
-    _write_json(to / "sentence_bert_config.json", {"max_seq_length": told.get("max_seq_length") or dims.max_len, "do_lower_case": False})
+    _write_json(
+        to / "sentence_bert_config.json",
+        {"max_seq_length": told.get("max_seq_length") or dims.max_len, "do_lower_case": False},
+    )
     _write_json(to / "1_Pooling" / "config.json", {"word_embedding_dimension": dims.hidden, **mode})
 
 

@@ -1,6 +1,8 @@
-"""Tokens that were added to a vocabulary, such as [E1] or <usr>, which a tokenizer finds in a text before it cuts words.
+"""Tokens that were added to a vocabulary, such as [E1] or <usr>, which a tokenizer finds in a text before it
+cuts words.
 
-Hugging Face's tokenizers keep them in up to four files, newer and older ones side by side; read here as transformers reads them.
+Hugging Face's tokenizers keep them in up to four files, newer and older ones side by side; read here as
+transformers reads them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +19,17 @@ LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_sp
 class Added(NamedTuple):
     """What the files say."""
 
-    tokens: Mapping[str, Mapping[str, Any]]  # by content, in the order in which transformers adds them: its flags
+    # by content, in the order in which transformers adds them: its flags
+    tokens: Mapping[str, Mapping[str, Any]]
     ids: Mapping[str, int]  # of those that a file numbers
     named: Mapping[str, str]  # what those of `NAMED` are called, where a file says it
 
 
 def read(
-    settings: Mapping[str, Any], special_map: Mapping[str, Any], numbers: Mapping[str, Any], inside: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, Any],
+    special_map: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    inside: Sequence[Mapping[str, Any]],
 ) -> Added:
     """The added tokens of a folder.
 
@@ -40,15 +46,24 @@ def read(
     named = {k: _entry(file[k])["content"] for k in NAMED for file in files if file.get(k)}
     roles = [file[k] for k in NAMED for file in files[::-1] if file.get(k)]
     extra = [t for file in files for key in LISTS for t in _values(file.get(key))]
-    extra += [v for k, v in settings.items() if k.endswith("_token") and k not in NAMED and isinstance(v, str | Mapping)]
+    extra += [
+        v
+        for k, v in settings.items()
+        if k.endswith("_token") and k not in NAMED and isinstance(v, str | Mapping)
+    ]
     whole = {int(t["id"]): _entry(t, special=False) for t in inside}
     if decoder is not None:
         numbered = {int(i): _entry(t, special=False) for i, t in decoder.items()}
         found = whole | numbered
         _agree(settings, whole, numbered, set(named.values()))
     else:
-        # transformers does not look into the map's additional_special_tokens here; for texts in lower case it matters.
-        told = [*roles, *_values(settings.get(LISTS[0])), *(t for file in files for t in _values(file.get(LISTS[1])))]
+        # transformers does not look into the map's additional_special_tokens here; for texts in lower case it
+        # matters.
+        told = [
+            *roles,
+            *_values(settings.get(LISTS[0])),
+            *(t for file in files for t in _values(file.get(LISTS[1]))),
+        ]
         special = {_entry(t)["content"] for t in told}
         numbered = {int(i): _entry(t, special=t in special) for t, i in numbers.items()}
         found = numbered | whole
@@ -59,8 +74,11 @@ def read(
     return Added(tokens, ids, named)
 
 
-def _agree(settings: Mapping[str, Any], whole: Mapping[int, Any], numbered: Mapping[int, Any], named: set[str]) -> None:
-    """A class that builds its tokenizer from the vocabulary would drop what `added_tokens_decoder` does not repeat."""
+def _agree(
+    settings: Mapping[str, Any], whole: Mapping[int, Any], numbered: Mapping[int, Any], named: set[str]
+) -> None:
+    """A class that builds its tokenizer from the vocabulary would drop what `added_tokens_decoder` does not
+    repeat."""
     more = {t["content"] for t in whole.values()} - {t["content"] for t in numbered.values()} - named
     if more and settings.get("tokenizer_class") not in ("PreTrainedTokenizerFast", "TokenizersBackend"):
         raise ValueError(f"added_tokens_decoder lacks {listed(sorted(more))}, which tokenizer.json adds")

@@ -15,7 +15,9 @@ def as_written(what: Path | str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, AttributeError, LookupError, OverflowError, RecursionError) as e:
-        raise UserError(f"{what} is not as transformers writes it ({type(e).__name__}: {short(e)}); fetch it again") from None
+        raise UserError(
+            f"{what} is not as transformers writes it ({type(e).__name__}: {short(e)}); fetch it again"
+        ) from None
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Tokenizers: BERT's WordPiece, whose ids are those of Google's BERT for the same vocabulary, and any other `tokenizer.json`
-(byte-level BPE, SentencePiece), which is used as it is.
+"""Tokenizers: BERT's WordPiece, whose ids are those of Google's BERT for the same vocabulary, and any other
+`tokenizer.json` (byte-level BPE, SentencePiece), which is used as it is.
 
-The work is done by the `tokenizers` library. Its own BERT normalizer and splitter differ from BERT in a few places
-(it drops private-use characters, knows only the punctuation of an old Unicode version, misspells a range of rare Chinese
-characters, lower-cases a final Σ to σ), so those steps are spelled out here as regular expressions: the same speed, and
-exact. Text that merely looks like a special token, "[MASK]" in a review, is text; tokens that somebody added are found in it.
+The work is done by the `tokenizers` library. Its own BERT normalizer and splitter differ from BERT in a few
+places (it drops private-use characters, knows only the punctuation of an old Unicode version, misspells a
+range of rare Chinese characters, lower-cases a final Σ to σ), so those steps are spelled out here as regular
+expressions: the same speed, and exact. Text that merely looks like a special token, "[MASK]" in a review, is
+text; tokens that somebody added are found in it.
 """
 
 import hashlib
@@ -32,7 +33,8 @@ ROLES = {
 
 # NUL, the replacement character, control and format characters vanish; tab and line ends are white space.
 _CONTROL = Regex(r"[\x00\x{FFFD}\p{Cf}[\p{Cc}&&[^\t\n\r]]]")
-# Punctuation of Unicode and every ASCII symbol stand alone; so does the Chinese range that the library forgets.
+# Punctuation of Unicode and every ASCII symbol stand alone; so does the Chinese range that the library
+# forgets.
 _ALONE = Regex(r"[\p{P}!-/:-@\[-`{-~\x{2B820}-\x{2B91F}]")
 # A capital sigma that ends a word is ς in lower case. Apostrophes and the like do not end it.
 _FINAL_SIGMA = Regex(r"(?<=[\p{Lu}\p{Ll}\p{Lt}\p{M}])Σ(?![\p{M}'’.:·]*[\p{Lu}\p{Ll}\p{Lt}])")
@@ -51,12 +53,14 @@ class Tokenizer:
     """
 
     def __init__(self, vocab: Sequence[str], lowercase: bool):
-        """`vocab` must hold the five special tokens and nothing twice (else UserError); "" is an id without a token."""
+        """`vocab` must hold the five special tokens and nothing twice (else UserError); "" is an id without a
+        token."""
         ids = {token: i for i, token in enumerate(vocab) if token}
         missing = [s for s in SPECIALS if s not in ids]
         if missing:
             raise UserError(
-                f"the vocabulary lacks the special tokens {' '.join(missing)}; a BERT vocabulary has {' '.join(SPECIALS)}, one a line"
+                f"the vocabulary lacks the special tokens {' '.join(missing)}; a BERT vocabulary has "
+                f"{' '.join(SPECIALS)}, one a line"
             )
         if twice := [t for i, t in enumerate(vocab) if t and ids[t] != i]:
             lines = f"{list(vocab).index(twice[0]) + 1} and {ids[twice[0]] + 1}"
@@ -65,12 +69,17 @@ class Tokenizer:
         self.pad, self.unk, self.cls, self.sep, self.mask = (ids[s] for s in SPECIALS)
         self.between, self.before = 1, ""
         self.continues = np.array([t.startswith("##") and len(t) > 2 for t in vocab], dtype=bool)
-        self.fingerprint = hashlib.sha256(json.dumps(["wordpiece", MAX_WORD, lowercase, *vocab]).encode()).hexdigest()
-        self._hf = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD))
+        self.fingerprint = hashlib.sha256(
+            json.dumps(["wordpiece", MAX_WORD, lowercase, *vocab]).encode()
+        ).hexdigest()
+        self._hf = tokenizers.Tokenizer(
+            models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD)
+        )
         self._hf.normalizer = bert_normalizer(lowercase)
         self._hf.pre_tokenizer = bert_splitter()
         self._hf.decoder = decoders.WordPiece()
-        # For whoever opens tokenizer.json elsewhere: without it a WordPiece tokenizer adds no [CLS] and [SEP].
+        # For whoever opens tokenizer.json elsewhere: without it a WordPiece tokenizer adds no [CLS] and
+        # [SEP].
         self._hf.post_processor = processors.BertProcessing(("[SEP]", self.sep), ("[CLS]", self.cls))
         self._hf.add_special_tokens(list(SPECIALS))
         self._hf.encode_special_tokens = True
@@ -105,10 +114,13 @@ class Tokenizer:
         return [self.vocab[i] for i in ids]
 
     def save(self, folder: Path | str, **settings: Any) -> None:
-        """Writes vocab.txt, tokenizer.json (for the `tokenizers` library) and tokenizer_config.json (lower-casing, and `settings`)."""
+        """Writes vocab.txt, tokenizer.json (for the `tokenizers` library) and tokenizer_config.json
+        (lower-casing, and `settings`)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "vocab.txt").write_text("".join(t + "\n" for t in self.vocab), encoding="utf-8", newline="\n")
+        (folder / "vocab.txt").write_text(
+            "".join(t + "\n" for t in self.vocab), encoding="utf-8", newline="\n"
+        )
         self._hf.save(str(folder / "tokenizer.json"))
         names = {f"{role}_token": name for role, (name, _) in ROLES.items()}
         types = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
@@ -116,13 +128,17 @@ class Tokenizer:
 
 
 class Pretrained(Tokenizer):
-    """A tokenizer.json as it is: whatever vocabulary, normalizer and splitter it holds. Its special tokens in a text are text."""
+    """A tokenizer.json as it is: whatever vocabulary, normalizer and splitter it holds. Its special tokens in
+    a text are text."""
 
-    def __init__(self, hf: tokenizers.Tokenizer, settings: Mapping[str, Any], numbered: Mapping[str, int] = {}):
+    def __init__(
+        self, hf: tokenizers.Tokenizer, settings: Mapping[str, Any], numbered: Mapping[str, int] = {}
+    ):
         """Takes what the folder says of it.
 
         Args:
-          settings: tokenizer_config.json, whose `cls_token` and the like say what the tokens with a role are called.
+          settings: tokenizer_config.json, whose `cls_token` and the like say what the tokens with a role are
+            called.
           numbered: the ids that added tokens must have.
         """
         hf.no_truncation()
@@ -130,8 +146,9 @@ class Pretrained(Tokenizer):
         ids = hf.get_vocab(with_added_tokens=True)
         if wrong := [t for t, i in numbered.items() if ids.get(t) != i]:
             raise UserError(
-                f"the added token {shown(wrong[0])} has the id {shown(numbered[wrong[0]])} in one of the folder's files, and is read as "
-                f"{ids.get(wrong[0])}; expected ids without a gap after the vocabulary's, the same in every file: save the tokenizer again"
+                f"the added token {shown(wrong[0])} has the id {shown(numbered[wrong[0]])} in one of the "
+                f"folder's files, and is read as {ids.get(wrong[0])}; expected ids without a gap after the "
+                "vocabulary's, the same in every file: save the tokenizer again"
             )
         self._hf, self._settings = hf, dict(settings)
         for role, name in _roles(settings, ids).items():
@@ -158,7 +175,8 @@ class Pretrained(Tokenizer):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._hf.save(str(folder / "tokenizer.json"))
-        # tokenizer.json says which tokens were added; said again here, they would be special and so cut like text.
+        # tokenizer.json says which tokens were added; said again here, they would be special and so cut like
+        # text.
         gone = ("name_or_path", "tokenizer_file", "added_tokens_decoder", *added_tokens.LISTS)
         more = {k for k in self._settings if k.endswith("_token") and k not in added_tokens.NAMED}
         kept = {k: v for k, v in self._settings.items() if k not in gone and k not in more}
@@ -174,14 +192,16 @@ def _roles(settings: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, str
         there = [n for n in (given, *names) if isinstance(n, str) and n in ids]
         if not there:
             raise UserError(
-                f"the tokenizer has no {role} token; expected one of {', '.join(names)}, or {role}_token in tokenizer_config.json"
+                f"the tokenizer has no {role} token; expected one of {', '.join(names)}, or {role}_token in "
+                "tokenizer_config.json"
             )
         found[role] = there[0]
     return found
 
 
 def _write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """tokenizer_config.json. Other classes than the plain one make a tokenizer of their own out of the vocabulary, which differs."""
+    """tokenizer_config.json. Other classes than the plain one make a tokenizer of their own out of the
+    vocabulary, which differs."""
     plain = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
     text = json.dumps({**settings, **plain}, indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
@@ -195,9 +215,13 @@ def whole(text: str) -> str:
 def bert_normalizer(lowercase: bool) -> normalizers.Normalizer:
     """What BERT does to a text before it splits it; `lowercase` also strips accents."""
     clean = [normalizers.Replace(_CONTROL, "")] + [normalizers.Replace(_FINAL_SIGMA, "ς")] * lowercase
-    return normalizers.Sequence([*clean, normalizers.BertNormalizer(clean_text=False, strip_accents=lowercase, lowercase=lowercase)])
+    return normalizers.Sequence(
+        [*clean, normalizers.BertNormalizer(clean_text=False, strip_accents=lowercase, lowercase=lowercase)]
+    )
 
 
 def bert_splitter() -> pre_tokenizers.PreTokenizer:
     """At white space, and around punctuation."""
-    return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(_ALONE, "isolated")])
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(_ALONE, "isolated")]
+    )

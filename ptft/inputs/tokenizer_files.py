@@ -1,4 +1,5 @@
-"""Finds the tokenizer of a folder and loads it: a `vocab.txt`, or a `tokenizer.json` and the files that say more of it."""
+"""Finds the tokenizer of a folder and loads it: a `vocab.txt`, or a `tokenizer.json` and the files that say
+more of it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,16 @@ MAX_ID = 2**24  # a list of that many entries is made; the largest vocabularies 
 
 
 def load(path: Path | str, lowercase: bool | None = None) -> Tokenizer:
-    """Loads a vocabulary: the folder of a run, a folder with a tokenizer.json or a vocab.txt, or the file itself.
+    """Loads a vocabulary: the folder of a run, a folder with a tokenizer.json or a vocab.txt, or the file
+    itself.
 
-    The ids of a vocab.txt are its line numbers. A tokenizer.json that is BERT's WordPiece is read as its vocabulary.
+    The ids of a vocab.txt are its line numbers. A tokenizer.json that is BERT's WordPiece is read as its
+    vocabulary.
 
     Args:
       path: where it is.
-      lowercase: None reads it from `do_lower_case` in a tokenizer_config.json beside the file, and failing that
-        guesses: a vocabulary without upper-case Latin letters is lower-case.
+      lowercase: None reads it from `do_lower_case` in a tokenizer_config.json beside the file, and failing
+        that guesses: a vocabulary without upper-case Latin letters is lower-case.
     Raises:
       UserError: no such file, not UTF-8, no special tokens, a line twice.
     """
@@ -33,7 +36,10 @@ def load(path: Path | str, lowercase: bool | None = None) -> Tokenizer:
     beside = file.parent / "tokenizer_config.json"
     settings = read_object(beside) if beside.is_file() else {}
     if settings.get("word_tokenizer_type", "basic") != "basic":
-        raise UserError(f"{file}: words are cut by {shown(settings['word_tokenizer_type'])} first, which ptft does not have")
+        raise UserError(
+            f"{file}: words are cut by {shown(settings['word_tokenizer_type'])} first, which ptft does not "
+            "have"
+        )
     if file.name == "tokenizer.json":
         return _from_json(file, settings)
     try:
@@ -45,7 +51,8 @@ def load(path: Path | str, lowercase: bool | None = None) -> Tokenizer:
 
 
 def _from_vocab(file: Path, settings: Mapping[str, Any], lowercase: bool | None) -> Tokenizer:
-    lines = file.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines: Chinese BERT has U+2028 as an entry
+    # not splitlines: Chinese BERT has U+2028 as an entry
+    lines = file.read_bytes().decode("utf-8-sig").split("\n")
     if lines[-1] == "":
         lines.pop()
     ours = (file.parent / "tokenizer.json").is_file()  # as it was saved, to the byte
@@ -60,18 +67,26 @@ def _from_vocab(file: Path, settings: Mapping[str, Any], lowercase: bool | None)
         return _other_wordpiece(vocab, lowercase, settings, added)
     while not ours and vocab and not vocab[-1]:  # blank lines at the end number nothing
         vocab.pop()
-    if settings.get("tokenize_chinese_chars") is False or settings.get("strip_accents") not in (None, lowercase):
+    if settings.get("tokenize_chinese_chars") is False or settings.get("strip_accents") not in (
+        None,
+        lowercase,
+    ):
         return _other_wordpiece(vocab, lowercase, settings, added)
     return Tokenizer(vocab, lowercase)
 
 
-def _other_wordpiece(vocab: Sequence[str], lowercase: bool, settings: Mapping[str, Any], added: Added) -> Tokenizer:
-    """WordPiece that has added tokens, keeps accents in lower case, strips them in cased text, or leaves Chinese characters in words."""
+def _other_wordpiece(
+    vocab: Sequence[str], lowercase: bool, settings: Mapping[str, Any], added: Added
+) -> Tokenizer:
+    """WordPiece that has added tokens, keeps accents in lower case, strips them in cased text, or leaves
+    Chinese characters in words."""
     Tokenizer(vocab, lowercase)  # its checks
     ids = {token: i for i, token in enumerate(vocab)}
     hf = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
     chinese, strip = settings.get("tokenize_chinese_chars") is not False, settings.get("strip_accents")
-    hf.normalizer = normalizers.BertNormalizer(handle_chinese_chars=chinese, strip_accents=strip, lowercase=lowercase)
+    hf.normalizer = normalizers.BertNormalizer(
+        handle_chinese_chars=chinese, strip_accents=strip, lowercase=lowercase
+    )
     hf.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     hf.decoder = decoders.WordPiece()
     hf.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
@@ -82,7 +97,10 @@ def _other_wordpiece(vocab: Sequence[str], lowercase: bool, settings: Mapping[st
 
 def _added(folder: Path, settings: Mapping[str, Any], inside: Sequence[Mapping[str, Any]] = ()) -> Added:
     """The added tokens of a folder; `inside`: those of its tokenizer.json."""
-    older = [read_object(f) if f.is_file() else {} for f in (folder / "special_tokens_map.json", folder / "added_tokens.json")]
+    older = [
+        read_object(f) if f.is_file() else {}
+        for f in (folder / "special_tokens_map.json", folder / "added_tokens.json")
+    ]
     with as_written(f"the tokenizer in {folder}"):
         return added_tokens.read(settings, older[0], older[1], inside)
 
@@ -111,7 +129,10 @@ def _add(hf: tokenizers.Tokenizer, tokens: Sequence[Mapping[str, Any]]) -> None:
     hf.add_tokens([AddedToken(t["content"], **{k: t[k] for k in added_tokens.FLAGS}) for t in tokens[:last]])
     taken = set(before.values())
     if twice := [t for t, i in hf.get_vocab().items() if t not in before and i in taken]:
-        raise UserError(f"the added token {shown(twice[0])} gets the id of another entry, because the vocabulary has gaps; number it")
+        raise UserError(
+            f"the added token {shown(twice[0])} gets the id of another entry, because the vocabulary has "
+            "gaps; number it"
+        )
 
 
 def _part(found: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -124,7 +145,12 @@ def _is_ours(found: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json was written by `Tokenizer.save`, and nothing was added to it since."""
     model, normalizer, added = _part(found, "model"), _part(found, "normalizer"), found.get("added_tokens")
     plain = model.get("type") == "WordPiece" and model.get("max_input_chars_per_word") == MAX_WORD
-    return plain and normalizer.get("type") == "Sequence" and isinstance(added, list) and len(added) <= len(SPECIALS)
+    return (
+        plain
+        and normalizer.get("type") == "Sequence"
+        and isinstance(added, list)
+        and len(added) <= len(SPECIALS)
+    )
 
 
 def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
@@ -153,11 +179,19 @@ def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
     ids = hf.get_vocab(with_added_tokens=True)
     last = max(ids, key=ids.__getitem__, default="")
     if ids.get(last, 0) >= MAX_ID:
-        raise UserError(f"{file}: the entry {shown(last)} has the id {ids[last]}; expected less than {MAX_ID}")
-    if normalizer.get("type") == "BertNormalizer" and isinstance(hf.model, models.WordPiece):  # old files do not say the model's type
+        raise UserError(
+            f"{file}: the entry {shown(last)} has the id {ids[last]}; expected less than {MAX_ID}"
+        )
+    # old files do not say the model's type
+    if normalizer.get("type") == "BertNormalizer" and isinstance(hf.model, models.WordPiece):
         lower = normalizer["lowercase"]
         usual = normalizer["handle_chinese_chars"] and normalizer.get("strip_accents") in (None, lower)
-        plain = added.tokens.keys() - _text(added) <= set(SPECIALS) <= ids.keys() == found["model"]["vocab"].keys()
+        plain = (
+            added.tokens.keys() - _text(added)
+            <= set(SPECIALS)
+            <= ids.keys()
+            == found["model"]["vocab"].keys()
+        )
         if usual and plain and sorted(ids.values()) == list(range(len(ids))):
             return Tokenizer(sorted(ids, key=ids.__getitem__), lower)
     try:
@@ -169,7 +203,8 @@ def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
 def _find(path: Path) -> Path:
     for folder in (path / "tokenizer", path):
         full, plain = folder / "tokenizer.json", folder / "vocab.txt"
-        # In our own folders vocab.txt says it all; in others tokenizer.json may hold settings and added tokens that it does not.
+        # In our own folders vocab.txt says it all; in others tokenizer.json may hold settings and added
+        # tokens that it does not.
         if full.is_file() and not (plain.is_file() and _is_ours(read_object(full))):
             return full
         if plain.is_file():
@@ -185,8 +220,12 @@ def _find(path: Path) -> Path:
     there = [p.name for p in folder.iterdir()]
     if slow := [n for n in there if n in ("vocab.json", "merges.txt", "bpe.codes") or n.endswith(".model")]:
         raise UserError(
-            f"{folder} holds {', '.join(sorted(slow))} and no tokenizer.json, the form of it that ptft reads; where transformers is "
-            "installed, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
+            f"{folder} holds {', '.join(sorted(slow))} and no tokenizer.json, the form of it that ptft "
+            "reads; where transformers is installed, "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
         )
     beside = did_you_mean(path.name if folder != path else "vocab.txt", there)
-    raise UserError(f"there is no vocabulary at {path}: expected a vocab.txt or a folder that holds one; in {folder}: {beside}")
+    raise UserError(
+        f"there is no vocabulary at {path}: expected a vocab.txt or a folder that holds one; in {folder}: "
+        f"{beside}"
+    )

@@ -11,21 +11,25 @@ from ptft.inputs.tokenizer import SPECIALS, Tokenizer, bert_normalizer, bert_spl
 
 
 def train(
-    texts: Iterable[str], vocab_size: int, lowercase: bool = True, min_frequency: int = 2, limit_alphabet: int | None = None
+    texts: Iterable[str],
+    vocab_size: int,
+    lowercase: bool = True,
+    min_frequency: int = 2,
+    limit_alphabet: int | None = None,
 ) -> Tokenizer:
     """Learns a vocabulary: the special tokens ([PAD] is 0), the alphabet, then whole words and pieces.
 
-    The same texts give the same vocabulary, to the id, on every machine. The library's trainer alone does not: it numbers
-    "##x" letters and breaks ties in the alphabet in the order of a hash table. So the words are counted and the
-    alphabet is chosen here.
+    The same texts give the same vocabulary, to the id, on every machine. The library's trainer alone does
+    not: it numbers "##x" letters and breaks ties in the alphabet in the order of a hash table. So the words
+    are counted and the alphabet is chosen here.
 
     Args:
       texts: read once; only the counts of distinct words are kept.
       vocab_size: at most so many entries.
       lowercase: also strips accents.
       min_frequency: pieces seen less often are not learned.
-      limit_alphabet: at most so many characters; None takes the most frequent ones that make up 99.95% of the text.
-        A word with any other character is [UNK].
+      limit_alphabet: at most so many characters; None takes the most frequent ones that make up 99.95% of the
+        text. A word with any other character is [UNK].
     Raises:
       UserError: no word in the texts, or no room for any.
     """
@@ -37,7 +41,10 @@ def train(
     tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=[*SPECIALS, *letters], show_progress=False
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[*SPECIALS, *letters],
+        show_progress=False,
     )
     tokenizer.train_from_iterator(_repeat({w: n for w, n in words.items() if known.issuperset(w)}), trainer)
     ids = tokenizer.get_vocab()
@@ -74,7 +81,10 @@ def _alphabet(words: Counter[str], room: int, limit: int | None) -> list[str]:
         chosen.append(c)
         covered += counts[c]
     if not chosen:
-        raise UserError("cannot train a tokenizer: vocab_size leaves no room for a single character; a few thousand is usual")
+        raise UserError(
+            "cannot train a tokenizer: vocab_size leaves no room for a single character; a few thousand is "
+            "usual"
+        )
     return sorted(chosen) + ["##" + c for c in sorted(chosen) if c in inside]
 
 

@@ -3,13 +3,13 @@
 A model file exports
   SPEC            the keys of `config.model` that it reads;
   build(config, vocab_size, dtype) -> nn.Module   the backbone; its `style` says how a head on it looks;
-  ANATOMY         its parameters by role and in the order of computation: what freeze strategies and the cost formula speak of;
+  ANATOMY         its parameters by role and in the order of computation (`Anatomy`);
   FAMILIES        its names at Hugging Face, if it has any there (`Family`).
 
-A backbone is called as `module(batch, train=, start=0, hidden=None)`. `batch` holds `tokens` i32[B, T], `mask`
-bool[B, T] (True on real tokens) and `types` i32[B, T]. It returns named outputs: `hidden` f[B, T, D], `pooled`
-f[B, D], and `word_table` f[V, D], to which an objective may tie its decoder. With `start=k` it skips the stem and
-the first k blocks and goes on from `hidden`, so that a frozen prefix may be computed once.
+A backbone is called as `module(batch, train=, start=0, hidden=None)`. `batch` holds `tokens` i32[B, T],
+`mask` bool[B, T] (True on real tokens) and `types` i32[B, T]. It returns named outputs: `hidden` f[B, T, D],
+`pooled` f[B, D], and `word_table` f[V, D], to which an objective may tie its decoder. With `start=k` it skips
+the stem and the first k blocks and goes on from `hidden`, so that a frozen prefix may be computed once.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,10 @@ class Anatomy(NamedTuple):
     """A model's parameters as patterns over their names, from the input to the output."""
 
     groups: Mapping[str, str]  # role -> its parameters; every model has a "stem", below all blocks
-    stacks: Mapping[str, str]  # name -> the parameters of a block, with {} for its number; one stack needs no name: ""
-    order: tuple[str, ...] = ()  # the modules inside a block in the order of computation, those side by side in one pattern
+    # name -> the parameters of a block, with {} for its number; one stack needs no name: ""
+    stacks: Mapping[str, str]
+    # the modules inside a block in the order of computation, those side by side in one pattern
+    order: tuple[str, ...] = ()
     table: str = ""  # the word table, to which an objective may tie its decoder
     values: str = ""  # the module of a block that gives the attention's values; "": there is no attention
 
@@ -34,8 +36,9 @@ class Anatomy(NamedTuple):
 class Family(NamedTuple):
     """How a `model_type` at Hugging Face names what a model has.
 
-    A module's name is enough, the last word follows from ours: kernel [in, out] is `weight` [out, in], embedding and scale
-    are `weight`, bias is `bias`. `{}` is the number of a block; `X[1/3]` is the second third of X's rows.
+    A module's name is enough, the last word follows from ours: kernel [in, out] is `weight` [out, in],
+    embedding and scale are `weight`, bias is `bias`. `{}` is the number of a block; `X[1/3]` is the second
+    third of X's rows.
     """
 
     stem: str  # of its classes in transformers
@@ -45,13 +48,15 @@ class Family(NamedTuple):
     classify: Mapping[str, str]
     decoder: str  # the copy of the word table that the MLM head may hold
     keys: Mapping[str, str]  # config.model -> config.json
-    silent: Mapping[str, Any] = {}  # what a config.json that is silent means (transformers' configuration class)
+    # what a config.json that is silent means (transformers' configuration class)
+    silent: Mapping[str, Any] = {}
     dropout: str = "classifier_dropout"  # key in config.json
     also: Mapping[str, str] = {}  # further keys of config.json -> the key of config.model that they repeat
     roles: Mapping[str, str] = {}  # config.json -> the tokenizer's role whose id it holds: "cls" or "sep"
     shifted: bool = False  # whether positions begin after that of padding
     model: str = "bert"  # config.model.name
-    fixed: Mapping[str, Any] = {}  # keys of config.model that its config.json does not hold, because they never differ
+    # keys of config.model that its config.json does not hold, because they never differ
+    fixed: Mapping[str, Any] = {}
     tag: Mapping[str, str] = {"head/tagger": "classifier"}
 
 

@@ -1,9 +1,10 @@
-"""BERT's encoder exactly (Devlin et al. 2018; google-research/bert modeling.py), and its relatives on the same blocks.
+"""BERT's encoder exactly (Devlin et al. 2018; google-research/bert modeling.py), and its relatives on the
+same blocks.
 
-Post-LayerNorm, exact GELU, LayerNorm epsilon 1e-12, learned positions, token types, tanh pooler on [CLS]. The keys below
-also say RoBERTa and XLM-R (Liu et al. 2019: positions from 2, one token type, epsilon 1e-5), DistilBERT (Sanh et al.
-2019: no token types, a ReLU pooler) and ELECTRA's discriminator (Clark et al. 2020: narrow embeddings with a projection,
-a GELU pooler).
+Post-LayerNorm, exact GELU, LayerNorm epsilon 1e-12, learned positions, token types, tanh pooler on [CLS]. The
+keys below also say RoBERTa and XLM-R (Liu et al. 2019: positions from 2, one token type, epsilon 1e-5),
+DistilBERT (Sanh et al. 2019: no token types, a ReLU pooler) and ELECTRA's discriminator (Clark et al. 2020:
+narrow embeddings with a projection, a GELU pooler).
 """
 
 from collections.abc import Mapping
@@ -17,10 +18,26 @@ from jaxtyping import Array, Bool, Float, Int
 from ptft.core.config import Config, Field
 from ptft.core.errors import UserError
 from ptft.models import Anatomy, Family
-from ptft.models.layers import ACTIVATIONS, NORMAL, FeedForward, LayerNorm, SelfAttention, Style, dense, masked_mean
+from ptft.models.layers import (
+    ACTIVATIONS,
+    NORMAL,
+    FeedForward,
+    LayerNorm,
+    SelfAttention,
+    Style,
+    dense,
+    masked_mean,
+)
 
 # layers, hidden size; heads = hidden / 64, feed-forward = 4 * hidden (google-research/bert README)
-SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768), "large": (24, 1024)}
+SIZES = {
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+    "large": (24, 1024),
+}
 KNOWN = ("bert", "roberta", "xlm-roberta", "distilbert", "electra")
 
 SPEC = {
@@ -30,14 +47,23 @@ SPEC = {
     "hidden": Field(0, int, lo=0, doc="0: as the size says"),
     "heads": Field(0, int, lo=0, doc="0: as many as are 64 wide"),
     "ffn": Field(0, int, lo=0, doc="width of the feed-forward layer; 0: 4 times hidden"),
-    "embedding": Field(0, int, lo=0, doc="width of the embeddings, projected to hidden; 0: hidden, no projection"),
+    "embedding": Field(
+        0, int, lo=0, doc="width of the embeddings, projected to hidden; 0: hidden, no projection"
+    ),
     "vocab": Field(0, int, lo=0, doc="rows of the word table; 0: as many as the tokenizer has entries"),
     "max_len": Field(512, int, lo=1, doc="tokens a row may have"),
     "offset": Field(0, int, lo=0, doc="row of the position table for the first token"),
     "types": Field(2, int, lo=0, doc="token types; 1: all tokens are of type 0; 0: no table"),
-    "activation": Field("gelu", str, choices=("gelu", "gelu_new", "relu", "silu"), doc="of the feed-forward layers"),
+    "activation": Field(
+        "gelu", str, choices=("gelu", "gelu_new", "relu", "silu"), doc="of the feed-forward layers"
+    ),
     "epsilon": Field(1e-12, float, lo=0, doc="of the LayerNorms"),
-    "pooling": Field("cls", str, choices=("cls", "first", "mean"), doc="the pooler on [CLS], [CLS] itself, or the mean of all tokens"),
+    "pooling": Field(
+        "cls",
+        str,
+        choices=("cls", "first", "mean"),
+        doc="the pooler on [CLS], [CLS] itself, or the mean of all tokens",
+    ),
     "pooler": Field("tanh", str, choices=("tanh", "relu", "gelu"), doc="activation of the pooler"),
     "dropout": Field(0.1, float, lo=0, hi=0.99, doc="of hidden states and of attention weights"),
 }
@@ -53,7 +79,14 @@ ANATOMY = Anatomy(
         "prefix": r"backbone/block_\d+/attention/(key|value)/kernel",
     },
     stacks={"": r"backbone/block_{}/.*"},
-    order=("attention/(query|key|value)", "attention/out", "attention_norm", "ffn/up", "ffn/down", "ffn_norm"),
+    order=(
+        "attention/(query|key|value)",
+        "attention/out",
+        "attention_norm",
+        "ffn/up",
+        "ffn/down",
+        "ffn_norm",
+    ),
     table="backbone/embeddings/word/embedding",
     values="attention/value",
 )
@@ -82,7 +115,8 @@ class Dims:
 
 
 class Embeddings(nn.Module):
-    """Token + position + type embeddings, then LayerNorm, dropout and, where they are narrow, the projection."""
+    """Token + position + type embeddings, then LayerNorm, dropout and, where they are narrow, the
+    projection."""
 
     dims: Dims
 
@@ -98,10 +132,15 @@ class Embeddings(nn.Module):
         if s.embedding:
             self.project = dense(s.hidden, s.dtype)
 
-    def __call__(self, tokens: Int[Array, "B T"], types: Int[Array, "B T"], train: bool) -> Float[Array, "B T D"]:
+    def __call__(
+        self, tokens: Int[Array, "B T"], types: Int[Array, "B T"], train: bool
+    ) -> Float[Array, "B T D"]:
         s = self.dims
         if tokens.shape[1] > s.max_len:
-            raise UserError(f"sequences of {tokens.shape[1]} tokens do not fit {s.max_len} positions; lower objective.seq_len")
+            raise UserError(
+                f"sequences of {tokens.shape[1]} tokens do not fit {s.max_len} positions; lower "
+                "objective.seq_len"
+            )
         x = self.word(tokens) + self.position(jnp.arange(s.offset, s.offset + tokens.shape[1]))[None]
         if s.types:
             # RoBERTa's tokenizers give the second text no type of its own, even where there is a row for it.
@@ -116,12 +155,16 @@ class Block(nn.Module):
     dims: Dims
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], train: bool) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], train: bool
+    ) -> Float[Array, "B T D"]:
         s = self.dims
         drop = nn.Dropout(s.dropout, deterministic=not train)
         attended = SelfAttention(s.heads, s.dropout, s.dtype, name="attention")(x, mask, train)
         x = LayerNorm(s.epsilon, name="attention_norm")(x + drop(attended))
-        return LayerNorm(s.epsilon, name="ffn_norm")(x + drop(FeedForward(s.ffn, s.dtype, s.activation, name="ffn")(x)))
+        return LayerNorm(s.epsilon, name="ffn_norm")(
+            x + drop(FeedForward(s.ffn, s.dtype, s.activation, name="ffn")(x))
+        )
 
 
 class Bert(nn.Module):
@@ -137,7 +180,11 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(
-        self, batch: Mapping[str, Array], train: bool = False, start: int = 0, hidden: Float[Array, "B T D"] | None = None
+        self,
+        batch: Mapping[str, Array],
+        train: bool = False,
+        start: int = 0,
+        hidden: Float[Array, "B T D"] | None = None,
     ) -> dict[str, Array]:
         s = self.dims
         embeddings = Embeddings(s, name="embeddings")
@@ -159,11 +206,15 @@ def build(config: Config, vocab_size: int, dtype: Any) -> Bert:
     heads = config.heads or hidden // 64
     if not heads or hidden % heads or (not config.heads and hidden % 64):
         width = f"{heads} heads" if config.heads else "heads that are 64 wide"
-        raise UserError(f"model.hidden: {hidden} is not divisible into {width}; expected a multiple, or another model.heads")
+        raise UserError(
+            f"model.hidden: {hidden} is not divisible into {width}; expected a multiple, or another "
+            "model.heads"
+        )
     dims = Dims(
         config.family,
         layers, hidden, heads, config.ffn or 4 * hidden, config.embedding, config.vocab or vocab_size,
-        config.max_len, config.offset, config.types, config.activation, config.epsilon, config.pooling, config.pooler,
+        config.max_len, config.offset, config.types, config.activation, config.epsilon, config.pooling,
+        config.pooler,
         config.dropout, dtype,
     )  # fmt: skip
     return Bert(dims)
@@ -222,14 +273,22 @@ _DISTILBERT_KEYS = {
 }
 # What a config.json that is silent means (transformers' configuration classes).
 _SILENT = {
-    "num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "type_vocab_size": 2,
-    "max_position_embeddings": 512, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1, "vocab_size": 30522,
-}  # fmt: skip
-_DISTILBERT_SILENT = {
-    "n_layers": 6, "dim": 768, "n_heads": 12, "hidden_dim": 3072, "max_position_embeddings": 512, "activation": "gelu", "dropout": 0.1,
+    "num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072,
+    "type_vocab_size": 2,
+    "max_position_embeddings": 512, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1,
     "vocab_size": 30522,
 }  # fmt: skip
-_ELECTRA_SILENT = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024, "embedding_size": 128}
+_DISTILBERT_SILENT = {
+    "n_layers": 6, "dim": 768, "n_heads": 12, "hidden_dim": 3072, "max_position_embeddings": 512,
+    "activation": "gelu", "dropout": 0.1,
+    "vocab_size": 30522,
+}  # fmt: skip
+_ELECTRA_SILENT = {
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+    "embedding_size": 128,
+}
 _EDGES = {"bos_token_id": "cls", "eos_token_id": "sep"}
 _ATTENTION = {"attention_probs_dropout_prob": "dropout"}
 _TWO_LAYERS = {"backbone/pooler": "classifier.dense", "head/classifier": "classifier.out_proj"}
@@ -271,7 +330,11 @@ FAMILIES: Mapping[str, Family] = {
         stem="DistilBert",
         prefix="distilbert.",
         body=_DISTILBERT_NAMES,
-        mlm={"head/transform": "vocab_transform", "head/norm": "vocab_layer_norm", "head/decoder": "vocab_projector"},
+        mlm={
+            "head/transform": "vocab_transform",
+            "head/norm": "vocab_layer_norm",
+            "head/decoder": "vocab_projector",
+        },
         classify={"backbone/pooler": "pre_classifier", "head/classifier": "classifier"},
         decoder="vocab_projector.weight",
         keys=_DISTILBERT_KEYS,
@@ -283,7 +346,8 @@ FAMILIES: Mapping[str, Family] = {
     "electra": Family(
         stem="Electra",
         prefix="electra.",
-        body={k: v for k, v in _NAMES.items() if k != "backbone/pooler"} | {"backbone/embeddings/project": "embeddings_project"},
+        body={k: v for k, v in _NAMES.items() if k != "backbone/pooler"}
+        | {"backbone/embeddings/project": "embeddings_project"},
         mlm={
             "head/transform": "generator_predictions.dense",
             "head/norm": "generator_predictions.LayerNorm",

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-# BERT draws every weight from a normal distribution of deviation 0.02 cut at two deviations, and does not rescale what is
-# left (google-research/bert modeling.py); neither does jax.
+# BERT draws every weight from a normal distribution of deviation 0.02 cut at two deviations, and does not
+# rescale what is left (google-research/bert modeling.py); neither does jax.
 NORMAL = nn.initializers.truncated_normal(0.02)
 
 
@@ -36,7 +36,9 @@ class Style(NamedTuple):
     bias: bool = True
 
 
-def dense(features: int, dtype: Any, name: str | None = None, init: Callable[..., Any] = NORMAL, bias: bool = True) -> nn.Dense:
+def dense(
+    features: int, dtype: Any, name: str | None = None, init: Callable[..., Any] = NORMAL, bias: bool = True
+) -> nn.Dense:
     return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
 
 
@@ -72,7 +74,8 @@ def attend(
     seen: Bool[Array, "B #T S"],
     drop: Callable[[jax.Array], jax.Array],
 ) -> Float[Array, "B T D"]:
-    """Scaled dot-product attention of queries to the keys that they have seen, heads side by side; softmax in float32."""
+    """Scaled dot-product attention of queries to the keys that they have seen, heads side by side; softmax in
+    float32."""
     b, t, heads, width = q.shape
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * jnp.asarray(width**-0.5, q.dtype)
     # finfo.min, not -inf: a row of padding only must give a number, even though nobody reads it.
@@ -89,10 +92,15 @@ class SelfAttention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B S"], train: bool) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "B S"], train: bool
+    ) -> Float[Array, "B T D"]:
         d = x.shape[-1]
         # -1: keys and values may be more than the tokens (prefix tuning).
-        q, k, v = (dense(d, self.dtype, name)(x).reshape(len(x), -1, self.heads, d // self.heads) for name in ("query", "key", "value"))
+        q, k, v = (
+            dense(d, self.dtype, name)(x).reshape(len(x), -1, self.heads, d // self.heads)
+            for name in ("query", "key", "value")
+        )
         drop = nn.Dropout(self.dropout, deterministic=not train)
         return dense(d, self.dtype, "out")(attend(q, k, v, mask[:, None, :], drop))
 
@@ -106,4 +114,6 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return dense(x.shape[-1], self.dtype, "down")(ACTIVATIONS[self.activation](dense(self.width, self.dtype, "up")(x)))
+        return dense(x.shape[-1], self.dtype, "down")(
+            ACTIVATIONS[self.activation](dense(self.width, self.dtype, "up")(x))
+        )

@@ -46,9 +46,19 @@ class LSTM(nn.Module):
 
     @nn.compact
     def __call__(
-        self, batch: Mapping[str, Array], train: bool = False, start: int = 0, hidden: Float[Array, "B T D"] | None = None
+        self,
+        batch: Mapping[str, Array],
+        train: bool = False,
+        start: int = 0,
+        hidden: Float[Array, "B T D"] | None = None,
     ) -> dict[str, Array]:
-        word = nn.Embed(self.vocab, self.embedding, dtype=self.dtype, embedding_init=nn.initializers.uniform(0.1), name="embeddings")
+        word = nn.Embed(
+            self.vocab,
+            self.embedding,
+            dtype=self.dtype,
+            embedding_init=nn.initializers.uniform(0.1),
+            name="embeddings",
+        )
         drop = nn.Dropout(self.dropout, deterministic=not train, name="embeddings_dropout")
         x = drop(word(batch["tokens"])) if hidden is None else hidden
         lengths = batch["mask"].sum(-1)
@@ -56,7 +66,9 @@ class LSTM(nn.Module):
             cell = nn.OptimizedLSTMCell(self.hidden, dtype=self.dtype, name="block_0")
             with jax.numpy_dtype_promotion("standard"):  # the state stays float32 beside products in bfloat16
                 x = jnp.asarray(nn.RNN(cell, name="rnn")(x, seq_lengths=lengths), self.dtype)
-        chosen = batch["mask"] if self.pooling == "mean" else jnp.arange(x.shape[1])[None] == lengths[:, None] - 1
+        chosen = (
+            batch["mask"] if self.pooling == "mean" else jnp.arange(x.shape[1])[None] == lengths[:, None] - 1
+        )
         return {"hidden": x, "pooled": masked_mean(x, chosen), "word_table": word.embedding}
 
 

@@ -1,7 +1,8 @@
 """ModernBERT's encoder exactly (Warner et al. 2024, arXiv 2412.13663).
 
-Pre-LayerNorm, no biases, rotary positions, gated feed-forward layers, a LayerNorm at the end. Every `global_every`-th
-block, the first among them, sees the whole row; the others see `window // 2` tokens to each side.
+Pre-LayerNorm, no biases, rotary positions, gated feed-forward layers, a LayerNorm at the end. Every
+`global_every`-th block, the first among them, sees the whole row; the others see `window // 2` tokens to each
+side.
 """
 
 import math
@@ -27,26 +28,49 @@ SPEC = {
     "ffn": Field(1152, int, lo=1, doc="width of the feed-forward layer, and as much again for its gate"),
     "vocab": Field(0, int, lo=0, doc="rows of the word table; 0: as many as the tokenizer has entries"),
     "max_len": Field(8192, int, lo=1, doc="tokens a row may have"),
-    "window": Field(128, int, lo=0, doc="tokens in sight of a local block, half of them (rounded down) to each side"),
+    "window": Field(
+        128, int, lo=0, doc="tokens in sight of a local block, half of them (rounded down) to each side"
+    ),
     "global_every": Field(3, int, lo=1, doc="block 0 and every so many-th after it is global"),
     "global_theta": Field(160_000.0, float, lo=1, doc="base of the rotary positions in global blocks"),
     "local_theta": Field(10_000.0, float, lo=1, doc="and in local ones"),
-    "activation": Field("gelu", str, choices=("gelu", "gelu_new", "relu", "silu"), doc="of the feed-forward layers and the pooler"),
+    "activation": Field(
+        "gelu",
+        str,
+        choices=("gelu", "gelu_new", "relu", "silu"),
+        doc="of the feed-forward layers and the pooler",
+    ),
     "epsilon": Field(1e-5, float, lo=0, doc="of the LayerNorms"),
-    "pooling": Field("cls", str, choices=("cls", "mean"), doc="what the pooler gets: [CLS], or the mean of all tokens"),
-    "dropout": Field(0.0, float, lo=0, hi=0.99, doc="of embeddings, attention weights and outputs, and gated features; published with 0"),
+    "pooling": Field(
+        "cls", str, choices=("cls", "mean"), doc="what the pooler gets: [CLS], or the mean of all tokens"
+    ),
+    "dropout": Field(
+        0.0,
+        float,
+        lo=0,
+        hi=0.99,
+        doc="of embeddings, attention weights and outputs, and gated features; published with 0",
+    ),
 }
 
 ANATOMY = Anatomy(
     groups={
         "stem": r"backbone/embeddings/.*",
-        "pooler": r"backbone/(final_norm|pooler)/.*",  # all above the last block, so that training the top trains it
+        # all above the last block, so that training the top trains it
+        "pooler": r"backbone/(final_norm|pooler)/.*",
         "norm": r"backbone/.*norm/.*",
         "attention": r"backbone/block_\d+/attention/.*",
         "ffn": r"backbone/block_\d+/ffn/.*",
     },
     stacks={"": r"backbone/block_{}/.*"},
-    order=("attention_norm", "attention/(query|key|value)", "attention/out", "ffn_norm", "ffn/(up|gate)", "ffn/down"),
+    order=(
+        "attention_norm",
+        "attention/(query|key|value)",
+        "attention/out",
+        "ffn_norm",
+        "ffn/(up|gate)",
+        "ffn/down",
+    ),
     table="backbone/embeddings/word/embedding",
     values="attention/value",
 )
@@ -75,7 +99,8 @@ class Dims:
     dtype: Any
 
     def dense(self, features: int, name: str, deep: bool = False) -> nn.Dense:
-        """A dense layer. `deep`: drawn narrower the more blocks there are, as 2 a block add to the same residual stream."""
+        """A dense layer. `deep`: drawn narrower the more blocks there are, as 2 a block add to the same
+        residual stream."""
         init = nn.initializers.truncated_normal(0.02 / math.sqrt(2 * self.layers)) if deep else NORMAL
         return dense(features, self.dtype, name, init, bias=False)
 
@@ -86,7 +111,8 @@ class Dims:
 def turns(length: int, width: int, theta: float) -> Turns:
     """Cosines and sines of rotary positions (Su et al. 2021), for the pairs (i, i + width / 2) of a head.
 
-    Every step is rounded to float32, as in training: at position 8,000 a frequency with more digits is another angle.
+    Every step is rounded to float32, as in training: at position 8,000 a frequency with more digits is
+    another angle.
     """
     frequency = 1 / np.float32(theta) ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
     angle = np.arange(length, dtype=np.float32)[:, None, None] * frequency
@@ -112,7 +138,10 @@ class Embeddings(nn.Module):
 
     def __call__(self, tokens: Int[Array, "B T"], train: bool) -> Float[Array, "B T D"]:
         if tokens.shape[1] > self.dims.max_len:
-            raise UserError(f"sequences of {tokens.shape[1]} tokens do not fit {self.dims.max_len} positions; lower objective.seq_len")
+            raise UserError(
+                f"sequences of {tokens.shape[1]} tokens do not fit {self.dims.max_len} positions; lower "
+                "objective.seq_len"
+            )
         return self.drop(self.norm(self.word(tokens)), deterministic=not train)
 
 
@@ -122,11 +151,17 @@ class Attention(nn.Module):
     dims: Dims
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], seen: Bool[Array, "B #T T"], turns: Turns, train: bool) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], seen: Bool[Array, "B #T T"], turns: Turns, train: bool
+    ) -> Float[Array, "B T D"]:
         s = self.dims
         drop = nn.Dropout(s.dropout, deterministic=not train)
-        q, k, v = (s.dense(s.hidden, n)(x).reshape(*x.shape[:2], s.heads, -1) for n in ("query", "key", "value"))
-        return drop(s.dense(s.hidden, "out", deep=True)(attend(rotate(q, turns), rotate(k, turns), v, seen, drop)))
+        q, k, v = (
+            s.dense(s.hidden, n)(x).reshape(*x.shape[:2], s.heads, -1) for n in ("query", "key", "value")
+        )
+        return drop(
+            s.dense(s.hidden, "out", deep=True)(attend(rotate(q, turns), rotate(k, turns), v, seen, drop))
+        )
 
 
 class FeedForward(nn.Module):
@@ -142,15 +177,20 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """LayerNorm before attention and before feed-forward; the first block's input has just been through one."""
+    """LayerNorm before attention and before feed-forward; the first block's input has just been through
+    one."""
 
     dims: Dims
     first: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], seen: Bool[Array, "B #T T"], turns: Turns, train: bool) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], seen: Bool[Array, "B #T T"], turns: Turns, train: bool
+    ) -> Float[Array, "B T D"]:
         s = self.dims
-        x = x + Attention(s, name="attention")(x if self.first else s.norm("attention_norm")(x), seen, turns, train)
+        x = x + Attention(s, name="attention")(
+            x if self.first else s.norm("attention_norm")(x), seen, turns, train
+        )
         return x + FeedForward(s, name="ffn")(s.norm("ffn_norm")(x), train)
 
 
@@ -176,7 +216,11 @@ class ModernBert(nn.Module):
 
     @nn.compact
     def __call__(
-        self, batch: Mapping[str, Array], train: bool = False, start: int = 0, hidden: Float[Array, "B T D"] | None = None
+        self,
+        batch: Mapping[str, Array],
+        train: bool = False,
+        start: int = 0,
+        hidden: Float[Array, "B T D"] | None = None,
     ) -> dict[str, Array]:
         s, mask = self.dims, batch["mask"]
         embeddings = Embeddings(s, name="embeddings")
@@ -195,12 +239,20 @@ class ModernBert(nn.Module):
 def build(config: Config, vocab_size: int, dtype: Any) -> ModernBert:
     hidden, heads = config.hidden, config.heads
     if hidden % heads:
-        raise UserError(f"model.hidden: {hidden} is not divisible into {heads} heads; expected a multiple, or another model.heads")
+        raise UserError(
+            f"model.hidden: {hidden} is not divisible into {heads} heads; expected a multiple, or another "
+            "model.heads"
+        )
     if hidden // heads % 2:
-        raise UserError(f"model.heads: {heads} heads are {hidden // heads} wide; rotary positions turn pairs, so expected an even width")
+        raise UserError(
+            f"model.heads: {heads} heads are {hidden // heads} wide; rotary positions turn pairs, so "
+            "expected an even width"
+        )
     dims = Dims(
-        config.layers, hidden, heads, config.ffn, config.vocab or vocab_size, config.max_len, config.window, config.global_every,
-        config.global_theta, config.local_theta, config.activation, config.epsilon, config.pooling, config.dropout, dtype,
+        config.layers, hidden, heads, config.ffn, config.vocab or vocab_size, config.max_len, config.window,
+        config.global_every,
+        config.global_theta, config.local_theta, config.activation, config.epsilon, config.pooling,
+        config.dropout, dtype,
     )  # fmt: skip
     return ModernBert(dims)
 
@@ -227,7 +279,11 @@ FAMILIES: Mapping[str, Family] = {
         body=_NAMES,
         mlm={"head/transform": "head.dense", "head/norm": "head.norm", "head/decoder": "decoder"},
         # A classifier starts from the MLM's transform: in files both have the same name.
-        classify={"backbone/pooler/dense": "head.dense", "backbone/pooler/norm": "head.norm", "head/classifier": "classifier"},
+        classify={
+            "backbone/pooler/dense": "head.dense",
+            "backbone/pooler/norm": "head.norm",
+            "head/classifier": "classifier",
+        },
         decoder="decoder.weight",
         keys={
             "layers": "num_hidden_layers",
@@ -262,7 +318,11 @@ FAMILIES: Mapping[str, Family] = {
             "classifier_pooling": "cls",
             "mlp_dropout": 0.0,
         },
-        also={"attention_dropout": "dropout", "embedding_dropout": "dropout", "classifier_activation": "activation"},
+        also={
+            "attention_dropout": "dropout",
+            "embedding_dropout": "dropout",
+            "classifier_activation": "activation",
+        },
         roles={"cls_token_id": "cls", "sep_token_id": "sep", "bos_token_id": "cls", "eos_token_id": "sep"},
         model="modernbert",
         tag={},  # theirs has the classifier's two layers before it

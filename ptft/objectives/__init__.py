@@ -1,4 +1,5 @@
-"""Objectives, one file each: what is learned from the data. An objective owns both ends, and says what it has learned.
+"""Objectives, one file each: what is learned from the data. An objective owns both ends, and says what it has
+learned.
 
 A file exports `SPEC` (its keys of `config.objective`) and `build(config, tokenizer, labels) -> Objective`.
 """
@@ -52,14 +53,17 @@ class ArrayRows:
 
 @runtime_checkable
 class Objective(Protocol):
-    """Host half (`rows`), device half (`prepare`, `head`, `sums`), what is reported, and what `ptft predict` asks and prints."""
+    """Host half (`rows`), device half (`prepare`, `head`, `sums`), what is reported, and what `ptft predict`
+    asks and prints."""
 
     loss: tuple[str, ...]  # the terms whose means add up to the loss
     best: str  # the metric that chooses the best checkpoint
     lower_is_better: frozenset[str]  # of the names that `metrics` gives; of all others, higher is
-    reuse_head: bool  # whether a run from weights with this objective's head goes on with it, or makes a new one
+    # whether a run from weights with this objective's head goes on with it, or makes a new one
+    reuse_head: bool
     reads_pooled: bool  # whether the head reads the backbone's `pooled`
-    head_rows: Mapping[str, int]  # module of the head -> rows of an example that it reads, in the order of computation; others read 1
+    # module of the head -> rows of an example that it reads, in the order of computation; others read 1
+    head_rows: Mapping[str, int]
     stochastic: bool  # whether `prepare` makes random choices, so that a row is not the same twice
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> Rows: ...
@@ -92,8 +96,11 @@ class Objective(Protocol):
         """What is kept of the predictions, row by row: arrays with a leading axis B."""
         ...
 
-    def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
-        """A row's arrays and `outputs` -> what is said of its record, as JSON has it. `names` are those of the labels."""
+    def answer(
+        self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer
+    ) -> dict[str, Any]:
+        """A row's arrays and `outputs` -> what is said of its record, as JSON has it. `names` are those of
+        the labels."""
         ...
 
     def line(self, record: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
@@ -117,7 +124,8 @@ def build(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Object
 
 
 def pair_inputs(batch: Mapping[str, Array]) -> dict[str, Array]:
-    """Adds `mask` bool[B, T] and `types` i32[B, T] to `tokens`, from `length` and `segment_b` (where segment B starts)."""
+    """Adds `mask` bool[B, T] and `types` i32[B, T] to `tokens`, from `length` and `segment_b` (where segment
+    B starts)."""
     at = jnp.arange(batch["tokens"].shape[1])[None]
     mask = at < batch["length"][:, None]
     types = ((at >= batch["segment_b"][:, None]) & mask).astype(jnp.int32)

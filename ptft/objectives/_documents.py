@@ -19,7 +19,8 @@ CHINESE = re.compile(r"([\u3400-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]+)")
 
 @dataclass(frozen=True)
 class Documents:
-    """A corpus as one array of ids: sentence s is tokens[sentence[s]:sentence[s+1]], document d is sentences document[d]:document[d+1]."""
+    """A corpus as one array of ids: sentence s is tokens[sentence[s]:sentence[s+1]], document d is sentences
+    document[d]:document[d+1]."""
 
     tokens: np.ndarray
     sentence: np.ndarray
@@ -51,7 +52,8 @@ def tokenize(source: Source, tokenizer: Tokenizer, chunk: int = 2000) -> Documen
 
 
 def inside_words(source: Source, docs: Documents, tokenizer: Tokenizer) -> np.ndarray:
-    """Which tokens go on with a word, where jieba says what a Chinese word is; elsewhere as the tokenizer says."""
+    """Which tokens go on with a word, where jieba says what a Chinese word is; elsewhere as the tokenizer
+    says."""
     try:
         with warnings.catch_warnings(action="ignore"):  # about its own escapes and pkg_resources
             import jieba
@@ -61,7 +63,12 @@ def inside_words(source: Source, docs: Documents, tokenizer: Tokenizer) -> np.nd
     out, known = tokenizer.continues[docs.tokens], dict[str, list[int]]()
     places = iter(zip(docs.sentence[:-1], docs.sentence[1:], strict=True))
     for text in (s for record in source.records for s in record["sentences"]):
-        parts = [w for run in CHINESE.split(text) if run for w in (jieba.cut(run) if CHINESE.fullmatch(run) else [run])]
+        parts = [
+            w
+            for run in CHINESE.split(text)
+            if run
+            for w in (jieba.cut(run) if CHINESE.fullmatch(run) else [run])
+        ]
         new = [p for p in dict.fromkeys(parts) if p not in known]
         known |= dict(zip(new, tokenizer.encode(new), strict=True))
         ids = [i for p in parts for i in known[p]]
@@ -75,7 +82,9 @@ def inside_words(source: Source, docs: Documents, tokenizer: Tokenizer) -> np.nd
     return out
 
 
-def cut_pairs(docs: Documents, d: int, room: int, short_prob: float, rng: random.Random) -> list[tuple[int, int, int, int, int]]:
+def cut_pairs(
+    docs: Documents, d: int, room: int, short_prob: float, rng: random.Random
+) -> list[tuple[int, int, int, int, int]]:
     """The rows (A0, A1, B0, B1, RANDOM) of document `d`, A and B together at most `room` tokens."""
     rows = []
     offset, first, last = docs.sentence, int(docs.document[d]), int(docs.document[d + 1])
@@ -118,7 +127,9 @@ def _truncate(a0: int, a1: int, b0: int, b1: int, room: int, rng: random.Random)
     return a0, a1, b0, b1
 
 
-def cut_single(docs: Documents, d: int, room: int, short_prob: float, rng: random.Random) -> list[tuple[int, int, int, int, int]]:
+def cut_single(
+    docs: Documents, d: int, room: int, short_prob: float, rng: random.Random
+) -> list[tuple[int, int, int, int, int]]:
     """Rows of one segment: consecutive sentences of document `d` up to the target length."""
     rows = []
     target = rng.randint(2, room) if rng.random() < short_prob else room

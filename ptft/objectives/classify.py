@@ -1,7 +1,7 @@
 """Classification of one text or a pair into k classes: dropout and one dense layer on the pooled output.
 
-With `blank`, on the hidden state of the blank instead: a word of the text is missing and becomes [MASK], as in pretraining (a cloze:
-Schick & Schütze 2021, arXiv 2001.07676).
+With `blank`, on the hidden state of the blank instead: a word of the text is missing and becomes [MASK], as
+in pretraining (a cloze: Schick & Schütze 2021, arXiv 2001.07676).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,20 @@ SPEC = {
     "truncate": Field("head", str, choices=("head", "tail"), doc="which end of a long text is kept"),
     "dropout": Field(0.1, float, lo=0, hi=0.99),
     "blank": Field(
-        "", str, doc="what stands once in every text for a missing word, such as ___: it becomes [MASK], the class is read there"
+        "",
+        str,
+        doc=(
+            "what stands once in every text for a missing word, such as ___: it becomes [MASK], the class "
+            "is read there"
+        ),
     ),
 }
 
 
 @dataclass(frozen=True)
 class TextRows:
-    """Ragged token ids of `[CLS] text [SEP]` or `[CLS] text [SEP] text_b [SEP]` (RoBERTa: twice [SEP]), padded when a batch is cut."""
+    """Ragged token ids of `[CLS] text [SEP]` or `[CLS] text [SEP] text_b [SEP]` (RoBERTa: twice [SEP]),
+    padded when a batch is cut."""
 
     tokens: np.ndarray  # all rows, one after the other
     start: np.ndarray  # i64[N + 1]
@@ -52,7 +58,12 @@ class TextRows:
         tokens = np.full((len(index), self.seq_len), self.pad, self.tokens.dtype)
         for row, i in enumerate(index):
             tokens[row, : length[row]] = self.tokens[self.start[i] : self.start[i + 1]]
-        return {"tokens": tokens, "length": length, "segment_b": self.second[index], "label": self.label[index]}
+        return {
+            "tokens": tokens,
+            "length": length,
+            "segment_b": self.second[index],
+            "label": self.label[index],
+        }
 
 
 class Head(nn.Module):
@@ -62,8 +73,14 @@ class Head(nn.Module):
     mask: int | None  # the id of [MASK], where the class is read at the blank
 
     @nn.compact
-    def __call__(self, outputs: Mapping[str, Array], batch: Mapping[str, Array], train: bool) -> Float[Array, "B k"]:
-        read = outputs["pooled"] if self.mask is None else at_blank(outputs["hidden"], batch["tokens"], self.mask)
+    def __call__(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array], train: bool
+    ) -> Float[Array, "B k"]:
+        read = (
+            outputs["pooled"]
+            if self.mask is None
+            else at_blank(outputs["hidden"], batch["tokens"], self.mask)
+        )
         read = nn.Dropout(self.dropout, deterministic=not train)(read)
         return dense(self.classes, self.dtype, "classifier")(read).astype(jnp.float32)
 
@@ -97,9 +114,14 @@ class Classify:
         return self.mask is None
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> TextRows:
-        """Tokenizes every record; texts longer than the row are cut and counted, empty ones kept as [CLS] [SEP]."""
+        """Tokenizes every record; texts longer than the row are cut and counted, empty ones kept as [CLS]
+        [SEP]."""
         records = source.records
-        a = self._with_blank(records, tokenizer) if self.blank else tokenizer.encode([r["text"] for r in records])
+        a = (
+            self._with_blank(records, tokenizer)
+            if self.blank
+            else tokenizer.encode([r["text"] for r in records])
+        )
         b = tokenizer.encode([r.get("text_b", "") for r in records])
         rows, second, truncated = [], [], 0
         for r, x, y in zip(records, a, b, strict=True):
@@ -113,7 +135,9 @@ class Classify:
         label = np.asarray([r.get("label", 0) for r in records], np.int32)
         bad = np.flatnonzero((label < 0) | (label >= len(self.labels)))
         if len(bad):
-            raise UserError(f"{records[bad[0]]['where']}: label {label[bad[0]]} is outside 0 … {len(self.labels) - 1}")
+            raise UserError(
+                f"{records[bad[0]]['where']}: label {label[bad[0]]} is outside 0 … {len(self.labels) - 1}"
+            )
         flat = np.concatenate([np.asarray(r) for r in rows]) if rows else np.zeros(0, np.int64)
         return TextRows(
             tokens=flat.astype(token_dtype(self.vocab_size)),
@@ -126,10 +150,12 @@ class Classify:
         )
 
     def _cut(self, x: list[int], y: list[int], room: int) -> tuple[list[int], list[int]]:
-        """Shortens the longer text until both fit, as transformers does: an odd place is the longer text's, or text_b's of two alike."""
+        """Shortens the longer text until both fit, as transformers does: an odd place is the longer text's,
+        or text_b's of two alike."""
         if room < 0:
             raise UserError(
-                f"objective.seq_len={self.seq_len} has no room for the separators of a pair; expected {self.seq_len - room} or more"
+                f"objective.seq_len={self.seq_len} has no room for the separators of a pair; expected "
+                f"{self.seq_len - room} or more"
             )
         short = min(len(x), len(y), room // 2)
         long = min(max(len(x), len(y)), room - short)
@@ -137,23 +163,35 @@ class Classify:
         if self.mask is not None:  # what is left of the first text has the blank in its middle
             start = min(max(x.index(self.mask) - keep_x // 2, 0), len(x) - keep_x)
             return x[start : start + keep_x], y[:keep_y]
-        return (x[len(x) - keep_x :], y[len(y) - keep_y :]) if self.truncate == "tail" else (x[:keep_x], y[:keep_y])
+        return (
+            (x[len(x) - keep_x :], y[len(y) - keep_y :])
+            if self.truncate == "tail"
+            else (x[:keep_x], y[:keep_y])
+        )
 
     def _with_blank(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[list[int]]:
         """The ids of every text, [MASK] in place of its blank."""
         for r in records:
             if (n := r["text"].count(self.blank)) != 1:
                 raise UserError(
-                    f"{r.get('where', 'the text')}: expected {self.blank!r} (objective.blank) once, where the word is missing; it is "
-                    f"{n} times in {r['text'][:60]!r}"
+                    f"{r.get('where', 'the text')}: expected {self.blank!r} (objective.blank) once, where "
+                    f"the word is missing; it is {n} times in {r['text'][:60]!r}"
                 )
         parts = [r["text"].partition(self.blank) for r in records]
-        heads, tails = tokenizer.encode([p[0].rstrip() for p in parts]), tokenizer.encode([p[2] for p in parts])
+        heads, tails = (
+            tokenizer.encode([p[0].rstrip() for p in parts]),
+            tokenizer.encode([p[2] for p in parts]),
+        )
         return [[*x, tokenizer.mask, *y] for x, y in zip(heads, tails, strict=True)]
 
     def example(self, batch: int) -> dict[str, np.ndarray]:
         one = np.ones(batch, np.int32)
-        return {"tokens": np.zeros((batch, self.seq_len), token_dtype(self.vocab_size)), "length": one, "segment_b": one, "label": one * 0}
+        return {
+            "tokens": np.zeros((batch, self.seq_len), token_dtype(self.vocab_size)),
+            "length": one,
+            "segment_b": one,
+            "label": one * 0,
+        }
 
     def prepare(self, batch: Mapping[str, Array], keys: Key[Array, "B"]) -> dict[str, Array]:
         return pair_inputs(batch)
@@ -171,7 +209,8 @@ class Classify:
         return {"loss": ((loss * valid).sum(), valid.sum()), "counts": (counts, jnp.float32(1))}
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """Loss, accuracy, macro-F1 (over the classes that occur) and Matthews correlation (multi-class, Gorodkin 2004)."""
+        """Loss, accuracy, macro-F1 (over the classes that occur) and Matthews correlation (multi-class,
+        Gorodkin 2004)."""
         true, said, hits = np.asarray(sums["counts"][0], np.float64)
         if "confusion" in sums:  # left over in the checkpoint of an older version
             table = np.asarray(sums["confusion"][0], np.float64)
@@ -193,10 +232,15 @@ class Classify:
     def outputs(self, predictions: Float[Array, "B k"], batch: Mapping[str, Array]) -> dict[str, Array]:
         return {"probabilities": nn.softmax(predictions)}
 
-    def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+    def answer(
+        self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer
+    ) -> dict[str, Any]:
         """The label and every label's probability."""
         p = row["probabilities"]
-        return {"label": names[int(p.argmax())], "probabilities": dict(zip(names, map(float, p), strict=True))}
+        return {
+            "label": names[int(p.argmax())],
+            "probabilities": dict(zip(names, map(float, p), strict=True)),
+        }
 
     def line(self, record: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
         return f"{answer['label']}\t{answer['probabilities'][answer['label']]:.4f}\t{plain_text(record)}"
@@ -206,4 +250,12 @@ def build(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Classi
     if len(labels) < 2:
         raise UserError(f"classify needs at least two classes; the training data has {list(labels)}")
     mask = tokenizer.mask if config.blank else None
-    return Classify(tuple(labels), config.seq_len, config.truncate, config.dropout, tokenizer.vocab_size, config.blank, mask)
+    return Classify(
+        tuple(labels),
+        config.seq_len,
+        config.truncate,
+        config.dropout,
+        tokenizer.vocab_size,
+        config.blank,
+        mask,
+    )

@@ -1,8 +1,9 @@
-"""Masked language model and next-sentence prediction, after google-research/bert `create_pretraining_data.py`.
+"""Masked language model and next-sentence prediction, after google-research/bert
+`create_pretraining_data.py`.
 
-Host half: sentence pairs cut from documents. Device half: masking, drawn anew each step, and the two heads. The
-decoder is tied to the word embeddings, so a plan that freezes the embeddings freezes the decoder's matrix too; its
-bias and the transform before it belong to the head and stay trainable.
+Host half: sentence pairs cut from documents. Device half: masking, drawn anew each step, and the two heads.
+The decoder is tied to the word embeddings, so a plan that freezes the embeddings freezes the decoder's matrix
+too; its bias and the transform before it belong to the head and stay trainable.
 """
 
 import random
@@ -29,12 +30,17 @@ from ptft.objectives._documents import A0, A1, B0, B1, RANDOM, Documents
 SPEC = {
     "seq_len": Field(128, int, lo=8, doc="tokens a row, [CLS] and [SEP] among them"),
     "nsp": Field(True, bool, doc="False: one segment a row and no next-sentence loss"),
-    "passes": Field(1, int, lo=1, doc="how often the corpus is cut into pairs, each time differently (dupe_factor)"),
+    "passes": Field(
+        1, int, lo=1, doc="how often the corpus is cut into pairs, each time differently (dupe_factor)"
+    ),
     "short_prob": Field(0.1, float, lo=0, hi=1, doc="share of documents cut to a random shorter length"),
     "mask_prob": Field(0.15, float, lo=0.01, hi=0.9),
     "max_predictions": Field(0, int, lo=0, doc="masked positions a row; 0: mask_prob of seq_len, rounded up"),
     "whole_word": Field(
-        False, (bool, str), choices=(False, True, "jieba"), doc="mask all pieces of a word together; jieba: Chinese words, too"
+        False,
+        (bool, str),
+        choices=(False, True, "jieba"),
+        doc="mask all pieces of a word together; jieba: Chinese words, too",
     ),
 }
 BEST = 5  # words that are said for a gap
@@ -59,12 +65,20 @@ class PairRows:
         said, one = [], bool((np.diff(self.docs.document) == 1).all())
         if self.objective.nsp and (random := self.ranges[:, RANDOM].mean()) > 0.9:
             why = "every document is one sentence" if one else "rows hold hardly two sentences of a document"
-            way = "data.format='paragraphs' splits lines into sentences" if one else "objective.seq_len is short for them"
-            said.append(f"{random:.0%} of next sentences are random, as {why}: there is nothing to tell; {way}, or objective.nsp=False")
+            way = (
+                "data.format='paragraphs' splits lines into sentences"
+                if one
+                else "objective.seq_len is short for them"
+            )
+            said.append(
+                f"{random:.0%} of next sentences are random, as {why}: there is nothing to tell; {way}, or "
+                "objective.nsp=False"
+            )
         if self.docs.continues is not None and (share := self.docs.continues.mean()) < 0.01:
             said.append(
-                f"objective.whole_word: {share:.1%} of the text's tokens go on with a word, so that it masks as without it; "
-                "whole_word='jieba' cuts Chinese, of which every character is a word to the tokenizer, into words"
+                f"objective.whole_word: {share:.1%} of the text's tokens go on with a word, so that it masks "
+                "as without it; whole_word='jieba' cuts Chinese, of which every character is a word to the "
+                "tokenizer, into words"
             )
         return tuple(said)
 
@@ -99,7 +113,8 @@ class PairRows:
 def choose_words(
     u: Float[Array, "B T"], free: Bool[Array, "B T"], continues: Bool[Array, "B T"], quota: Int[Array, "B"]
 ) -> Bool[Array, "B T"]:
-    """Whole words in the order of `u` at their first piece, as many as fit; a word that would overshoot is skipped."""
+    """Whole words in the order of `u` at their first piece, as many as fit; a word that would overshoot is
+    skipped."""
     b, t = u.shape
     begins = free & ~(continues & jnp.roll(free, 1, 1))
     word = jnp.where(free, jnp.cumsum(begins, 1) - 1, t)  # the word of each position; t: none
@@ -135,14 +150,20 @@ class Head(nn.Module):
     style: Style = Style()
 
     @nn.compact
-    def __call__(self, outputs: Mapping[str, Array], batch: Mapping[str, Array], train: bool) -> dict[str, Array]:
+    def __call__(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array], train: bool
+    ) -> dict[str, Array]:
         x = jnp.take_along_axis(outputs["hidden"], batch["position"][:, :, None], axis=1)
         width = outputs["word_table"].shape[-1]  # BERT's hidden size; an LSTM's embedding size
         activation, epsilon, bias = self.style
         x = ACTIVATIONS[activation](dense(width, self.dtype, "transform", bias=bias)(x))
         x = LayerNorm(epsilon, bias, name="norm")(x)
         out = {"mlm": Decoder(name="decoder")(x, outputs["word_table"])}
-        return {**out, "nsp": dense(2, self.dtype, "nsp")(outputs["pooled"]).astype(jnp.float32)} if self.nsp else out
+        return (
+            {**out, "nsp": dense(2, self.dtype, "nsp")(outputs["pooled"]).astype(jnp.float32)}
+            if self.nsp
+            else out
+        )
 
 
 @dataclass(frozen=True)
@@ -180,15 +201,22 @@ class MlmNsp:
     def rows(self, source: Source, tokenizer: Tokenizer) -> PairRows:
         """Cuts the corpus `passes` times; which pairs come out depends on the pass and the document alone."""
         if self.nsp and tokenizer.between != 1:
-            raise UserError("this tokenizer puts two separators between texts, and its models know no NSP; set objective.nsp=False")
+            raise UserError(
+                "this tokenizer puts two separators between texts, and its models know no NSP; set "
+                "objective.nsp=False"
+            )
         docs = _documents.tokenize(source, tokenizer)
         if self.whole_word:
-            marks = _documents.inside_words(source, docs, tokenizer) if self.whole_word == "jieba" else tokenizer.continues[docs.tokens]
+            marks = (
+                _documents.inside_words(source, docs, tokenizer)
+                if self.whole_word == "jieba"
+                else tokenizer.continues[docs.tokens]
+            )
             docs = replace(docs, continues=marks)
         if self.nsp and len(docs) < 2:
             raise UserError(
-                "next-sentence prediction takes random sentences from another document, and the corpus is one document; "
-                "put a blank line between documents, or set objective.nsp=False"
+                "next-sentence prediction takes random sentences from another document, and the corpus is "
+                "one document; put a blank line between documents, or set objective.nsp=False"
             )
         cut = _documents.cut_pairs if self.nsp else _documents.cut_single
         room = self.seq_len - (3 if self.nsp else 2)
@@ -199,7 +227,11 @@ class MlmNsp:
             for row in cut(docs, d, room, self.short_prob, random.Random(f"{n} {d}"))
         ]
         special = (tokenizer.cls, tokenizer.sep, tokenizer.pad)
-        notes = {"documents": len(docs), "tokens": len(docs.tokens), "random_next": sum(r[RANDOM] for r in rows)}
+        notes = {
+            "documents": len(docs),
+            "tokens": len(docs.tokens),
+            "random_next": sum(r[RANDOM] for r in rows),
+        }
         return PairRows(docs, np.asarray(rows, np.int64), self, special, notes)
 
     def example(self, batch: int) -> dict[str, np.ndarray]:
@@ -209,13 +241,19 @@ class MlmNsp:
         return {**out, "continues": out["tokens"] > 0} if self.whole_word else out
 
     def prepare(self, batch: Mapping[str, Array], keys: Key[Array, "B"]) -> dict[str, Array]:
-        """Chooses `num_masked` positions a row, and replaces them: 80 % [MASK], 10 % kept, 10 % any id of the vocabulary."""
+        """Chooses `num_masked` positions a row, and replaces them: 80 % [MASK], 10 % kept, 10 % any id of the
+        vocabulary."""
         batch = pair_inputs(batch)
         if "position" in batch:  # gaps that somebody asks for
             return batch
         tokens, p = batch["tokens"], self.predictions
         at = jnp.arange(tokens.shape[1])[None]
-        free = batch["mask"] & (at != 0) & (at != batch["segment_b"][:, None] - 1) & (at != batch["length"][:, None] - 1)
+        free = (
+            batch["mask"]
+            & (at != 0)
+            & (at != batch["segment_b"][:, None] - 1)
+            & (at != batch["length"][:, None] - 1)
+        )
         which, how, what = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
         u = jax.vmap(lambda key: jax.random.uniform(key, (tokens.shape[1],)))(which)
         if self.whole_word:
@@ -226,10 +264,17 @@ class MlmNsp:
         dice = jax.vmap(lambda key: jax.random.uniform(key, (p,)))(how)
         other = jax.vmap(lambda key: jax.random.randint(key, (p,), 0, self.vocab_size))(what)
         new = jnp.where(dice < 0.8, self.mask_id, jnp.where(dice < 0.9, target, other))
-        # Unused slots point at real positions, so they must not write: they are sent out of bounds and dropped.
+        # Unused slots point at real positions, so they must not write: they are sent out of bounds and
+        # dropped.
         where = jnp.where(weight, position, tokens.shape[1])
         masked = tokens.at[jnp.arange(len(tokens))[:, None], where].set(new, mode="drop")
-        return {**batch, "tokens": masked, "position": position, "target": target, "masked": weight.astype(jnp.float32)}
+        return {
+            **batch,
+            "tokens": masked,
+            "position": position,
+            "target": target,
+            "masked": weight.astype(jnp.float32),
+        }
 
     def head(self, dtype: Any, style: Style) -> nn.Module:
         return Head(self.nsp, dtype, style)
@@ -239,9 +284,13 @@ class MlmNsp:
         valid = batch["weight"]
         logits, target, weight = predictions["mlm"], batch["target"], batch["masked"] * valid[:, None]
         n = weight.sum()
-        # Comparing with the maximum, which the loss needs anyway, costs half of an argmax over the vocabulary.
+        # Comparing with the maximum, which the loss needs anyway, costs half of an argmax over the
+        # vocabulary.
         hit = jnp.take_along_axis(logits, target[..., None], -1)[..., 0] >= logits.max(-1)
-        out = {"mlm_loss": ((xent(logits, target) * weight).sum(), n), "mlm_accuracy": (jnp.where(hit, weight, 0).sum(), n)}
+        out = {
+            "mlm_loss": ((xent(logits, target) * weight).sum(), n),
+            "mlm_accuracy": (jnp.where(hit, weight, 0).sum(), n),
+        }
         if self.nsp:
             logits, label = predictions["nsp"], batch["nsp_label"]
             out["nsp_loss"] = ((xent(logits, label) * valid).sum(), valid.sum())
@@ -251,11 +300,15 @@ class MlmNsp:
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Losses, accuracies and the perplexity of masked tokens, each from global sums."""
         means = {k: float(v) for k, v in divide(sums).items()}
-        return {**means, "loss": sum(means[k] for k in self.loss), "perplexity": float(np.exp(means["mlm_loss"]))}
+        return {
+            **means,
+            "loss": sum(means[k] for k in self.loss),
+            "perplexity": float(np.exp(means["mlm_loss"])),
+        }
 
     def ask(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> ArrayRows:
-        """Rows of texts with gaps, which the mask token's name marks, or of pairs, where the run knows what follows what: `position`
-        i32[N, P] says where the gaps are, `gaps` i32[N] how many."""
+        """Rows of texts with gaps, which the mask token's name marks, or of pairs, where the run knows what
+        follows what: `position` i32[N, P] says where the gaps are, `gaps` i32[N] how many."""
         gap, rows, cut = tokenizer.vocab[tokenizer.mask], [], 0
         for r in records:
             parts = [tokenizer.encode_gaps(r[k]) for k in ("text", "text_b") if k in r]
@@ -267,7 +320,12 @@ class MlmNsp:
             cut += over > 0
             for _ in range(over):  # the end of the longer one
                 max(parts, key=len).pop()
-            rows.append([[tokenizer.cls, *parts[0], tokenizer.sep], [i for b in parts[1:] for i in (*b, tokenizer.sep)]])
+            rows.append(
+                [
+                    [tokenizer.cls, *parts[0], tokenizer.sep],
+                    [i for b in parts[1:] for i in (*b, tokenizer.sep)],
+                ]
+            )
         tokens: np.ndarray = np.full((len(rows), self.seq_len), tokenizer.pad, token_dtype(self.vocab_size))
         for row, (a, b) in zip(tokens, rows, strict=True):
             row[: len(a) + len(b)] = a + b
@@ -285,10 +343,16 @@ class MlmNsp:
         p, token = jax.lax.top_k(shares, min(BEST, self.vocab_size))
         return {"p": p, "token": token, **({"nsp": jax.nn.softmax(predictions["nsp"])} if self.nsp else {})}
 
-    def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
-        """Of a pair, the probability that the second text follows the first; the likeliest words for each gap."""
+    def answer(
+        self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer
+    ) -> dict[str, Any]:
+        """Of a pair, the probability that the second text follows the first; the likeliest words for each
+        gap."""
         follows = {"follows": float(row["nsp"][0])} if self.nsp and "text_b" in record else {}
-        return {**follows, "gaps": [_likely(row["token"][i].tolist(), row["p"][i], tokenizer) for i in range(row["gaps"])]}
+        return {
+            **follows,
+            "gaps": [_likely(row["token"][i].tolist(), row["p"][i], tokenizer) for i in range(row["gaps"])],
+        }
 
     def line(self, record: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
         said = [f"follows {answer['follows']:.4f}"] if "follows" in answer else []
@@ -304,7 +368,9 @@ def _likely(ids: Sequence[int], shares: np.ndarray, tokenizer: Tokenizer) -> lis
 
 
 def build(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> MlmNsp:
-    predictions = min(config.max_predictions or int(np.ceil(config.seq_len * config.mask_prob)), config.seq_len)
+    predictions = min(
+        config.max_predictions or int(np.ceil(config.seq_len * config.mask_prob)), config.seq_len
+    )
     return MlmNsp(
         config.seq_len,
         config.nsp,

@@ -1,12 +1,13 @@
 """Token tagging: dropout and one dense layer on the hidden state of each word's first piece.
 
-Where the tags mark whole entities (names, chunks, the words of a Chinese sentence), these are scored, as CoNLL's script
-and seqeval (its default) do; other tag sets, such as parts of speech, have the accuracy alone. The tags say which it is:
+Where the tags mark whole entities (names, chunks, the words of a Chinese sentence), these are scored, as
+CoNLL's script and seqeval (its default) do; other tag sets, such as parts of speech, have the accuracy alone.
+The tags say which it is:
 
 | scheme | tags |
 |---|---|
-| BIO | B-X begins an entity of kind X, I-X goes on, O is outside; in IOB1, B-X is used only right behind another X |
-| BIOES, BMES, BMEW, BILOU | as BIO; E or L ends an entity of several words, S, W or U is a single word, M goes on |
+| BIO | B-X begins an entity of kind X, I-X goes on, O is outside; IOB1: B-X only right behind another X |
+| BIOES, BMES, BMEW, BILOU | as BIO; E, L end an entity of several words, S, W, U are one word, M goes on |
 """
 
 import re
@@ -69,7 +70,9 @@ class Head(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, outputs: Mapping[str, Array], batch: Mapping[str, Array], train: bool) -> Float[Array, "B T k"]:
+    def __call__(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array], train: bool
+    ) -> Float[Array, "B T k"]:
         hidden = nn.Dropout(self.dropout, deterministic=not train)(outputs["hidden"])
         return dense(self.classes, self.dtype, "tagger")(hidden).astype(jnp.float32)
 
@@ -92,12 +95,14 @@ class Tag:
 
     @property
     def places(self) -> list[tuple[str, str]]:
-        """Each tag's letter and kind, ("B", "PER") of B-PER, ("O", "") of O; [] if they mark no whole entities."""
+        """Each tag's letter and kind, ("B", "PER") of B-PER, ("O", "") of O; [] if they mark no whole
+        entities."""
         found = [PLACE.fullmatch(name) for name in self.labels]
         split = [(m[1] or "O", m[2] or "") for m in found if m]
         letters = {letter for letter, _ in split} - {"O"}
         of_one = any(letters <= set(s) for s in SCHEMES)
-        sure = letters & {"B", "I"} or ("O" in self.labels and any(kind for _, kind in split))  # S, M and L may be sizes
+        # S, M and L may be sizes
+        sure = letters & {"B", "I"} or ("O" in self.labels and any(kind for _, kind in split))
         return split if all(found) and of_one and sure else []
 
     @property
@@ -112,7 +117,8 @@ class Tag:
         return "" if self.places else f"{need}; {odd[:40]!r} is none"
 
     def rows(self, source: Source, tokenizer: Tokenizer) -> TaggedRows:
-        """Tokenizes every word for itself; one that leaves no piece is [UNK]. Words that begin beyond the row are counted and lost."""
+        """Tokenizes every word for itself; one that leaves no piece is [UNK]. Words that begin beyond the row
+        are counted and lost."""
         records = source.records
         words = list(dict.fromkeys(word for r in records for word in r["words"]))
         pieces = dict(zip(words, tokenizer.encode_words(words), strict=True))
@@ -158,7 +164,8 @@ class Tag:
 
     def sums(self, predictions: Float[Array, "B T k"], batch: Mapping[str, Array]) -> Sums:
         on = (batch["tags"] != NONE) & (batch["weight"] > 0)[:, None]
-        tags, said = jnp.where(on, batch["tags"], 0), predictions.argmax(-1).astype(jnp.int32)  # NONE would be the last class
+        # NONE would be the last class
+        tags, said = jnp.where(on, batch["tags"], 0), predictions.argmax(-1).astype(jnp.int32)
         weight = on.astype(jnp.float32)
         loss = optax.softmax_cross_entropy_with_integer_labels(predictions, tags)
         n = weight.sum()
@@ -167,16 +174,23 @@ class Tag:
             out["entities"] = (self._entities(tags, said, on), jnp.float32(1))
         return out
 
-    def _entities(self, tags: Int[Array, "B T"], said: Int[Array, "B T"], on: Bool[Array, "B T"]) -> Float[Array, "3"]:
+    def _entities(
+        self, tags: Int[Array, "B T"], said: Int[Array, "B T"], on: Bool[Array, "B T"]
+    ) -> Float[Array, "3"]:
         """How many entities were found exactly, how many were said, and how many there are."""
         order = jnp.argsort(~on, axis=1, stable=True)  # words first, side by side
         on = jnp.take_along_axis(on, order, 1)
-        (kind, begin, end), (kind_said, begin_said, end_said) = (self._spans(jnp.take_along_axis(t, order, 1), on) for t in (tags, said))
+        (kind, begin, end), (kind_said, begin_said, end_said) = (
+            self._spans(jnp.take_along_axis(t, order, 1), on) for t in (tags, said)
+        )
         hit = end & end_said & (begin == begin_said) & (kind == kind_said)
         return jnp.stack([x.sum(dtype=jnp.float32) for x in (hit, end_said, end)])
 
-    def _spans(self, tags: Int[Array, "B T"], on: Bool[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"], Bool[Array, "B T"]]:
-        """For each word: the kind of its entity (-1: none), the place where this begins, and whether it ends here."""
+    def _spans(
+        self, tags: Int[Array, "B T"], on: Bool[Array, "B T"]
+    ) -> tuple[Int[Array, "B T"], Int[Array, "B T"], Bool[Array, "B T"]]:
+        """For each word: the kind of its entity (-1: none), the place where this begins, and whether it ends
+        here."""
         letters, names = zip(*self.places, strict=True)
         kinds = sorted(set(names))
         kind_of = jnp.asarray([kinds.index(name) if letter != "O" else -1 for letter, name in self.places])
@@ -188,7 +202,8 @@ class Tag:
         return kind, begin, (kind >= 0) & (_shift(starts, -1, True) | (_shift(kind, -1, -1) < 0))
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """Loss and accuracy of words; micro-averaged F1, precision and recall of entities, 0 where there is none to divide by."""
+        """Loss and accuracy of words; micro-averaged F1, precision and recall of entities, 0 where there is
+        none to divide by."""
         out = {k: float(v) for k, v in divide({k: sums[k] for k in ("loss", "accuracy")}).items()}
         if self.places:
             hit, said, true = np.asarray(sums["entities"][0], np.float64)
@@ -217,19 +232,26 @@ class Tag:
     def outputs(self, predictions: Float[Array, "B T k"], batch: Mapping[str, Array]) -> dict[str, Array]:
         return {"said": predictions.argmax(-1)}
 
-    def answer(self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
-        """The words, their tags (None beyond the row), and the entities: from word `start` up to `end`, which is not in it."""
+    def answer(
+        self, record: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str], tokenizer: Tokenizer
+    ) -> dict[str, Any]:
+        """The words, their tags (None beyond the row), and the entities: from word `start` up to `end`, which
+        is not in it."""
         words, tags = _words(record), row["said"][np.flatnonzero(row["tags"] != NONE)].tolist()
         out: dict[str, Any] = {} if "words" in record else {"words": words}
         out["tags"] = [names[t] for t in tags] + [None] * (len(words) - len(tags))
         if self.places:
             spans = self.entities(tags)
-            out["entities"] = [{"kind": k, "text": " ".join(words[a:b]), "start": a, "end": b} for k, a, b in spans]
+            out["entities"] = [
+                {"kind": k, "text": " ".join(words[a:b]), "start": a, "end": b} for k, a, b in spans
+            ]
         return out
 
     def line(self, record: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
         """A word and its tag a line, and an empty line, as files of tagged words have them."""
-        return "".join(f"{word}\t{tag or '_'}\n" for word, tag in zip(_words(record), answer["tags"], strict=True))
+        return "".join(
+            f"{word}\t{tag or '_'}\n" for word, tag in zip(_words(record), answer["tags"], strict=True)
+        )
 
 
 def _words(record: Mapping[str, Any]) -> list[str]:

@@ -1,19 +1,22 @@
-"""`freeze=auto(budget=0.5 flops)`: the data choose what is trainable, within a share of what training everything costs.
+"""`freeze=auto(budget=0.5 flops)`: the data choose what is trainable, within a share of what training
+everything costs.
 
   auto(budget=SHARE UNIT)               ranks by rgn
-  auto(budget=SHARE UNIT, score=NAME)  by another of `ptft.planning.importance`; depth and random are controls of the same budget
+  auto(budget=SHARE UNIT, score=NAME)  by another of `ptft.planning.importance`; depth and random are controls
 
-UNIT is what the budget is a share of: the `flops` of the compiled step; the `seconds` of a step, timed; `bytes`, the most that a device
-holds during a step; the trainable `params`.
+UNIT is what the budget is a share of: the `flops` of the compiled step; the `seconds` of a step, timed;
+`bytes`, the most that a device holds during a step; the trainable `params`.
 
-Parts are chosen: the embeddings, of each block attention, feed-forward and norms, and the pooler. The head is always trainable. The value
-of a choice is the sum of its parts' scores. Its cost is no such sum: a part costs its own, and the lowest also the gradients that pass
-through all above it. With the lowest part given the rest is a knapsack, solved exactly, at costs of the formula that are scaled to the
-measured ones of `head` and `full`. The most valuable choice is then measured, and others after it at costs that are corrected by what it
-cost, until none that is more valuable seems to fit, or TRIES were measured. `depth` takes whole blocks from the top, as many as are
-measured to fit.
+Parts are chosen: the embeddings, of each block attention, feed-forward and norms, and the pooler. The head is
+always trainable. The value of a choice is the sum of its parts' scores. Its cost is no such sum: a part costs
+its own, and the lowest also the gradients that pass through all above it. With the lowest part given the rest
+is a knapsack, solved exactly, at costs of the formula that are scaled to the measured ones of `head` and
+`full`. The most valuable choice is then measured, and others after it at costs that are corrected by what it
+cost, until none that is more valuable seems to fit, or TRIES were measured. `depth` takes whole blocks from
+the top, as many as are measured to fit.
 
-The choice is an ordinary strategy. `auto.json` in the run's folder has it with its reasons; a run that resumes goes by that file.
+The choice is an ordinary strategy. `auto.json` in the run's folder has it with its reasons; a run that
+resumes goes by that file.
 """
 
 import bisect
@@ -39,7 +42,8 @@ from ptft.train import build, contract, optim, programs, spec, train
 from ptft.train.build import Run
 from ptft.train.cost import Products
 
-ROLES = {"attention": "attention", "ffn": "ffn", "layernorm": "norm"}  # strategy -> the group that it trains, of some blocks
+# strategy -> the group that it trains, of some blocks
+ROLES = {"attention": "attention", "ffn": "ffn", "layernorm": "norm"}
 UNITS = ("flops", "seconds", "bytes", "params")
 PROBE = 5  # timed steps
 TRIES = 8  # choices that are measured; more only until one fits
@@ -58,25 +62,37 @@ def ask(strategy: Any) -> Ask | None:
         return None
     found = re.fullmatch(rf"auto\(budget={FACTOR}([a-z]+)(?:,score=([a-z]+))?\)", "".join(strategy.split()))
     if not found:
-        raise UserError(f"freeze={strategy!r}: expected auto(budget=0.5 flops) or auto(budget=0.5 flops, score=rgn), alone")
+        raise UserError(
+            f"freeze={strategy!r}: expected auto(budget=0.5 flops) or auto(budget=0.5 flops, score=rgn), "
+            "alone"
+        )
     one = Ask(float(found[1]), found[2], found[3] or "rgn")
     for what, word, known in (("unit", one.unit, UNITS), ("score", one.score, importance.NAMES)):
         if word not in known:
-            raise UserError(f"freeze={strategy!r}: {word!r} is no {what}, expected one of {', '.join(known)}; {did_you_mean(word, known)}")
+            raise UserError(
+                f"freeze={strategy!r}: {word!r} is no {what}, expected one of {', '.join(known)}; "
+                f"{did_you_mean(word, known)}"
+            )
     if not 0 < one.budget <= 1:
-        raise UserError(f"freeze={strategy!r}: the budget is a share of training everything; expected above 0 and up to 1, got {found[1]}")
+        raise UserError(
+            f"freeze={strategy!r}: the budget is a share of training everything; expected above 0 and up to "
+            f"1, got {found[1]}"
+        )
     return one
 
 
 def choose(config: Config, workdir: Path | None = None, quiet: bool = True) -> str:
-    """The strategy that `auto(…)` comes to now, or came to when the run in `workdir` began; "" where `config.freeze` is another."""
+    """The strategy that `auto(…)` comes to now, or came to when the run in `workdir` began; "" where
+    `config.freeze` is another."""
     if ask(config.freeze) is None:
         return ""
     file, asked = (workdir or Path()) / "auto.json", configs.digest(config)
     begun = workdir is not None and (workdir / "run.json").is_file()
-    done = begun and workdir is not None and train.finished(config, workdir) is not None  # an error, if it is of another config
+    # an error, if it is of another config
+    done = begun and workdir is not None and train.finished(config, workdir) is not None
     known = spec.read_run(file.parent, file.name) if begun or (workdir and file.is_file()) else {}
-    if not begun and known.get("config_hash") != asked:  # a file that is there is one of a start that ended before its first step
+    # a file that is there is one of a start that ended before its first step
+    if not begun and known.get("config_hash") != asked:
         known = {"config_hash": asked, **decide(config)}
         if workdir:
             record.write_json(file, known)
@@ -100,7 +116,9 @@ def chosen(config: Config, quiet: bool) -> str:
     try:
         known = decide(config)
     except UserError as e:
-        raise UserError(f"{e} (freeze={config.freeze!r} is decided by a sample of the training data)") from None
+        raise UserError(
+            f"{e} (freeze={config.freeze!r} is decided by a sample of the training data)"
+        ) from None
     if not quiet:
         record.say(describe(known))
     return known["strategy"]
@@ -111,10 +129,17 @@ def decide(config: Config) -> dict[str, Any]:
     wanted = ask(config.freeze)
     assert wanted is not None
     if wanted.unit == "seconds" and jax.process_count() > 1:
-        raise UserError(f"freeze={config.freeze!r}: processes that time steps would choose apart; expected another unit, such as flops")
-    run = build.build(config.replace(freeze="head", parallel="jit"))  # under pmap a step has no whole-program form
+        raise UserError(
+            f"freeze={config.freeze!r}: processes that time steps would choose apart; expected another unit, "
+            "such as flops"
+        )
+    # under pmap a step has no whole-program form
+    run = build.build(config.replace(freeze="head", parallel="jit"))
     if not hasattr(run.net.backbone, "dims"):
-        raise UserError(f"freeze={config.freeze!r}: auto chooses among the blocks of a Transformer encoder; {config.model.name!r} is none")
+        raise UserError(
+            f"freeze={config.freeze!r}: auto chooses among the blocks of a Transformer encoder; "
+            f"{config.model.name!r} is none"
+        )
     shapes = run.net.shapes()
     parts = split(run.layout)
     value = importance.measure(run, parts, wanted.score)
@@ -122,19 +147,23 @@ def decide(config: Config) -> dict[str, Any]:
     own, reach = estimates(run, parts, wanted.unit, price)
     chosen, tried = solve(parts, value, own, reach, wanted, price)
     rows = [
-        {"part": p.name, "score": v, "parameters": tree.count({n: shapes[n] for n in p.leaves}), "own": a / GRID, "reach": b / GRID,
+        {"part": p.name, "score": v, "parameters": tree.count({n: shapes[n] for n in p.leaves}),
+        "own": a / GRID, "reach": b / GRID,
          "moves": i in chosen} for i, (p, v, a, b) in enumerate(zip(parts, value, own, reach, strict=True))
     ]  # fmt: skip
     strategy = named(parts, chosen)
     return {
-        "freeze": config.freeze, **wanted._asdict(), "examples": min(importance.EXAMPLES, len(run.used)), "strategy": strategy,
-        "cost": price(strategy) / price("full"), "head": price("head") / price("full"), "value": sum(value[i] for i in chosen),
+        "freeze": config.freeze, **wanted._asdict(), "examples": min(importance.EXAMPLES, len(run.used)),
+        "strategy": strategy,
+        "cost": price(strategy) / price("full"), "head": price("head") / price("full"),
+        "value": sum(value[i] for i in chosen),
         "parts": rows, "tried": tried,
     }  # fmt: skip
 
 
 def split(model: Layout) -> list[Part]:
-    """The parts of a model, from the input up; a block is one part where attention, feed-forward and norms are not all of it."""
+    """The parts of a model, from the input up; a block is one part where attention, feed-forward and norms
+    are not all of it."""
 
     def part(name: str, block: int, names: Names) -> list[Part]:
         leaves = tuple(n for n in model.params if n in names)
@@ -157,7 +186,12 @@ def named(parts: Sequence[Part], chosen: Sequence[int]) -> str:
     for p in (parts[i] for i in chosen):
         kind, numbered, _ = p.name.partition("=")
         terms.setdefault("layers" if numbered and p.block not in broken else kind, []).append(p.block)
-    return "+".join(k if k in ("embeddings", "pooler") else f"{k}={_ranges(sorted({*b}))}" for k, b in terms.items()) or "head"
+    return (
+        "+".join(
+            k if k in ("embeddings", "pooler") else f"{k}={_ranges(sorted({*b}))}" for k, b in terms.items()
+        )
+        or "head"
+    )
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -177,15 +211,21 @@ def cost(run: Run, strategy: str, unit: str) -> float:
     compiled = programs.program(one).cost
     found = compiled.flops if unit == "flops" else compiled.peak_bytes
     if found is None:
-        raise UserError(f"the {unit} of a step of this model are not known; expected a budget in params, or in seconds")
+        raise UserError(
+            f"the {unit} of a step of this model are not known; expected a budget in params, or in seconds"
+        )
     return found
 
 
-def estimates(run: Run, parts: Sequence[Part], unit: str, price: Callable[[str], float]) -> tuple[list[int], list[int]]:
-    """(own, reach) of each part, in GRID-ths of the cost of training everything: of its own, and of the gradients that get there.
+def estimates(
+    run: Run, parts: Sequence[Part], unit: str, price: Callable[[str], float]
+) -> tuple[list[int], list[int]]:
+    """(own, reach) of each part, in GRID-ths of the cost of training everything: of its own, and of the
+    gradients that get there.
 
-    Of the formula (`cost.analytic`), scaled so that `head` and `full` cost what they do. Where bytes are asked for, own is gradients
-    and optimizer state, and activations are kept in the measure in which gradients pass through them.
+    Of the formula (`cost.analytic`), scaled so that `head` and `full` cost what they do. Where bytes are
+    asked for, own is gradients and optimizer state, and activations are kept in the measure in which
+    gradients pass through them.
     """
     full, sizes = price("full"), run.net.shapes()
     counts = [tree.count({n: sizes[n] for n in p.leaves}) for p in parts]
@@ -200,7 +240,9 @@ def estimates(run: Run, parts: Sequence[Part], unit: str, price: Callable[[str],
     else:
         own = [formula[p.name].weights - formula["head"].weights for p in parts]
         own_scale = reach_scale = (full - price("head")) / (sum(own) + max(reach))
-    return [round(GRID * own_scale * x / full) for x in own], [round(GRID * reach_scale * x / full) for x in reach]
+    return [round(GRID * own_scale * x / full) for x in own], [
+        round(GRID * reach_scale * x / full) for x in reach
+    ]
 
 
 def _products(run: Run, strategy: str) -> Products:
@@ -210,13 +252,21 @@ def _products(run: Run, strategy: str) -> Products:
 
 
 def solve(
-    parts: Sequence[Part], value: Sequence[float], own: Sequence[int], reach: Sequence[int], wanted: Ask, price: Callable[[str], float]
+    parts: Sequence[Part],
+    value: Sequence[float],
+    own: Sequence[int],
+    reach: Sequence[int],
+    wanted: Ask,
+    price: Callable[[str], float],
 ) -> tuple[list[int], list[dict[str, Any]]]:
     """(numbers of the trainable parts, what was measured on the way)."""
     full, head = price("full"), price("head")
     if head > wanted.budget * full:
         least = math.ceil(1000 * head / full) / 1000
-        raise UserError(f"a budget of {wanted.budget:g} {wanted.unit} is less than training the head alone; expected at least {least:g}")
+        raise UserError(
+            f"a budget of {wanted.budget:g} {wanted.unit} is less than training the head alone; expected at "
+            f"least {least:g}"
+        )
     low, most = GRID * head / full, GRID * wanted.budget + len(parts)  # so much is rounding
     ordered, off = choices(parts, value, own, reach, wanted.score == "depth"), 0.0
     tried, best = list[dict[str, Any]](), list[int]()
@@ -225,7 +275,15 @@ def solve(
         strategy = named(parts, choice[2])
         share = price(strategy) / full
         fits = share <= wanted.budget
-        tried.append({"strategy": strategy, "value": choice[0], "cost": share, "estimate": (low + choice[1]) / GRID, "fits": fits})
+        tried.append(
+            {
+                "strategy": strategy,
+                "value": choice[0],
+                "cost": share,
+                "estimate": (low + choice[1]) / GRID,
+                "fits": fits,
+            }
+        )
         return share
 
     if wanted.score == "depth":  # each costs more than the one before
@@ -248,7 +306,8 @@ def choices(
 ) -> list[tuple[float, int, list[int]]]:
     """(value, cost above the head's, numbers of the parts), the most valuable first.
 
-    With the lowest part given, all that no other beats in both value and cost (Nemhauser & Ullmann 1969, Management Science 15).
+    With the lowest part given, all that no other beats in both value and cost (Nemhauser & Ullmann 1969,
+    Management Science 15).
 
     Args:
       whole: blocks from the top alone, each with all of its parts.
@@ -256,7 +315,10 @@ def choices(
     down = sorted(range(len(parts)), key=lambda i: (reach[i], -i))
     if whole:
         blocks = [[i for i in down if parts[i].block >= b] for b in {p.block for p in parts}]
-        found = [(float(len(b)), sum(own[i] for i in b) + max(reach[i] for i in b), sum(1 << i for i in b)) for b in blocks]
+        found = [
+            (float(len(b)), sum(own[i] for i in b) + max(reach[i] for i in b), sum(1 << i for i in b))
+            for b in blocks
+        ]
     else:
         best, found = [(0.0, 0, 0)], []
         for i in down:
@@ -278,19 +340,32 @@ def _unbeaten(sets: Sequence[tuple[float, int, int]]) -> list[tuple[float, int, 
 def describe(known: Mapping[str, Any]) -> str:
     """Why, as a short table: the parts from the output down."""
     lines = [
-        f"auto: {known['score']}" + ("" if known["score"] in ("depth", "random") else f" of {known['examples']} examples")
-        + f", at most {known['budget']:g} of the {known['unit']} of training everything -> {known['strategy']} ({known['cost']:.3g})",
+        f"auto: {known['score']}" + ("" if known["score"] in ("depth",
+        "random") else f" of {known['examples']} examples")
+        + (
+            f", at most {known['budget']:g} of the {known['unit']} of training everything -> "
+            f"{known['strategy']} ({known['cost']:.3g})"
+        ),
         f"  {'part':<14} {'score':>10} {'parameters':>12} {'own cost':>9} {'to reach':>9}",
     ]  # fmt: skip
     for p in reversed(known["parts"]):
         said = "trainable" if p["moves"] else ""
-        lines.append(f"  {p['part']:<14} {p['score']:>10.3g} {p['parameters']:>12,} {p['own']:>9.3f} {p['reach']:>9.3f}  {said}".rstrip())
+        lines.append(
+            f"  {p['part']:<14} {p['score']:>10.3g} {p['parameters']:>12,} {p['own']:>9.3f} "
+            f"{p['reach']:>9.3f}  {said}".rstrip()
+        )
     if known.get("head"):
         lines.append(f"  {'head':<14} {'':>10} {'':>12} {known['head']:>9.3f} {0:>9.3f}  trainable")
     lines.append(
-        "  costs are shares of full's: its own, and of the gradients that have to reach it; the lowest trainable part pays for all above it"
+        "  costs are shares of full's: its own, and of the gradients that have to reach it; the lowest "
+        "trainable part pays for all above it"
     )
-    value = {t["strategy"]: t.get("value", 0.0) for t in known["tried"]}  # not in a file from before it was kept
-    more = [t for t in known["tried"] if not t["fits"] and value[t["strategy"]] > value.get(known["strategy"], 0.0)]
+    # not in a file from before it was kept
+    value = {t["strategy"]: t.get("value", 0.0) for t in known["tried"]}
+    more = [
+        t
+        for t in known["tried"]
+        if not t["fits"] and value[t["strategy"]] > value.get(known["strategy"], 0.0)
+    ]
     lines += [f"  worth more, but measured to cost too much: {t['strategy']} ({t['cost']:.3g})" for t in more]
     return "\n".join(lines)

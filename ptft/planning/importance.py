@@ -2,16 +2,16 @@
 
   rgn          |gradient| / |weights| (Lee et al. 2022, arXiv 2210.11466, Auto-RGN)
   fisher       the trace of the empirical Fisher information (after Lodha et al. 2023, arXiv 2310.17041)
-  snr          |mean gradient|^2 / its variance over examples (Lee et al. 2022, Auto-SNR; here of a part as a whole)
-  variability  of what a block gives, within classes over between them: tr(S_w S_b^+) / classes (Xie et al. 2022, arXiv 2210.10041), of
-               the mean over tokens. Where the classes lie apart already there is less to learn. All parts of a block share its number,
-               and the pooler has that of the last block
+  snr          |mean gradient|^2 / its variance over examples (Lee et al. 2022, Auto-SNR; of a whole part)
+  variability  of what a block gives, within classes over between them: tr(S_w S_b^+) / classes (Xie et al.
+               2022, arXiv 2210.10041), of the mean over tokens. Where the classes lie apart already there is
+               less to learn. All parts of a block share its number, and the pooler has that of the last block
   depth        a control: the higher the better
   random       a control: drawn by the seed
 
-All but the controls come from one pass over the first examples in the run's order, at the pretrained weights and without dropout. A new
-head is fitted on them first, under a frozen backbone: the gradients of a random head are those of noise (the head first, then
-the rest: Kumar et al. 2022, arXiv 2202.10054).
+All but the controls come from one pass over the first examples in the run's order, at the pretrained weights
+and without dropout. A new head is fitted on them first, under a frozen backbone: the gradients of a random
+head are those of noise (the head first, then the rest: Kumar et al. 2022, arXiv 2202.10054).
 """
 
 import functools
@@ -60,17 +60,28 @@ def measure(run: Run, parts: Sequence[Part], score: str) -> list[float]:
         return np.random.default_rng(run.config.seed).random(len(parts)).tolist()
     batches = sample(run)
     if score == "variability" and "label" not in batches[0]:
-        raise UserError(f"score=variability is of classes, and {run.config.objective.name} has none; expected another, such as rgn")
+        raise UserError(
+            f"score=variability is of classes, and {run.config.objective.name} has none; expected another, "
+            "such as rgn"
+        )
     params = weights.start_params(run, quiet=True)
-    found = variability(run, parts, params, batches) if score == "variability" else of_gradients(run, parts, params, batches, score)
+    found = (
+        variability(run, parts, params, batches)
+        if score == "variability"
+        else of_gradients(run, parts, params, batches, score)
+    )
     if not np.isfinite(found).all():
-        raise UserError(f"score={score} is not a finite number on this model and these data; expected weights that give finite losses")
+        raise UserError(
+            f"score={score} is not a finite number on this model and these data; expected weights that give "
+            "finite losses"
+        )
     return found
 
 
 def sample(run: Run) -> list[Batch]:
-    """The first examples in the run's order, in batches of which the last is filled up with rows of `weight` 0. Every device computes
-    all of them: so few are not worth parting, and the number of devices shall decide nothing."""
+    """The first examples in the run's order, in batches of which the last is filled up with rows of `weight`
+    0. Every device computes all of them: so few are not worth parting, and the number of devices shall decide
+    nothing."""
     numbers = pipeline.order(len(run.used), run.config.seed)
     chosen = run.used[[numbers[i] for i in range(min(EXAMPLES, len(run.used)))]]
     batches = []
@@ -91,22 +102,30 @@ def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
     below = jax.jit(lambda p, batch: run.net.below(p, batch, top))
     cached = [{**batch, "hidden": below(params, batch)} for batch in batches]
     head, rest = tree.split(params, [n for n in params if n.startswith("head/")])
-    tx = optim.build(config.resolve({"lr": FIT_LR, "decay": "constant"}, optim.SPEC), dict.fromkeys(head, 1.0), 1, FIT)
+    tx = optim.build(
+        config.resolve({"lr": FIT_LR, "decay": "constant"}, optim.SPEC), dict.fromkeys(head, 1.0), 1, FIT
+    )
     state, update = step.init_train_state(head, tx), jax.jit(step.train_step(short, tx))
     for k in range(FIT):
         state, _ = update(state, rest, cached[k % len(cached)], np.uint32(run.config.seed), {})
     return {**rest, **state.params}
 
 
-def of_gradients(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch], score: str) -> list[float]:
+def of_gradients(
+    run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch], score: str
+) -> list[float]:
     net = run.net
     params = fitted(run, params, batches)
     head, body = tree.split(params, [n for n in params if n.startswith("head/")])
 
     def loss(body: Flat, head: Flat, batch: Batch) -> jax.Array:
-        """The mean over a batch, times its rows: a mean over examples does not see how they are cut into batches."""
+        """The mean over a batch, times its rows: a mean over examples does not see how they are cut into
+        batches."""
         sums = net.sums({**head, **body}, batch, jax.random.key(0))
-        return batch["weight"].sum() * jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in net.objective.loss]).sum()
+        return (
+            batch["weight"].sum()
+            * jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in net.objective.loss]).sum()
+        )
 
     gradient, squares = jax.jit(jax.grad(loss)), jax.jit(net.squares)
     rows = float(sum(np.asarray(jax.device_get(batch["weight"].sum())) for batch in batches))
@@ -121,25 +140,42 @@ def of_gradients(run: Run, parts: Sequence[Part], params: Flat, batches: Sequenc
     assert total is not None
     # float64 from here on: sums over millions of small squares
     lengths = {n: float(np.square(np.asarray(x, np.float64)).sum()) for n, x in jax.device_get(body).items()}
-    means = {n: float(np.square(np.asarray(x, np.float64) / rows).sum()) for n, x in jax.device_get(total).items()}
-    traces = {n: float(np.asarray(x, np.float64).sum() / rows) for n, x in jax.device_get(square or {}).items()}
-    return [_of_part(score, *(sum(of.get(n, 0.0) for n in p.leaves) for of in (lengths, means, traces))) for p in parts]
+    means = {
+        n: float(np.square(np.asarray(x, np.float64) / rows).sum()) for n, x in jax.device_get(total).items()
+    }
+    traces = {
+        n: float(np.asarray(x, np.float64).sum() / rows) for n, x in jax.device_get(square or {}).items()
+    }
+    return [
+        _of_part(score, *(sum(of.get(n, 0.0) for n in p.leaves) for of in (lengths, means, traces)))
+        for p in parts
+    ]
 
 
 def _of_part(score: str, length: float, mean: float, trace: float) -> float:
-    """From squared norms of a part: of its weights, of its mean gradient, and the mean of those of its examples' gradients."""
+    """From squared norms of a part: of its weights, of its mean gradient, and the mean of those of its
+    examples' gradients."""
     if score == "fisher":
         return trace
-    return (mean / max(length, 1e-30)) ** 0.5 if score == "rgn" else mean / max(trace - mean, 1e-30 + 1e-6 * mean)
+    return (
+        (mean / max(length, 1e-30)) ** 0.5
+        if score == "rgn"
+        else mean / max(trace - mean, 1e-30 + 1e-6 * mean)
+    )
 
 
 def variability(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch]) -> list[float]:
     depth = len(run.layout.blocks)
-    label = np.concatenate([jax.device_get(b["label"])[np.asarray(jax.device_get(b["weight"])) > 0] for b in batches])
+    label = np.concatenate(
+        [jax.device_get(b["label"])[np.asarray(jax.device_get(b["weight"])) > 0] for b in batches]
+    )
     found = []
     for block in range(depth + 1):
         vectors = jax.jit(functools.partial(_mean_state, run.net, block))
-        states = [np.asarray(vectors(params, b), np.float64)[np.asarray(jax.device_get(b["weight"])) > 0] for b in batches]
+        states = [
+            np.asarray(vectors(params, b), np.float64)[np.asarray(jax.device_get(b["weight"])) > 0]
+            for b in batches
+        ]
         found.append(within_over_between(np.concatenate(states), label))
     return [found[min(p.block + 1, depth)] for p in parts]
 
@@ -156,7 +192,8 @@ def within_over_between(x: np.ndarray, label: np.ndarray) -> float:
     centers = np.stack([x[label == c].mean(0) for c in classes])
     off = centers - centers.mean(0)
     inside = x - centers[np.searchsorted(classes, label)]
-    # S_b^+ = V diag(C / s^2) V^T from off = U diag(s) V^T, of rank C - 1 at most: no D x D matrix is inverted.
+    # S_b^+ = V diag(C / s^2) V^T from off = U diag(s) V^T, of rank C - 1 at most: no D x D matrix is
+    # inverted.
     _, s, v = np.linalg.svd(off, full_matrices=False)
     keep = s > 1e-9 * max(s.max(), 1e-30)
     spread = np.square(inside @ v[keep].T).mean(0)

@@ -1,4 +1,5 @@
-"""`ptft plan`: what strategies train and cost, without data and without training, from the compiled step of each."""
+"""`ptft plan`: what strategies train and cost, without data and without training, from the compiled step of
+each."""
 
 import json
 import time
@@ -42,8 +43,9 @@ def row(run: Run, strategy: Any, probe: int) -> dict[str, Any]:
 
 
 def costs(runs: Sequence[Run], probe: int) -> list[dict[str, Any]]:
-    """What each run's strategy costs; bytes are of one device, FLOPs of a step over all of them. Where the trainable set changes with
-    time, the FLOPs and seconds are a step's on average (phases that end at a plateau count alike), the bytes the largest of any phase."""
+    """What each run's strategy costs; bytes are of one device, FLOPs of a step over all of them. Where the
+    trainable set changes with time, the FLOPs and seconds are a step's on average (phases that end at a
+    plateau count alike), the bytes the largest of any phase."""
     known: list[dict[int, dict[str, Any]]] = []
     timed: list[tuple[Run, int, Program]] = []
     into: list[dict[str, Any]] = []
@@ -69,7 +71,8 @@ def _row(run: Run, known: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     trainable, total = run.plan.counts()
     same = _different(run)
     return {
-        "freeze": run.config.freeze, "trainable": trainable, "total": total, "trainable_share": trainable / total,
+        "freeze": run.config.freeze, "trainable": trainable, "total": total,
+        "trainable_share": trainable / total,
         "device_bytes": contract.memory(),
         **_of_phases(run, [known[same[p.plan]] for p in run.phases]),
         "timed_seconds": sum(its.get("timed_seconds", 0.0) for its in known.values()),
@@ -77,7 +80,8 @@ def _row(run: Run, known: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def along(found: Mapping[str, Any], run: Run) -> dict[str, Any] | None:
-    """A row with phases, for a run that has them for other lengths; None if the run has a phase that the row lacks."""
+    """A row with phases, for a run that has them for other lengths; None if the run has a phase that the row
+    lacks."""
     known = {json.dumps(record.plain(p["freeze"])): p for p in found["phases"]}
     parts = [known.get(json.dumps(record.plain(p.strategy))) for p in run.phases]
     return None if None in parts else {**found, **_of_phases(run, [p for p in parts if p])}
@@ -85,18 +89,26 @@ def along(found: Mapping[str, Any], run: Run) -> dict[str, Any] | None:
 
 def _of_phases(run: Run, costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the phases of a run come to, by what each costs."""
-    parts = [{**cost, "freeze": p.strategy, "start": p.start, "waits": p.waits} for p, cost in zip(run.phases, costs, strict=True)]
+    parts = [
+        {**cost, "freeze": p.strategy, "start": p.start, "waits": p.waits}
+        for p, cost in zip(run.phases, costs, strict=True)
+    ]
     starts = [p.start for p in run.phases]
     if len(parts) == 1 or None in starts:
         lengths = [1.0] * len(parts)
     else:
         lengths = [float(b - a) for a, b in zip(starts, [*starts[1:], run.durations.total], strict=True)]  # type: ignore[operator]
     mean = {k: _mean([p.get(k) for p in parts], lengths) for k in ("flops", "analytic_flops", *TIMES)}
-    most = {k: max(p[k] for p in parts) if parts[0][k] is not None else None for k in parts[0] if k.endswith("_bytes")}
+    most = {
+        k: max(p[k] for p in parts) if parts[0][k] is not None else None
+        for k in parts[0]
+        if k.endswith("_bytes")
+    }
     problems = [p["problem"] for p in parts if p["problem"]]
     return {
         **mean, **most, "fits": all(p["fits"] for p in parts), "problem": problems[0] if problems else None,
-        "phases": parts if len(parts) > 1 or parts[0]["freeze"] != run.config.freeze else [],  # or one that was drawn
+        # or one that was drawn
+        "phases": parts if len(parts) > 1 or parts[0]["freeze"] != run.config.freeze else [],
     }  # fmt: skip
 
 
@@ -112,7 +124,8 @@ def _phase(run: Run, phase: int) -> dict[str, Any]:
     peak, limit = program.cost.peak_bytes, contract.memory()
     fits = peak is None or limit is None or peak <= limit
     return {
-        "freeze": this.strategy, "start": this.start, "waits": this.waits, "trainable": trainable, "trainable_share": trainable / total,
+        "freeze": this.strategy, "start": this.start, "waits": this.waits, "trainable": trainable,
+        "trainable_share": trainable / total,
         "flops": program.cost.flops, "analytic_flops": formula and formula.total,
         **{f"{k}_bytes": n for k, n in cost.of_plan(inner, on_device, state.opt, stored)._asdict().items()},
         "temporary_bytes": program.cost.temp_bytes, "peak_bytes": peak, "fits": fits,
@@ -123,13 +136,17 @@ def _phase(run: Run, phase: int) -> dict[str, Any]:
 
 def _mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
     known = [v for v in values if v is not None]
-    return sum(v * w for v, w in zip(known, weights, strict=True)) / sum(weights) if len(known) == len(values) else None
+    return (
+        sum(v * w for v, w in zip(known, weights, strict=True)) / sum(weights)
+        if len(known) == len(values)
+        else None
+    )
 
 
 def in_turns(timed: Sequence[tuple[Run, int, Program]], steps: int) -> list[list[float]]:
-    """Seconds of so many steps of each run's phase, as compiled. They take turns (A B C A B C …), so that what else the machine does
-    meets all of them; nothing but the weights that a turn begins with lives on between turns. Of slow ones fewer steps, at least two
-    turns."""
+    """Seconds of so many steps of each run's phase, as compiled. They take turns (A B C A B C …), so that
+    what else the machine does meets all of them; nothing but the weights that a turn begins with lives on
+    between turns. Of slow ones fewer steps, at least two turns."""
     nets = {run.net: run.mesh for run, *_ in timed}
     starts = {net: jax.device_put(net.init(0), mesh.replicated(grid)) for net, grid in nets.items()}
     taken: list[list[float]] = [[] for _ in timed]
@@ -147,7 +164,10 @@ def _turn(run: Run, phase: int, program: Program, params: Flat, steps: int) -> l
     trainable, frozen = tree.split(params, run.phases[phase].plan.trainable)
     state = programs.fresh(run, phase, jax.tree.map(jnp.copy, trainable))  # a step writes over its state
     on_device = jax.device_put(_quantized(frozen, run.config.frozen_dtype), everywhere)
-    batch, seed = mesh.put(run.net.example(run.config.batch), run.mesh), jax.device_put(np.uint32(0), everywhere)
+    batch, seed = (
+        mesh.put(run.net.example(run.config.batch), run.mesh),
+        jax.device_put(np.uint32(0), everywhere),
+    )
     taken = []
     for _ in range(steps + 1):
         begun = time.perf_counter()
@@ -186,12 +206,21 @@ def text(found: Sequence[dict[str, Any]]) -> str:
         ),
     ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    table = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
+    table = [
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
     return "\n".join([*table, *(f"WARNING: {r['freeze']}: {r['problem']}" for r in found if r["problem"])])
 
 
 def _when(phase: dict[str, Any]) -> str:
-    return f"from step {phase['start']}" if phase["start"] is not None else f"after a plateau of {phase['waits']}"
+    return (
+        f"from step {phase['start']}"
+        if phase["start"] is not None
+        else f"after a plateau of {phase['waits']}"
+    )
 
 
 def _cells(name: str, r: dict[str, Any]) -> list[str]:

@@ -1,4 +1,5 @@
-"""What to do with one task, model and size: the strategy to train, its score and cost, its command, and why."""
+"""What to do with one task, model and size: the strategy to train, its score and cost, its command, and
+why."""
 
 import math
 import re
@@ -22,7 +23,8 @@ class Floor(NamedTuple):
     """The best of the rows of reference, and of what starts from random weights."""
 
     line: Line
-    gains: dict[str, stats.Difference | None]  # of every other strategy over it, corrected for their number (Holm)
+    # of every other strategy over it, corrected for their number (Holm)
+    gains: dict[str, stats.Difference | None]
     better: frozenset[str]  # the strategies that are measurably better
 
 
@@ -43,24 +45,28 @@ def of(part: Part, folder: str = "") -> dict[str, Any] | None:
         "name": line.name, "first": none_better_than(part, below) if below and none_better else [],
         "do": f"{'If you train one, take' if none_better else 'Train'} {line.name}",
         "how": ", ".join(filter(None, [freeze, line.lr and f"learning rate {line.lr}", start, line.chosen])),
-        "facts": facts(part, line), "command": command(part.quoted[line.name].rows[0], folder), "why": why(part, best, line, below),
+        "facts": facts(part, line), "command": command(part.quoted[line.name].rows[0], folder),
+        "why": why(part, best, line, below),
     }  # fmt: skip
 
 
 def choose(part: Part, best: Line, below: Floor | None) -> Line:
     """The cheapest strategy that is level with the best mean.
 
-    Where some of these are measurably better than the best reference, it is the cheapest of those. What was not
-    compared with the best mean (one seed, a failed run) is not chosen."""
+    Where some of these are measurably better than the best reference, it is the cheapest of those. What was
+    not compared with the best mean (one seed, a failed run) is not chosen."""
     level = [best, *level_with(part, best)]
     return cheapest([x for x in level if below and x.name in below.better] or level, part.higher)
 
 
 def cheapest(lines: Sequence[Line], higher: bool) -> Line:
-    """By the FLOPs of a step; where one has none, by time, or else by the trainable share. Of equals, the better mean."""
+    """By the FLOPs of a step; where one has none, by time, or else by the trainable share. Of equals, the
+    better mean."""
     known = (key for key in ("flops", "step", "share") if all(getattr(x, key) is not None for x in lines))
     key = next(known, None)
-    return min(lines, key=lambda x: (getattr(x, key) if key else 0, -x.score.mean if higher else x.score.mean))
+    return min(
+        lines, key=lambda x: (getattr(x, key) if key else 0, -x.score.mean if higher else x.score.mean)
+    )
 
 
 def common_seeds(part: Part) -> tuple[set[int], bool]:
@@ -71,7 +77,8 @@ def common_seeds(part: Part) -> tuple[set[int], bool]:
 
 
 def best_mean(part: Part) -> Line | None:
-    """The mean of those seeds that a strategy survived is not its mean: one with a failed run is not asked."""
+    """The mean of those seeds that a strategy survived is not its mean: one with a failed run is not
+    asked."""
     whole = [x for x in part.strategies if not x.failed]
     return (max if part.higher else min)(whole, key=lambda x: _mean(part, x)) if whole else None
 
@@ -82,7 +89,8 @@ def _mean(part: Part, line: Line) -> float:
 
 
 def against(part: Part, line: Line) -> dict[str, str]:
-    """Every other strategy -> the verdict on this one against it, by the corrected comparison of all pairs."""
+    """Every other strategy -> the verdict on this one against it, by the corrected comparison of all
+    pairs."""
     found = {p.b: p.verdict for p in part.compared if p.a == line.name}
     return found | {p.a: turned(p.verdict) for p in part.compared if p.b == line.name}
 
@@ -94,7 +102,8 @@ def level_with(part: Part, best: Line) -> list[Line]:
 
 
 def may_be_worse(part: Part, best: Line) -> dict[str, stats.Difference]:
-    """What its own interval says is worse than the best, and only the correction for all pairs leaves open."""
+    """What its own interval says is worse than the best, and only the correction for all pairs leaves
+    open."""
     gains = {x.name: stats.paired(x.scores, best.scores) for x in _not_apart(part, best)}
     return {name: gain for name, gain in gains.items() if gain and stats.behind(gain, part.higher)}
 
@@ -105,9 +114,14 @@ def _not_apart(part: Part, best: Line) -> list[Line]:
 
 
 def floor(part: Part) -> Floor | None:
-    """None without a reference, or where nothing has an interval over it and some strategy's mean is better."""
+    """None without a reference, or where nothing has an interval over it and some strategy's mean is
+    better."""
     pretrained = any(x.init_from for x in part.strategies)
-    references = [x for x in part.lines if not x.again and (x.reference or (pretrained and not x.init_from and not x.failed))]
+    references = [
+        x
+        for x in part.lines
+        if not x.again and (x.reference or (pretrained and not x.init_from and not x.failed))
+    ]
     if not references:
         return None
     line = (max if part.higher else min)(references, key=lambda x: x.score.mean)
@@ -156,16 +170,30 @@ def facts(part: Part, line: Line) -> str:
     """What it scores and costs."""
     base = part.baseline
     verdict = line.verdict
-    if verdict == "cannot be told apart" and line.gain and line.gain.p is not None and line.gain.p < stats.ALPHA:
+    if (
+        verdict == "cannot be told apart"
+        and line.gain
+        and line.gain.p is not None
+        and line.gain.p < stats.ALPHA
+    ):
         verdict += " once all comparisons are allowed for"  # the interval is that of this one alone
-    gain = f", {format.signed(line.gain)} to {base} ({verdict})" if line.gain and math.isfinite(line.gain.mean) else ""
+    gain = (
+        f", {format.signed(line.gain)} to {base} ({verdict})"
+        if line.gain and math.isfinite(line.gain.mean)
+        else ""
+    )
     gain = ", the baseline" if line.name == base else gain
-    costs = [f"{format.times(x)} of {whose}" for x, whose in ((line.flops_ratio, f"{base}'s FLOPs"), (line.peak_ratio, "its memory")) if x]
+    costs = [
+        f"{format.times(x)} of {whose}"
+        for x, whose in ((line.flops_ratio, f"{base}'s FLOPs"), (line.peak_ratio, "its memory"))
+        if x
+    ]
     share = f"{format.percent(line.share)} of the parameters are trainable" if line.share is not None else ""
     costs = [f"a step takes {' and '.join(costs)}"] if costs and line.name != base else []
     cost = "; ".join(filter(None, [*costs, share]))
-    return f"Test {part.metric} {format.plus_minus(line.score)} over {seeds(line)}{gain}. {cost[:1].upper()}{cost[1:]}" + (
-        "." if cost else ""
+    return (
+        f"Test {part.metric} {format.plus_minus(line.score)} over {seeds(line)}{gain}. "
+        f"{cost[:1].upper()}{cost[1:]}" + ("." if cost else "")
     )
 
 
@@ -173,8 +201,10 @@ def why(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]:
     """Why this one, and what speaks against being sure."""
     most, metric = ("highest" if part.higher else "lowest"), part.metric
     if all(x.score.n == 1 for x in part.strategies):
-        say = [f"{best.name} has the {most} test {metric}, {best.score.mean:.3f}. With one seed a strategy there is no interval: the "
-               "order may be chance. Run three seeds or more."]  # fmt: skip
+        say = [
+            f"{best.name} has the {most} test {metric}, {best.score.mean:.3f}. With one seed a strategy "
+            "there is no interval: the order may be chance. Run three seeds or more."
+        ]
     else:
         apart = [p for p in part.tested if p.verdict in ("better", "worse")]
         any_does = part.tested and not apart and line is cheapest(part.strategies, part.higher)
@@ -184,7 +214,10 @@ def why(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]:
             *_level(part, best, line, below),
         ]
     if below and below.better and (no_better := [name for name in below.gains if name not in below.better]):
-        say.append(f"Not measurably better than {below.line.name} ({below.line.score.mean:.3f}): {format.listed(no_better, 20)}.")
+        say.append(
+            f"Not measurably better than {below.line.name} ({below.line.score.mean:.3f}): "
+            f"{format.listed(no_better, 20)}."
+        )
     return say + started(part)
 
 
@@ -218,7 +251,9 @@ def _level(part: Part, best: Line, line: Line, below: Floor | None) -> list[str]
     if ahead:
         say.append(f"Over the seeds that both have, it is measurably worse than {format.listed(ahead)}.")
     if untested:
-        say.append(f"Not counted: {format.listed(untested)} (a run failed, or fewer than two seeds are common).")
+        say.append(
+            f"Not counted: {format.listed(untested)} (a run failed, or fewer than two seeds are common)."
+        )
     if not level:
         worse = ["Every other strategy is measurably worse."] if verdicts else []
         return say or worse
@@ -243,8 +278,10 @@ def started(part: Part) -> list[str]:
                         False: ", which cannot be told apart from nothing",
                         None: ", without an interval",
                     }[stats.apart(gain)]
-                    say.append(f"Starting from pretrained instead of random weights changes the test {part.metric} of {x.name} by "
-                               f"{format.signed(gain)}{sure}.")  # fmt: skip
+                    say.append(
+                        f"Starting from pretrained instead of random weights changes the test {part.metric} "
+                        f"of {x.name} by {format.signed(gain)}{sure}."
+                    )
     return say
 
 
@@ -259,7 +296,8 @@ def _but_start(part: Part, line: Line) -> dict[str, Any]:
 
 
 def command(row: Row, folder: str = "") -> str:
-    """The `ptft train` that does what a cell did, with the page's own seed; "" of a row that does not say its page."""
+    """The `ptft train` that does what a cell did, with the page's own seed; "" of a row that does not say its
+    page."""
     given = shlex.split(row.get("command") or "")
     if given[:3] != ["ptft", "bench", "--config"] or "--only" not in given:
         return ""
@@ -274,12 +312,21 @@ def _changes(row: Row) -> dict[str, Any]:
     page = row.get("page") or {}
     bench, own = page.get("bench") or {}, configs.leaves(row.get("config") or {})
     stated = configs.leaves({k: v for k, v in page.items() if k != "bench"})
-    entries = [e for kind in ("strategies", "tasks", "models") for e in bench.get(kind) or () if e["name"] == row.get(_NAMES[kind])]
+    entries = [
+        e
+        for kind in ("strategies", "tasks", "models")
+        for e in bench.get(kind) or ()
+        if e["name"] == row.get(_NAMES[kind])
+    ]
     named = {key for entry in entries for key in configs.leaves(entry)}
     named |= {"data.train_size"} if row["size"] else set()
     named |= {"init_weights"} if own.get("init_weights") is False else set()
     first = {"freeze": row["freeze"], "optim.lr": row["lr"]}
-    rest = {k: v for k, v in own.items() if k not in (*first, "seed") and (stated[k] != v if k in stated else k in named)}
+    rest = {
+        k: v
+        for k, v in own.items()
+        if k not in (*first, "seed") and (stated[k] != v if k in stated else k in named)
+    }
     return {k: v for k, v in first.items() if v is not None} | rest
 
 

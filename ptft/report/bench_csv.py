@@ -8,8 +8,10 @@ from ptft.bench.cell_result import Row
 
 # In this order; then what dev and test report, by name.
 COLUMNS = (
-    "cell", "task", "model", "size", "strategy", "kind", "repeat", "lr", "seed", "status", "error", "freeze", "chosen", "init_from",
-    "train_for", "metric", "best_step", "steps", "trainable", "trainable_share", "seconds", "seconds_per_step", "seconds_low",
+    "cell", "task", "model", "size", "strategy", "kind", "repeat", "lr", "seed", "status", "error", "freeze",
+    "chosen", "init_from",
+    "train_for", "metric", "best_step", "steps", "trainable", "trainable_share", "seconds",
+    "seconds_per_step", "seconds_low",
     "seconds_high", "flops_per_step", "members", "isolated", "wall_seconds", "peak_rss", "peak_device",
 )  # fmt: skip
 NESTED = ("budget", "bytes", "forgetting", "device", "versions")

@@ -1,4 +1,5 @@
-"""A benchmark's rows as a page: a section for each task, model and size, figures over sizes, what was published, how it was made."""
+"""A benchmark's rows as a page: a section for each task, model and size, figures over sizes, what was
+published, how it was made."""
 
 import math
 import statistics
@@ -18,7 +19,9 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     rows, bench, order, notes, missing = results.merge(folders)
     ok, failed = [r for r in rows if r["status"] == "ok"], [r for r in rows if r["status"] == "failed"]
     parts = [
-        bench_part.part(title, here, order, here[0].get("baseline") or bench.get("baseline") or order[0], missing)
+        bench_part.part(
+            title, here, order, here[0].get("baseline") or bench.get("baseline") or order[0], missing
+        )
         for title, here in sections(rows)
     ]
     shown = [(_section(part, part.title if len(parts) > 1 else ""), _panels(part)) for part in parts]
@@ -27,20 +30,25 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     if expected := expectations.table(expectations.findings(rows)) if ok else []:
         shown.append((_expectations(expected), []))
     places = format.distinct(r.get("device") for r in ok) or format.distinct([bench.get("device")])
-    versions = format.distinct(r.get("versions") for r in ok if r["kind"] == "train") or format.distinct([bench.get("versions")])
+    versions = format.distinct(r.get("versions") for r in ok if r["kind"] == "train") or format.distinct(
+        [bench.get("versions")]
+    )
     if max(len(places), len(versions)) > 1:
         notes.append("The runs come from more than one environment: their times do not compare.")
     notes = _budgets(parts) + notes
     if any(x.score.boot for part in parts for x in part.lines):
         notes = [stats.BOOTSTRAP, *notes]
-    names, seeds = ({r[key] for r in rows if r["kind"] == "train" and not r["repeat"]} for key in ("strategy", "seed"))
+    names, seeds = (
+        {r[key] for r in rows if r["kind"] == "train" and not r["repeat"]} for key in ("strategy", "seed")
+    )
     pages = [(r.get("page") or {}).get("bench") or {} for r in rows]
     own = {entry["name"] for its in pages for entry in its.get("strategies") or ()}
     names = names & own or names  # without the random start that the benchmark enters by itself
     about = {
         "kind": "bench",
         "title": "Which parameters are worth training?",
-        "subtitle": f"{format.count(len(names), 'strategy', 'strategies')}, {format.count(len(seeds), 'seed')}, "
+        "subtitle": f"{format.count(len(names), 'strategy', 'strategies')}, "
+        + f"{format.count(len(seeds), 'seed')}, "
         + format.count(sum(r["kind"] == "train" for r in ok), "finished run")
         + (f", {len(failed)} failed" if failed else ""),
         "sections": [section for section, _ in shown],
@@ -67,7 +75,11 @@ def _budgets(parts: Sequence[Part]) -> list[str]:
     out = []
     for (kind, baseline), titles in found.items():
         unit = {"flops": "as many FLOPs", "seconds": "as long, by what a step takes alone,"}.get(kind)
-        what = f"for {unit} as the steps of {baseline} cost (bench.budget={kind})" if unit else "for as many steps"
+        what = (
+            f"for {unit} as the steps of {baseline} cost (bench.budget={kind})"
+            if unit
+            else "for as many steps"
+        )
         if len(found) > 1:
             out.append(f"{format.listed(titles)}: every strategy was trained {what}.")
         elif unit:
@@ -76,7 +88,8 @@ def _budgets(parts: Sequence[Part]) -> list[str]:
 
 
 def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """A section for every task, model and size: its title, and its rows, those of the references among them."""
+    """A section for every task, model and size: its title, and its rows, those of the references among
+    them."""
     keys = list(dict.fromkeys((r["task"], r["model"], r["size"]) for r in rows if r["kind"] == "train"))
     sizes, models = {k[2] for k in keys}, {k[1] for k in keys}
     out = []
@@ -85,7 +98,9 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
         number = number if size or len(sizes) > 1 else ""
         title = ", ".join(filter(None, [task, model if len(models) > 1 else "", number]))
         near = [r for r in rows if r["task"] == task and r["size"] == size]
-        out.append((title, [r for r in near if r["model"] == model or (r["kind"] != "train" and not r["model"])]))
+        out.append(
+            (title, [r for r in near if r["model"] == model or (r["kind"] != "train" and not r["model"])])
+        )
     return out
 
 
@@ -98,32 +113,58 @@ def _overview(parts: Sequence[Part], shown: Sequence[Mapping[str, Any]]) -> dict
         if found and row:
             none = " (none beats the best reference)" if found["first"] else ""
             name = found["name"] + none
-            cells = [name, row["score"], row["half"] or row["verdict"], row["short"], row["flops"], row["peak_ratio"]]
+            cells = [
+                name,
+                row["score"],
+                row["half"] or row["verdict"],
+                row["short"],
+                row["flops"],
+                row["peak_ratio"],
+            ]
             table.append({"name": part.title, "cells": cells})
-    lead = ["What to train in each part; why, and the command, stand below. FLOPs and memory are of a step, relative to the baseline."]
-    return {"kind": "overview", "task": "", "lead": lead if table else ["No strategy has all of its runs yet."], "table": table,
-            "caption": "", "columns": ["train", "test score", "to the baseline", "verdict", "FLOPs", "memory"]}  # fmt: skip
+    lead = [
+        "What to train in each part; why, and the command, stand below. FLOPs and memory are of a step, "
+        "relative to the baseline."
+    ]
+    return {
+        "kind": "overview",
+        "task": "",
+        "lead": lead if table else ["No strategy has all of its runs yet."],
+        "table": table,
+        "caption": "",
+        "columns": ["train", "test score", "to the baseline", "verdict", "FLOPs", "memory"],
+    }
 
 
 def _section(part: Part, folder: str = "") -> dict[str, Any]:
     found = advice.of(part, folder)
-    lead = found["why"] if found else ["Every strategy has a failed run: none of them has a mean over all of its seeds."]
+    lead = (
+        found["why"]
+        if found
+        else ["Every strategy has a failed run: none of them has a mean over all of its seeds."]
+    )
     if not part.strategies:
         lead = ["No run has finished."]
     share = cost_panels.SharePanel(part.lines, part.metric, part.baseline)
     caption = (
-        f"Test {part.metric} against cost. Bars are 95 % intervals over seeds (an arrowhead: it goes on); the line is the highest mean "
-        f"up to a cost, with its interval; dashed: {part.baseline}. Time and memory are of a step that computes everything, in a process "
-        "of its own."
+        f"Test {part.metric} against cost. Bars are 95 % intervals over seeds (an arrowhead: it goes on); "
+        f"the line is the highest mean up to a cost, with its interval; dashed: {part.baseline}. Time and "
+        "memory are of a step that computes everything, in a process of its own."
     )
     if share.mixed:
         caption += " Hollow points start from random weights."
     if share.left_out:
-        caption += f" Far below, and not drawn: {format.listed([f'{x.name} ({x.score.mean:.3f})' for x in share.left_out])}."
+        caption += (
+            " Far below, and not drawn: "
+            f"{format.listed([f'{x.name} ({x.score.mean:.3f})' for x in share.left_out])}."
+        )
     return {
-        "kind": "bench", "task": part.title, "metric": part.metric, "baseline": part.baseline, "advice": found, "lead": lead,
-        "strip": bench_tables.strip_scale(part.lines), "table": [bench_tables.row(line, part) for line in part.lines], "caption": caption,
-        "absent": statements.absent(part), "forgets": any(x.forgetting for x in part.lines), "pairs": bench_tables.pairs(part),
+        "kind": "bench", "task": part.title, "metric": part.metric, "baseline": part.baseline,
+        "advice": found, "lead": lead,
+        "strip": bench_tables.strip_scale(part.lines),
+        "table": [bench_tables.row(line, part) for line in part.lines], "caption": caption,
+        "absent": statements.absent(part), "forgets": any(x.forgetting for x in part.lines),
+        "pairs": bench_tables.pairs(part),
         "checks": [line for check in statements.CHECKS for line in check(part)],
         "again": bench_tables.commands(part),
     }  # fmt: skip
@@ -132,10 +173,14 @@ def _section(part: Part, folder: str = "") -> dict[str, Any]:
 def _panels(part: Part) -> list[Any]:
     if not part.lines:
         return []
-    found: list[Any] = [kind(part.lines, part.metric, part.baseline, part.higher) for kind in cost_panels.COSTS]
+    found: list[Any] = [
+        kind(part.lines, part.metric, part.baseline, part.higher) for kind in cost_panels.COSTS
+    ]
     found = [panel for panel in found if len(panel.lines) > 1 or panel is found[0]]
     tried = {
-        name: q.tried for name, q in part.quoted.items() if len(q.tried) > 1 and q.rows[0].get("init_from") and not q.rows[0]["repeat"]
+        name: q.tried
+        for name, q in part.quoted.items()
+        if len(q.tried) > 1 and q.rows[0].get("init_from") and not q.rows[0]["repeat"]
     }
     if tried:
         found.append(panels.RatePanel(tried, {name: part.quoted[name].lr for name in tried}, part.metric))
@@ -144,8 +189,8 @@ def _panels(part: Part) -> list[Any]:
 
 
 def layer_drift(rows: Sequence[Row]) -> dict[str, float]:
-    """Layer of the backbone -> how far it moved: the median over its tensors that moved, and over seeds, of the largest change
-    relative to the largest element."""
+    """Layer of the backbone -> how far it moved: the median over its tensors that moved, and over seeds, of
+    the largest change relative to the largest element."""
     found: dict[str, list[float]] = {}
     for row in rows:
         layers: dict[str, list[float]] = {}
@@ -162,16 +207,28 @@ def _over_sizes(parts: Sequence[Part]) -> list[tuple[dict[str, Any], list[Any]]]
     out = []
     keys = list(dict.fromkeys((r["task"], r["model"]) for p in parts for r in p.rows if r["kind"] == "train"))
     for task, model in keys:
-        mine = [p for p in parts if any((r["task"], r["model"]) == (task, model) for r in p.rows if r["kind"] == "train")]
+        mine = [
+            p
+            for p in parts
+            if any((r["task"], r["model"]) == (task, model) for r in p.rows if r["kind"] == "train")
+        ]
         sizes = {next(r["size"] for r in p.rows if r["kind"] == "train"): p for p in mine}
         if len(sizes) < 2 or not all(p.lines for p in mine):
             continue
         names = list(dict.fromkeys(x.name for p in mine for x in p.strategies))
-        scores = {size or math.inf: {x.name: x.score.bare() if x.failed else x.score for x in p.strategies} for size, p in sizes.items()}
+        scores = {
+            size or math.inf: {x.name: x.score.bare() if x.failed else x.score for x in p.strategies}
+            for size, p in sizes.items()
+        }
         curves = {n: {size: its[n] for size, its in scores.items() if n in its} for n in names}
         first = mine[0]
-        section = {"kind": "words", "task": ", ".join(filter(None, [task, model, "by number of examples"])), "table": [],
-                   "lead": [f"Test {first.metric} of each strategy; {first.baseline} in grey."], "caption": ""}  # fmt: skip
+        section = {
+            "kind": "words",
+            "task": ", ".join(filter(None, [task, model, "by number of examples"])),
+            "table": [],
+            "lead": [(f"Test {first.metric} of each strategy; {first.baseline} in grey.")],
+            "caption": "",
+        }
         out.append((section, [panels.SizePanel(curves, first.baseline, first.metric)]))
     return out
 
@@ -183,10 +240,13 @@ def _expectations(expected: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         where = [f"{p['where']}: {expectations.WORDS[p['holds']]} ({p['why']})" for p in row["parts"]]
         table.append({"name": row["expected"], "cells": [row["verdict"], "; ".join(where), row["source"]]})
     lead = [
-        "The models and data of these tables are larger, so only the direction of an effect is compared. “No worse” holds where the "
-        f"interval leaves room for a loss of at most {expectations.MARGIN:g}."
+        "The models and data of these tables are larger, so only the direction of an effect is compared. "
+        f"“No worse” holds where the interval leaves room for a loss of at most {expectations.MARGIN:g}."
     ]
     if others := len(expectations.EXPECTATIONS) - len(table):
         lead.append(f"{format.count(others, 'other')} cannot be judged with these data.")
-    return {"kind": "words", "task": "What published tables lead one to expect", "lead": lead, "table": table, "caption": "",
+    return {"kind": "words", "task": (
+        "What published tables lead one to "
+        "expect"
+    ), "lead": lead, "table": table, "caption": "",
             "columns": ["here", "by what", "source"]}  # fmt: skip

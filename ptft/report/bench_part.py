@@ -44,19 +44,33 @@ class Part(NamedTuple):
         return {x.name: x.scores for x in self.strategies}
 
 
-def part(title: str, rows: list[Row], order: Sequence[str], baseline: str, missing: Sequence[Mapping[str, Any]]) -> Part:
+def part(
+    title: str, rows: list[Row], order: Sequence[str], baseline: str, missing: Sequence[Mapping[str, Any]]
+) -> Part:
     """`missing`: labels of the cells that have not run yet, here and elsewhere."""
     metric = rows[0]["metric"]
     higher, quoted = results.higher_is_better(metric, rows), results.quoted(rows, metric)
     here = {(r["task"], r["model"], r["size"]) for r in rows if r["kind"] == "train"}
     waiting = frozenset(m["strategy"] for m in missing if (m["task"], m["model"], m["size"]) in here)
-    found = Part(title, rows, metric, higher, baseline, quoted, lines(quoted, order, baseline, metric, higher), [], waiting)
+    found = Part(
+        title,
+        rows,
+        metric,
+        higher,
+        baseline,
+        quoted,
+        lines(quoted, order, baseline, metric, higher),
+        [],
+        waiting,
+    )
     return found._replace(compared=stats.pairwise(found.scores, higher))
 
 
-def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, metric: str, higher: bool) -> list[Line]:
-    """One line a strategy that has a finished run, at the learning rate that dev chose, in the config's order. A run that failed
-    counts: what is said of a strategy with one has no interval."""
+def lines(
+    quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, metric: str, higher: bool
+) -> list[Line]:
+    """One line a strategy that has a finished run, at the learning rate that dev chose, in the config's
+    order. A run that failed counts: what is said of a strategy with one has no interval."""
     base = _scores(quoted[baseline].rows, metric) if baseline in quoted else {}
     every = sorted({r["seed"] for q in quoted.values() for r in q.rows if r["kind"] == "train"})
     out = []
@@ -66,21 +80,41 @@ def lines(quoted: Mapping[str, Quoted], order: Sequence[str], baseline: str, met
         if not ok:
             continue
         own = scores = _scores(mine, metric)
-        if ok[0]["kind"] != "train" and not ok[0]["size"] and len(mine) == 1:  # it sees all examples, whatever the seed
+        # it sees all examples, whatever the seed
+        if ok[0]["kind"] != "train" and not ok[0]["size"] and len(mine) == 1:
             scores = dict.fromkeys(every or own, *own.values())
         gain = None if name == baseline else stats.paired(scores, base)
-        out.append(Line(
-            name=name, freeze=_word(ok[0].get("freeze")),
-            lr=", ".join(f"{lr:g}" for lr in {r["lr"]: 0 for r in ok if r.get("lr") is not None}),
-            init_from=ok[0].get("init_from") or "", scores=scores, score=stats.summary([x for x in own.values() if math.isfinite(x)]),
-            gain=gain, verdict="baseline" if name == baseline else stats.verdict(gain, higher),
-            share=_median(ok, "trainable_share"), step=_median(ok, "seconds_per_step"),
-            time=_median([{"all": r["steps"] * a_step} for r in ok if r.get("steps") and (a_step := r.get("seconds_per_step"))], "all"),
-            flops=_median(ok, "flops_per_step"), peak=_median([r.get("bytes") or {} for r in ok], "peak"),
-            checkpoint=_median([r.get("bytes") or {} for r in ok], "checkpoint"), forgetting=_forgetting(ok),
-            failed=sum(r["status"] != "ok" for r in mine), reference=ok[0]["kind"] != "train", again=ok[0]["repeat"],
-            chosen=_chosen(ok), quartiles=_quartiles(ok),
-        ))  # fmt: skip
+        out.append(
+            Line(
+                name=name,
+                freeze=_word(ok[0].get("freeze")),
+                lr=", ".join(f"{lr:g}" for lr in {r["lr"]: 0 for r in ok if r.get("lr") is not None}),
+                init_from=ok[0].get("init_from") or "",
+                scores=scores,
+                score=stats.summary([x for x in own.values() if math.isfinite(x)]),
+                gain=gain,
+                verdict="baseline" if name == baseline else stats.verdict(gain, higher),
+                share=_median(ok, "trainable_share"),
+                step=_median(ok, "seconds_per_step"),
+                time=_median(
+                    [
+                        {"all": r["steps"] * a_step}
+                        for r in ok
+                        if r.get("steps") and (a_step := r.get("seconds_per_step"))
+                    ],
+                    "all",
+                ),
+                flops=_median(ok, "flops_per_step"),
+                peak=_median([r.get("bytes") or {} for r in ok], "peak"),
+                checkpoint=_median([r.get("bytes") or {} for r in ok], "checkpoint"),
+                forgetting=_forgetting(ok),
+                failed=sum(r["status"] != "ok" for r in mine),
+                reference=ok[0]["kind"] != "train",
+                again=ok[0]["repeat"],
+                chosen=_chosen(ok),
+                quartiles=_quartiles(ok),
+            )
+        )
     compared = [line for line in out if line.gain]
     for line, gain in zip(compared, [_corrected(line, compared) for line in compared], strict=True):
         line.gain, line.verdict = gain, stats.verdict(gain, higher)
@@ -102,8 +136,9 @@ def _quartiles(rows: Sequence[Row]) -> tuple[float, float] | None:
 
 
 def _noisy(line: Line, reference: Line) -> bool:
-    """Whether a step saves more time than FLOPs, or costs more time for fewer FLOPs, by more than `SLACK`, unless the quartiles of both
-    times bear it out: what FLOPs do not count, such as memory, may be the cause."""
+    """Whether a step saves more time than FLOPs, or costs more time for fewer FLOPs, by more than `SLACK`,
+    unless the quartiles of both times bear it out: what FLOPs do not count, such as memory, may be the
+    cause."""
     if line.step_ratio is None or line.flops_ratio is None:
         return False
     low, high = line.quartiles or (0.0, math.inf)
@@ -114,7 +149,8 @@ def _noisy(line: Line, reference: Line) -> bool:
 
 
 def _corrected(line: Line, compared: Sequence[Line]) -> stats.Difference | None:
-    """Its difference to the baseline, for the number of rows that are compared with it; a copy stands in for what it copies."""
+    """Its difference to the baseline, for the number of rows that are compared with it; a copy stands in for
+    what it copies."""
     mine = (line.name, line.name.removesuffix(AGAIN))
     return stats.corrected([line.gain, *(x.gain for x in compared if not x.again and x.name not in mine)])[0]
 

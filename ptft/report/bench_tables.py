@@ -13,7 +13,11 @@ from ptft.report.bench_part import Part
 from ptft.report.cost_panels import Line
 
 # Of a table that has to fit a terminal.
-SHORT = {"cannot be told apart": "not told apart", "one seed: no interval": "one seed", "a run failed: no interval": "a run failed"}
+SHORT = {
+    "cannot be told apart": "not told apart",
+    "one seed: no interval": "one seed",
+    "a run failed: no interval": "a run failed",
+}
 
 
 def row(line: Line, part: Part) -> dict[str, Any]:
@@ -24,15 +28,18 @@ def row(line: Line, part: Part) -> dict[str, Any]:
     gain = line.gain if line.gain and math.isfinite(line.gain.mean) else None
     score = f"{line.score.mean:.3f}" if line.failed else format.plus_minus(line.score)
     return {
-        "name": line.name, "again": line.again, "detail": ", ".join(filter(None, [freeze, start, line.chosen])),
+        "name": line.name, "again": line.again,
+        "detail": ", ".join(filter(None, [freeze, start, line.chosen])),
         "lr": (line.lr or "–") + (f" ({end} tried)" if (end := statements.edge(part, line.name)) else ""),
         "seeds": seeds(line), "score": score + of, "median": f"{line.score.median:.3f}",
         "boot": f"[{boot[0]:.3f},\N{NO-BREAK SPACE}{boot[1]:.3f}]" if boot else "",
         "rank": "–" if line.rank is None else f"{line.rank:.1f}",
-        "gain": "–" if gain is None else format.sign(gain.mean), "range": format.interval(gain), "verdict": line.verdict,
+        "gain": "–" if gain is None else format.sign(gain.mean), "range": format.interval(gain),
+        "verdict": line.verdict,
         "gain_boot": format.between(*gain.boot) if gain and gain.boot and gain.half else "",
         "share": format.percent(line.share), "step": _time(line), "step_ratio": _time_share(line),
-        "time": format.seconds(line.time), "flops": format.times(line.flops_ratio), "peak": format.size(line.peak),
+        "time": format.seconds(line.time), "flops": format.times(line.flops_ratio),
+        "peak": format.size(line.peak),
         "peak_ratio": format.times(line.peak_ratio), "short": SHORT.get(line.verdict, line.verdict),
         "half": "" if gain is None else format.plus_minus_signed(gain),
         "checkpoint": format.size(line.checkpoint), "strip": _strip(line, *_strip_limits(part.lines)),
@@ -72,11 +79,17 @@ def pairs(part: Part) -> dict[str, Any] | None:
             other = statements.turned(p.verdict) if factor < 0 else p.verdict
             known = p.difference is not None and math.isfinite(p.difference.mean)
             text = format.sign(factor * p.difference.mean) if known and p.difference else "–"
-            adjusted = "" if p.difference is None or p.difference.adjusted is None else f", p = {p.difference.adjusted:.2g}"
+            adjusted = (
+                ""
+                if p.difference is None or p.difference.adjusted is None
+                else f", p = {p.difference.adjusted:.2g}"
+            )
             cells[a, b] = {"text": text, "verdict": other, "title": f"{a} less {b}: {other}{adjusted}"}
     names = list(part.scores)
     apart = sum(p.verdict in ("better", "worse") for p in found)
-    rest = f"; {len(found) - tested} have too few common seeds, or a failed run" if tested < len(found) else ""
+    rest = (
+        f"; {len(found) - tested} have too few common seeds, or a failed run" if tested < len(found) else ""
+    )
     return {
         "names": names,
         "rows": [{"name": a, "cells": [cells.get((a, b)) for b in names]} for a in names],
@@ -91,7 +104,10 @@ def commands(part: Part) -> list[dict[str, Any]]:
         for row in quoted.rows:
             if parsed := re.fullmatch(r"(.*) --only (\w+) --workdir \S+", row.get("command") or ""):
                 found.setdefault(parsed[1], {}).setdefault(name, []).append(f"seed {row['seed']} {parsed[2]}")
-    return [{"command": f"{command} --only HASH --workdir runs/HASH", "rows": list(rows.items())} for command, rows in found.items()]
+    return [
+        {"command": f"{command} --only HASH --workdir runs/HASH", "rows": list(rows.items())}
+        for command, rows in found.items()
+    ]
 
 
 def _strip_limits(lines: Sequence[Line]) -> tuple[float, float]:
@@ -113,6 +129,12 @@ def _strip(line: Line, low: float, high: float, width: int = 130) -> Markup:
     parts = [f'<line class="rail" x1="0" x2="{width}" y1="9" y2="9"/>']
     if line.score.lo is not None and line.score.hi is not None and not line.failed:
         parts.append(f'<line class="range" x1="{x(line.score.lo)}" x2="{x(line.score.hi)}" y1="9" y2="9"/>')
-    parts += [f'<circle cx="{x(v)}" cy="9" r="3"><title>seed {seed}: {v:.4f}</title></circle>' for seed, v in line.finished.items()]
+    parts += [
+        f'<circle cx="{x(v)}" cy="9" r="3"><title>seed {seed}: {v:.4f}</title></circle>'
+        for seed, v in line.finished.items()
+    ]
     parts.append(f'<line class="mean" x1="{x(line.score.mean)}" x2="{x(line.score.mean)}" y1="2" y2="16"/>')
-    return Markup(f'<svg class="strip" viewBox="0 0 {width} 18" role="img" aria-label="seeds">{"".join(parts)}</svg>')  # numbers only
+    # numbers only
+    return Markup(
+        f'<svg class="strip" viewBox="0 0 {width} 18" role="img" aria-label="seeds">{"".join(parts)}</svg>'
+    )

@@ -42,7 +42,8 @@ class Line:
     flops_ratio: float | None = None
     peak_ratio: float | None = None
     quartiles: tuple[float, float] | None = None  # of the seconds a step; rows of older versions have none
-    noisy: bool = False  # the share of time contradicts the share of FLOPs, and its spread leaves room for both
+    # the share of time contradicts the share of FLOPs, and its spread leaves room for both
+    noisy: bool = False
 
     @property
     def finished(self) -> dict[int, float]:
@@ -50,7 +51,8 @@ class Line:
 
 
 class CostPanel:
-    """Quality against one cost: a point, an interval and a name for every strategy, and the best that can be had for a cost."""
+    """Quality against one cost: a point, an interval and a name for every strategy, and the best that can be
+    had for a cost."""
 
     words = ""  # of the cost axis
 
@@ -58,10 +60,17 @@ class CostPanel:
         self.metric, self.baseline, self.higher = metric, baseline, higher
         known = [line for line in lines if self.x(line) is not None]
         started = [line for line in known if line.init_from]
-        means, seeds = [line.score.mean for line in started], [v for line in started for v in line.finished.values()]
+        means, seeds = (
+            [line.score.mean for line in started],
+            [v for line in started for v in line.finished.values()],
+        )
         far = 1.5 * (max(means) - min(means)) if len(means) > 2 else math.inf
         # What starts from random weights may lie so far off that nothing else could be seen.
-        self.left_out = [x for x in known if seeds and not x.init_from and max(min(seeds) - x.score.mean, x.score.mean - max(seeds)) > far]
+        self.left_out = [
+            x
+            for x in known
+            if seeds and not x.init_from and max(min(seeds) - x.score.mean, x.score.mean - max(seeds)) > far
+        ]
         self.lines = [line for line in known if line not in self.left_out]
 
     def x(self, line: Line) -> float | None:
@@ -85,7 +94,16 @@ class CostPanel:
             x, y = self.x(line) or 0, line.score.mean
             if not line.failed:
                 figures.interval(ax, x, line.score, shown, ACCENT, 1.4)
-            ax.plot([x], [y], "o", ms=6.5, mec=ACCENT, mew=1.5, mfc=ACCENT if line.init_from or not self.mixed else "white", zorder=3)
+            ax.plot(
+                [x],
+                [y],
+                "o",
+                ms=6.5,
+                mec=ACCENT,
+                mew=1.5,
+                mfc=ACCENT if line.init_from or not self.mixed else "white",
+                zorder=3,
+            )
         self.scale(ax)
         ax.margins(y=0.14)
         self.frontier(ax)
@@ -94,14 +112,20 @@ class CostPanel:
 
     def frontier(self, ax: Axes) -> None:
         """The best mean that can be had for a cost (Pareto), and the interval of what has it."""
-        known = sorted((line for line in self.lines if not line.again and not line.failed), key=lambda line: self.x(line) or 0)
+        known = sorted(
+            (line for line in self.lines if not line.again and not line.failed),
+            key=lambda line: self.x(line) or 0,
+        )
         if len(known) < 2:
             return
         held: list[stats.Summary] = []
         for line in known:
             gain = line.score.mean - held[-1].mean if held else 0.0
             held.append(line.score if not held or (gain > 0 if self.higher else gain < 0) else held[-1])
-        ends = [[s.mean, s.mean if s.lo is None else s.lo, s.mean if s.hi is None else s.hi] for s in [*held, held[-1]]]
+        ends = [
+            [s.mean, s.mean if s.lo is None else s.lo, s.mean if s.hi is None else s.hi]
+            for s in [*held, held[-1]]
+        ]
         xs = np.array([self.x(line) or 0 for line in known] + [ax.get_xlim()[1]])
         mean, low, high = np.array(ends).T
         limits = ax.get_ylim()
@@ -173,7 +197,8 @@ COSTS = (SharePanel, FlopsPanel, TimePanel, MemoryPanel, CheckpointPanel, Forget
 
 
 def _place_labels(ax: Axes, points: list[tuple[str, Any, stats.Summary]]) -> None:
-    """Names beside their points, where they hide no point, interval or other name; a thin line where that is not beside."""
+    """Names beside their points, where they hide no point, interval or other name; a thin line where that is
+    not beside."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     unit = figure.dpi / 72  # pixels a typographic point; sizes below are typographic
@@ -184,7 +209,8 @@ def _place_labels(ax: Axes, points: list[tuple[str, Any, stats.Summary]]) -> Non
             low, high = (ax.transData.transform((x, y))[1] / unit for y in (score.lo, score.hi))
             taken.append((px - 2, low, px + 2, high))
     x0, y0, x1, y1 = np.array(ax.bbox.extents) / unit
-    halo = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}  # keeps the baseline's dashes out of a name
+    # keeps the baseline's dashes out of a name
+    halo = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
     for i in np.argsort([-spot[1] for spot in spots]):
         (name, x, score), (px, py) = points[i], spots[i]
         probe = ax.text(0, 0, name, fontsize=9)
@@ -198,7 +224,11 @@ def _place_labels(ax: Axes, points: list[tuple[str, Any, stats.Summary]]) -> Non
                 cx = px + np.cos(angle) * (w / 2 + 9 + radius)
                 cy = py + np.sin(angle) * (h / 2 + 7 + radius)
                 a = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-                hidden = sum(max(0, min(a[2], b[2]) - max(a[0], b[0]) + 2) * max(0, min(a[3], b[3]) - max(a[1], b[1]) + 1) for b in taken)
+                hidden = sum(
+                    max(0, min(a[2], b[2]) - max(a[0], b[0]) + 2)
+                    * max(0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
+                    for b in taken
+                )
                 outside = max(0, x0 - a[0]) + max(0, a[2] - x1) + max(0, y0 - a[1]) + max(0, a[3] - y1)
                 price = 50 * hidden + 200 * outside + radius + 4 * (1 - np.cos(angle))
                 if best is None or price < best[0]:
@@ -208,8 +238,22 @@ def _place_labels(ax: Axes, points: list[tuple[str, Any, stats.Summary]]) -> Non
         taken.append(best[1])
         cx, cy = (left + right) / 2, (bottom + top) / 2
         near_x, near_y = float(np.clip(px, left, right)), float(np.clip(py, bottom, top))
-        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "color": INK, "bbox": halo, "zorder": 1}
+        style: dict[str, Any] = {
+            "ha": "center",
+            "va": "center",
+            "fontsize": 9,
+            "color": INK,
+            "bbox": halo,
+            "zorder": 1,
+        }
         ax.annotate(name, (x, score.mean), (cx - px, cy - py), textcoords="offset points", **style)
         if math.hypot(near_x - px, near_y - py) > 14:
             line = {"arrowstyle": "-", "lw": 0.6, "color": QUIET, "shrinkA": 0, "shrinkB": 5}
-            ax.annotate("", (x, score.mean), (near_x - px, near_y - py), textcoords="offset points", arrowprops=line, zorder=1)
+            ax.annotate(
+                "",
+                (x, score.mean),
+                (near_x - px, near_y - py),
+                textcoords="offset points",
+                arrowprops=line,
+                zorder=1,
+            )

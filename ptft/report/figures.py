@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from ptft.bench import stats
 
-INK, QUIET, ACCENT, BAD = "#1f2328", "#848b93", "#22618f", "#a33a2a"  # in the page, CSS variables take their place: light, dark and print
+# in the page, CSS variables take their place: light, dark and print
+INK, QUIET, ACCENT, BAD = "#1f2328", "#848b93", "#22618f", "#a33a2a"
 SIZE = (4.8, 3.7)  # of a panel in the page, inches, where it has none of its own
 _VARIABLES = {INK: "var(--ink)", QUIET: "var(--quiet)", ACCENT: "var(--accent)", BAD: "var(--bad)"}
 
@@ -24,7 +25,8 @@ def style(ax: Axes) -> None:
 
 
 def limits(values: Sequence[float], intervals: Sequence[stats.Summary]) -> tuple[float, float]:
-    """What an axis shows: all values, and of their intervals as much as leaves the values two thirds of it or more."""
+    """What an axis shows: all values, and of their intervals as much as leaves the values two thirds of it or
+    more."""
     low, high = min(values), max(values)
     room = (high - low) / 4 or 0.01
     ends = [low, high, *(end for s in intervals for end in (s.lo, s.hi) if end is not None)]
@@ -33,11 +35,20 @@ def limits(values: Sequence[float], intervals: Sequence[stats.Summary]) -> tuple
     return max(low - room, min(ends)), min(high + room, max(ends))
 
 
-def interval(ax: Axes, x: float, s: stats.Summary, shown: tuple[float, float], color: str, width: float) -> None:
+def interval(
+    ax: Axes, x: float, s: stats.Summary, shown: tuple[float, float], color: str, width: float
+) -> None:
     """A 95 % interval, with an arrowhead where it goes on beyond what is shown."""
     if s.lo is None or s.hi is None:
         return
-    ax.plot([x, x], [max(s.lo, shown[0]), min(s.hi, shown[1])], color=color, lw=width, solid_capstyle="butt", zorder=2)
+    ax.plot(
+        [x, x],
+        [max(s.lo, shown[0]), min(s.hi, shown[1])],
+        color=color,
+        lw=width,
+        solid_capstyle="butt",
+        zorder=2,
+    )
     for end, edge, marker in ((s.lo < shown[0], shown[0], "v"), (s.hi > shown[1], shown[1], "^")):
         if end:
             ax.plot([x], [edge], marker, color=color, ms=4, mew=0, clip_on=False, zorder=2)
@@ -65,7 +76,9 @@ def png(panels: Sequence[Sequence[Any]]) -> bytes:
     rows: list[list[Any]] = []
     for row in panels:
         narrow = [panel for panel in row if not broad(panel)]
-        rows += [narrow[i : i + 2] for i in range(0, len(narrow), 2)] + [[panel] for panel in row if panel not in narrow]
+        rows += [narrow[i : i + 2] for i in range(0, len(narrow), 2)] + [
+            [panel] for panel in row if panel not in narrow
+        ]
     heights = [max(getattr(panel, "size", SIZE)[1] * 4.2 / SIZE[1] for panel in row) for row in rows] or [4.2]
     figure = Figure(figsize=(10.5, sum(heights)), dpi=150, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr,call-arg]
@@ -75,7 +88,9 @@ def png(panels: Sequence[Sequence[Any]]) -> bytes:
         empty.axis("off")
         empty.text(0, 0.5, "no finished run", color=QUIET)
     places = {
-        panel: figure.add_subplot(grid[y, :] if broad(panel) else grid[y, x]) for y, row in enumerate(rows) for x, panel in enumerate(row)
+        panel: figure.add_subplot(grid[y, :] if broad(panel) else grid[y, x])
+        for y, row in enumerate(rows)
+        for x, panel in enumerate(row)
     }
     _draw(figure, places)
     out = io.BytesIO()
@@ -103,4 +118,5 @@ def svg(panel: Any) -> Markup:
     text = text.replace("fill: #ffffff", "fill: var(--paper)")
     for gid, title in getattr(panel, "titles", {}).items():
         text = text.replace(f'<g id="{gid}">', f"<g><title>{escape(title)}</title>")
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(panel.metric)}"', 1))  # our own drawing
+    # our own drawing
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(panel.metric)}"', 1))

@@ -11,7 +11,8 @@ from ptft.core.errors import UserError
 
 
 def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[str, Path]:
-    """Writes the report of a run's folder, or of one or several benchmarks', into the first of them, or into `to`.
+    """Writes the report of a run's folder, or of one or several benchmarks', into the first of them, or into
+    `to`.
 
     Args:
       table: also every cell of a benchmark as a line of report.csv.
@@ -23,15 +24,22 @@ def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[s
     folders = tuple(map(Path, folders))
     for folder in folders:
         if not results.is_bench(folder) and not ((folder / "metrics.jsonl").is_file() and len(folders) == 1):
-            names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:20] if folder.is_dir() else []
+            names = (
+                sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:20] if folder.is_dir() else []
+            )
             there = "it is empty" if folder.is_dir() else "the folder does not exist"
             there = f"there is: {', '.join(names)}" if names else there
             one = " or metrics.jsonl (of ptft train)" if len(folders) == 1 else "; only benchmarks are merged"
             if (folder / "tune.json").is_file():
-                raise UserError(f"{folder}: a search has no report; `ptft tune` prints its trials, and tune.json has all of them")
+                raise UserError(
+                    f"{folder}: a search has no report; `ptft tune` prints its trials, and tune.json has all "
+                    "of them"
+                )
             raise UserError(f"{folder}: expected bench.json and cells/ (of ptft bench){one}; {there}")
     if table and not results.is_bench(folders[0]):
-        raise UserError(f"{folders[0]}: --csv is of benchmarks; a run's numbers are lines of JSON, in metrics.jsonl")
+        raise UserError(
+            f"{folders[0]}: --csv is of benchmarks; a run's numbers are lines of JSON, in metrics.jsonl"
+        )
     # To draw is a second to import: a mistake is told at once.
     import jinja2
 
@@ -43,9 +51,16 @@ def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[s
     paths = {kind: into / f"report.{kind}" for kind in ("md", "png", "html")}
     paths["png"].write_bytes(figures.png(panels))
     paths["md"].write_text(markdown.write(page), encoding="utf-8")
-    env = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     for section, its_panels in zip(page["sections"], panels, strict=True):
-        section["figures"] = [{"svg": figures.svg(panel), "broad": figures.broad(panel)} for panel in its_panels]
+        section["figures"] = [
+            {"svg": figures.svg(panel), "broad": figures.broad(panel)} for panel in its_panels
+        ]
     paths["html"].write_text(env.get_template("page.html.j2").render(page), encoding="utf-8")
     if table:
         paths["csv"] = into / "report.csv"

@@ -84,7 +84,10 @@ def distinct(items: Any) -> list[dict[str, Any]]:
 
 
 def facts(
-    versions: Sequence[Mapping[str, Any]], places: Sequence[Mapping[str, Any]], config_hash: str | None, command: str | None
+    versions: Sequence[Mapping[str, Any]],
+    places: Sequence[Mapping[str, Any]],
+    config_hash: str | None,
+    command: str | None,
 ) -> list[tuple[str, str]]:
     found = [("command", command), ("config", config_hash)]
     found += [("device", ", ".join(f"{k} {v}" for k, v in place.items())) for place in places]

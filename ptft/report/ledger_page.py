@@ -1,4 +1,5 @@
-"""The freeze ledger as a page: layers by parameters, as a picture, a small table, sentences, and every tensor in words."""
+"""The freeze ledger as a page: layers by parameters, as a picture, a small table, sentences, and every tensor
+in words."""
 
 import math
 import re
@@ -40,14 +41,17 @@ def parts(rows: Sequence[Mapping[str, Any]]) -> list[Part]:
         part = found.setdefault(kind, Part([], {}))
         part.layers.setdefault(layer, {}).setdefault(column, []).append(dict(row))
     for part in found.values():
-        part.layers = dict(sorted(part.layers.items(), key=lambda item: int("0" + re.sub(r"\D", "", item[0]))))
+        part.layers = dict(
+            sorted(part.layers.items(), key=lambda item: int("0" + re.sub(r"\D", "", item[0])))
+        )
         part.columns = sorted(dict.fromkeys(c for layer in part.layers.values() for c in layer), key=_order)
     order = {"embeddings": 0, "block": 1, "head": 3}
     return [found[kind] for kind in sorted(found, key=lambda kind: order.get(kind, 2))]
 
 
 def _place(name: str) -> tuple[str, str, str]:
-    """(kind of layer, layer, column): "backbone/block_3/ffn/up/bias" -> ("block", "block 3", "ffn/up/bias")."""
+    """(kind of layer, layer, column): "backbone/block_3/ffn/up/bias" -> ("block", "block 3",
+    "ffn/up/bias")."""
     root, layer, *rest = name.split("/")
     if root == "head":
         return "head", "head", "/".join([layer, *rest])
@@ -56,7 +60,8 @@ def _place(name: str) -> tuple[str, str, str]:
 
 
 def _added(parts: Sequence[str]) -> str:
-    """["attention", "query", "lora", "a"] -> "attention/query/query lora/a"; what lies inside the tensor itself: " in part"."""
+    """["attention", "query", "lora", "a"] -> "attention/query/query lora/a"; what lies inside the tensor
+    itself: " in part"."""
     *site, kind, leaf = parts
     if kind in adapters.kinds() and adapters.kinds()[kind].inside("/".join(site)):
         return "/".join(site) + " in part"
@@ -73,7 +78,8 @@ def verdict(cell: Sequence[Mapping[str, Any]]) -> str:
 
 
 def relative(cell: Sequence[Mapping[str, Any]]) -> float | None:
-    """The largest change of an element by the largest element before; None: all were zero, or nothing moved."""
+    """The largest change of an element by the largest element before; None: all were zero, or nothing
+    moved."""
     return max((r["relative"] for r in cell if r["relative"]), default=None)
 
 
@@ -86,11 +92,19 @@ def section(ledger: Mapping[str, Any]) -> dict[str, Any]:
             moved = [r for r in rows if r["before"] != r["after"]]
             most = max(moved, key=lambda r: r["relative"] or 0, default=None)
             where = most and label(_place(most["name"])[2])
-            table.append({"name": layer, "cells": [str(len(moved)), str(len(rows) - len(moved)), _change(most), where or "–"]})
+            table.append(
+                {
+                    "name": layer,
+                    "cells": [str(len(moved)), str(len(rows) - len(moved)), _change(most), where or "–"],
+                }
+            )
     return {
         "kind": "run", "task": "What moved", "lead": sentences(ledger), "table": table,
         "columns": ["moved", "the same", "largest change", "in"],
-        "caption": "Every tensor by the largest change of an element, relative to its largest element before; hatched: frozen.",
+        "caption": (
+            "Every tensor by the largest change of an element, relative to its largest element before; "
+            "hatched: frozen."
+        ),
         "all": [{"name": r["name"], "cells": [r["verdict"], _change(r), r["rule"]]} for r in ledger["rows"]],
     }  # fmt: skip
 
@@ -104,7 +118,9 @@ def _change(row: Mapping[str, Any] | None) -> str:
 def sentences(ledger: Mapping[str, Any]) -> list[str]:
     rows, optimizer = ledger["rows"], ledger["optimizer"]
     moved, same = (sum(r["verdict"] == v for r in rows) for v in ("moved", "frozen, the same"))
-    proof = f"{moved} tensors moved; " + (f"{same} were frozen and are the same to the bit." if same else "none was frozen all along.")
+    proof = f"{moved} tensors moved; " + (
+        f"{same} were frozen and are the same to the bit." if same else "none was frozen all along."
+    )
     say = [f"The freeze held: {proof}" if ledger["holds"] else f"The freeze did not hold. {proof}"]
     for what, names in (
         ("Frozen, but moved", ledger["frozen_moved"]),
@@ -153,7 +169,11 @@ class LedgerPanel:
             y += self._head(part)
             width, upright = self._width(part), self._upright(part)
             for i, column in enumerate(part.columns):
-                turned = {"rotation": 90, "ha": "center", "va": "bottom"} if upright else {"ha": "center", "va": "bottom"}
+                turned = (
+                    {"rotation": 90, "ha": "center", "va": "bottom"}
+                    if upright
+                    else {"ha": "center", "va": "bottom"}
+                )
                 ax.text(MARGIN + (i + 0.5) * width, y - 2, label(column), fontsize=6.5, color=QUIET, **turned)  # type: ignore[arg-type]
             for layer, cells in part.layers.items():
                 ax.text(MARGIN - 4, y + CELL / 2, layer, fontsize=7, color=INK, ha="right", va="center")
@@ -187,7 +207,16 @@ class LedgerPanel:
             style |= {"facecolor": BAD}
         else:
             style |= {"edgecolor": BAD, "lw": 1.2}
-            ax.text(x + width / 2, y + CELL / 2, "!", fontsize=8, color=BAD, ha="center", va="center", weight="bold")
+            ax.text(
+                x + width / 2,
+                y + CELL / 2,
+                "!",
+                fontsize=8,
+                color=BAD,
+                ha="center",
+                va="center",
+                weight="bold",
+            )
         return ax.add_patch(Rectangle((x + 0.8, y + 0.8), max(width - 1.6, 0.5), CELL - 1.6, **style))  # type: ignore[return-value]
 
     def _legend(self, ax: Axes, y: float) -> None:
@@ -198,7 +227,12 @@ class LedgerPanel:
         x, y = MARGIN, y + 1.2 * CELL
         for what in ["from zero"] * self.from_zero + self.legend:
             self._box(ax, x, y, 12, "moved" if what == "from zero" else what, None)
-            x = self._word(ax, x, y, {"frozen, the same": "frozen", "trainable, but did not move": "did not move"}.get(what, what))
+            x = self._word(
+                ax,
+                x,
+                y,
+                {"frozen, the same": "frozen", "trainable, but did not move": "did not move"}.get(what, what),
+            )
 
     def _word(self, ax: Axes, x: float, y: float, text: str) -> float:
         ax.text(x + 14, y + CELL / 2, text, fontsize=7, color=INK, ha="left", va="center")

@@ -55,8 +55,9 @@ def _main_table(s: dict[str, Any]) -> list[str]:
     head = ["strategy", f"test {s['metric']}", f"to {base}", "verdict", "FLOPs", "memory"]
     keys = ["name", "score", "half", "short", "flops", "peak_ratio"]
     said = (
-        "± is a 95 % confidence interval over seeds, for one comparison alone; verdicts are corrected for all "
-        f"comparisons. No ± where all seeds give the same. FLOPs and memory are per step, relative to {base}."
+        "± is a 95 % confidence interval over seeds, for one comparison alone; verdicts are corrected for "
+        "all comparisons. No ± where all seeds give the same. FLOPs and memory are per step, relative to "
+        f"{base}."
     )
     return [
         *_aligned(head, [[r[key] for key in keys] for r in s["table"] if not r["again"]]),

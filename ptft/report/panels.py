@@ -35,7 +35,9 @@ class SmallMultiples:
         for i, name in enumerate(self.curves):
             row, column = divmod(i, self.columns)
             width, height = 1 / self.columns, 1 / self.rows
-            small = ax.inset_axes((column * width + 0.02, 1 - (row + 1) * height + 0.28 * height, width - 0.035, 0.55 * height))
+            small = ax.inset_axes(
+                (column * width + 0.02, 1 - (row + 1) * height + 0.28 * height, width - 0.035, 0.55 * height)
+            )
             style(small)
             small.set_ylim(low - room, high + room)
             small.yaxis.set_major_locator(MaxNLocator(3))
@@ -61,7 +63,12 @@ def _bars(ax: Axes, points: Mapping[float, stats.Summary], color: str) -> None:
 class RatePanel(SmallMultiples):
     """What dev says of the learning rates that each strategy tried; the chosen one has a ring."""
 
-    def __init__(self, tried: Mapping[str, Mapping[float, Mapping[int, float]]], chosen: Mapping[str, float | None], metric: str):
+    def __init__(
+        self,
+        tried: Mapping[str, Mapping[float, Mapping[int, float]]],
+        chosen: Mapping[str, float | None],
+        metric: str,
+    ):
         curves: dict[str, dict[float, stats.Summary]] = {name: {} for name in tried}
         for name, its in tried.items():
             for lr, seeds in its.items():
@@ -83,7 +90,10 @@ class SizePanel(SmallMultiples):
     def __init__(self, curves: Mapping[str, Mapping[float, stats.Summary]], baseline: str, metric: str):
         largest = max((x for its in curves.values() for x in its if math.isfinite(x)), default=1)
         # "all" has no number: it stands where ten times the largest would.
-        placed = {n: {x if math.isfinite(x) else 10 * largest: s for x, s in its.items()} for n, its in curves.items()}
+        placed = {
+            n: {x if math.isfinite(x) else 10 * largest: s for x, s in its.items()}
+            for n, its in curves.items()
+        }
         super().__init__(placed, f"test {metric} by number of training examples")
         self.all, self.baseline = 10 * largest, baseline
 
@@ -96,13 +106,21 @@ class SizePanel(SmallMultiples):
 
 
 class DriftPanel:
-    """Strategies by layers; the darker, the further a layer moved, on a logarithmic scale. Blank: not by a bit."""
+    """Strategies by layers; the darker, the further a layer moved, on a logarithmic scale. Blank: not by a
+    bit."""
 
     def __init__(self, drift: Mapping[str, Mapping[str, float]]):
         def order(layer: str) -> tuple[int, int]:
-            return (1, int(layer[6:])) if re.fullmatch(r"block_\d+", layer) else (0 if layer.startswith("embed") else 2, 0)
+            return (
+                (1, int(layer[6:]))
+                if re.fullmatch(r"block_\d+", layer)
+                else (0 if layer.startswith("embed") else 2, 0)
+            )
 
-        self.metric = "how far each layer moved: largest change / largest element, median over its tensors (where there is any)"
+        self.metric = (
+            "how far each layer moved: largest change / largest element, median over its tensors (where "
+            "there is any)"
+        )
         self.drift, self.layers = drift, sorted({layer for its in drift.values() for layer in its}, key=order)
         self.size = (9.8, 1.1 + 0.26 * len(drift))
 
@@ -113,13 +131,25 @@ class DriftPanel:
             for x, layer in enumerate(self.layers):
                 if (v := its.get(layer, 0.0)) > 0:
                     shade = 0.12 + 0.6 * ((math.log(v) - low) / (high - low) if high > low else 1)
-                    ax.add_patch(Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=ACCENT, alpha=shade, lw=0))
-                    ax.text(x + 0.5, y + 0.5, f"{100 * v:.2g} %", ha="center", va="center", fontsize=7.5, color=INK)
+                    ax.add_patch(
+                        Rectangle((x + 0.03, y + 0.06), 0.94, 0.88, facecolor=ACCENT, alpha=shade, lw=0)
+                    )
+                    ax.text(
+                        x + 0.5,
+                        y + 0.5,
+                        f"{100 * v:.2g} %",
+                        ha="center",
+                        va="center",
+                        fontsize=7.5,
+                        color=INK,
+                    )
         ax.set_xlim(0, len(self.layers))
         ax.set_ylim(len(self.drift), 0)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
-        ax.set_xticks([x + 0.5 for x in range(len(self.layers))], [layer.replace("_", " ") for layer in self.layers])
+        ax.set_xticks(
+            [x + 0.5 for x in range(len(self.layers))], [layer.replace("_", " ") for layer in self.layers]
+        )
         ax.set_yticks([y + 0.5 for y in range(len(self.drift))], list(self.drift))
         ax.set_title(self.metric, loc="left", fontsize=9.5, color=INK)
 

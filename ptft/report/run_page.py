@@ -14,7 +14,9 @@ def page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
     rows = _read_lines(folder / "metrics.jsonl")
     for i, row in enumerate(rows):
         if not isinstance(row.get("step"), int) or not isinstance(row.get("split"), str):
-            raise UserError(f"{folder / 'metrics.jsonl'}:{i + 1}: expected a step and a split, got {json.dumps(row)[:80]}")
+            raise UserError(
+                f"{folder / 'metrics.jsonl'}:{i + 1}: expected a step and a split, got {json.dumps(row)[:80]}"
+            )
     result, run, config = (_json(folder / f"{name}.json") for name in ("result", "run", "config"))
     ledger = _json(folder / "freeze_ledger.json")
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}  # metric -> split -> points
@@ -22,32 +24,57 @@ def page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
         for key, value in row.items():
             if key.endswith(("loss", "accuracy", "f1", "matthews")) and isinstance(value, int | float):
                 curves.setdefault(key, {}).setdefault(row["split"], []).append((row["step"], value))
-    curves = {key: splits for key, splits in curves.items() if any(len(points) > 1 for points in splits.values())}
+    curves = {
+        key: splits for key, splits in curves.items() if any(len(points) > 1 for points in splits.values())
+    }
     last = {row["split"]: row for row in rows if row["split"] != "train"}
     splits = {name: result.get(name) or last.get(name) or {} for name in ("dev", "test")}
     splits = {name: values for name, values in splits.items() if values}
-    numbers = dict.fromkeys(k for v in splits.values() for k in v if k not in ("step", "split") and format.plain(v[k]))
+    numbers = dict.fromkeys(
+        k for v in splits.values() for k in v if k not in ("step", "split") and format.plain(v[k])
+    )
     lead = []
     if result:
-        steps, pace = format.count(result.get("steps", 0), "step"), format.seconds(result.get("seconds_per_step"))
-        lead.append(f"{steps} in {format.seconds(result.get('seconds'))} with evaluations and checkpoints, {pace} a step.")
+        steps, pace = (
+            format.count(result.get("steps", 0), "step"),
+            format.seconds(result.get("seconds_per_step")),
+        )
+        lead.append(
+            f"{steps} in {format.seconds(result.get('seconds'))} with evaluations and checkpoints, {pace} a "
+            "step."
+        )
         if result.get("total"):
             share = format.percent(result["trainable"] / result["total"])
             lead[0] += f" {result['trainable']:,} of {result['total']:,} parameters moved ({share})."
         if result.get("flops_per_step"):
             lead[0] += f" A step costs {result['flops_per_step'] / 1e9:.3g} GFLOP."
-        lead += [f"The numbers are of step {result['best_step']:,}, the best on dev."] if result.get("chosen_by") else []
+        lead += (
+            [f"The numbers are of step {result['best_step']:,}, the best on dev."]
+            if result.get("chosen_by")
+            else []
+        )
     else:
-        lead.append(f"Not finished: the newest line is of step {rows[-1]['step']:,}." if rows else "Nothing has been logged yet.")
+        lead.append(
+            f"Not finished: the newest line is of step {rows[-1]['step']:,}."
+            if rows
+            else "Nothing has been logged yet."
+        )
     if "freeze" in config:
         lead.insert(0, _what(config, ledger.get("phases", ())))
     section = {
-        "kind": "run", "task": "", "lead": lead, "columns": list(splits),
+        "kind": "run",
+        "task": "",
+        "lead": lead,
+        "columns": list(splits),
         "caption": "Training curves; where there are many points, the line is their running mean.",
-        "table": [{"name": k, "cells": [f"{v[k]:.4f}" if format.plain(v.get(k)) else "–" for v in splits.values()]} for k in numbers],
-    }  # fmt: skip
+        "table": [
+            {"name": k, "cells": [f"{v[k]:.4f}" if format.plain(v.get(k)) else "–" for v in splits.values()]}
+            for k in numbers
+        ],
+    }
     page: dict[str, Any] = {
-        "kind": "run", "title": folder.resolve().name, "subtitle": "one training run", "sections": [section], "notes": [], "failed": [],
+        "kind": "run", "title": folder.resolve().name, "subtitle": "one training run", "sections": [section],
+        "notes": [], "failed": [],
         "facts": format.facts(
             format.distinct([result.get("versions") or run.get("versions")]),
             format.distinct([result.get("device") or run.get("device")]),
@@ -64,9 +91,15 @@ def page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
 def _what(config: dict[str, Any], phases: Sequence[dict[str, Any]]) -> str:
     """What moved, from what start, and what was frozen in fewer bits."""
     name = config["freeze"] if isinstance(config["freeze"], str) else "a list of rules"
-    said = [f"freeze: {name}", f"from {config['init_from']}" if config.get("init_from") else "from random weights"]
+    said = [
+        f"freeze: {name}",
+        f"from {config['init_from']}" if config.get("init_from") else "from random weights",
+    ]
     if len(phases) > 1 or any(p["strategy"] != config["freeze"] for p in phases):
-        when = [f"{p['strategy']} from step {p['began']}" if p["began"] is not None else f"{p['strategy']} never" for p in phases]
+        when = [
+            f"{p['strategy']} from step {p['began']}" if p["began"] is not None else f"{p['strategy']} never"
+            for p in phases
+        ]
         said.append(f"phases: {', '.join(when)}")
     if config.get("frozen_dtype", "float32") != "float32":
         said.append(f"frozen matrices in {config['frozen_dtype']}")
@@ -80,9 +113,13 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as e:
-            raise UserError(f"{path}:{i + 1}: not a line of JSON ({e}); remove the line or restore the file") from None
+            raise UserError(
+                f"{path}:{i + 1}: not a line of JSON ({e}); remove the line or restore the file"
+            ) from None
         if not isinstance(row, dict):
-            raise UserError(f"{path}:{i + 1}: expected a JSON object, got {line[:80].decode(errors='replace')}")
+            raise UserError(
+                f"{path}:{i + 1}: expected a JSON object, got {line[:80].decode(errors='replace')}"
+            )
         rows.append(row)
     return rows
 

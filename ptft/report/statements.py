@@ -19,8 +19,15 @@ def unequal(part: Part) -> list[str]:
     """A warning where means are over other seeds than differences."""
     seeds = {x.name: set(x.scores) for x in part.lines if not x.reference}
     every = set().union(*seeds.values())
-    fewer = [f"{name} has {format.count(len(its), 'seed')} of {len(every)}" for name, its in seeds.items() if its != every]
-    said = "a mean is over a strategy's own seeds, a difference over those that both have, a rank over those that all have"
+    fewer = [
+        f"{name} has {format.count(len(its), 'seed')} of {len(every)}"
+        for name, its in seeds.items()
+        if its != every
+    ]
+    said = (
+        "a mean is over a strategy's own seeds, a difference over those that both have, a rank over those "
+        "that all have"
+    )
     return [f"Not every strategy has the same seeds: {format.listed(fewer)}; {said}."] if fewer else []
 
 
@@ -37,15 +44,24 @@ def evaluated(part: Part) -> list[str]:
     say = f"Scores are of {rows['test']:,} test rows{dev}."
     if part.metric == "accuracy":
         error = math.sqrt(0.25 / rows["test"])
-        say += f" Other rows would move an accuracy by up to {error:.3f} (one standard error), which intervals over seeds do not show."
+        say += (
+            f" Other rows would move an accuracy by up to {error:.3f} (one standard error), which intervals "
+            "over seeds do not show."
+        )
     cut = {split: its.get("truncated", 0) / its["rows"] for split, its in notes.items()}
     if max(cut.values()) > 0.01:
-        say += f" Too long, and cut: {format.listed([f'{format.percent(x)} of {split}' for split, x in cut.items() if x])}."
+        say += (
+            " Too long, and cut: "
+            f"{format.listed([f'{format.percent(x)} of {split}' for split, x in cut.items() if x])}."
+        )
     steps = [r["steps"] for r in part.rows if r["kind"] == "train" and r.get("steps")]
     if not steps or "batch" not in config:
         return [say]
     few, many = min(steps), max(steps)
-    return [say, f"A run is {few:,}{f' to {many:,}' if few < many else ''} steps of {config['batch']} examples."]
+    return [
+        say,
+        f"A run is {few:,}{f' to {many:,}' if few < many else ''} steps of {config['batch']} examples.",
+    ]
 
 
 def edge(part: Part, name: str) -> str:
@@ -58,9 +74,19 @@ def edge(part: Part, name: str) -> str:
 
 def edges(part: Part) -> list[str]:
     """A warning where dev chose the first or last of the rates that a strategy tried."""
-    ends = {end: [x.name for x in part.strategies if edge(part, x.name) == end] for end in ("highest", "lowest")}
-    found = [f"the {end} that was tried for {format.listed(names, len(names))}" for end, names in ends.items() if names]
-    say = [f"The rate that dev chose is {', and '.join(found)}: beyond it may be a better one."] if found else []
+    ends = {
+        end: [x.name for x in part.strategies if edge(part, x.name) == end] for end in ("highest", "lowest")
+    }
+    found = [
+        f"the {end} that was tried for {format.listed(names, len(names))}"
+        for end, names in ends.items()
+        if names
+    ]
+    say = (
+        [f"The rate that dev chose is {', and '.join(found)}: beyond it may be a better one."]
+        if found
+        else []
+    )
     if open_ := [x.name for x in part.strategies if x.name in part.waiting]:
         say.append(f"Not all runs of {format.listed(open_)} are there yet: which rate counts may change.")
     return say
@@ -77,15 +103,23 @@ def again(part: Part) -> list[str]:
         twin = next((x for x in part.lines if x.name == name), None)
         difference, what = stats.same(line.scores, twin.scores) if twin else (None, "no common seed")
         if what == "exactly the same":
-            out.append(f"The A/A check holds: {name} under two names gives the same scores to the bit. So nothing but strategy and seed "
-                       "decides a score; of chance it says nothing.")  # fmt: skip
+            out.append(
+                f"The A/A check holds: {name} under two names gives the same scores to the bit. So nothing "
+                "but strategy and seed decides a score; of chance it says nothing."
+            )
         elif what == "cannot be told apart" and difference and difference.half:
             narrow = abs(difference.mean) + difference.half <= MARGIN
             verdict = "holds" if narrow else "finds nothing, at intervals too wide to find much"
-            out.append(f"The A/A check {verdict}: {name} less itself under another name is {format.signed(difference)}.")
+            out.append(
+                f"The A/A check {verdict}: {name} less itself under another name is "
+                f"{format.signed(difference)}."
+            )
         elif what == "told apart" and difference:
-            out.append(f"The A/A check FAILS: {name} differs from itself by {format.signed(difference)}. Differences of this size between "
-                       "strategies mean nothing here (once in 20 benchmarks, this is chance).")  # fmt: skip
+            out.append(
+                f"The A/A check FAILS: {name} differs from itself by {format.signed(difference)}. "
+                "Differences of this size between strategies mean nothing here (once in 20 benchmarks, this "
+                "is chance)."
+            )
         else:
             out.append(f"The A/A check of {name} says nothing: {what}.")
     return out
@@ -96,7 +130,11 @@ def power(part: Part) -> list[str]:
     base = next((x for x in part.strategies if x.name == part.baseline), None)
     spread: list[tuple[float, list[float]]] = []
     for x in part.strategies:
-        values = [x.scores[s] - base.scores[s] for s in x.scores.keys() & base.scores.keys()] if base and x is not base else []
+        values = (
+            [x.scores[s] - base.scores[s] for s in x.scores.keys() & base.scores.keys()]
+            if base and x is not base
+            else []
+        )
         values = [v for v in values if math.isfinite(v)]
         if len(values) > 1 and max(values) - min(values) > stats.ROUNDING:
             spread.append((statistics.stdev(values), values))
@@ -104,7 +142,10 @@ def power(part: Part) -> list[str]:
         return []
     least, middle, most = (sorted(spread)[i][1] for i in (0, len(spread) // 2, -1))
     few, some, many = (stats.power(values)[1].removeprefix("about ") for values in (least, middle, most))
-    say = f"To find a true difference of 0.01 to {part.baseline} on these rows four times in five takes about {some}"
+    say = (
+        f"To find a true difference of 0.01 to {part.baseline} on these rows four times in five takes about "
+        f"{some}"
+    )
     say += f" ({few} where the differences spread least, {many} where most)" if few != many else ""
     if (pairs := len(part.tested)) > 1:
         say += f"; {stats.power(middle, alpha=stats.ALPHA / pairs)[1]} with the correction for {pairs} pairs"
@@ -114,22 +155,42 @@ def power(part: Part) -> list[str]:
 def absent(part: Part) -> list[str]:
     """References that could not run, and why."""
     found = {r["strategy"]: r["error"] for r in part.rows if r["status"] == "skipped"}
-    return [f"Not in the table: {'; '.join(f'{name} ({error})' for name, error in found.items())}."] if found else []
+    return (
+        [f"Not in the table: {'; '.join(f'{name} ({error})' for name, error in found.items())}."]
+        if found
+        else []
+    )
 
 
 def times(part: Part) -> list[str]:
     """A warning of shares of time that the shares of FLOPs contradict."""
-    found = [f"{x.name} {format.times(x.step_ratio)} of {part.baseline}'s time at {format.times(x.flops_ratio)} of its FLOPs"
+    found = [(
+        f"{x.name} {format.times(x.step_ratio)} of {part.baseline}'s time at {format.times(x.flops_ratio)} "
+        "of its FLOPs"
+    )
              for x in part.lines if x.noisy]  # fmt: skip
     return (
-        [f"Taken for noise of a busy machine: {format.listed(found)}. Go by FLOPs there, or measure on an idle machine."] if found else []
+        [
+            f"Taken for noise of a busy machine: {format.listed(found)}. Go by FLOPs there, or measure on an "
+            "idle machine."
+        ]
+        if found
+        else []
     )
 
 
 def frozen(part: Part) -> list[str]:
-    """Whether what is frozen had dropout: a strategy that freezes more would else be regularized more, or less, than it seems."""
-    off = {bool(r["config"].get("frozen_dropout", True)) for r in part.rows if r["kind"] == "train" and r.get("config")}
-    said = "Parts of the encoder in which nothing is trainable ran without dropout (frozen_dropout=False), the others with it."
+    """Whether what is frozen had dropout: a strategy that freezes more would else be regularized more, or
+    less, than it seems."""
+    off = {
+        bool(r["config"].get("frozen_dropout", True))
+        for r in part.rows
+        if r["kind"] == "train" and r.get("config")
+    }
+    said = (
+        "Parts of the encoder in which nothing is trainable ran without dropout (frozen_dropout=False), the "
+        "others with it."
+    )
     return [said] if off == {False} else []
 
 

@@ -27,13 +27,17 @@ def net(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Net:
     dtype = jnp.dtype(config.dtype)
     if config.objective.seq_len > config.model.get("max_len", math.inf):
         raise UserError(
-            f"objective.seq_len: {config.objective.seq_len} tokens do not fit a model of {config.model.max_len} positions; "
-            f"expected at most {config.model.max_len} (texts longer than that are cut), or a larger model.max_len"
+            f"objective.seq_len: {config.objective.seq_len} tokens do not fit a model of "
+            f"{config.model.max_len} positions; expected at most {config.model.max_len} (texts longer than "
+            "that are cut), or a larger model.max_len"
         )
     objective = objectives.build(config.objective, tokenizer, labels)
     rows = config.model.get("vocab", 0)
     if 0 < rows < tokenizer.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, the model's word table {rows} rows: not a pair")
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model's word table {rows} rows: not a "
+            "pair"
+        )
     backbone = models.build(config.model, tokenizer.vocab_size, dtype)
     return with_added(config, Net(backbone, objective.head(dtype, backbone.style), objective))
 
@@ -41,18 +45,26 @@ def net(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Net:
 def with_added(config: Config, net: Net) -> Net:
     """The net with the added parameters that `config.freeze` names in any phase, and no others."""
     plain = net._replace(added=())
-    return plain._replace(added=resolve.added(language.parse(config.freeze), models.anatomy(config.model.name), plain.shapes()))
+    return plain._replace(
+        added=resolve.added(language.parse(config.freeze), models.anatomy(config.model.name), plain.shapes())
+    )
 
 
 def phases(config: Config, net: Net, examples: int, total: int) -> tuple[resolve.Phase, ...]:
     """What is trainable when; one phase where it is always the same."""
 
     def steps(text: str) -> int:
-        return duration.steps(f"freeze={config.freeze!r}", text, batch=config.batch, examples=examples, total=total)
+        return duration.steps(
+            f"freeze={config.freeze!r}", text, batch=config.batch, examples=examples, total=total
+        )
 
     span = Span(total, steps, config.seed)
-    found = resolve.phases(language.parse(config.freeze), models.anatomy(config.model.name), net.shapes(), span)
-    if any(p.start is None for p in found) and not (config.data.dev and config.best != "last" and steps(config.eval_every)):
+    found = resolve.phases(
+        language.parse(config.freeze), models.anatomy(config.model.name), net.shapes(), span
+    )
+    if any(p.start is None for p in found) and not (
+        config.data.dev and config.best != "last" and steps(config.eval_every)
+    ):
         raise UserError(
             f"freeze={config.freeze!r}: a plateau is seen on dev; it needs data.dev, an eval_every above 0 "
             "and a metric that chooses the best (config.best is not 'last')"
@@ -79,7 +91,9 @@ def durations(config: Config, examples: int) -> Durations:
     total = steps("train_for")
     if total < 1:
         raise UserError(f"train_for: {config.train_for!r} is no step at all")
-    warmup, evaluate, save, log = (steps(key, total) for key in ("warmup", "eval_every", "save_every", "log_every"))
+    warmup, evaluate, save, log = (
+        steps(key, total) for key in ("warmup", "eval_every", "save_every", "log_every")
+    )
     return Durations(total, min(warmup, total), evaluate, save, max(log, 1))
 
 
@@ -119,7 +133,9 @@ def build(config: Config, chosen: str = "") -> Run:
         why = getattr(network.objective, "lacks", "") or did_you_mean(config.best, [*known, "last"])
         raise UserError(f"best: {config.best!r} is no metric of this objective; {why}")
     if config.early_stop and (config.best == "last" or not config.data.dev):
-        raise UserError("early_stop needs data.dev and a metric that chooses the best (config.best is not 'last')")
+        raise UserError(
+            "early_stop needs data.dev and a metric that chooses the best (config.best is not 'last')"
+        )
     used = pipeline.subset(len(loaded.train), config.data.train_size, config.seed)
     lengths = durations(config, len(used))
     resolved = phases(config.replace(freeze=chosen) if chosen else config, network, len(used), lengths.total)
@@ -127,14 +143,18 @@ def build(config: Config, chosen: str = "") -> Run:
 
 
 def outline(config: Config) -> Run:
-    """A run without its data, for what hangs on shapes alone. Where the config leaves tokenizer or labels to the data, of the
-    usual size: `data.vocab_size` entries, two classes, epochs of `data.train_size` examples or else of 1000 steps."""
+    """A run without its data, for what hangs on shapes alone. Where the config leaves tokenizer or labels to
+    the data, of the usual size: `data.vocab_size` entries, two classes, epochs of `data.train_size` examples
+    or else of 1000 steps."""
     grid = mesh.make(config.devices)
     mesh.check_batch(config.batch, config.accumulate, grid)
     labels = tuple(map(str, config.data.labels or config.data.names or ("0", "1")))
     tokenizer = dataset.load_tokenizer(config)
     if tokenizer is None:
-        tokenizer = Tokenizer([*SPECIALS, *(f"w{i}" for i in range(config.data.vocab_size - len(SPECIALS)))], config.data.lowercase)
+        tokenizer = Tokenizer(
+            [*SPECIALS, *(f"w{i}" for i in range(config.data.vocab_size - len(SPECIALS)))],
+            config.data.lowercase,
+        )
     network = net(config, tokenizer, labels)
     nothing: Any = None
     data = Data(tokenizer, labels, nothing, None, None, "", {})
@@ -147,7 +167,9 @@ def refrozen(run: Run, strategy: Any) -> Run:
     """The same run under another freeze."""
     config = run.config.replace(freeze=strategy)
     network = with_added(config, run.net)
-    return run._replace(config=config, net=network, phases=phases(config, network, len(run.used), run.durations.total))
+    return run._replace(
+        config=config, net=network, phases=phases(config, network, len(run.used), run.durations.total)
+    )
 
 
 @functools.lru_cache(maxsize=64)

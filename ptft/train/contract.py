@@ -26,9 +26,9 @@ def products(run: Run, phase: int = 0) -> cost.Products | None:
 
 
 def problem(run: Run, program: Program, opt: Any, phase: int = 0) -> str | None:
-    """Why the compiled step is not the one that the plan promises, or None: state of the optimizer for what is frozen, none
-    for what is trainable, or more than its kind needs; a step that was compiled for another plan; a backward pass that is alive where
-    nothing is trainable."""
+    """Why the compiled step is not the one that the plan promises, or None: state of the optimizer for what
+    is frozen, none for what is trainable, or more than its kind needs; a step that was compiled for another
+    plan; a backward pass that is alive where nothing is trainable."""
     plan = run.phases[phase].plan
     return _of_optimizer(run, opt, plan) or _of_names(program, plan) or _of_flops(run, program, phase)
 
@@ -39,10 +39,16 @@ def _of_optimizer(run: Run, opt: Any, plan: resolve.Plan) -> str | None:
         return f"the optimizer keeps state for {_some(extra)} frozen"
     had = ledger.optimizer_names(opt)
     if missing := trainable - had if had else set():
-        return f"the optimizer has no state for {_some(missing)} trainable: they would get gradients and no update"
+        return (
+            f"the optimizer has no state for {_some(missing)} trainable: they would get gradients and no "
+            "update"
+        )
     kept, most = cost.size(opt), optim.state_bytes(name, plan.counts()[0], len(trainable))
     if kept > most:
-        return f"the optimizer keeps {kept:,} bytes of state, {name} needs at most {most:,} for what is trainable"
+        return (
+            f"the optimizer keeps {kept:,} bytes of state, {name} needs at most {most:,} for what is "
+            "trainable"
+        )
     return None
 
 
@@ -53,7 +59,11 @@ def _of_names(program: Program, plan: resolve.Plan) -> str | None:
     trainable, takes = set(plan.trainable), set(program.train.args_info[0][0].params)
     if extra := takes - trainable:
         return f"the compiled step updates {_some(extra)} frozen"
-    return f"the compiled step does not update {_some(trainable - takes)} trainable" if trainable - takes else None
+    return (
+        f"the compiled step does not update {_some(trainable - takes)} trainable"
+        if trainable - takes
+        else None
+    )
 
 
 def _some(names: Collection[str]) -> str:
@@ -65,24 +75,30 @@ def _of_flops(run: Run, program: Program, phase: int) -> str | None:
     if formula is None or flops is None or flops <= allowance(run, formula, phase):
         return None
     return (
-        f"the compiled step costs {flops / 1e9:.3g} GFLOP, this freeze should cost {formula.total / 1e9:.3g}: "
-        "something keeps the backward pass of frozen parameters alive"
+        f"the compiled step costs {flops / 1e9:.3g} GFLOP, this freeze should cost "
+        f"{formula.total / 1e9:.3g}: something keeps the backward pass of frozen parameters alive"
     )
 
 
 def allowance(run: Run, formula: cost.Products, phase: int = 0) -> float:
-    """FLOPs that a step may cost whose products are these. What is not a product comes on top: some 250 FLOPs a token and norm's
-    channel for norms, softmax, activations and dropout, some twenty of the optimizer a parameter, two to dequantize one that is
-    quantized. What a step does once counts as often as it has parts, as `cost.of` cannot part it from the loop."""
+    """FLOPs that a step may cost whose products are these. What is not a product comes on top: some 250 FLOPs
+    a token and norm's channel for norms, softmax, activations and dropout, some twenty of the optimizer a
+    parameter, two to dequantize one that is quantized. What a step does once counts as often as it has parts,
+    as `cost.of` cannot part it from the loop."""
     plan = run.phases[phase].plan
     channels = sum(s.shape[0] for n, s in run.net.shapes().items() if n.endswith("/scale"))
     tokens = run.config.batch * run.config.objective.seq_len
     dequantized = 2 * plan.counts()[1] * (run.config.frozen_dtype != "float32")
-    return 1.15 * formula.total + 250 * tokens * channels + run.config.accumulate * (20 * plan.counts()[0] + dequantized)
+    return (
+        1.15 * formula.total
+        + 250 * tokens * channels
+        + run.config.accumulate * (20 * plan.counts()[0] + dequantized)
+    )
 
 
 def check(run: Run, program: Program, phase: int = 0) -> None:
-    """Says at the start of a phase that its step is not what its plan promises; a UserError with `strict_cost`."""
+    """Says at the start of a phase that its step is not what its plan promises; a UserError with
+    `strict_cost`."""
     strict, strategy = run.config.strict_cost, run.phases[phase].strategy
     trainable = tree.split(run.net.shapes(), run.phases[phase].plan.trainable)[0]
     why = problem(run, program, jax.eval_shape(lambda p: programs.fresh(run, phase, p), trainable).opt, phase)

@@ -1,6 +1,7 @@
 """What a plan costs before it runs: from the compiled step itself, and beside it from a formula.
 
-The two check each other: a backward pass that a mistake keeps alive shows in the compiled step and not in the formula.
+The two check each other: a backward pass that a mistake keeps alive shows in the compiled step and not in the
+formula.
 """
 
 import math
@@ -27,9 +28,9 @@ class Cost(NamedTuple):
 def of(compiled: jax.stages.Compiled, accumulate: int = 1, devices: int = 1) -> Cost:
     """The cost of a compiled step of `accumulate` parts over `devices`: FLOPs of all of them, bytes of one.
 
-    XLA counts the body of a loop once. The loop over parts is undone here; any other loop around matrix products, such
-    as an LSTM's over time, makes the FLOPs unknown rather than wrong. Loops without any, such as those of the random
-    bits, count for nothing.
+    XLA counts the body of a loop once. The loop over parts is undone here; any other loop around matrix
+    products, such as an LSTM's over time, makes the FLOPs unknown rather than wrong. Loops without any, such
+    as those of the random bits, count for nothing.
     """
     memory = compiled.memory_analysis()
     loops = _matmul_loops(compiled.as_text() or "")
@@ -39,7 +40,12 @@ def of(compiled: jax.stages.Compiled, accumulate: int = 1, devices: int = 1) -> 
     if not memory:
         return Cost(flops, None, None)
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    return Cost(flops, arguments, temporaries, arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    return Cost(
+        flops,
+        arguments,
+        temporaries,
+        arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    )
 
 
 def _matmul_loops(hlo: str) -> int:
@@ -49,7 +55,8 @@ def _matmul_loops(hlo: str) -> int:
 
     def multiplies(name: str, seen: frozenset[str] = frozenset()) -> bool:
         text = bodies.get(name, "")
-        # A backend may hand products to a library (cuBLAS, oneDNN); other custom calls, such as TopK, are none.
+        # A backend may hand products to a library (cuBLAS, oneDNN); other custom calls, such as TopK, are
+        # none.
         if re.search(r" (?:dot|convolution)\(|custom_call_target=\"[^\"]*(?:gemm|matmul|conv)", text):
             return True
         called = set(re.findall(r"(?:calls|to_apply|body|fusion|computation)=%?([\w.\-]+)", text)) - seen
@@ -65,7 +72,10 @@ def describe(cost: Cost, full: Cost | None = None) -> str:
     if full and full.flops and cost.flops is not None:
         flops += f" ({cost.flops / full.flops:.1%} of training everything)"
     if cost.argument_bytes is not None:
-        flops += f", {cost.argument_bytes / 2**20:.0f} MiB state and batch, {(cost.temp_bytes or 0) / 2**20:.0f} MiB temporaries"
+        flops += (
+            f", {cost.argument_bytes / 2**20:.0f} MiB state and batch, {(cost.temp_bytes or 0) / 2**20:.0f} "
+            "MiB temporaries"
+        )
     return f"a step costs {flops}"
 
 
@@ -83,9 +93,11 @@ def size(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def of_plan(trainable: Mapping[str, Any], frozen: Mapping[str, Any], opt: Any, stored: Mapping[str, Any]) -> Bytes:
-    """Bytes that follow from shapes alone: of what is trainable, of what is frozen as the devices keep it, of the optimizer's state, and of
-    the parameters that a checkpoint stores."""
+def of_plan(
+    trainable: Mapping[str, Any], frozen: Mapping[str, Any], opt: Any, stored: Mapping[str, Any]
+) -> Bytes:
+    """Bytes that follow from shapes alone: of what is trainable, of what is frozen as the devices keep it, of
+    the optimizer's state, and of the parameters that a checkpoint stores."""
 
     own, state = size(dict(trainable)), size(opt)
     return Bytes(own + size(dict(frozen)), own, state, size(dict(stored)) + state)
@@ -108,22 +120,27 @@ class Work(NamedTuple):
 
     batch: int
     tokens: int  # of a row
-    head: Mapping[str, int]  # module of the head -> rows of an example that it reads, in the order of computation; others read 1
+    # module of the head -> rows of an example that it reads, in the order of computation; others read 1
+    head: Mapping[str, int]
     added: Sequence[Adapter] = ()
     skipped: Names = frozenset()  # parameters that a step does not read
 
 
 def analytic(model: Layout, trainable: Sequence[str], work: Work) -> Products:
-    """The matrix products that a step of a Transformer needs, and no others (after Kaplan et al. 2020, arXiv 2001.08361, 2.1).
+    """The matrix products that a step of a Transformer needs, and no others (after Kaplan et al. 2020, arXiv
+    2001.08361, 2.1).
 
-    A product y = x w of n rows costs 2 n |w| forward, as much for the gradient of w if w is trainable, and as much for that
-    of x if anything below is. The attention's own two products pass a gradient on if the queries, keys or values, or
-    anything below them, are trainable. What is added counts by its own products, tokens and keys.
+    A product y = x w of n rows costs 2 n |w| forward, as much for the gradient of w if w is trainable, and as
+    much for that of x if anything below is. The attention's own two products pass a gradient on if the
+    queries, keys or values, or anything below them, are trainable. What is added counts by its own products,
+    tokens and keys.
     """
     place = {n: _place(n, model, work) for n in model.params}
     lowest = min(place[n] for n in trainable)
     kinds = adapters.kinds()
-    chosen = set(trainable) | {kinds[kind].inside(site) for site, kind, _ in map(adapters.split, _added(trainable))}
+    chosen = set(trainable) | {
+        kinds[kind].inside(site) for site, kind, _ in map(adapters.split, _added(trainable))
+    }
     length = work.tokens + sum(one.tokens for one in work.added)
     forward = activations = weights = 0.0
 
@@ -138,14 +155,29 @@ def analytic(model: Layout, trainable: Sequence[str], work: Work) -> Products:
         if name in work.skipped or name.startswith("adapter/"):
             continue
         if name.endswith("/kernel"):
-            product(_rows(module, model, work, length), math.prod(leaf.shape), name in chosen, place[name] > lowest)
+            product(
+                _rows(module, model, work, length),
+                math.prod(leaf.shape),
+                name in chosen,
+                place[name] > lowest,
+            )
         if model.inner(module) == model.anatomy.values:
             site = module.removeprefix("backbone/")
             seen = length + sum(one.seen(site) for one in work.added if site in dict(one.sites))
             product(2 * length, seen * leaf.shape[1], False, place[name] >= lowest)
             activations += 4 * work.batch * length * seen * leaf.shape[1] * (place[name] >= lowest)
-        if name == model.anatomy.table and "decoder" in work.head and "head/decoder/kernel" not in model.params:  # tied
-            product(work.head["decoder"], math.prod(leaf.shape), name in chosen, place["head/decoder/bias"] > lowest)
+        # tied
+        if (
+            name == model.anatomy.table
+            and "decoder" in work.head
+            and "head/decoder/kernel" not in model.params
+        ):
+            product(
+                work.head["decoder"],
+                math.prod(leaf.shape),
+                name in chosen,
+                place["head/decoder/bias"] > lowest,
+            )
     for one in work.added:
         for site, shape in one.sites:
             names = {leaf: f"adapter/{site}/{one.kind()}/{leaf}" for leaf, *_ in one.products(shape)}
@@ -165,7 +197,8 @@ def _added(names: Iterable[str]) -> list[str]:
 
 
 def _place(name: str, model: Layout, work: Work) -> tuple[float, float]:
-    """Where in a forward pass a parameter is used; what lies before the lowest trainable one needs no gradient of its input."""
+    """Where in a forward pass a parameter is used; what lies before the lowest trainable one needs no
+    gradient of its input."""
     depth = len(model.blocks)
     if name.startswith("head/"):
         module, order = name.split("/")[1], list(work.head)
@@ -175,7 +208,9 @@ def _place(name: str, model: Layout, work: Work) -> tuple[float, float]:
         return depth + 1, 0
     inner = model.inner(name)
     index = next((i for i, pattern in enumerate(model.anatomy.order) if re.match(f"{pattern}/", inner)), 0)
-    before = name.startswith("adapter/") and adapters.kinds()[adapters.split(name)[1]].before(adapters.split(name)[0])
+    before = name.startswith("adapter/") and adapters.kinds()[adapters.split(name)[1]].before(
+        adapters.split(name)[0]
+    )
     return level, index - 0.5 * before
 
 

@@ -24,7 +24,10 @@ def describe_freeze(run: Run) -> list[str]:
     for phase in run.phases:
         start = f"from step {phase.start}" if phase.start is not None else f"at a plateau of {phase.waits}"
         when = f", {start}" if len(run.phases) > 1 else ""
-        said.append(f"freeze: {phase.strategy}{when}" + ("" if phase.plan in known else f"\n{resolve.describe(phase.plan)}"))
+        said.append(
+            f"freeze: {phase.strategy}{when}"
+            + ("" if phase.plan in known else f"\n{resolve.describe(phase.plan)}")
+        )
         known.append(phase.plan)
     return said
 
@@ -39,10 +42,16 @@ def describe(run: Run) -> None:
             counts.append(f"{drawn[split]:,} of them drawn")
         record.say(f"  {split:<5} " + ", ".join(counts))
     if run.data.labels:
-        record.say(f"  {len(run.data.labels)} labels: {', '.join(map(str, run.config.data.names or run.data.labels))}")
+        record.say(
+            f"  {len(run.data.labels)} labels: "
+            f"{', '.join(map(str, run.config.data.names or run.data.labels))}"
+        )
     record.say("\n".join(describe_freeze(run)))
     if run.config.frozen_dtype != "float32":
-        record.say(f"frozen matrices are kept in {run.config.frozen_dtype}; the ledger is of their float32, an export has them rounded")
+        record.say(
+            f"frozen matrices are kept in {run.config.frozen_dtype}; the ledger is of their float32, an "
+            "export has them rounded"
+        )
     record.say(f"{run.durations.total} steps of {run.config.batch} examples")
     for doubt in doubts(run):
         record.say(f"WARNING: {doubt}")
@@ -54,7 +63,12 @@ def doubts(run: Run) -> list[str]:
     trainable = {n for p in run.phases for n in p.plan.trainable}
     if not start and any(n.startswith("backbone/") and n not in trainable for n in run.net.shapes()):
         found.append("nothing is loaded (init_from, init_weights): what is frozen keeps its random weights")
-    if start and not folders.is_folder(start) and (Path(start) / "metrics.jsonl").exists() and not (Path(start) / "result.json").exists():
+    if (
+        start
+        and not folders.is_folder(start)
+        and (Path(start) / "metrics.jsonl").exists()
+        and not (Path(start) / "result.json").exists()
+    ):
         found.append(f"{start} has not finished its training")
     return found + pooler_doubts(run, start, trainable) + unknown_doubts(run) + label_doubts(run)
 
@@ -62,7 +76,13 @@ def doubts(run: Run) -> list[str]:
 def pooler_doubts(run: Run, start: str, trainable: set[str]) -> list[str]:
     """A head that reads a pooler which no run has trained reads a random mixture of the features."""
     own = {n for n in run.net.shapes() if n.startswith("backbone/pooler/")}
-    if not start or folders.is_folder(start) or own & trainable or not own or not run.net.objective.reads_pooled:
+    if (
+        not start
+        or folders.is_folder(start)
+        or own & trainable
+        or not own
+        or not run.net.objective.reads_pooled
+    ):
         return []
     frozen = {r["name"] for r in spec.read_run(Path(start), "run.json").get("freeze", ()) if not r["rate"]}
     if not own <= frozen or spec.read_run(Path(start), "config.json").get("init_from"):
@@ -81,7 +101,10 @@ def unknown_doubts(run: Run) -> list[str]:
     if unknown <= UNKNOWN * words:
         return []
     share = f"{unknown / words:.0%} of the training tokens are unknown to the tokenizer"
-    return [f"{share}, and look alike to the model; take weights whose vocabulary has these characters (init_from)"]
+    return [
+        f"{share}, and look alike to the model; take weights whose vocabulary has these characters "
+        "(init_from)"
+    ]
 
 
 def label_doubts(run: Run) -> list[str]:
@@ -99,8 +122,13 @@ def label_doubts(run: Run) -> list[str]:
     for split, size in (("dev", run.config.data.dev_size), ("test", 0)):
         rows = getattr(run.data, split)
         if missing := sorted(classes(train) - classes(rows, size)) if rows is not None else []:
-            lacks = f"{split} lacks {len(missing)} of the {len(names)} labels, {listed(names[i] for i in missing)}"
-            found.append(f"{lacks}: its scores say nothing of them; shuffle a sorted table before it is parted")
+            lacks = (
+                f"{split} lacks {len(missing)} of the {len(names)} labels, "
+                f"{listed(names[i] for i in missing)}"
+            )
+            found.append(
+                f"{lacks}: its scores say nothing of them; shuffle a sorted table before it is parted"
+            )
     return found
 
 
@@ -123,6 +151,9 @@ def header(run: Run, base: Flat | None = None) -> dict[str, Any]:
         "labels": list(run.data.labels),
         "freeze": run.plan.table(),
         "phases": [{"start": p.start, "waits": p.waits, "strategy": p.strategy} for p in run.phases],
-        "base": base and ledger.digest_of({n: x for n, x in base.items() if n not in set(weights.changing(run))}),
-        "imported": {"by": run.config.init_from} if folders.is_imported(run.config.init_from) and run.config.init_weights else None,
+        "base": base
+        and ledger.digest_of({n: x for n, x in base.items() if n not in set(weights.changing(run))}),
+        "imported": {"by": run.config.init_from}
+        if folders.is_imported(run.config.init_from) and run.config.init_weights
+        else None,
     }

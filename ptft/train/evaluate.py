@@ -1,4 +1,5 @@
-"""What a model scores and says: sums over a split, outputs row by row, and whether a step is the best so far."""
+"""What a model scores and says: sums over a split, outputs row by row, and whether a step is the best so
+far."""
 
 import functools
 import math
@@ -32,7 +33,11 @@ def splits(run: Run) -> dict[str, Split]:
     """Those of dev and test that a run has."""
     c = run.config
     found = {"dev": (run.data.dev, c.data.dev_size), "test": (run.data.test, 0)}
-    return {name: Split(rows, c.eval_batch or c.batch, run.mesh, limit) for name, (rows, limit) in found.items() if rows is not None}
+    return {
+        name: Split(rows, c.eval_batch or c.batch, run.mesh, limit)
+        for name, (rows, limit) in found.items()
+        if rows is not None
+    }
 
 
 def judged(run: Run, values: Mapping[str, float], k: int, progress: Progress) -> Progress:
@@ -49,23 +54,35 @@ def judge(falls: bool, value: float, k: int, progress: Progress) -> Progress:
     Args:
       falls: the lower the value, the better.
     """
-    better = math.isfinite(value) and (progress.best is None or (value < progress.best if falls else value > progress.best))
+    better = math.isfinite(value) and (
+        progress.best is None or (value < progress.best if falls else value > progress.best)
+    )
     if better:
         return progress._replace(best=value, best_step=k, evals_since_best=0)
     return progress._replace(evals_since_best=progress.evals_since_best + 1)
 
 
-def evaluate(net: step.Net, params: Flat, rows: Rows, batch: int, grid: Mesh, limit: int = 0) -> dict[str, float]:
+def evaluate(
+    net: step.Net, params: Flat, rows: Rows, batch: int, grid: Mesh, limit: int = 0
+) -> dict[str, float]:
     """Metrics over a split."""
-    return net.objective.metrics(sums(functools.partial(_eval_step(net), params), Split(rows, batch, grid, limit)))
+    return net.objective.metrics(
+        sums(functools.partial(_eval_step(net), params), Split(rows, batch, grid, limit))
+    )
 
 
-def outputs(net: step.Net, params: Flat, rows: Rows, batch: int, grid: Mesh, limit: int = 0) -> dict[str, np.ndarray]:
+def outputs(
+    net: step.Net, params: Flat, rows: Rows, batch: int, grid: Mesh, limit: int = 0
+) -> dict[str, np.ndarray]:
     """The objective's outputs of every row, [N, …] in the order of the rows, on every process the same."""
     compiled, split = functools.partial(_output_step(net, grid), params), Split(rows, batch, grid, limit)
     parts = jax.device_get(_over(compiled, split))
     looked_at = len(pipeline.looked_at(len(rows), limit, getattr(rows, "label", None)))
-    return {name: np.concatenate([part[name] for part in parts])[:looked_at] for name in parts[0]} if parts else {}
+    return (
+        {name: np.concatenate([part[name] for part in parts])[:looked_at] for name in parts[0]}
+        if parts
+        else {}
+    )
 
 
 def sums(compiled: Callable[..., Any], split: Split) -> record.Sums:
@@ -112,6 +129,7 @@ def of_window(net: step.Net, sums: record.Sums, k: int) -> dict[str, float]:
     values = net.objective.metrics({n: s for n, s in sums.items() if n != "grad_norm"}) | norm
     if not math.isfinite(values["loss"]):
         raise UserError(
-            f"the training loss is {values['loss']} at step {k}: it diverged; lower optim.lr or optim.clip. Earlier checkpoints stay"
+            f"the training loss is {values['loss']} at step {k}: it diverged; lower optim.lr or optim.clip. "
+            "Earlier checkpoints stay"
         )
     return values

@@ -1,9 +1,10 @@
 """The feature cache: what the frozen blocks at the bottom return, computed once and kept for every example.
 
-Where the bottom of the backbone is frozen and runs without dropout (`frozen_dropout=False`), its output for an example is
-the same in every epoch. It is computed once, with batches of the training's own shape, and training starts at the first
-trainable block: the numbers are those of the run that computes everything anew (the idea: AutoFreeze, Liu et
-al. 2021, arXiv 2102.01386; Embedding Recycling, Saad-Falcon et al. 2022, arXiv 2207.04993). Padding is not kept.
+Where the bottom of the backbone is frozen and runs without dropout (`frozen_dropout=False`), its output for
+an example is the same in every epoch. It is computed once, with batches of the training's own shape, and
+training starts at the first trainable block: the numbers are those of the run that computes everything anew
+(the idea: AutoFreeze, Liu et al. 2021, arXiv 2102.01386; Embedding Recycling, Saad-Falcon et al. 2022, arXiv
+2207.04993). Padding is not kept.
 """
 
 import functools
@@ -30,7 +31,9 @@ from ptft.train.build import Run
 from ptft.train.step import Constants, Net
 
 SHARE = 0.25  # of what is free, in a device's memory, the host's or on the disk
-KEPT = 16  # stores a process keeps, one a split and depth: a benchmark comes back to the same examples with every strategy of a depth
+# stores a process keeps, one a split and depth: a benchmark comes back to the same examples with every
+# strategy of a depth
+KEPT = 16
 
 
 @dataclass
@@ -46,7 +49,8 @@ class Store:
 
 @dataclass
 class Cached:
-    """Rows whose batches hold the hidden states (`hidden` f[B, T, D]), or say where in `constants` they begin (`cache_offset` i32[B])."""
+    """Rows whose batches hold the hidden states (`hidden` f[B, T, D]), or say where in `constants` they begin
+    (`cache_offset` i32[B])."""
 
     rows: Rows
     store: Store
@@ -73,7 +77,8 @@ class Cached:
 
 
 def entry(run: Run, phase: int) -> int:
-    """The number of the lowest trainable block; of all blocks, where only what lies above them is trainable; 0: the stem is."""
+    """The number of the lowest trainable block; of all blocks, where only what lies above them is trainable;
+    0: the stem is."""
     layout = run.layout
     levels = [layout.level(n) for n in run.phases[phase].plan.trainable if not n.startswith("head/")]
     return max(min((x for x in levels if x is not None), default=1 + len(layout.blocks)) - 1, 0)
@@ -96,7 +101,9 @@ def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
         return f"a {longer[0]} makes rows longer than their texts"
     if run.net.objective.stochastic:
         return f"{c.objective.name} draws other inputs every time"
-    if c.model.dropout and not {"embeddings", *(f"block_{i}" for i in range(block))} <= programs.no_dropout(run, phase):
+    if c.model.dropout and not {"embeddings", *(f"block_{i}" for i in range(block))} <= programs.no_dropout(
+        run, phase
+    ):
         return "the frozen blocks have dropout; frozen_dropout=False takes it away"
     if jax.process_count() > 1:
         return "there are several processes"
@@ -106,23 +113,34 @@ def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
 
 
 def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, many: bool = False) -> Run:
-    """The run as a phase trains it: from the first trainable block on, on rows that carry what lies below; or as it is, where that does not
-    pay or is not possible.
+    """The run as a phase trains it: from the first trainable block on, on rows that carry what lies below; or
+    as it is, where that does not pay or is not possible.
 
     Args:
       begun: the step at which the phase begins.
       params: all parameters, as a step computes with them.
-      many: several runs train on it, on different rows at a time: the states stay on the host, and test has some, too.
+      many: several runs train on it, on different rows at a time: the states stay on the host, and test has
+        some, too.
     """
     if why := why_not(run, phase, begun, many):
-        if not quiet and entry(run, phase) and not run.config.frozen_dropout and run.config.cache_features != "off":
-            record.say(f"feature cache: off, the frozen blocks at the bottom are computed in every step: {why}")
+        if (
+            not quiet
+            and entry(run, phase)
+            and not run.config.frozen_dropout
+            and run.config.cache_features != "off"
+        ):
+            record.say(
+                f"feature cache: off, the frozen blocks at the bottom are computed in every step: {why}"
+            )
         return run
     block = entry(run, phase)
     splits = {"train": (run.data.train, run.used)}
     if run.data.dev is not None:
         dev = run.data.dev
-        splits["dev"] = (dev, pipeline.looked_at(len(dev), run.config.data.dev_size, getattr(dev, "label", None)))
+        splits["dev"] = (
+            dev,
+            pipeline.looked_at(len(dev), run.config.data.dev_size, getattr(dev, "label", None)),
+        )
     if many and run.data.test is not None:
         splits["test"] = (run.data.test, np.arange(len(run.data.test)))
     digest = _digest(run, block, params)
@@ -135,7 +153,10 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
         _fill(run, rows, used, store, params, block)
         stores[split] = store
     # All splits lie in one place: the same model reads them.
-    need = sum(int(np.diff(stores[split].start)[used].sum()) * stores[split].flat[:1].nbytes for split, (_, used) in splits.items())
+    need = sum(
+        int(np.diff(stores[split].start)[used].sum()) * stores[split].flat[:1].nbytes
+        for split, (_, used) in splits.items()
+    )
     near = not many and need < SHARE * ((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0))
     cached = {
         s: (_resident(run, rows, used, stores[s]) if near else Cached(rows, stores[s], notes=rows.notes))
@@ -144,9 +165,14 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
     if not quiet:
         where = "in memory" if cached["train"].store.place == "memory" else "on the disk"
         where = "on the device" if near else where
-        record.say(f"feature cache: what lies below block {block} is computed once an example and kept {where} ({need / 2**20:,.0f} MiB)")
+        record.say(
+            f"feature cache: what lies below block {block} is computed once an example and kept {where} "
+            f"({need / 2**20:,.0f} MiB)"
+        )
     net = run.net._replace(start=block, resident=near)
-    shorter = run.data._replace(train=cached["train"], dev=cached.get("dev"), test=cached.get("test", run.data.test))
+    shorter = run.data._replace(
+        train=cached["train"], dev=cached.get("dev"), test=cached.get("test", run.data.test)
+    )
     return run._replace(net=net, data=shorter)
 
 
@@ -160,7 +186,12 @@ def _digest(run: Run, block: int, params: Flat) -> str:
     c, below = run.config, programs.below(run, block)
     mine = {n: x for n, x in params.items() if re.fullmatch(below, n)}
     leaves = {f"{n} {i}": x for n, tree in mine.items() for i, x in enumerate(jax.tree.leaves(tree))}
-    said = [run.net.added, c.model.to_dict(), c.objective.to_dict(), c.data.to_dict() | {"train_size": 0, "dev_size": 0}]
+    said = [
+        run.net.added,
+        c.model.to_dict(),
+        c.objective.to_dict(),
+        c.data.to_dict() | {"train_size": 0, "dev_size": 0},
+    ]
     said += [c.dtype, c.batch, run.mesh.size, block]
     said += [run.data.fingerprint, run.data.tokenizer.fingerprint, ledger.digest_of(leaves)]
     return hashlib.sha256(repr(said).encode()).hexdigest()
@@ -170,16 +201,21 @@ _stores: OrderedDict[str, Store] = OrderedDict()
 
 
 def _store(key: str, run: Run, rows: Rows, used: np.ndarray) -> Store | None:
-    """The process's store of this key, new if there is none with room for these rows; None if there is no room for it."""
+    """The process's store of this key, new if there is none with room for these rows; None if there is no
+    room for it."""
     dims = run.net.backbone.dims
     token = dims.hidden * np.dtype(dims.dtype).itemsize
     if old := _stores.get(key):
         missing = int(np.diff(old.start)[used[~old.have[used]]].sum()) * token
-        if missing <= SHARE * (free_memory() if old.folder is None else shutil.disk_usage(old.folder.name).free):
+        if missing <= SHARE * (
+            free_memory() if old.folder is None else shutil.disk_usage(old.folder.name).free
+        ):
             _stores.move_to_end(key)
             return old
         del _stores[key], old
-    lengths = np.concatenate([rows.batch(part)["length"] for part in np.array_split(np.arange(len(rows)), -(-len(rows) // 4096))])
+    lengths = np.concatenate(
+        [rows.batch(part)["length"] for part in np.array_split(np.arange(len(rows)), -(-len(rows) // 4096))]
+    )
     start = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     need = int(lengths[used].sum()) * token
     size = (int(start[-1]), dims.hidden)
@@ -192,7 +228,8 @@ def _store(key: str, run: Run, rows: Rows, used: np.ndarray) -> Store | None:
         if need > SHARE * shutil.disk_usage(folder.name).free:
             folder.cleanup()
             return None
-        flat = np.memmap(Path(folder.name) / "hidden", np.dtype(dims.dtype), "w+", shape=size)  # a sparse file
+        # a sparse file
+        flat = np.memmap(Path(folder.name) / "hidden", np.dtype(dims.dtype), "w+", shape=size)
         made = Store(start, flat, np.zeros(len(rows), bool), "disk", folder)
     _stores[key] = made
     return made
@@ -208,15 +245,22 @@ def free_memory() -> int:
 
 
 def _fill(run: Run, rows: Rows, used: np.ndarray, store: Store, params: Flat, block: int) -> None:
-    """Computes what the store lacks of these rows, in batches of the training's shape: other shapes may round otherwise."""
+    """Computes what the store lacks of these rows, in batches of the training's shape: other shapes may round
+    otherwise."""
     missing = used[~store.have[used]]
     for at in range(0, len(missing), run.config.batch):
         part = missing[at : at + run.config.batch]
         index = np.concatenate([part, np.repeat(part[-1:], run.config.batch - len(part))])
-        batch = {**rows.batch(index), "example_id": np.arange(len(index), dtype=np.int32), "weight": np.ones(len(index), np.float32)}
+        batch = {
+            **rows.batch(index),
+            "example_id": np.arange(len(index), dtype=np.int32),
+            "weight": np.ones(len(index), np.float32),
+        }
         hidden = np.asarray(_below(run.net, block)(params, mesh.put(batch, run.mesh)))
         for row, i in enumerate(part):
-            store.flat[store.start[i] : store.start[i + 1]] = hidden[row, : store.start[i + 1] - store.start[i]]
+            store.flat[store.start[i] : store.start[i + 1]] = hidden[
+                row, : store.start[i + 1] - store.start[i]
+            ]
         store.have[part] = True
 
 

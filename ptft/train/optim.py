@@ -1,4 +1,5 @@
-"""Optimizers and schedules, from optax. They see the trainable parameters only, as a flat `{name: array}` dict."""
+"""Optimizers and schedules, from optax. They see the trainable parameters only, as a flat `{name: array}`
+dict."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,9 @@ from ptft.freeze import adapters
 SPEC = {
     "name": Field("adamw", str, choices=("adamw", "lamb", "adafactor", "sgd")),
     "lr": Field(1e-4, float, lo=0, doc="the highest learning rate"),
-    "decay": Field("linear", str, choices=("linear", "cosine", "constant"), doc="after the warm-up, down to 0"),
+    "decay": Field(
+        "linear", str, choices=("linear", "cosine", "constant"), doc="after the warm-up, down to 0"
+    ),
     "b1": Field(0.9, float, lo=0, hi=0.9999),
     "b2": Field(0.999, float, lo=0, hi=0.999999),
     "eps": Field(1e-6, float, lo=0),
@@ -22,7 +25,12 @@ SPEC = {
     "weight_decay": Field(0.01, float, lo=0, doc="decoupled; not on biases, LayerNorms and added factors"),
     "clip": Field(1.0, float, lo=0, doc="global norm over the trainable gradients; 0: off"),
     "momentum": Field(0.9, float, lo=0, hi=0.9999, doc="of sgd"),
-    "at_phase": Field("carry", str, choices=("carry", "reset"), doc="optimizer state of what stays trainable when a phase begins"),
+    "at_phase": Field(
+        "carry",
+        str,
+        choices=("carry", "reset"),
+        doc="optimizer state of what stays trainable when a phase begins",
+    ),
 }
 
 # Numbers of state that each keeps a parameter; Adafactor fewer where it factors.
@@ -38,20 +46,24 @@ def decayed(name: str) -> bool:
 def schedule(config: Config, warmup: int, total: int) -> optax.Schedule:
     """Linear warm-up to `lr` over `warmup` steps, then the decay down to 0 at step `total`.
 
-    Step 0 already learns: the rate at step t is lr * (t + 1) / warmup, so that no step is spent on a rate of 0.
+    Step 0 already learns: the rate at step t is lr * (t + 1) / warmup, so that no step is spent on a rate of
+    0.
     """
 
     def rate(step: jax.Array) -> jax.Array:
         t = step.astype(jnp.float32)
         left = jnp.clip((total - t) / max(total - warmup, 1), 0.0, 1.0)
-        shape = {"linear": left, "cosine": 0.5 - 0.5 * jnp.cos(jnp.pi * left), "constant": jnp.ones_like(t)}[config.decay]
+        shape = {"linear": left, "cosine": 0.5 - 0.5 * jnp.cos(jnp.pi * left), "constant": jnp.ones_like(t)}[
+            config.decay
+        ]
         return config.lr * jnp.where(t < warmup, (t + 1) / max(warmup, 1), shape)
 
     return rate
 
 
 def scale_by_adam_uncorrected(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam's direction without bias correction (google-research/bert optimization.py): m / (sqrt(v) + eps)."""
+    """Adam's direction without bias correction (google-research/bert optimization.py): m / (sqrt(v) +
+    eps)."""
 
     def init(params: optax.Params) -> optax.ScaleByAdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -93,14 +105,19 @@ def carry(old: optax.OptState, new: optax.OptState, came_from: Sequence[int | No
 
     def take(fresh: Any, had: Any) -> Any:
         known = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(had)}
-        return jax.tree_util.tree_map_with_path(lambda path, x: known.get(jax.tree_util.keystr(path), x), fresh)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: known.get(jax.tree_util.keystr(path), x), fresh
+        )
 
-    carried = tuple(fresh if i is None else take(fresh, old[1][i]) for fresh, i in zip(new[1], came_from, strict=True))
+    carried = tuple(
+        fresh if i is None else take(fresh, old[1][i]) for fresh, i in zip(new[1], came_from, strict=True)
+    )
     return (old[0], carried, *old[2:])  # clip, cohorts, and the schedule, which goes on in any case
 
 
 def state_bytes(name: str, parameters: int, tensors: int) -> int:
-    """The most that the state of an optimizer of this name takes: its numbers a parameter, a few a tensor, its counts of steps."""
+    """The most that the state of an optimizer of this name takes: its numbers a parameter, a few a tensor,
+    its counts of steps."""
     return 4 * (_STATE[name] * parameters + 4 * tensors + 16)
 
 
@@ -118,12 +135,14 @@ def build(
       rates: learning-rate factor of every trainable parameter (`Plan.rates`).
       warmup, total: steps.
       decays: weight-decay factors (`Plan.decays`), where they are not 1.
-      cohorts: parameters that became trainable together, numbered from 0; each cohort has an own state, an own count of steps
-        among it. With one count for all, Adam's bias correction would be missing for those that come later, and their first
-        steps three times too long.
+      cohorts: parameters that became trainable together, numbered from 0; each cohort has an own state, an
+        own count of steps among it. With one count for all, Adam's bias correction would be missing for those
+        that come later, and their first steps three times too long.
     """
     strength = {n: config.weight_decay * (decays or {}).get(n, 1.0) for n in rates if decayed(n)}
-    decay = optax.stateless(lambda u, p: {n: x + strength[n] * p[n] if strength.get(n) else x for n, x in u.items()})
+    decay = optax.stateless(
+        lambda u, p: {n: x + strength[n] * p[n] if strength.get(n) else x for n, x in u.items()}
+    )
     if config.bias_correction:
         adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     else:
@@ -131,7 +150,8 @@ def build(
     direction = {
         "adamw": (adam, decay),
         "lamb": (adam, decay, optax.scale_by_trust_ratio()),  # You et al. 2019
-        "adafactor": (optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), decay),  # Shazeer & Stern 2018
+        # Shazeer & Stern 2018
+        "adafactor": (optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), decay),
         "sgd": (optax.trace(config.momentum), decay),
     }[config.name]
     # Factors of 1 are left out, so that a plain plan costs no extra multiplication.
@@ -142,7 +162,8 @@ def build(
     tx = optax.chain(clip, grouped, scale, optax.scale_by_learning_rate(schedule(config, warmup, total)))
 
     def update(grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, which the strict promotion of the tests refuses
+        # optax mixes dtypes, which the strict promotion of the tests refuses
+        with jax.numpy_dtype_promotion("standard"):
             return tx.update(grads, state, params)
 
     return optax.GradientTransformation(tx.init, update)

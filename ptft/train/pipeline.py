@@ -1,7 +1,8 @@
 """Batches by number: global batch k is a pure function of (seed, k).
 
-It does not depend on the number of processes, on data workers or on where a run was resumed, so a resume needs the
-step alone. `grain.MapDataset` gives the shuffled order: a new permutation each epoch, indexable in O(1).
+It does not depend on the number of processes, on data workers or on where a run was resumed, so a resume
+needs the step alone. `grain.MapDataset` gives the shuffled order: a new permutation each epoch, indexable in
+O(1).
 """
 
 from collections.abc import Iterator
@@ -51,11 +52,13 @@ def mine(batch: int) -> slice:
     return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
-def train_batches(rows: Rows, index: np.ndarray, seed: int, batch: int, start: int, stop: int) -> Iterator[Batch]:
+def train_batches(
+    rows: Rows, index: np.ndarray, seed: int, batch: int, start: int, stop: int
+) -> Iterator[Batch]:
     """Batches `start` … `stop - 1` of the rows in `index`, this process's part, made ahead by a thread.
 
-    Besides the rows' own arrays a batch holds `example_id` i32[B], the place in the global batch, which keys random choices,
-    and `weight` f32[B] of ones.
+    Besides the rows' own arrays a batch holds `example_id` i32[B], the place in the global batch, which keys
+    random choices, and `weight` f32[B] of ones.
     """
     import grain.python as grain
 
@@ -71,9 +74,14 @@ def train_batches(rows: Rows, index: np.ndarray, seed: int, batch: int, start: i
 
 
 def eval_batches(rows: Rows, batch: int, limit: int = 0) -> Iterator[Batch]:
-    """Every row once (or `limit` of them, `looked_at`), in order; the last batch is filled up with rows of `weight` 0."""
+    """Every row once (or `limit` of them, `looked_at`), in order; the last batch is filled up with rows of
+    `weight` 0."""
     index = looked_at(len(rows), limit, getattr(rows, "label", None))
     for at in range(0, len(index), batch):
         row = np.arange(at, at + batch)[mine(batch)]
         filled = index[np.minimum(row, len(index) - 1)]
-        yield {**rows.batch(filled), "example_id": row.astype(np.int32), "weight": (row < len(index)).astype(np.float32)}
+        yield {
+            **rows.batch(filled),
+            "example_id": row.astype(np.int32),
+            "weight": (row < len(index)).astype(np.float32),
+        }

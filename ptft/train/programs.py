@@ -26,9 +26,9 @@ class Program(NamedTuple):
 
 
 def cohorts(run: Run, phase: int) -> dict[str, int]:
-    """The cohort of every parameter that is trainable in a phase, numbered from 0: those of the same phases share one, and their optimizer
-    state begins and ends together. It depends on the trainable set alone, not on the phases before, so that a set that comes back,
-    as LISA's do, is not compiled again."""
+    """The cohort of every parameter that is trainable in a phase, numbered from 0: those of the same phases
+    share one, and their optimizer state begins and ends together. It depends on the trainable set alone, not
+    on the phases before, so that a set that comes back, as LISA's do, is not compiled again."""
     names = run.phases[phase].plan.trainable
     if run.config.optim.at_phase == "reset":
         return dict.fromkeys(names, 0)
@@ -45,22 +45,35 @@ def came_from(run: Run, phase: int) -> list[int | None]:
 
 
 def no_dropout(run: Run, phase: int) -> frozenset[str]:
-    """The parts of the backbone that run without dropout: those without trainable parameters, if the config says so."""
+    """The parts of the backbone that run without dropout: those without trainable parameters, if the config
+    says so."""
     rows = [r for r in run.phases[phase].plan.rows if not r.name.startswith("head/")]
     parts = {r.name.split("/")[1] for r in rows}
-    return frozenset() if run.config.frozen_dropout else frozenset(parts - {r.name.split("/")[1] for r in rows if r.lr_mult})
+    return (
+        frozenset()
+        if run.config.frozen_dropout
+        else frozenset(parts - {r.name.split("/")[1] for r in rows if r.lr_mult})
+    )
 
 
 def optimizer(run: Run, phase: int = 0) -> optax.GradientTransformation:
     """Of the trainable parameters of a phase, and of nothing else."""
     cohort = cohorts(run, phase)
-    factors = tuple((r.name, r.lr_mult, r.wd_mult, cohort[r.name]) for r in run.phases[phase].plan.rows if r.lr_mult)
+    factors = tuple(
+        (r.name, r.lr_mult, r.wd_mult, cohort[r.name]) for r in run.phases[phase].plan.rows if r.lr_mult
+    )
     return _optimizer(run.config.optim, factors, run.durations.warmup, run.durations.total)
 
 
 @functools.lru_cache(maxsize=64)
-def _optimizer(config: Config, factors: tuple[tuple[str, float, float, int], ...], warmup: int, total: int) -> optax.GradientTransformation:
-    rates, decays, cohorts = {f[0]: f[1] for f in factors}, {f[0]: f[2] for f in factors}, {f[0]: f[3] for f in factors}
+def _optimizer(
+    config: Config, factors: tuple[tuple[str, float, float, int], ...], warmup: int, total: int
+) -> optax.GradientTransformation:
+    rates, decays, cohorts = (
+        {f[0]: f[1] for f in factors},
+        {f[0]: f[2] for f in factors},
+        {f[0]: f[3] for f in factors},
+    )
     return optim.build(config, rates, warmup, total, decays, cohorts)
 
 
@@ -70,7 +83,8 @@ def fresh(run: Run, phase: int, params: Flat) -> step.TrainState:
 
 
 def below(run: Run, block: int) -> str:
-    """A pattern of all parameters that lie below a block, what is added there among them; of block 0, nothing."""
+    """A pattern of all parameters that lie below a block, what is added there among them; of block 0,
+    nothing."""
     anatomy = models.anatomy(run.config.model.name)
     (stack,) = anatomy.stacks.values()
     parts = [anatomy.groups["stem"], *(stack.format(i) for i in range(block))] if block else []
@@ -82,7 +96,9 @@ def program(run: Run, phase: int = 0) -> Program:
     c, trainable = run.config, run.phases[phase].plan.trainable
     constants = tuple((n, x.shape, x.dtype) for n, x in getattr(run.data.train, "constants", {}).items())
     kept = c.frozen_dtype, no_dropout(run, phase), constants
-    return _program(run.net, optimizer(run, phase), trainable, *kept, c.batch, c.accumulate, c.parallel, run.mesh)
+    return _program(
+        run.net, optimizer(run, phase), trainable, *kept, c.batch, c.accumulate, c.parallel, run.mesh
+    )
 
 
 @functools.lru_cache(maxsize=64)

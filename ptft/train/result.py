@@ -42,7 +42,9 @@ class RunResult(NamedTuple):
         return {k: v for k, v in self._asdict().items() if v is not None or k not in ("dev", "test")}
 
 
-def of(run: Run, header: Mapping[str, Any], progress: Progress, ended: Ended, pace: float | None) -> RunResult:
+def of(
+    run: Run, header: Mapping[str, Any], progress: Progress, ended: Ended, pace: float | None
+) -> RunResult:
     """Of a run that has ended.
 
     Args:

@@ -16,7 +16,8 @@ class Due(NamedTuple):
 
 
 def at(run: Run, k: int) -> Due:
-    """What is due at step `k`. The last one is evaluated after the loop anyway, and in it only to choose the best."""
+    """What is due at step `k`. The last one is evaluated after the loop anyway, and in it only to choose the
+    best."""
     d, last = run.durations, k == run.durations.total
     chooses = build.metric(run) != "last"
     evaluate = run.data.dev is not None and ((last and chooses) or (d.evaluate > 0 and k % d.evaluate == 0))

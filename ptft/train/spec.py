@@ -15,36 +15,77 @@ from ptft.hub import config_json, folders
 from ptft.train import optim
 
 SPEC: Spec = {
-    "seed": Field(0, int, lo=0, hi=2**31 - 1, doc="initial weights, order of batches, dropout, masks, training subset"),
+    "seed": Field(
+        0, int, lo=0, hi=2**31 - 1, doc="initial weights, order of batches, dropout, masks, training subset"
+    ),
     "batch": Field(32, int, lo=1, doc="global batch size"),
     "eval_batch": Field(0, int, lo=0, doc="0: as batch"),
     "accumulate": Field(1, int, lo=1, doc="parts a batch is cut into"),
     "train_for": Field("3 epochs", (str, int), check=duration.check, doc="steps, epochs or examples"),
-    "warmup": Field("10%", (str, int), check=duration.check_share, doc="a share of train_for, or steps, epochs, examples"),
-    "eval_every": Field("1 epoch", (str, int), check=duration.check_share, doc="evaluation on dev; '0': only at the end"),
-    "save_every": Field("1 epoch", (str, int), check=duration.check_share, doc="a checkpoint to resume from; '0': only at the end"),
+    "warmup": Field(
+        "10%", (str, int), check=duration.check_share, doc="a share of train_for, or steps, epochs, examples"
+    ),
+    "eval_every": Field(
+        "1 epoch", (str, int), check=duration.check_share, doc="evaluation on dev; '0': only at the end"
+    ),
+    "save_every": Field(
+        "1 epoch",
+        (str, int),
+        check=duration.check_share,
+        doc="a checkpoint to resume from; '0': only at the end",
+    ),
     "log_every": Field("50 steps", (str, int), check=duration.check_share),
     "keep": Field(2, int, lo=1, doc="checkpoints to keep"),
-    "checkpoint": Field("full", str, choices=("full", "delta"), doc="delta: only what is trainable, and the digest of the start's weights"),
+    "checkpoint": Field(
+        "full",
+        str,
+        choices=("full", "delta"),
+        doc="delta: only what is trainable, and the digest of the start's weights",
+    ),
     "early_stop": Field(0, int, lo=0, doc="stop after this many evaluations without a better best; 0: never"),
-    "best": Field("", str, doc="dev metric that chooses the best checkpoint; '': the objective's; 'last': the last step"),
-    "init_from": Field("", str, doc="a run, a folder in Hugging Face's format or hf:ORG/NAME: backbone, tokenizer and model size are its"),
-    "init_weights": Field(True, bool, doc="False: take tokenizer and size from init_from, but start from random weights"),
+    "best": Field(
+        "", str, doc="dev metric that chooses the best checkpoint; '': the objective's; 'last': the last step"
+    ),
+    "init_from": Field(
+        "",
+        str,
+        doc=(
+            "a run, a folder in Hugging Face's format or hf:ORG/NAME: backbone, tokenizer and model size "
+            "are its"
+        ),
+    ),
+    "init_weights": Field(
+        True, bool, doc="False: take tokenizer and size from init_from, but start from random weights"
+    ),
     "freeze": Field(
         "full",
         (str, tuple),
         check=language.problem,
         doc="a strategy's name, a list of (pattern, action), or a list of (start, such a list)",
     ),
-    "frozen_dropout": Field(True, bool, doc="False: parts of the backbone in which nothing is trainable run as in evaluation"),
-    "frozen_dtype": Field("float32", str, choices=quantize.DTYPES, doc="how the matrices that are frozen are kept on the devices"),
-    "cache_features": Field(
-        "auto", str, choices=("auto", "off"), doc="compute what lies below all that is trainable once an example, where it pays"
+    "frozen_dropout": Field(
+        True, bool, doc="False: parts of the backbone in which nothing is trainable run as in evaluation"
     ),
-    "strict_cost": Field(False, bool, doc="a compiled step that costs more than its freeze should is an error, not a warning"),
+    "frozen_dtype": Field(
+        "float32",
+        str,
+        choices=quantize.DTYPES,
+        doc="how the matrices that are frozen are kept on the devices",
+    ),
+    "cache_features": Field(
+        "auto",
+        str,
+        choices=("auto", "off"),
+        doc="compute what lies below all that is trainable once an example, where it pays",
+    ),
+    "strict_cost": Field(
+        False, bool, doc="a compiled step that costs more than its freeze should is an error, not a warning"
+    ),
     "parallel": Field("jit", str, choices=("jit", "pmap")),
     "devices": Field(0, int, lo=0, doc="0: all of them"),
-    "dtype": Field("float32", str, choices=("float32", "bfloat16"), doc="of the computation; weights are float32"),
+    "dtype": Field(
+        "float32", str, choices=("float32", "bfloat16"), doc="of the computation; weights are float32"
+    ),
     "tensorboard": Field(None, (bool, type(None)), doc="None: where tensorboardX is installed"),
     "model": models.spec,
     "objective": objectives.spec,
@@ -54,10 +95,18 @@ SPEC: Spec = {
         "train": Field("", str, doc="KIND:WHERE, such as files:/data/train.tsv or tfds:imdb_reviews@train"),
         "dev": Field("", str),
         "test": Field("", str),
-        "names": Field((), tuple, doc="names of the labels for people, in the order of their ids; empty: the labels themselves"),
+        "names": Field(
+            (),
+            tuple,
+            doc="names of the labels for people, in the order of their ids; empty: the labels themselves",
+        ),
         "train_size": Field(0, int, lo=0, doc="this many training examples, chosen by the seed; 0: all"),
-        "dev_size": Field(0, int, lo=0, doc="evaluate on so many dev rows, drawn by label, the same for every run; 0: all"),
-        "tokenizer": Field("", str, doc="a vocab.txt or a run's folder; '': init_from's, else trained on the training split"),
+        "dev_size": Field(
+            0, int, lo=0, doc="evaluate on so many dev rows, drawn by label, the same for every run; 0: all"
+        ),
+        "tokenizer": Field(
+            "", str, doc="a vocab.txt or a run's folder; '': init_from's, else trained on the training split"
+        ),
         "vocab_size": Field(8000, int, lo=100, doc="of a tokenizer trained here"),
         "lowercase": Field(True, bool, doc="of a tokenizer trained here"),
     },
@@ -74,7 +123,10 @@ def resolve(values: Mapping[str, Any]) -> Config:
             else read_run(Path(start), "config.json").get("model")
         )
         if not isinstance(base, Mapping) or "name" not in base:
-            raise UserError(f"{start}/config.json is that of no run, and without weights no checkpoint: its section 'model' is missing")
+            raise UserError(
+                f"{start}/config.json is that of no run, and without weights no checkpoint: its section "
+                "'model' is missing"
+            )
         if own.get("name", base["name"]) == base["name"]:
             values = {**values, "model": {**base, **own}}
     return configs.resolve(values, SPEC)
@@ -84,7 +136,10 @@ def read_run(workdir: Path, name: str) -> Any:
     """A JSON file of a run's folder; what reads a run never executes a config."""
     file = workdir / name
     if folders.is_folder(str(workdir)):
-        raise UserError(f"{workdir} is no run but a folder in Hugging Face's format; first: ptft import {workdir} --workdir RUN")
+        raise UserError(
+            f"{workdir} is no run but a folder in Hugging Face's format; first: ptft import {workdir} "
+            "--workdir RUN"
+        )
     if not file.is_file():
         beside = sorted(p.name for p in (workdir if workdir.is_dir() else workdir.parent).glob("*"))
         what, near = (f"has no {name}", name) if workdir.is_dir() else ("does not exist", workdir.name)

@@ -1,4 +1,5 @@
-"""Where a run is: its trainable and its frozen parameters, and how far it has come. How it starts, resumes and enters a phase."""
+"""Where a run is: its trainable and its frozen parameters, and how far it has come. How it starts, resumes
+and enters a phase."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,7 +24,8 @@ class Progress(NamedTuple):
     best: float | None = None
     best_step: int = 0
     evals_since_best: int = 0  # evaluations since the best, or since the phase began
-    seconds: float = 0.0  # in the loop, over all starts: steps, evaluations and saves, without loading and compiling
+    # in the loop, over all starts: steps, evaluations and saves, without loading and compiling
+    seconds: float = 0.0
     window: Any = None  # {name: [sum, weight]} since the last line of the log, where a signal cut it short
     phase_starts: Sequence[int] = (0,)  # the steps at which the phases so far began
     flops: Sequence[float | None] = ()  # of a step in each of them
@@ -73,7 +75,9 @@ def place(run: Run, frozen: Flat, before: Flat | None = None) -> tuple[Flat, Fla
     if run.config.frozen_dtype == "float32":
         return frozen, frozen
     there = {n: x for n, x in (before or {}).items() if n in frozen}
-    shrink = jax.jit(lambda p: quantize.quantize(p, run.config.frozen_dtype), out_shardings=mesh.replicated(run.mesh))
+    shrink = jax.jit(
+        lambda p: quantize.quantize(p, run.config.frozen_dtype), out_shardings=mesh.replicated(run.mesh)
+    )
     return jax.device_get(frozen), {**there, **shrink({n: x for n, x in frozen.items() if n not in there})}
 
 
@@ -88,43 +92,62 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> RunState
     meta = checkpoint.read_meta(workdir, at)
     now, then = ((h["data"]["fingerprint"], h["tokenizer"], h["labels"]) for h in (header, meta))
     if now != then:
-        changed = [what for what, a, b in zip(("the data", "the tokenizer", "the labels"), now, then, strict=True) if a != b]
+        changed = [
+            what
+            for what, a, b in zip(("the data", "the tokenizer", "the labels"), now, then, strict=True)
+            if a != b
+        ]
         raise UserError(
-            f"{' and '.join(changed)} changed since step {at} of {workdir}: the files that config.data names are not what they were; "
-            "restore them, or train in another --workdir"
+            f"{' and '.join(changed)} changed since step {at} of {workdir}: the files that config.data names "
+            "are not what they were; restore them, or train in another --workdir"
         )
     progress = Progress(**configs.renamed(meta["progress"]))
     everywhere, shapes = mesh.replicated(run.mesh), run.net.shapes()
     names = run.phases[progress.phase].plan.trainable
     empty = jax.eval_shape(lambda p: programs.fresh(run, progress.phase, p), tree.split(shapes, names)[0])
-    base = {} if meta["base"] is None else weights.on_base(run.config, run.net, meta["base"], workdir, weights.changing(run))
+    base = (
+        {}
+        if meta["base"] is None
+        else weights.on_base(run.config, run.net, meta["base"], workdir, weights.changing(run))
+    )
     want = {n: s for n, s in shapes.items() if n not in base}
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (want, empty.opt))
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (want, empty.opt)
+    )
     params, opt = checkpoint.restore(workdir, at, *like)
     trainable, frozen = tree.split({**jax.device_put(base, everywhere), **params}, names)
     record.say(f"resuming at step {at} of {run.durations.total}")
-    return RunState(step.TrainState(jax.device_put(np.int32(at), everywhere), trainable, opt), *place(run, frozen), progress)
+    return RunState(
+        step.TrainState(jax.device_put(np.int32(at), everywhere), trainable, opt),
+        *place(run, frozen),
+        progress,
+    )
 
 
 def due(run: Run, state: RunState, done: int) -> bool:
-    """Whether the next phase begins now, after `done` steps: its time has come, or its plateau, or the time of one after it."""
+    """Whether the next phase begins now, after `done` steps: its time has come, or its plateau, or the time
+    of one after it."""
     later = run.phases[state.progress.phase + 1 :]
     plateau = bool(later) and later[0].start is None and state.progress.evals_since_best >= later[0].waits
     return plateau or any(p.start is not None and p.start <= done for p in later)
 
 
 def enter(run: Run, state: RunState, done: int) -> RunState:
-    """The same numbers in the next phase: what becomes frozen loses its optimizer state, so that the memory is
-    free; what becomes trainable gets new state; what stays trainable keeps its own, or not, as `optim.at_phase` says."""
+    """The same numbers in the next phase: what becomes frozen loses its optimizer state, so that the memory
+    is free; what becomes trainable gets new state; what stays trainable keeps its own, or not, as
+    `optim.at_phase` says."""
     phase = state.progress.phase + 1
     whole = {**state.frozen, **state.train_state.params}
     trainable, frozen = tree.split(whole, run.phases[phase].plan.trainable)
     fresh = programs.fresh(run, phase, trainable)
     opt = optim.carry(state.train_state.opt, fresh.opt, programs.came_from(run, phase))
-    train_state = jax.device_put(step.TrainState(state.train_state.step, fresh.params, opt), mesh.replicated(run.mesh))
+    train_state = jax.device_put(
+        step.TrainState(state.train_state.step, fresh.params, opt), mesh.replicated(run.mesh)
+    )
     there = RunState(
         train_state,
         *place(run, frozen, state.frozen_on_device),
         state.progress._replace(phase_starts=[*state.progress.phase_starts, done], evals_since_best=0),
     )
-    return enter(run, there, done) if due(run, there, done) else there  # a plateau that was not reached in its time
+    # a plateau that was not reached in its time
+    return enter(run, there, done) if due(run, there, done) else there

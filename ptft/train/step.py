@@ -1,8 +1,8 @@
 """The training step and the evaluation step: pure functions.
 
-Parameters are split into (trainable, frozen) before differentiation: `grad` is taken with respect to the trainable
-ones, and the optimizer, the clip and the norms never see anything else. What is frozen costs no gradient, no
-optimizer state, and no backward pass below the lowest trainable layer.
+Parameters are split into (trainable, frozen) before differentiation: `grad` is taken with respect to the
+trainable ones, and the optimizer, the clip and the norms never see anything else. What is frozen costs no
+gradient, no optimizer state, and no backward pass below the lowest trainable layer.
 """
 
 import functools
@@ -38,17 +38,20 @@ class TrainState(NamedTuple):
 
 
 class Net(NamedTuple):
-    """A model with its objective: everything but numbers. Hashable, so that equal nets share compiled steps."""
+    """A model with its objective: everything but numbers. Hashable, so that equal nets share compiled
+    steps."""
 
     backbone: nn.Module
     head: nn.Module
     objective: Objective
     added: tuple[Adapter, ...] = ()
-    start: int = 0  # the blocks below are not computed: a batch holds what they gave (`hidden`), or where that lies
+    # the blocks below are not computed: a batch holds what they gave (`hidden`), or where that lies
+    start: int = 0
     resident: bool = False  # where: a batch holds `cache_offset`, and `Constants` the hidden states
 
     def init(self, seed: int | jax.Array, names: tuple[str, ...] | None = None) -> Flat:
-        """Fresh float32 parameters `backbone/…`, `head/…`, `adapter/…`, or those in `names` alone, which are the same as with all."""
+        """Fresh float32 parameters `backbone/…`, `head/…`, `adapter/…`, or those in `names` alone, which are
+        the same as with all."""
         return _compiled_init(self._replace(start=0, resident=False), names)(seed)
 
     def create(self, seed: int | jax.Array) -> Flat:
@@ -58,45 +61,69 @@ class Net(NamedTuple):
         inputs = self.objective.prepare(_on_device(self.example(1)), _row_keys(key, jnp.zeros(1, jnp.int32)))
         backbone = self.backbone.init(body, inputs)["params"]
         outputs = self.backbone.apply({"params": backbone}, inputs)
-        own = tree.flatten({"backbone": backbone, "head": self.head.init(top, outputs, inputs, False)["params"]})
+        own = tree.flatten(
+            {"backbone": backbone, "head": self.head.init(top, outputs, inputs, False)["params"]}
+        )
         return own | adapters.init(self.added, jax.random.fold_in(key, 2))
 
     def example(self, batch: int) -> dict[str, np.ndarray]:
         """Host arrays of the shapes and dtypes of a batch, for tracing without data."""
-        rows = {**self.objective.example(batch), "example_id": np.zeros(batch, np.int32), "weight": np.ones(batch, np.float32)}
+        rows = {
+            **self.objective.example(batch),
+            "example_id": np.zeros(batch, np.int32),
+            "weight": np.ones(batch, np.float32),
+        }
         if not self.start:
             return rows
         shape = (batch, rows["tokens"].shape[1], self.backbone.dims.hidden)
         return {
             **rows,
-            **({"cache_offset": rows["example_id"]} if self.resident else {"hidden": np.zeros(shape, self.backbone.dims.dtype)}),
+            **(
+                {"cache_offset": rows["example_id"]}
+                if self.resident
+                else {"hidden": np.zeros(shape, self.backbone.dims.dtype)}
+            ),
         }
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Names and shapes of the parameters, without computing any."""
         return dict(_shapes(self._replace(start=0, resident=False)))
 
-    def inputs(self, batch: Mapping[str, jax.Array], key: jax.Array, constants: Constants) -> dict[str, jax.Array]:
-        """What backbone and head read: a batch as the objective prepares it, with the hidden states that lie in `constants`."""
+    def inputs(
+        self, batch: Mapping[str, jax.Array], key: jax.Array, constants: Constants
+    ) -> dict[str, jax.Array]:
+        """What backbone and head read: a batch as the objective prepares it, with the hidden states that lie
+        in `constants`."""
         made = self.objective.prepare(batch, _row_keys(key, batch["example_id"]))
         if not self.resident:
             return made
         return {**made, "hidden": _gather(constants["hidden"], made["cache_offset"], made["mask"])}
 
     def predict(
-        self, params: Flat, inputs: Mapping[str, jax.Array], dropout: jax.Array | None = None, no_dropout: frozenset[str] = frozenset()
+        self,
+        params: Flat,
+        inputs: Mapping[str, jax.Array],
+        dropout: jax.Array | None = None,
+        no_dropout: frozenset[str] = frozenset(),
     ) -> Any:
-        """Backbone and head on prepared inputs -> the objective's predictions. The parts in `no_dropout` have none."""
+        """Backbone and head on prepared inputs -> the objective's predictions. The parts in `no_dropout` have
+        none."""
         wide = adapters.insert(self.added, quantize.dequantize(params))
         p = tree.unflatten(wide)
         keys = {} if dropout is None else {"dropout": dropout}
-        with adapters.attach(self.added, wide), nn.intercept_methods(functools.partial(_skip_dropout, no_dropout)):
+        with (
+            adapters.attach(self.added, wide),
+            nn.intercept_methods(functools.partial(_skip_dropout, no_dropout)),
+        ):
             entry: dict[str, Any] = {"start": self.start, "hidden": inputs["hidden"]} if self.start else {}
-            outputs = self.backbone.apply({"params": p["backbone"]}, inputs, train=bool(keys), rngs=keys, **entry)
+            outputs = self.backbone.apply(
+                {"params": p["backbone"]}, inputs, train=bool(keys), rngs=keys, **entry
+            )
         return self.head.apply({"params": p["head"]}, outputs, inputs, bool(keys), rngs=keys)
 
     def below(self, params: Flat, batch: Mapping[str, jax.Array], block: int) -> jax.Array:
-        """What the block of this number reads, or what the last one gives where the number is one past it; no dropout: f[B, T, D]."""
+        """What the block of this number reads, or what the last one gives where the number is one past it; no
+        dropout: f[B, T, D]."""
         inputs = self.inputs(batch, jax.random.key(0), {})
         found: list[jax.Array] = []
 
@@ -123,13 +150,14 @@ class Net(NamedTuple):
         no_dropout: frozenset[str] = frozenset(),
         constants: Constants = MappingProxyType({}),
     ) -> Sums:
-        """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; a `dropout` key means training."""
+        """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; a `dropout` key means
+        training."""
         inputs = self.inputs(batch, key, constants)
         return self.objective.sums(self.predict(params, inputs, dropout, no_dropout), inputs)
 
     def squares(self, params: Flat, batch: Mapping[str, jax.Array]) -> Flat:
-        """Sums over a batch of the squared gradient of each row's loss, for every parameter of the backbone: the diagonal of the
-        empirical Fisher information, times the number of rows."""
+        """Sums over a batch of the squared gradient of each row's loss, for every parameter of the backbone:
+        the diagonal of the empirical Fisher information, times the number of rows."""
         body = {n: x for n, x in params.items() if n.startswith("backbone/")}
 
         def loss(body: Flat, row: Mapping[str, jax.Array]) -> jax.Array:
@@ -139,7 +167,8 @@ class Net(NamedTuple):
         def add(total: Flat, row: Mapping[str, jax.Array]) -> tuple[Flat, None]:
             return jax.tree.map(lambda t, g: t + jnp.square(g), total, jax.grad(loss)(body, row)), None
 
-        rows = {k: x[:, None] for k, x in batch.items()}  # one at a time: the square of a sum is no sum of squares
+        # one at a time: the square of a sum is no sum of squares
+        rows = {k: x[:, None] for k, x in batch.items()}
         return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, body), rows)[0]
 
 
@@ -149,9 +178,13 @@ def _gather(flat: jax.Array, at: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask[..., None], flat[place], 0)
 
 
-def _skip_dropout(parts: frozenset[str], call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+def _skip_dropout(
+    parts: frozenset[str], call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+) -> Any:
     """Dropout in these parts of the backbone, or beside them as block_0_dropout, gives back its input."""
-    skipped = isinstance(context.module, nn.Dropout) and context.module.path[0].removesuffix("_dropout") in parts
+    skipped = (
+        isinstance(context.module, nn.Dropout) and context.module.path[0].removesuffix("_dropout") in parts
+    )
     return args[0] if skipped else call(*args, **kwargs)
 
 
@@ -171,20 +204,27 @@ def _on_device(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def _row_keys(key: jax.Array, row: jax.Array) -> jax.Array:
-    """One key a row, from its place in the global batch: the same masks however the batch is split over devices."""
+    """One key a row, from its place in the global batch: the same masks however the batch is split over
+    devices."""
     return jax.vmap(lambda r: jax.random.fold_in(jax.random.fold_in(key, 0), r))(row)
 
 
 def train_step(
-    net: Net, tx: optax.GradientTransformation, accumulate: int = 1, axis: str | None = None, no_dropout: frozenset[str] = frozenset()
+    net: Net,
+    tx: optax.GradientTransformation,
+    accumulate: int = 1,
+    axis: str | None = None,
+    no_dropout: frozenset[str] = frozenset(),
 ) -> Callable[..., tuple[TrainState, Sums]]:
     """The pure step `(state, frozen, batch, seed, constants) -> (state, sums)`.
 
-    The loss is the sum over the objective's terms of (global sum / global weight), however the batch is split.
+    The loss is the sum over the objective's terms of (global sum / global weight), however the batch is
+    split.
 
     Args:
       accumulate: the batch is cut into this many parts whose gradients are added before the update.
-      axis: name of the `pmap` axis whose devices hold the parts of a batch; None under `jit`, where arrays are global.
+      axis: name of the `pmap` axis whose devices hold the parts of a batch; None under `jit`, where arrays
+        are global.
       no_dropout: parts of the backbone, such as "block_0", without dropout.
     """
     names = net.objective.loss
@@ -202,9 +242,13 @@ def train_step(
         dropout = jax.random.fold_in(key, jax.lax.axis_index(axis) + 1 if axis else 1)
 
         def part_sums(params: Flat, part: Mapping[str, jax.Array], number: jax.Array | int) -> Sums:
-            return net.sums({**frozen, **params}, part, key, jax.random.fold_in(dropout, number), no_dropout, constants)
+            return net.sums(
+                {**frozen, **params}, part, key, jax.random.fold_in(dropout, number), no_dropout, constants
+            )
 
-        def part_grad(part: Mapping[str, jax.Array], number: jax.Array | int, weight: Mapping[str, jax.Array] | None) -> tuple[Flat, Sums]:
+        def part_grad(
+            part: Mapping[str, jax.Array], number: jax.Array | int, weight: Mapping[str, jax.Array] | None
+        ) -> tuple[Flat, Sums]:
             def loss(params: Flat) -> tuple[jax.Array, Sums]:
                 sums = part_sums(params, part, number)
                 per = weights(sums) if weight is None else weight
@@ -216,13 +260,18 @@ def train_step(
             grads, sums = part_grad(batch, 0, None)
         else:
             # Strided parts, so that each device keeps its own rows.
-            parts = {k: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
+            parts = {
+                k: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
+                for k, x in batch.items()
+            }
             number = jnp.arange(accumulate)
             # The weights need no forward pass, and XLA drops the one written here.
             each = jax.lax.map(lambda part: {n: part_sums(state.params, part, 0)[n][1] for n in names}, parts)
             weight = weights({n: (w.sum(), w.sum()) for n, w in each.items()})
 
-            def add(carry: tuple[Flat, Sums], x: tuple[Mapping[str, jax.Array], jax.Array]) -> tuple[tuple[Flat, Sums], None]:
+            def add(
+                carry: tuple[Flat, Sums], x: tuple[Mapping[str, jax.Array], jax.Array]
+            ) -> tuple[tuple[Flat, Sums], None]:
                 return jax.tree.map(jnp.add, carry, part_grad(*x, weight)), None
 
             first = {k: x[0] for k, x in parts.items()}
@@ -240,7 +289,8 @@ def train_step(
 
 
 def eval_step(net: Net) -> Callable[..., Sums]:
-    """The pure step `(params, batch, constants) -> sums`, no dropout; masks are the same at every evaluation."""
+    """The pure step `(params, batch, constants) -> sums`, no dropout; masks are the same at every
+    evaluation."""
     return lambda params, batch, constants: net.sums(params, batch, jax.random.key(0), constants=constants)
 
 
@@ -255,7 +305,12 @@ def output_step(net: Net) -> Callable[..., dict[str, jax.Array]]:
 
 
 def compile_train(
-    net: Net, tx: optax.GradientTransformation, mesh: Mesh, accumulate: int, parallel: str, no_dropout: frozenset[str] = frozenset()
+    net: Net,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    accumulate: int,
+    parallel: str,
+    no_dropout: frozenset[str] = frozenset(),
 ) -> Callable[..., tuple[TrainState, Sums]]:
     """The train step over the mesh: `jit` on global arrays, or the same step under `jax.pmap`.
 
@@ -264,7 +319,9 @@ def compile_train(
     if parallel == "jit":
         return jax.jit(train_step(net, tx, accumulate, None, no_dropout), donate_argnums=0)
     step = train_step(net, tx, accumulate, "data", no_dropout)
-    mapped = jax.pmap(step, "data", in_axes=(None, None, 0, None, None), out_axes=None, devices=list(mesh.devices.flat))
+    mapped = jax.pmap(
+        step, "data", in_axes=(None, None, 0, None, None), out_axes=None, devices=list(mesh.devices.flat)
+    )
     n = mesh.size
 
     def call(

@@ -15,7 +15,20 @@ from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError
 from ptft.freeze import ledger, quantize, resolve
-from ptft.train import build, contract, cost, description, evaluate, feature_cache, pipeline, programs, result, schedule, spec, weights
+from ptft.train import (
+    build,
+    contract,
+    cost,
+    description,
+    evaluate,
+    feature_cache,
+    pipeline,
+    programs,
+    result,
+    schedule,
+    spec,
+    weights,
+)
 from ptft.train import state as states
 from ptft.train.build import Run
 from ptft.train.programs import Program
@@ -26,7 +39,8 @@ PREEMPTED = 75  # exit code: stopped from outside, and saved
 
 
 def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") -> dict[str, Any]:
-    """Trains, or resumes from the newest good checkpoint in `workdir`, or returns the result of a finished run.
+    """Trains, or resumes from the newest good checkpoint in `workdir`, or returns the result of a finished
+    run.
 
     Nothing is written before config, data and starting weights are known to fit.
 
@@ -44,8 +58,12 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
     if not quiet:
         description.describe(run)
     at = checkpoint.newest(workdir)
-    fresh = weights.start_params(run, quiet) if at is None else {}  # before compiling: what does not fit shows early
-    header = description.header(run, base=None if config.checkpoint == "full" else fresh or weights.start_params(run, quiet=True, like={}))
+    # before compiling: what does not fit shows early
+    fresh = weights.start_params(run, quiet) if at is None else {}
+    header = description.header(
+        run,
+        base=None if config.checkpoint == "full" else fresh or weights.start_params(run, quiet=True, like={}),
+    )
     state = states.start(run, fresh) if at is None else states.resume(run, workdir, at, header)
     del fresh  # or the devices would hold it beside what is kept quantized
     cached_run, program, state = enter(run, state, quiet)
@@ -55,8 +73,14 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
         run.data.tokenizer.save(workdir / "tokenizer")
 
     total = run.durations.total
-    board = importlib.util.find_spec("tensorboardX") is not None if config.tensorboard is None else config.tensorboard
-    with closing(record.Log(workdir, resume_step=at or 0, tensorboard=board, total_steps=total, quiet=quiet)) as log:
+    board = (
+        importlib.util.find_spec("tensorboardX") is not None
+        if config.tensorboard is None
+        else config.tensorboard
+    )
+    with closing(
+        record.Log(workdir, resume_step=at or 0, tensorboard=board, total_steps=total, quiet=quiet)
+    ) as log:
         state, pace = fit(run, cached_run, program, state, workdir, header, log, quiet)
         prove(run, state, workdir, quiet)
         ended = final_metrics(run, state, workdir, log)
@@ -68,12 +92,17 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
 
 
 def enter(run: Run, state: RunState, quiet: bool) -> tuple[Run, Program, RunState]:
-    """The run as the state's phase trains it, its compiled step, checked against the plan, and its cost in the progress."""
+    """The run as the state's phase trains it, its compiled step, checked against the plan, and its cost in
+    the progress."""
     phase = state.progress.phase
     cached_run = feature_cache.shorten(run, phase, state.progress.phase_starts[-1], state.params, quiet)
     program = programs.program(cached_run, phase)
     if not quiet:
-        which = "" if len(run.phases) == 1 else f"phase {phase + 1} of {len(run.phases)}, {run.phases[phase].strategy}: "
+        which = (
+            ""
+            if len(run.phases) == 1
+            else f"phase {phase + 1} of {len(run.phases)}, {run.phases[phase].strategy}: "
+        )
         record.say(which + cost.describe(program.cost))
     contract.check(cached_run, program, phase)
     return cached_run, program, state._replace(progress=state.progress.at_cost(program.cost.flops))
@@ -91,7 +120,11 @@ def prove(run: Run, state: RunState, workdir: Path, quiet: bool) -> None:
     reached = run.phases[: state.progress.phase + 1]
     before = weights.start_params(run, quiet=True, like={**state.frozen, **state.train_state.params})
     proof = ledger.make(
-        resolve.union(reached), before, {**state.frozen, **state.train_state.params}, state.train_state.opt, reached[-1].plan
+        resolve.union(reached),
+        before,
+        {**state.frozen, **state.train_state.params},
+        state.train_state.opt,
+        reached[-1].plan,
     )
     begun = [*state.progress.phase_starts, *[None] * (len(run.phases) - len(reached))]
     proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(run.phases, begun, strict=True)]
@@ -104,9 +137,17 @@ def prove(run: Run, state: RunState, workdir: Path, quiet: bool) -> None:
 
 
 def fit(
-    run: Run, cached_run: Run, program: Program, state: RunState, workdir: Path, header: dict[str, Any], log: record.Log, quiet: bool
+    run: Run,
+    cached_run: Run,
+    program: Program,
+    state: RunState,
+    workdir: Path,
+    header: dict[str, Any],
+    log: record.Log,
+    quiet: bool,
 ) -> tuple[RunState, list[float]]:
-    """The loop, from the step that `state` is at; also returns the seconds a step between two lines of the log."""
+    """The loop, from the step that `state` is at; also returns the seconds a step between two lines of the
+    log."""
     c, d = run.config, run.durations
     at = int(state.train_state.step)
     seed = jax.device_put(np.uint32(c.seed), mesh.replicated(run.mesh))
@@ -120,15 +161,23 @@ def fit(
         for k in range(at + 1, at + 1 if done else d.total + 1):
             if states.due(run, state, k - 1):
                 cached_run, program, state, paused = following(run, state, k - 1, quiet)
-                batches = pipeline.train_batches(cached_run.data.train, run.used, c.seed, c.batch, k - 1, d.total)
+                batches = pipeline.train_batches(
+                    cached_run.data.train, run.used, c.seed, c.batch, k - 1, d.total
+                )
                 clock, begun = clock + paused, begun + paused
-            batch, constants = mesh.put(next(batches), run.mesh), feature_cache.constants(cached_run.data.train)
-            train_state, sums = program.train(state.train_state, state.frozen_on_device, batch, seed, constants)
+            batch, constants = (
+                mesh.put(next(batches), run.mesh),
+                feature_cache.constants(cached_run.data.train),
+            )
+            train_state, sums = program.train(
+                state.train_state, state.frozen_on_device, batch, seed, constants
+            )
             state = state._replace(train_state=train_state)
             if not quiet:
                 startup.stepped(sums)
             window.append(sums)
-            jax.block_until_ready(window[-3:-2])  # steps run ahead of this loop, but not so far that a signal waits for many
+            # steps run ahead of this loop, but not so far that a signal waits for many
+            jax.block_until_ready(window[-3:-2])
             due = schedule.at(run, k)
             stop = mesh.agreed(bool(caught), any(due))  # read once: a later signal counts at the next step
             if not (any(due) or stop):
@@ -145,12 +194,23 @@ def fit(
                 log.write(k, "dev", values)
                 progress = evaluate.judged(run, values, k, progress)
                 if progress.best_step == k:
-                    checkpoint.save_best(workdir, k, states.stored(run, state), states.meta(run, state, header))
+                    checkpoint.save_best(
+                        workdir, k, states.stored(run, state), states.meta(run, state, header)
+                    )
             done = k == d.total or schedule.stopped_early(run, progress)
             rest = jax.tree.map(lambda x: np.asarray(x).tolist(), window[0]) if window else None
-            state = state._replace(progress=progress._replace(seconds=time.perf_counter() - begun, window=rest))
+            state = state._replace(
+                progress=progress._replace(seconds=time.perf_counter() - begun, window=rest)
+            )
             if due.save or done or stop:
-                checkpoint.save(workdir, k, states.stored(run, state), train_state.opt, states.meta(run, state, header), keep=c.keep)
+                checkpoint.save(
+                    workdir,
+                    k,
+                    states.stored(run, state),
+                    train_state.opt,
+                    states.meta(run, state, header),
+                    keep=c.keep,
+                )
             if stop:
                 why = f"signal {caught[0]}" if caught else "a signal to another process"
                 record.say(f"stopped by {why} and saved step {k}; the same command goes on from here")
@@ -167,7 +227,9 @@ def final_metrics(run: Run, state: RunState, workdir: Path, log: record.Log) -> 
     best_step = steps
     if progress.best is not None:
         changed, loaded = checkpoint.load_params(workdir, None, skip="", new_ok="")
-        whole = quantize.computed({**state.frozen, **state.train_state.params, **changed}, loaded.meta["thin"], c.frozen_dtype)
+        whole = quantize.computed(
+            {**state.frozen, **state.train_state.params, **changed}, loaded.meta["thin"], c.frozen_dtype
+        )
         params, best_step = jax.device_put(whole, mesh.replicated(run.mesh)), loaded.step
     scores = {}
     for name, split in evaluate.splits(run).items():
@@ -178,7 +240,8 @@ def final_metrics(run: Run, state: RunState, workdir: Path, log: record.Log) -> 
 
 
 def finished(config: Config, workdir: Path) -> dict[str, Any] | None:
-    """The stored result of a finished run, else None. Raises UserError if the folder holds a run of another config."""
+    """The stored result of a finished run, else None. Raises UserError if the folder holds a run of another
+    config."""
     record.claim(workdir, "run.json")
     if (workdir / "config.json").exists():
         changes = configs.difference(spec.read_run(workdir, "config.json"), config.to_dict())

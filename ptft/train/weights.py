@@ -46,10 +46,13 @@ def initial(config: Config, net: Net, quiet: bool = True) -> Flat:
 
 
 def in_parts(workdir: Path) -> str:
-    """What keeps a run's checkpoint from being the weights of a plain model by itself: "a delta" or "added parameters"; "" if nothing."""
+    """What keeps a run's checkpoint from being the weights of a plain model by itself: "a delta" or "added
+    parameters"; "" if nothing."""
     if spec.read_run(workdir, "config.json").get("checkpoint") == "delta":
         return "a delta"
-    added = any(row["name"].startswith("adapter/") for row in spec.read_run(workdir, "run.json").get("freeze", ()))
+    added = any(
+        row["name"].startswith("adapter/") for row in spec.read_run(workdir, "run.json").get("freeze", ())
+    )
     return "added parameters" if added else ""
 
 
@@ -81,7 +84,8 @@ def whole(workdir: Path) -> Flat:
 
 
 def changing(run: Run) -> list[str]:
-    """What may differ from the weights that a run started on: all that is trainable in some phase, and all that is added."""
+    """What may differ from the weights that a run started on: all that is trainable in some phase, and all
+    that is added."""
     trainable = set(run.plan.trainable)
     return [n for n in run.net.shapes() if n in trainable or n.startswith("adapter/")]
 
@@ -90,16 +94,19 @@ def on_base(config: Config, net: Net, digest: str, workdir: Path, changed: Any) 
     """The weights that a delta leaves out. Raises UserError if what it started on is not what it was."""
     rest = {n: x for n, x in initial(config, net).items() if n not in changed}
     if ledger.digest_of(rest) != digest:
-        what = f"{config.init_from} is" if config.init_from else f"the initial weights of seed {config.seed} are"
+        what = (
+            f"{config.init_from} is" if config.init_from else f"the initial weights of seed {config.seed} are"
+        )
         raise UserError(
-            f"{workdir} holds only what moved, on a base with the digest {digest}; {what} another ({ledger.digest_of(rest)}): "
-            "restore the base that it was trained on"
+            f"{workdir} holds only what moved, on a base with the digest {digest}; {what} another "
+            f"({ledger.digest_of(rest)}): restore the base that it was trained on"
         )
     return rest
 
 
 def start_params(run: Run, quiet: bool, like: Flat | None = None) -> Flat:
-    """All parameters at step 0. `like`: those of a later step, for what was chosen by data and is not to be chosen again."""
+    """All parameters at step 0. `like`: those of a later step, for what was chosen by data and is not to be
+    chosen again."""
     params = jax.device_put(initial(run.config, run.net, quiet), mesh.replicated(run.mesh))
     if like is None:
         return adapters.fill(run.net.added, params, squares(run, params)) if run.net.added else params
@@ -107,14 +114,19 @@ def start_params(run: Run, quiet: bool, like: Flat | None = None) -> Flat:
 
 
 def squares(run: Run, params: Flat) -> Flat | None:
-    """Squared gradients of the first training examples in the run's order, where added parameters are chosen by them."""
+    """Squared gradients of the first training examples in the run's order, where added parameters are chosen
+    by them."""
     if not (examples := max(a.examples for a in run.net.added)):
         return None
     numbers = pipeline.order(len(run.used), run.config.seed)
     chosen = run.used[[numbers[i] for i in range(min(examples, len(run.used)))]]
     add, everywhere, total = jax.jit(run.net.squares), mesh.replicated(run.mesh), None
     for part in np.array_split(chosen, math.ceil(len(chosen) / 64)):
-        rows = {**run.data.train.batch(part), "example_id": part.astype(np.int32), "weight": np.ones(len(part), np.float32)}
+        rows = {
+            **run.data.train.batch(part),
+            "example_id": part.astype(np.int32),
+            "weight": np.ones(len(part), np.float32),
+        }
         found = add(params, jax.device_put(rows, everywhere))
         total = found if total is None else jax.tree.map(jnp.add, total, found)
     return total

@@ -1,9 +1,11 @@
-"""What sharing work saves a benchmark: some of its cells once more, each alone in a process, against their like in the grid.
+"""What sharing work saves a benchmark: some of its cells once more, each alone in a process, against their
+like in the grid.
 
-    python tests/benchmarks/cells_alone.py GRID OUT.json --cells 14      # GRID: the folder of a benchmark that has finished
+    python tests/benchmarks/cells_alone.py GRID OUT.json --cells 14  # GRID: a finished benchmark's folder
 
-Cells are drawn at random, one of a strategy and size at a time. Nothing is measured again of what a step costs: the probes are the
-grid's. What was not drawn takes alone, it is assumed, as much more than in the grid as the median of what was.
+Cells are drawn at random, one of a strategy and size at a time. Nothing is measured again of what a step
+costs: the probes are the grid's. What was not drawn takes alone, it is assumed, as much more than in the grid
+as the median of what was.
 """
 
 import argparse
@@ -28,13 +30,16 @@ def alone(grid: Path, command: str, cell: str) -> tuple[float, dict[str, float]]
         shutil.copytree(grid / "probes", Path(folder) / "probes")
         begun = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", *shlex.split(command), "--only", cell, "--workdir", folder], check=True, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", *shlex.split(command), "--only", cell, "--workdir", folder],
+            check=True,
+            stdout=subprocess.DEVNULL,
         )
         return time.perf_counter() - begun, results.read_json(Path(folder) / "cells" / f"{cell}.json")["test"]
 
 
 def in_the_grid(rows: list[results.Row]) -> float:
-    """Seconds of a cell among its like: the median, and its part of what the first took longer, to compile and to fill the prefix."""
+    """Seconds of a cell among its like: the median, and its part of what the first took longer, to compile
+    and to fill the prefix."""
     times = [r["wall_seconds"] for r in rows]
     middle = statistics.median(times)
     return middle + (max(times) - middle) / len(times)
@@ -58,15 +63,28 @@ def main() -> None:
         seconds, test = alone(args.grid, bench["command"], row["cell"])
         numbers = {"alone": seconds, "shared": shared[kind], "test": test, "test_in_the_grid": row["test"]}
         found.append({"strategy": kind[0], "size": kind[1], **numbers})
-        print(f"{kind[0]:18} {kind[1]:5} {seconds:6.1f} s alone, {shared[kind]:5.1f} shared, {seconds / shared[kind]:5.1f} times; "
-              f"accuracy {test['accuracy']:.4f}, was {row['test']['accuracy']:.4f}", flush=True)  # fmt: skip
+        print(
+            f"{kind[0]:18} {kind[1]:5} {seconds:6.1f} s alone, {shared[kind]:5.1f} shared, "
+            f"{seconds / shared[kind]:5.1f} times; accuracy {test['accuracy']:.4f}, was "
+            f"{row['test']['accuracy']:.4f}",
+            flush=True,
+        )
     more = statistics.median(f["alone"] - f["shared"] for f in found)
     known = {(f["strategy"], f["size"]): f["alone"] for f in found}
     whole = sum(len(its) * shared[kind] for kind, its in kinds.items())
     apart = sum(len(its) * known.get(kind, shared[kind] + more) for kind, its in kinds.items())
     sample = sum(f["alone"] for f in found) / sum(f["shared"] for f in found)
-    print(f"sample {sample:.2f} times; {len(rows)} cells: {apart / 60:.0f} min alone, {whole / 60:.0f} shared, {apart / whole:.2f} times")
-    result = {"cells": found, "sample": sample, "all": apart / whole, "versions": record.versions(), "device": record.device()}
+    print(
+        f"sample {sample:.2f} times; {len(rows)} cells: {apart / 60:.0f} min alone, {whole / 60:.0f} shared, "
+        f"{apart / whole:.2f} times"
+    )
+    result = {
+        "cells": found,
+        "sample": sample,
+        "all": apart / whole,
+        "versions": record.versions(),
+        "device": record.device(),
+    }
     args.out.write_text(json.dumps(result, indent=1))
 
 

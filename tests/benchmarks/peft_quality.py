@@ -1,11 +1,13 @@
-"""The same strategies from MiniLM on SST-2 in ptft and in transformers + PEFT (torch): test accuracy over seeds, and total time.
+"""The same strategies from MiniLM on SST-2 in ptft and in transformers + PEFT (torch): test accuracy over
+seeds, and total time.
 
-    python tests/benchmarks/peft_quality.py DATA OUT.json --seeds 5 --size 400      # needs the [peers] extra; DATA/sst2_glue
+    python tests/benchmarks/peft_quality.py DATA OUT.json --seeds 5 --size 400  # needs [peers]
 
-Both see the same examples in the same order with the same padding, rates, schedule, decay and clip, without dropout where nothing
-moves; new heads, LoRA's first matrix and dropout differ by their generators. ptft trains the seeds of a strategy as its benchmark
-does, in one compiled program above a cached prefix; torch one after the other, as there is nothing to share. Times are of everything:
-loading, compiling, training, the test. A strategy of one follows that of the other, in turns.
+Both see the same examples in the same order with the same padding, rates, schedule, decay and clip, without
+dropout where nothing moves; new heads, LoRA's first matrix and dropout differ by their generators. ptft
+trains the seeds of a strategy as its benchmark does, in one compiled program above a cached prefix; torch one
+after the other, as there is nothing to share. Times are of everything: loading, compiling, training, the
+test. A strategy of one follows that of the other, in turns.
 """
 
 import argparse
@@ -35,7 +37,13 @@ RATES = {"full": 1e-4, "head": 1e-2, "top-2": 3e-4, "bitfit": 2e-3, "lora=8": 1e
 def config(data: Path, minilm: Path, args: argparse.Namespace, strategy: str, seed: int) -> Any:
     values = pages.load(f"{PAGE}:task=sst2,init={minilm},root={data},seq_len=32,freeze={strategy}")
     values["data"] |= {"dev": "", "train_size": args.size}
-    values |= {"seed": seed, "train_for": f"{args.epochs} epochs", "batch": 16, "eval_batch": 64, "frozen_dropout": False}
+    values |= {
+        "seed": seed,
+        "train_for": f"{args.epochs} epochs",
+        "batch": 16,
+        "eval_batch": 64,
+        "frozen_dropout": False,
+    }
     values |= {"eval_every": 0, "save_every": 0, "best": "last"}
     values["optim"]["lr"] = RATES[strategy]
     return spec.resolve(values)
@@ -45,7 +53,9 @@ def freeze(model: Classifier, strategy: str) -> None:
     """Freezes and stills what ptft's strategy of this name does; LoRA's is PEFT's own."""
     encoder = model.encoder
     if strategy == "lora=8":
-        peft.inject_adapter_in_model(peft.LoraConfig(r=8, lora_alpha=8, lora_dropout=0.0, target_modules=["query", "value"]), encoder)
+        peft.inject_adapter_in_model(
+            peft.LoraConfig(r=8, lora_alpha=8, lora_dropout=0.0, target_modules=["query", "value"]), encoder
+        )
         encoder.embeddings.eval()
         return
     layers = list(encoder.encoder.layer)
@@ -76,7 +86,10 @@ def compare(data: Path, minilm: Path, args: argparse.Namespace, strategy: str) -
     ours = {seed: outcomes[seed].test["accuracy"] for seed in range(args.seeds)}
     middle = time.perf_counter()
     runs = [build.build(c) for c in asked]
-    theirs = {r.config.seed: torch_accuracy(classifier(r, minilm), r, r.data.test, r.config.eval_batch) for r in runs}
+    theirs = {
+        r.config.seed: torch_accuracy(classifier(r, minilm), r, r.data.test, r.config.eval_batch)
+        for r in runs
+    }
     seconds = {"ptft": middle - begun, "torch": time.perf_counter() - middle}
     return {"ptft": ours, "torch": theirs, "difference": stats.paired(ours, theirs), "seconds": seconds}
 
@@ -104,11 +117,21 @@ def main() -> None:
     gains = stats.corrected([r["difference"] for r in rows.values()])
     for r, gain in zip(rows.values(), gains, strict=True):
         r |= {"difference": gain and vars(gain), "verdict": stats.verdict(gain)}
-    packages = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
+    packages = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
     said = {"arguments": {k: v for k, v in vars(args).items() if k not in ("data", "out")}, "rows": rows}
-    said |= {"versions": {**record.versions(), **packages}, "device": {**record.device(), "cores": os.cpu_count()}}
+    said |= {
+        "versions": {**record.versions(), **packages},
+        "device": {**record.device(), "cores": os.cpu_count()},
+    }
     args.out.write_text(json.dumps(said, indent=1))
-    print("with Holm's correction over the strategies:", ", ".join(f"{strategy} {r['verdict']}" for strategy, r in rows.items()))
+    print(
+        "with Holm's correction over the strategies:",
+        ", ".join(f"{strategy} {r['verdict']}" for strategy, r in rows.items()),
+    )
     total = {k: sum(r["seconds"][k] for r in rows.values()) for k in ("ptft", "torch")}
     print(f"in all {total['ptft']:.0f} s and {total['torch']:.0f} s, {total['ptft'] / total['torch']:.2f}")
 

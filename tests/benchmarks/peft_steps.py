@@ -1,12 +1,14 @@
-"""The same freezes in ptft and in transformers + PEFT (torch): seconds a step and peak memory, each against its own full.
+"""The same freezes in ptft and in transformers + PEFT (torch): seconds a step and peak memory, each against
+its own full.
 
     python tests/benchmarks/peft_steps.py OUT.json        # needs the [peers] extra
 
-BERT of twelve layers without dropout, random weights, the same tokens; a step is forward, backward, clip and AdamW. Every cell
-is a process of its own, with as many threads as there are cores. They take steps in turns, in an order of the turn's own, while
-the others sleep. Memory is the largest resident size during the steps less that of the process once the model is deleted: weights,
-gradients, optimizer, activations. What stays behind, such as what tracing took and the compiled program, is a column of its own;
-the compiler itself is left out, as programs come from a cache.
+BERT of twelve layers without dropout, random weights, the same tokens; a step is forward, backward, clip and
+AdamW. Every cell is a process of its own, with as many threads as there are cores. They take steps in turns,
+in an order of the turn's own, while the others sleep. Memory is the largest resident size during the steps
+less that of the process once the model is deleted: weights, gradients, optimizer, activations. What stays
+behind, such as what tracing took and the compiled program, is a column of its own; the compiler itself is
+left out, as programs come from a cache.
 """
 
 import argparse
@@ -37,7 +39,12 @@ MIB = 2**20
 def trained(name: str, strategy: str, layers: int) -> bool:
     """Whether a strategy trains transformers' parameter of this name."""
     top = tuple(f"bert.encoder.layer.{i}." for i in range(layers - 2, layers))
-    chosen = {"full": True, "head": False, "top-2": name.startswith((*top, "bert.pooler.")), "bitfit": name.endswith("bias")}
+    chosen = {
+        "full": True,
+        "head": False,
+        "top-2": name.startswith((*top, "bert.pooler.")),
+        "bitfit": name.endswith("bias"),
+    }
     return name.startswith("classifier.") or chosen[strategy]
 
 
@@ -48,14 +55,19 @@ def torch_model(run: Run, strategy: str) -> Any:
 
     s = run.net.backbone.dims  # type: ignore[attr-defined]
     config = transformers.BertConfig(
-        vocab_size=s.vocab, hidden_size=s.hidden, num_hidden_layers=s.layers, num_attention_heads=s.heads, intermediate_size=s.ffn,
-        max_position_embeddings=s.max_len, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=2,
+        vocab_size=s.vocab, hidden_size=s.hidden, num_hidden_layers=s.layers, num_attention_heads=s.heads,
+        intermediate_size=s.ffn,
+        max_position_embeddings=s.max_len, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        num_labels=2,
     )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(config).train()
     if strategy == "lora=8":
         chosen = ["query", "value"]
-        return peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=8, lora_dropout=0.0, target_modules=chosen))
+        return peft.get_peft_model(
+            model,
+            peft.LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=8, lora_dropout=0.0, target_modules=chosen),
+        )
     for name, p in model.named_parameters():
         p.requires_grad_(trained(name, strategy, s.layers))
     return model
@@ -67,9 +79,15 @@ def torch_stepper(run: Run, strategy: str) -> tuple[Callable[[], None], int]:
     torch.set_num_threads(os.cpu_count() or 1)
     model, batch, o = torch_model(run, strategy), rows(run), run.config.optim
     moving = [p for p in model.parameters() if p.requires_grad]
-    tx = torch.optim.AdamW(moving, lr=o.lr, betas=(o.b1, o.b2), eps=o.eps, weight_decay=o.weight_decay, fused=True)
+    tx = torch.optim.AdamW(
+        moving, lr=o.lr, betas=(o.b1, o.b2), eps=o.eps, weight_decay=o.weight_decay, fused=True
+    )
     tokens = torch.as_tensor(batch["tokens"].astype("int64"))
-    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "token_type_ids": torch.zeros_like(tokens)}
+    inputs = {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "token_type_ids": torch.zeros_like(tokens),
+    }
     labels = torch.as_tensor(batch["label"].astype("int64"))
 
     def step() -> None:
@@ -93,8 +111,8 @@ def resident() -> int:
 
 
 def cell(run: Run, framework: str, strategy: str) -> None:
-    """A process: says its trainable parameters, then on each line it reads takes steps and says their seconds; at the end, the
-    bytes of the model in training and of what stays behind."""
+    """A process: says its trainable parameters, then on each line it reads takes steps and says their
+    seconds; at the end, the bytes of the model in training and of what stays behind."""
     jax.devices()
     if framework == "torch":
         import peft  # noqa: F401
@@ -118,11 +136,22 @@ def cell(run: Run, framework: str, strategy: str) -> None:
     print(peak - left, left - before, flush=True)
 
 
-def measure(args: argparse.Namespace, names: list[str]) -> tuple[dict[str, int], list[dict[str, Taken]], dict[str, Any]]:
-    """(trainable parameters, what a step took turn by turn, bytes of the model and of what stays) of every cell."""
-    shape = [f"--{k}={getattr(args, k.replace('-', '_'))}" for k in ("layers", "hidden", "seq-len", "batch", "vocab")]
+def measure(
+    args: argparse.Namespace, names: list[str]
+) -> tuple[dict[str, int], list[dict[str, Taken]], dict[str, Any]]:
+    """(trainable parameters, what a step took turn by turn, bytes of the model and of what stays) of every
+    cell."""
+    shape = [
+        f"--{k}={getattr(args, k.replace('-', '_'))}"
+        for k in ("layers", "hidden", "seq-len", "batch", "vocab")
+    ]
     command = [sys.executable, __file__, str(args.out), *shape]
-    cells = {n: subprocess.Popen([*command, f"--cell={n}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for n in names}
+    cells = {
+        n: subprocess.Popen(
+            [*command, f"--cell={n}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for n in names
+    }
 
     def heard(name: str) -> str:
         if not (line := cells[name].stdout.readline()):  # type: ignore[union-attr]
@@ -140,7 +169,9 @@ def measure(args: argparse.Namespace, names: list[str]) -> tuple[dict[str, int],
     return counts, found, {n: tuple(map(int, heard(n).split())) for n in names}
 
 
-def rows_of(found: list[dict[str, Taken]], counts: dict[str, int], memory: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def rows_of(
+    found: list[dict[str, Taken]], counts: dict[str, int], memory: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
     """A row a cell; shares are of the framework's own full."""
     table = {}
     for name in counts:
@@ -153,14 +184,23 @@ def rows_of(found: list[dict[str, Taken]], counts: dict[str, int], memory: dict[
 
 def text(table: dict[str, dict[str, Any]]) -> str:
     """Side by side; shares are of the framework's own full."""
-    part = f" | {'trainable':>10} {'ms/step':>8} {'share':>6} {'(quartiles)':>15} {'CPU':>6} {'MiB':>6} {'share':>6} {'stays':>6}"
-    lines = [f"{'':<8}" + "".join(f" | {f:<70}" for f in ("ptft", "torch + PEFT")), f"{'strategy':<8}" + 2 * part]
+    part = (
+        f" | {'trainable':>10} {'ms/step':>8} {'share':>6} {'(quartiles)':>15} {'CPU':>6} {'MiB':>6} "
+        f"{'share':>6} {'stays':>6}"
+    )
+    lines = [
+        f"{'':<8}" + "".join(f" | {f:<70}" for f in ("ptft", "torch + PEFT")),
+        f"{'strategy':<8}" + 2 * part,
+    ]
     for s in STRATEGIES:
         line = f"{s:<8}"
         for r in (table[f"ptft:{s}"], table[f"torch:{s}"]):
             low, middle, high = r["time_share"]
             spread = f"({low:.1%}-{high:.1%})"
-            line += f" | {r['trainable']:>10,} {1e3 * r['seconds']:>8.1f} {middle:>6.1%} {spread:>15} {r['cpu_share'][1]:>6.1%}"
+            line += (
+                f" | {r['trainable']:>10,} {1e3 * r['seconds']:>8.1f} {middle:>6.1%} {spread:>15} "
+                f"{r['cpu_share'][1]:>6.1%}"
+            )
             line += f" {r['peak_bytes'] / MIB:>6.0f} {r['memory_share']:>6.1%} {r['left_bytes'] / MIB:>6.0f}"
         lines.append(line)
     return "\n".join(lines)

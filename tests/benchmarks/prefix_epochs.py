@@ -1,8 +1,9 @@
 """What the cached frozen prefix saves: seconds of an epoch with it, without it, and to fill it.
 
-    python tests/benchmarks/prefix_epochs.py INIT DATA OUT.json      # INIT: a run or a folder in Hugging Face's format; DATA/sst2_glue
+    python tests/benchmarks/prefix_epochs.py INIT DATA OUT.json  # INIT: a run or a Hugging Face folder
 
-An epoch of both, in turns; both see the same batches. That the results are the same to the bit is tests/test_prefix.py's.
+An epoch of both, in turns; both see the same batches. That the results are the same to the bit is
+tests/test_prefix.py's.
 """
 
 import argparse
@@ -34,7 +35,9 @@ def epochs(here: build.Run, params: Any, steps: int) -> Callable[[], float]:
     def epoch() -> float:
         begun = time.perf_counter()
         for _ in range(steps):
-            state[0], sums = program.train(state[0], frozen, mesh.put(next(source), here.mesh), np.uint32(0), constants)
+            state[0], sums = program.train(
+                state[0], frozen, mesh.put(next(source), here.mesh), np.uint32(0), constants
+            )
         jax.block_until_ready(sums)
         return time.perf_counter() - begun
 
@@ -44,10 +47,17 @@ def epochs(here: build.Run, params: Any, steps: int) -> Callable[[], float]:
 def measure(args: argparse.Namespace, freeze: str) -> dict[str, Any]:
     values = pages.load(f"{PAGE}:task=sst2,init={args.init},root={args.data},seq_len=32,freeze={freeze}")
     values["data"] |= {"train_size": args.examples, "dev": "", "test": ""}
-    values |= {"train_for": "3 epochs", "frozen_dropout": False, "eval_every": 0, "save_every": 0, "best": "last"}
+    values |= {
+        "train_for": "3 epochs",
+        "frozen_dropout": False,
+        "eval_every": 0,
+        "save_every": 0,
+        "best": "last",
+    }
     run = build.build(spec.resolve(values))
     params, steps = weights.start_params(run, quiet=True), args.examples // run.config.batch
-    feature_cache.shorten(run._replace(used=run.used[: run.config.batch]), 0, 0, params, many=True)  # compiles
+    # compiles
+    feature_cache.shorten(run._replace(used=run.used[: run.config.batch]), 0, 0, params, many=True)
     begun = time.perf_counter()
     here = feature_cache.shorten(run, 0, 0, params)
     filled = time.perf_counter() - begun
@@ -56,8 +66,8 @@ def measure(args: argparse.Namespace, freeze: str) -> dict[str, Any]:
     low, middle, high = statistics.quantiles([t["cached"] / t["anew"] for t in found], n=4)
     seconds = {name: statistics.median(t[name] for t in found) for name in both}
     print(
-        f"{freeze:6} an epoch of {args.examples}: {seconds['cached']:.2f} s cached, {seconds['anew']:.2f} s anew, "
-        f"{middle:.3f} ({low:.3f}-{high:.3f}); to fill {filled:.2f} s",
+        f"{freeze:6} an epoch of {args.examples}: {seconds['cached']:.2f} s cached, {seconds['anew']:.2f} s "
+        f"anew, {middle:.3f} ({low:.3f}-{high:.3f}); to fill {filled:.2f} s",
         flush=True,
     )
     return {"freeze": freeze, "seconds": seconds, "ratio": [low, middle, high], "fill_seconds": filled}
@@ -72,7 +82,13 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=6)
     args = parser.parse_args()
     rows = [measure(args, freeze) for freeze in STRATEGIES]
-    said = {"versions": record.versions(), "device": record.device(), "examples": args.examples, "turns": args.turns, "rows": rows}
+    said = {
+        "versions": record.versions(),
+        "device": record.device(),
+        "examples": args.examples,
+        "turns": args.turns,
+        "rows": rows,
+    }
     args.out.write_text(json.dumps(said, indent=1))
 
 

@@ -1,8 +1,10 @@
-"""Small random checkpoints of every architecture, written by transformers, and what transformers computes with them.
+"""Small random checkpoints of every architecture, written by transformers, and what transformers computes
+with them.
 
     python tests/golden/make_hub.py      # needs the [peers] extra; writes tests/golden/hub/NAME/
 
-tests/test_hub.py compares ptft with the files; tests/test_peers.py makes others, from other seeds, and compares live.
+tests/test_hub.py compares ptft with the files; tests/test_peers.py makes others, from other seeds, and
+compares live.
 """
 
 import json
@@ -18,8 +20,20 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 HERE = Path(__file__).parent / "hub"
 T = 12
-TEXTS = ["the cat sat on the mat", "a dog, a cat and 3 birds", "we like this book very much", "我非常喜欢这本书", "Ünïcode äccents"] * 3
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32}
+TEXTS = [
+    "the cat sat on the mat",
+    "a dog, a cat and 3 birds",
+    "we like this book very much",
+    "我非常喜欢这本书",
+    "Ünïcode äccents",
+] * 3
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+}
 DISTIL = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 32}
 THREE = {"num_labels": 3}
 BERT = {**SMALL, "vocab_size": 60}
@@ -35,17 +49,23 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "roberta_masked": (hf.RobertaForMaskedLM, hf.RobertaConfig, {**ROBERTA, "layer_norm_eps": 1e-5}),
     "roberta_classify": (hf.RobertaForSequenceClassification, hf.RobertaConfig, {**ROBERTA, **THREE}),
     "roberta_tags": (hf.RobertaForTokenClassification, hf.RobertaConfig, {**ROBERTA, **THREE}),
-    "xlm_roberta_masked": (hf.XLMRobertaForMaskedLM, hf.XLMRobertaConfig, {**SMALL, "vocab_size": 60, "type_vocab_size": 1}),
+    "xlm_roberta_masked": (hf.XLMRobertaForMaskedLM, hf.XLMRobertaConfig,
+    {**SMALL, "vocab_size": 60, "type_vocab_size": 1}),
     "distilbert_masked": (hf.DistilBertForMaskedLM, hf.DistilBertConfig, {**DISTIL, "vocab_size": 60}),
-    "distilbert_classify": (hf.DistilBertForSequenceClassification, hf.DistilBertConfig, {**DISTIL, **THREE, "vocab_size": 60}),
+    "distilbert_classify": (hf.DistilBertForSequenceClassification, hf.DistilBertConfig,
+    {**DISTIL, **THREE, "vocab_size": 60}),
     "electra_discriminator": (hf.ElectraForPreTraining, hf.ElectraConfig, {**BERT, "embedding_size": 8}),
     "electra_generator": (hf.ElectraForMaskedLM, hf.ElectraConfig, {**BERT, "embedding_size": 8}),
-    "electra_silu": (hf.ElectraForMaskedLM, hf.ElectraConfig, {**BERT, "embedding_size": 8, "hidden_act": "silu"}),
-    "roberta_relu": (hf.RobertaForMaskedLM, hf.RobertaConfig, {**ROBERTA, "type_vocab_size": 2, "hidden_act": "relu"}),
+    "electra_silu": (hf.ElectraForMaskedLM, hf.ElectraConfig,
+    {**BERT, "embedding_size": 8, "hidden_act": "silu"}),
+    "roberta_relu": (hf.RobertaForMaskedLM, hf.RobertaConfig,
+    {**ROBERTA, "type_vocab_size": 2, "hidden_act": "relu"}),
     "two_classes": (hf.BertForSequenceClassification, hf.BertConfig, {**BERT, "num_labels": 2}),
-    "electra_classify": (hf.ElectraForSequenceClassification, hf.ElectraConfig, {**BERT, **THREE, "embedding_size": 16}),
+    "electra_classify": (hf.ElectraForSequenceClassification, hf.ElectraConfig,
+    {**BERT, **THREE, "embedding_size": 16}),
     "modernbert_masked": (hf.ModernBertForMaskedLM, hf.ModernBertConfig, MODERN),
-    "modernbert_classify": (hf.ModernBertForSequenceClassification, hf.ModernBertConfig, {**MODERN, **THREE, "classifier_pooling": "mean"}),
+    "modernbert_classify": (hf.ModernBertForSequenceClassification, hf.ModernBertConfig,
+    {**MODERN, **THREE, "classifier_pooling": "mean"}),
 }  # fmt: skip
 
 
@@ -53,7 +73,9 @@ def wordpiece(folder: Path) -> None:
     letters = sorted({c for text in TEXTS for c in text.lower() if not c.isspace()})
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, "the", "cat", "##s", "##t"]
     (folder / "vocab.txt").write_text("".join(f"{t}\n" for t in vocab[:60]), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    )
 
 
 def byte_level(folder: Path, specials: list[str], kind: str, post: Any) -> None:
@@ -63,7 +85,10 @@ def byte_level(folder: Path, specials: list[str], kind: str, post: Any) -> None:
     t.decoder = tokenizers.decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     t.train_from_iterator(
-        TEXTS, trainers.BpeTrainer(vocab_size=299, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=299, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     t.post_processor = post(t)
     finish(t, folder, kind, specials)
@@ -75,7 +100,9 @@ def sentencepiece(folder: Path) -> None:
     t = tokenizers.Tokenizer(models.Unigram())
     t.normalizer = normalizers.NFKC()
     t.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=59, special_tokens=specials, unk_token="<unk>", show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=59, special_tokens=specials, unk_token="<unk>", show_progress=False
+    )
     t.train_from_iterator(TEXTS, trainer)
     t.post_processor = pair("<s>", "</s>", double=True)(t)
     finish(t, folder, "XLMRobertaTokenizer", specials)
@@ -110,11 +137,21 @@ def finish(t: tokenizers.Tokenizer, folder: Path, kind: str, specials: list[str]
 
 def tokenizer(name: str, folder: Path) -> None:
     if name.startswith("roberta"):
-        byte_level(folder, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], "RobertaTokenizer", pair("<s>", "</s>", double=True))
+        byte_level(
+            folder,
+            ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+            "RobertaTokenizer",
+            pair("<s>", "</s>", double=True),
+        )
     elif name.startswith("xlm"):
         sentencepiece(folder)
     elif name.startswith("modern"):
-        byte_level(folder, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], "PreTrainedTokenizerFast", pair("[CLS]", "[SEP]", double=False))
+        byte_level(
+            folder,
+            ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+            "PreTrainedTokenizerFast",
+            pair("[CLS]", "[SEP]", double=False),
+        )
     else:
         wordpiece(folder)
 
@@ -139,16 +176,24 @@ def inputs(name: str, vocab: int, pad: int, types: bool, seed: int) -> dict[str,
     second = np.array([5, 4, 3, 1])
     position = np.array([[1, 4, 9], [2, 6, 0], [1, 0, 0], [0, 0, 0]])
     masked = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0, 0]], np.float32)
-    tags = {"tags": np.where(mask, rng.integers(0, 3, (4, T)), -1).astype(np.int32)} if name.endswith("tags") else {}
+    tags = (
+        {"tags": np.where(mask, rng.integers(0, 3, (4, T)), -1).astype(np.int32)}
+        if name.endswith("tags")
+        else {}
+    )
     return tags | {
-        "tokens": tokens.astype(np.int32), "mask": mask, "types": ((np.arange(T) >= second[:, None]) & mask & types).astype(np.int32),
-        "position": position.astype(np.int32), "target": rng.integers(5, vocab, (4, 3)).astype(np.int32), "masked": masked,
-        "next": np.array([0, 1, 1, 0], np.int32), "label": np.array([2, 0, 1, 1], np.int32), "valid": np.ones(4, np.float32),
+        "tokens": tokens.astype(np.int32), "mask": mask,
+        "types": ((np.arange(T) >= second[:, None]) & mask & types).astype(np.int32),
+        "position": position.astype(np.int32), "target": rng.integers(5, vocab, (4, 3)).astype(np.int32),
+        "masked": masked,
+        "next": np.array([0, 1, 1, 0], np.int32), "label": np.array([2, 0, 1, 1], np.int32),
+        "valid": np.ones(4, np.float32),
     }  # fmt: skip
 
 
 def has_types(c: Any) -> bool:
-    """Whether the second text has a type of its own: RoBERTa's tokenizers give it none, even where the model has a row for it."""
+    """Whether the second text has a type of its own: RoBERTa's tokenizers give it none, even where the model
+    has a row for it."""
     return getattr(c, "type_vocab_size", 0) > 1 and "roberta" not in c.model_type
 
 
@@ -163,7 +208,9 @@ def expected(model: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for row in range(4):
         for at, target, on in zip(t["position"][row], t["target"][row], t["masked"][row], strict=True):
             labels[row, at] = target if on else labels[row, at]
-    more = {"labels": t["label"]} if "Classification" in kind else {"labels": labels} if "Masked" in kind else {}
+    more = (
+        {"labels": t["label"]} if "Classification" in kind else {"labels": labels} if "Masked" in kind else {}
+    )
     if "Token" in kind:
         more = {"labels": torch.where(t["tags"] < 0, -100, t["tags"])}
     if kind == "BertForPreTraining":
@@ -182,8 +229,11 @@ def expected(model: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if more:
         found["loss"] = out.loss
         out.loss.backward()
-        tied = {id(p): n for n, p in model.named_parameters(remove_duplicate=False) if "embeddings" in n}  # a decoder goes by that name
-        found |= {f"grad {tied.get(id(p), n)}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+        # a decoder goes by that name
+        tied = {id(p): n for n, p in model.named_parameters(remove_duplicate=False) if "embeddings" in n}
+        found |= {
+            f"grad {tied.get(id(p), n)}": p.grad for n, p in model.named_parameters() if p.grad is not None
+        }
     return {n: x.detach().numpy().astype(np.float32) for n, x in found.items()}
 
 
@@ -199,11 +249,15 @@ def write(name: str, folder: Path, seed: int) -> None:
         split = hf.AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
         cut = split([t.split() for t in TEXTS[:5]], is_split_into_words=True)
         ids |= {"split": cut.input_ids, "word_ids": [cut.word_ids(i) for i in range(5)]}
-    (folder / "ids.json").write_text(json.dumps({"texts": TEXTS[:5], **ids}, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "ids.json").write_text(
+        json.dumps({"texts": TEXTS[:5], **ids}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     c = model.config
     batch = inputs(name, min(c.vocab_size, 55), c.pad_token_id, has_types(c), seed)
     batch["label"] %= max(c.num_labels, 2)
-    np.savez_compressed(folder / "expected.npz", **{f"in {k}": v for k, v in batch.items()}, **expected(model, batch))
+    np.savez_compressed(
+        folder / "expected.npz", **{f"in {k}": v for k, v in batch.items()}, **expected(model, batch)
+    )
 
 
 if __name__ == "__main__":

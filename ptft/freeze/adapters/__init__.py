@@ -1,11 +1,13 @@
-"""Added parameters: their own tree `adapter/…` beside the backbone, attached to it from outside. A kind is a file in this folder.
+"""Added parameters: their own tree `adapter/…` beside the backbone, attached to it from outside. A kind is a
+file in this folder.
 
-Each is named after the module that it attaches to, `adapter/block_3/attention/query/lora/a`, and applied around the pure
-`apply` by `nn.intercept_methods`: no backbone knows of any, and no gradient of a full weight is computed for them.
+Each is named after the module that it attaches to, `adapter/block_3/attention/query/lora/a`, and applied
+around the pure `apply` by `nn.intercept_methods`: no backbone knows of any, and no gradient of a full weight
+is computed for them.
 
-A file exports `Kind`, a subclass of `Adapter`: its grammar, where it attaches, what it computes, how it is merged, what its
-matrix products are. Where several attach to one module they do so in the order of `Kind.order`, innermost first, in whatever
-order a strategy names them.
+A file exports `Kind`, a subclass of `Adapter`: its grammar, where it attaches, what it computes, how it is
+merged, what its matrix products are. Where several attach to one module they do so in the order of
+`Kind.order`, innermost first, in whatever order a strategy names them.
 """
 
 import re
@@ -32,7 +34,8 @@ class Product(NamedTuple):
 
     leaf: str  # its matrix
     size: int  # elements of the matrix
-    reads: str  # "input" or "output" of the module that it attaches to, or "own": what the product before it gave
+    # "input" or "output" of the module that it attaches to, or "own": what the product before it gave
+    reads: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Adapter:
     sites: Sites  # (module below the backbone, or its parameter; the shape of its weight)
 
     grammar: ClassVar[str]  # as a strategy names it, with what may follow
-    order: ClassVar[int]  # of attaching: what changes a matrix before what changes its output, what adds tokens last
+    # of attaching: what changes a matrix before what changes its output, what adds tokens last
+    order: ClassVar[int]
     fixed: ClassVar[tuple[str, ...]] = ()  # leaves that are never trainable
     undecayed: ClassVar[tuple[str, ...]] = ()  # leaves without weight decay, besides biases
     mergeable: ClassVar[bool] = False
@@ -147,13 +151,17 @@ def is_fixed(name: str) -> bool:
 
 def trainable(params: Iterable[str], kind: str) -> frozenset[str]:
     """The names of a kind's parameters that may be trained."""
-    return frozenset(n for n in params if n.startswith("adapter/") and split(n)[1] == kind and not is_fixed(n))
+    return frozenset(
+        n for n in params if n.startswith("adapter/") and split(n)[1] == kind and not is_fixed(n)
+    )
 
 
 def whole(text: str, kind: str, such: str = "") -> int:
     """A whole number above 0 of an option. Raises UserError."""
     if not re.fullmatch(r"[1-9]\d*", text):
-        raise UserError(f"{kind}: expected a whole number above 0, such as {such or f'{kind}=8'}, not {text!r}")
+        raise UserError(
+            f"{kind}: expected a whole number above 0, such as {such or f'{kind}=8'}, not {text!r}"
+        )
     return int(text)
 
 
@@ -171,7 +179,8 @@ def last(vector: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def matrices(model: Layout, kind: str, *roles: str) -> list[tuple[str, tuple[int, ...]]]:
-    """(module, shape of its kernel) of all matrices of these roles. Raises UserError if the model has no such role."""
+    """(module, shape of its kernel) of all matrices of these roles. Raises UserError if the model has no such
+    role."""
     pattern = "|".join(f"(?:{model.need(role, kind)})" for role in roles)
     return [
         (n.removeprefix("backbone/").removesuffix("/kernel"), tuple(s.shape))
@@ -190,7 +199,9 @@ def union(phases: Sequence[Sequence[Adapter]]) -> tuple[Adapter, ...]:
     for kind in {one.kind(): None for phase in phases for one in phase}:
         ways = {frozenset(one for one in phase if one.kind() == kind) for phase in phases} - {frozenset()}
         if len(ways) > 1:
-            raise UserError(f"its phases add {kind} in different ways; name the same {kind} in each that trains it")
+            raise UserError(
+                f"its phases add {kind} in different ways; name the same {kind} in each that trains it"
+            )
     return ordered(one for phase in phases for one in phase)
 
 
@@ -210,7 +221,8 @@ def _own(one: Adapter, site: str, params: Mapping[str, Any]) -> Flat:
 
 
 def fill(added: Sequence[Adapter], params: Flat, squares: Flat | None = None) -> Flat:
-    """The parameters with what is added completed from the backbone: DoRA's lengths, FISH's places and values.
+    """The parameters with what is added completed from the backbone: DoRA's lengths, FISH's places and
+    values.
 
     Args:
       params: all parameters, those of the backbone loaded.
@@ -241,7 +253,9 @@ def merge(added: Sequence[Adapter], params: Flat) -> Flat:
     """
     if alone := [one.kind() for one in added if not one.mergeable]:
         able = [kind for kind, its in kinds().items() if its.mergeable]
-        raise UserError(f"{alone[0]} cannot be merged into the backbone's weights; those that can are {', '.join(able)}")
+        raise UserError(
+            f"{alone[0]} cannot be merged into the backbone's weights; those that can are {', '.join(able)}"
+        )
     out = insert(added, params)
     for one in added:
         for site, _ in one.sites:
@@ -256,7 +270,8 @@ def attach(added: Sequence[Adapter], params: Flat) -> AbstractContextManager[Any
         for site, _ in one.sites:
             own = _own(one, site, params)
             for place in one.places(site):
-                around.setdefault(place, {}).setdefault(one, own)  # once, where two of its sites share a place
+                # once, where two of its sites share a place
+                around.setdefault(place, {}).setdefault(one, own)
 
     def intercept(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         place = "/".join(context.module.path)

@@ -1,4 +1,5 @@
-"""What both kinds of bottlenecks are: y + f(y down) up, behind a matrix; it starts as the function that the backbone was."""
+"""What both kinds of bottlenecks are: y + f(y down) up, behind a matrix; it starts as the function that the
+backbone was."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,6 +1,7 @@
-"""FISH mask: inside every tensor of the backbone, the SHARE of elements whose squared gradient is largest over N training examples
-(256 if not said) (Sung et al. 2021, arXiv 2111.09839, who rank over all tensors at once; here each has its share, so that shapes are
-known before any data are). They are trained as FISH's alone, whatever else trains the tensor.
+"""FISH mask: inside every tensor of the backbone, the SHARE of elements whose squared gradient is largest
+over N training examples (256 if not said) (Sung et al. 2021, arXiv 2111.09839, who rank over all tensors at
+once; here each has its share, so that shapes are known before any data are). They are trained as FISH's
+alone, whatever else trains the tensor.
 
 It starts as the function that the backbone was, and can be merged into the backbone.
 """
@@ -35,8 +36,15 @@ class Kind(Adapter):
         size, *options = argument.split(",")
         share = float(size) if re.fullmatch(FACTOR, size) else 0.0
         if not 0 < share < 1 or len(options) > 1:
-            raise UserError("expected fish=SHARE or fish=SHARE,EXAMPLES with a share above 0 and below 1, such as fish=0.005")
-        sites = tuple((n.removeprefix("backbone/"), tuple(s.shape)) for n, s in model.params.items() if n in model.backbone)
+            raise UserError(
+                "expected fish=SHARE or fish=SHARE,EXAMPLES with a share above 0 and below 1, such as "
+                "fish=0.005"
+            )
+        sites = tuple(
+            (n.removeprefix("backbone/"), tuple(s.shape))
+            for n, s in model.params.items()
+            if n in model.backbone
+        )
         return cls(sites, share, adapters.whole(options[0], "fish", f"fish={size},256") if options else 256)
 
     def init(self, site: str, shape: tuple[int, ...], key: jax.Array) -> Flat:
@@ -47,7 +55,9 @@ class Kind(Adapter):
         index = own["index"]
         if squares is not None:
             # Sorted places, so that equal choices are equal arrays.
-            index = jnp.sort(jax.lax.top_k(squares[f"backbone/{site}"].reshape(-1), len(index))[1]).astype(jnp.int32)
+            index = jnp.sort(jax.lax.top_k(squares[f"backbone/{site}"].reshape(-1), len(index))[1]).astype(
+                jnp.int32
+            )
         return {"index": index, "values": params[f"backbone/{site}"].reshape(-1)[index]}
 
     def insert(self, site: str, own: Flat, params: Flat) -> Flat:

@@ -1,6 +1,7 @@
 """LoRA: y + s (x a) b on matrices, s = alpha / R (Hu et al. 2021, arXiv 2106.09685).
 
-Options: the matrices by name or group (lora=8,query,value, which is the default; attention, ffn), alpha=A (else R), blocks=LIST, and
+Options: the matrices by name or group (lora=8,query,value, which is the default; attention, ffn), alpha=A
+(else R), blocks=LIST, and
   rs    s = alpha / sqrt(R) (rsLoRA: Kalajdzievski 2023, arXiv 2312.03732)
   dora  direction and length apart (DoRA: Liu et al. 2024, arXiv 2402.09353)
 It starts as the function that the backbone was, and can be merged into the backbone.
@@ -37,8 +38,12 @@ class Kind(Adapter):
 
     @classmethod
     def parse(cls, argument: str, model: Layout) -> Adapter:
-        size, *options = re.split(r",(?!\d)", argument)  # a comma before a digit is one of a list: blocks=0,2-3
-        rank, kernels = adapters.whole(size or "8", "lora"), adapters.matrices(model, "lora", "attention", "ffn")
+        # a comma before a digit is one of a list: blocks=0,2-3
+        size, *options = re.split(r",(?!\d)", argument)
+        rank, kernels = (
+            adapters.whole(size or "8", "lora"),
+            adapters.matrices(model, "lora", "attention", "ffn"),
+        )
         alpha, blocks, targets = float(rank), None, []
         for option in options:
             name, _, value = option.partition("=")
@@ -47,7 +52,9 @@ class Kind(Adapter):
             elif name == "blocks":
                 blocks = numbers(value)
                 if not blocks or not any(re.match(rf"block_{max(blocks)}/", n) for n, _ in kernels):
-                    raise UserError(f"{option!r} names no blocks of this model; expected such as blocks=0,2-3")
+                    raise UserError(
+                        f"{option!r} names no blocks of this model; expected such as blocks=0,2-3"
+                    )
             elif option not in ("rs", "dora"):
                 targets.append(option)
         sites = [k for target in targets or ("query", "value") for k in _chosen(target, kernels, model)]
@@ -58,20 +65,33 @@ class Kind(Adapter):
     def init(self, site: str, shape: tuple[int, ...], key: jax.Array) -> Flat:
         bound = shape[0] ** -0.5  # as in the authors' code
         a = jax.random.uniform(key, (shape[0], self.rank), minval=-bound, maxval=bound)
-        return {"a": a, "b": jnp.zeros((self.rank, shape[-1]))} | ({"magnitude": jnp.ones(shape[-1])} if self.dora else {})
+        return {"a": a, "b": jnp.zeros((self.rank, shape[-1]))} | (
+            {"magnitude": jnp.ones(shape[-1])} if self.dora else {}
+        )
 
     def fill(self, site: str, own: Flat, params: Flat, squares: Flat | None) -> Flat:
-        return {**own, "magnitude": _length(self._sum(own, params[f"backbone/{site}/kernel"]))} if self.dora else own
+        return (
+            {**own, "magnitude": _length(self._sum(own, params[f"backbone/{site}/kernel"]))}
+            if self.dora
+            else own
+        )
 
     def call(self, own: Flat, module: nn.Module, call: Any, *args: Any, **kwargs: Any) -> Any:
         (x,) = args
         y = call(x)
-        added = (x.astype(y.dtype) @ own["a"].astype(y.dtype)) @ own["b"].astype(y.dtype) * jnp.asarray(self.scale, y.dtype)
+        added = (
+            (x.astype(y.dtype) @ own["a"].astype(y.dtype))
+            @ own["b"].astype(y.dtype)
+            * jnp.asarray(self.scale, y.dtype)
+        )
         if not self.dora:
             return y + added
         base = module.variables["params"]
-        # The length counts as a constant in the gradient (section 4.3 of the paper), so no gradient of a full weight arises.
-        length = _length(jax.lax.stop_gradient(base["kernel"].astype(jnp.float32) + self.scale * (own["a"] @ own["b"])))
+        # The length counts as a constant in the gradient (section 4.3 of the paper), so no gradient of a full
+        # weight arises.
+        length = _length(
+            jax.lax.stop_gradient(base["kernel"].astype(jnp.float32) + self.scale * (own["a"] @ own["b"]))
+        )
         ratio = adapters.last(own["magnitude"] / length, y)
         bias = adapters.last(base["bias"], y) if "bias" in base else 0
         return y + (ratio - 1) * (y - bias) + ratio * added
@@ -85,25 +105,39 @@ class Kind(Adapter):
         return [Product("a", shape[0] * self.rank, "input"), Product("b", self.rank * shape[-1], "own")]
 
     def flops(self, shape: tuple[int, ...]) -> float:
-        return 2.0 * math.prod(shape) * self.rank if self.dora else 0.0  # the lengths are those of the whole matrix, x or no x
+        # the lengths are those of the whole matrix, x or no x
+        return 2.0 * math.prod(shape) * self.rank if self.dora else 0.0
 
     def _sum(self, own: Flat, kernel: jax.Array) -> jax.Array:
         return kernel + self.scale * (own["a"] @ own["b"])
 
 
-def _chosen(target: str, kernels: list[tuple[str, tuple[int, ...]]], model: Layout) -> list[tuple[str, tuple[int, ...]]]:
+def _chosen(
+    target: str, kernels: list[tuple[str, tuple[int, ...]]], model: Layout
+) -> list[tuple[str, tuple[int, ...]]]:
     """The matrices of a name or a group."""
     chosen = [k for k in kernels if k[0].rpartition("/")[2] == target]
     if target in ("attention", "ffn"):
         chosen = [k for k in kernels if f"backbone/{k[0]}/kernel" in model.group(target)]
     if not chosen:
-        known = ["attention", "ffn", "rs", "dora", "alpha=A", "blocks=LIST", *dict.fromkeys(n.rpartition("/")[2] for n, _ in kernels)]
-        raise UserError(f"lora has no option and this model no matrix {target!r}; {did_you_mean(target, known)}")
+        known = [
+            "attention",
+            "ffn",
+            "rs",
+            "dora",
+            "alpha=A",
+            "blocks=LIST",
+            *dict.fromkeys(n.rpartition("/")[2] for n, _ in kernels),
+        ]
+        raise UserError(
+            f"lora has no option and this model no matrix {target!r}; {did_you_mean(target, known)}"
+        )
     return chosen
 
 
 def _length(kernel: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.maximum(jnp.square(kernel).sum(0), 1e-24))  # of a column of zeros, too, something to divide by
+    # of a column of zeros, too, something to divide by
+    return jnp.sqrt(jnp.maximum(jnp.square(kernel).sum(0), 1e-24))
 
 
 @rates("plus=R")

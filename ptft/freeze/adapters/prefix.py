@@ -1,4 +1,5 @@
-"""Prefix tuning: N keys and values in every block (Li & Liang 2021, arXiv 2101.00190, without their reparametrisation).
+"""Prefix tuning: N keys and values in every block (Li & Liang 2021, arXiv 2101.00190, without their
+reparametrisation).
 
 They are seen from the first step.
 """
@@ -26,7 +27,9 @@ class Kind(Adapter):
 
     @classmethod
     def parse(cls, argument: str, model: Layout) -> Adapter:
-        return cls(tuple(adapters.matrices(model, "prefix", "prefix")), adapters.only_size(argument, "prefix", 16))
+        return cls(
+            tuple(adapters.matrices(model, "prefix", "prefix")), adapters.only_size(argument, "prefix", 16)
+        )
 
     def init(self, site: str, shape: tuple[int, ...], key: jax.Array) -> Flat:
         return {"vectors": NORMAL(key, (self.size, shape[-1]))}

@@ -1,4 +1,5 @@
-"""Prompt tuning: N vectors after [CLS] and behind the embeddings, as if they were tokens (Lester et al. 2021, arXiv 2104.08691).
+"""Prompt tuning: N vectors after [CLS] and behind the embeddings, as if they were tokens (Lester et al. 2021,
+arXiv 2104.08691).
 
 Every token sees them, a mean over tokens counts them. They are seen from the first step.
 """
@@ -42,12 +43,17 @@ class Kind(Adapter):
         first, *rest = args
 
         def widen(x: jax.Array, more: jax.Array) -> jax.Array:
-            return jnp.concatenate([x[:, :1], jnp.broadcast_to(more.astype(x.dtype), (len(x), *more.shape)), x[:, 1:]], 1)
+            return jnp.concatenate(
+                [x[:, :1], jnp.broadcast_to(more.astype(x.dtype), (len(x), *more.shape)), x[:, 1:]], 1
+            )
 
         if module.path:
             return widen(call(first, *rest, **kwargs), own["vectors"])
         out = call({**first, "mask": widen(first["mask"], jnp.ones(self.size, bool))}, *rest, **kwargs)
-        return {**out, "hidden": jnp.concatenate([out["hidden"][:, :1], out["hidden"][:, 1 + self.size :]], 1)}
+        return {
+            **out,
+            "hidden": jnp.concatenate([out["hidden"][:, :1], out["hidden"][:, 1 + self.size :]], 1),
+        }
 
     @property
     def tokens(self) -> int:

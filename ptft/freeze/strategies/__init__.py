@@ -1,4 +1,5 @@
-"""Strategies by name. One is a function beside its grammar; a file in this folder registers as many as it likes.
+"""Strategies by name. One is a function beside its grammar; a file in this folder registers as many as it
+likes.
 
     @trains("top-K")
     def top(model: Layout, k: int) -> Names:
@@ -8,8 +9,8 @@ The words in capitals are what the function gets. There are three kinds:
 
   trains(GRAMMAR…)    names of the backbone's parameters that it trains
   rates(GRAMMAR…)     follows an @: a factor of the learning rate for some parameters; the others have 1
-  changes(GRAMMAR…)   what is trainable changes with time: gets its argument as text, the number of blocks and the run's span, and
-                      returns [(start, strategy)]
+  changes(GRAMMAR…)   what is trainable changes with time: gets its argument as text, the number of blocks
+                      and the run's span, and returns [(start, strategy)]
 """
 
 import re
@@ -22,7 +23,8 @@ FACTOR = r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 
 
 def numbers(text: str) -> list[int]:
-    """ "0,2,5-7" -> [0, 2, 5, 6, 7]; [] if it is not of that form, upwards and of at most four digits each."""
+    """ "0,2,5-7" -> [0, 2, 5, 6, 7]; [] if it is not of that form, upwards and of at most four digits
+    each."""
     if not re.fullmatch(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", text):
         return []
     ranges = [(int(a), int(b or a)) for a, _, b in (part.partition("-") for part in text.split(","))]
@@ -60,9 +62,13 @@ class Named(NamedTuple):
     def read(self, text: str) -> tuple[Any, ...] | None:
         """The values of the grammar's words in a text; None if it is no such text."""
         words = _WORD.findall(self.grammar)
-        pattern = "".join(WORDS[p][0] if p in words else re.escape(p) for p in re.split(f"({_WORD.pattern})", self.grammar))
+        pattern = "".join(
+            WORDS[p][0] if p in words else re.escape(p) for p in re.split(f"({_WORD.pattern})", self.grammar)
+        )
         found = re.fullmatch(pattern, text)
-        values = [WORDS[word][1](part) for word, part in zip(words, found.groups(), strict=True)] if found else []
+        values = (
+            [WORDS[word][1](part) for word, part in zip(words, found.groups(), strict=True)] if found else []
+        )
         return None if found is None or [] in values else tuple(values)
 
 
@@ -92,7 +98,8 @@ def changes(*grammars: str) -> Callable[..., Any]:
 
 
 def load() -> None:
-    """Imports every file that registers strategies: those of this folder, and kinds of added parameters with rates of their own."""
+    """Imports every file that registers strategies: those of this folder, and kinds of added parameters with
+    rates of their own."""
     for package in ("freeze.strategies", "freeze.adapters"):
         for name in plugins.names(package):
             plugins.get(package, name)

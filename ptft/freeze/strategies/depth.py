@@ -1,4 +1,5 @@
-"""Learning rates after an @: each block's by its distance from the head. What is added to a block has the rate of the block."""
+"""Learning rates after an @: each block's by its distance from the head. What is added to a block has the
+rate of the block."""
 
 from collections.abc import Mapping
 

@@ -41,7 +41,9 @@ def bitfit_of(model: Layout, modules: list[str]) -> Names:
     biases = model.group("bias")
     chosen = {module: [n for n in biases if n.endswith(f"/{module}/bias")] for module in modules}
     if lost := [module for module, names in chosen.items() if not names]:
-        raise UserError(f"no module {lost[0]!r} has a bias; {did_you_mean(lost[0], {n.split('/')[-2] for n in biases})}")
+        raise UserError(
+            f"no module {lost[0]!r} has a bias; {did_you_mean(lost[0], {n.split('/')[-2] for n in biases})}"
+        )
     return frozenset(n for names in chosen.values() for n in names)
 
 

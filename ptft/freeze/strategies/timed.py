@@ -1,4 +1,5 @@
-"""Strategies that change with time: each gets the blocks' number and the run's length, and returns `[(start, strategy)]`."""
+"""Strategies that change with time: each gets the blocks' number and the run's length, and returns `[(start,
+strategy)]`."""
 
 import random
 
@@ -8,8 +9,9 @@ from ptft.freeze.strategies import Span, changes
 
 @changes("gradual", "gradual=EVERY")
 def gradual(argument: str, depth: int, span: Span) -> list[tuple[str, str]]:
-    """the head, then one block more at a time from the top, the embeddings last, in equal parts of the run, or a block more every EVERY
-    (a duration, a share, or plateau,N) (gradual unfreezing: Howard & Ruder 2018, arXiv 1801.06146; gradual@ulmfit is their recipe)"""
+    """the head, then one block more at a time from the top, the embeddings last, in equal parts of the run,
+    or a block more every EVERY (a duration, a share, or plateau,N) (gradual unfreezing: Howard & Ruder 2018,
+    arXiv 1801.06146; gradual@ulmfit is their recipe)"""
     every, _, waits = argument.partition(",")
     chosen = ["head", *(f"top-{k}" for k in range(1, depth + 1)), "full"]
     if every == "plateau":
@@ -34,4 +36,6 @@ def lisa(argument: str, depth: int, span: Span) -> list[tuple[str, str]]:
         raise UserError(f"{length!r} is no step at all")
     draws = random.Random(span.seed)
     sets = [sorted(draws.sample(range(depth), int(k))) for _ in range(0, span.total, every)]
-    return [(str(i * every), f"embeddings+layers={','.join(map(str, blocks))}") for i, blocks in enumerate(sets)]
+    return [
+        (str(i * every), f"embeddings+layers={','.join(map(str, blocks))}") for i, blocks in enumerate(sets)
+    ]

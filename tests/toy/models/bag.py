@@ -1,4 +1,5 @@
-"""A toy backbone: embeddings through dense blocks, and their mean; all that a model file needs, and nothing else."""
+"""A toy backbone: embeddings through dense blocks, and their mean; all that a model file needs, and nothing
+else."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ class Bag(nn.Module):
     style = Style()
 
     @nn.compact
-    def __call__(self, batch: Mapping[str, Any], train: bool = False, start: int = 0, hidden: Any = None) -> dict[str, Any]:
+    def __call__(
+        self, batch: Mapping[str, Any], train: bool = False, start: int = 0, hidden: Any = None
+    ) -> dict[str, Any]:
         d = self.dims
         word = nn.Embed(d.vocab, d.hidden, dtype=d.dtype, name="embeddings")
         x = word(batch["tokens"]) if hidden is None else hidden
