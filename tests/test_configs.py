@@ -148,7 +148,8 @@ def test_every_key_of_a_benchmark_and_of_a_search_is_read(home):
     with recorded() as read:
         protocol.cells(values, spec.resolve)
         section = configs.resolve({"tune": {}}, {"tune": tune.SPEC})
-        tune._search(spec.resolve({k: v for k, v in values.items() if k != "bench"}), section.tune)
+        config = spec.resolve({k: v for k, v in values.items() if k != "bench"})
+        tune._search(config, section.tune, Path("unused"), ())
     assert {f"bench.{key}" for key in protocol.SPEC} | {f"tune.{key}" for key in tune.SPEC} <= read
 
 
