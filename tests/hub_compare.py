@@ -12,7 +12,7 @@ from ptft.core import tree
 from ptft.hub import config_json, folders, read, write
 from ptft.inputs import tokenizer_files
 from ptft.train import build, spec
-from ptft.train.step import Net
+from ptft.train.net import Net
 
 
 def net(folder: Path, **model: Any) -> tuple[Net, folders.Folder]:

@@ -16,7 +16,8 @@ from ptft.core import checkpoint
 from ptft.core.errors import UserError
 from ptft.freeze import resolve
 from ptft.planning import auto, importance, plans
-from ptft.train import build, contract, spec, step, train
+from ptft.train import build, contract, spec, train
+from ptft.train.net import Net
 
 SMALL = {
     "devices": 1,
@@ -172,7 +173,7 @@ def test_depth_is_the_largest_that_fits_whatever_the_estimates_say(blocks, sign)
 def test_the_part_with_far_larger_gradients_is_chosen(home, monkeypatch, score):
     """Planted: the loss is what it was, its gradient by block 1's feed-forward matrices ten thousand times as
     long."""
-    sums = step.Net.sums
+    sums = Net.sums
 
     def steep(net, params, *rest):
         planted = {
@@ -184,7 +185,7 @@ def test_the_part_with_far_larger_gradients_is_chosen(home, monkeypatch, score):
 
     freeze = f"auto(budget=0.3 params, score={score})"
     assert "ffn=1" not in [p["part"] for p in auto.decide(config(home, freeze))["parts"] if p["moves"]]
-    monkeypatch.setattr(step.Net, "sums", steep)
+    monkeypatch.setattr(Net, "sums", steep)
     known = auto.decide(config(home, freeze))
     assert max(known["parts"], key=lambda p: p["score"])["part"] == "ffn=1"
     assert "ffn=1" in [p["part"] for p in known["parts"] if p["moves"]]

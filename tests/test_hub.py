@@ -35,7 +35,7 @@ from ptft.core.errors import UserError
 from ptft.hub import config_json, folders, names, read, write
 from ptft.inputs import tokenizer as ptft_tokenizers
 from ptft.inputs import tokenizer_files
-from ptft.train import build, spec, step, weights
+from ptft.train import build, spec, weights
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "hub"
@@ -226,7 +226,7 @@ def masked(texts: Path, init: Any, **changes: Any) -> dict[str, Any]:
     return flow.changed(values, changes)
 
 
-def fresh(net: step.Net, seed: int, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+def fresh(net: Net, seed: int, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
     """New weights without compiling an initializer."""
     return {n: x for n, x in tiny.params(net, seed).items() if names is None or n in names}
 
@@ -235,7 +235,7 @@ def start(values: dict[str, Any]) -> tuple[dict[str, np.ndarray], str]:
     """The weights that a run starts from, and what it says of them."""
     run = build.build(spec.resolve(values))
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step.Net, "init", fresh)
+        patch.setattr(Net, "init", fresh)
         params = weights.start_params(run, quiet=False)
     return {n: np.asarray(x) for n, x in params.items()}, out.getvalue()
 
@@ -249,7 +249,7 @@ def test_every_architecture_has_a_golden_checkpoint():
 
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_gradients_are_those_of_transformers(case, monkeypatch):
-    monkeypatch.setattr(step.Net, "init", fresh)  # for what the file lacks
+    monkeypatch.setattr(Net, "init", fresh)  # for what the file lacks
     want = dict(np.load(GOLDEN / case / "expected.npz"))
     outputs = {n for n in want if not n.startswith(("in ", "grad "))}
     gradients = {n.removeprefix("grad ") for n in want if n.startswith("grad ")}
@@ -1817,6 +1817,7 @@ from pathlib import Path
 from ptft.hub import config_json, folders, read
 from ptft.inputs import tokenizer_files
 from ptft.train import build, spec
+from ptft.train.net import Net
 
 folder = Path(sys.argv[1])
 opened = folders.open_folder(folder)

@@ -19,7 +19,7 @@ from ptft.freeze import resolve
 from ptft.freeze.layout import Layout
 from ptft.models import modernbert
 from ptft.models.layers import NORMAL, LayerNorm, gelu
-from ptft.train.step import Net
+from ptft.train.net import Net
 
 GOLDEN = Path(__file__).parent / "golden"
 T = 12

@@ -23,8 +23,8 @@ from ptft.inputs import tokenizer_files, train_tokenizer
 from ptft.inputs.tokenizer import SPECIALS, Tokenizer
 from ptft.objectives import _documents, classify
 from ptft.objectives._documents import A0, A1, B0, B1, RANDOM
-from ptft.train import step
 from ptft.train.build import metrics as build_metrics
+from ptft.train.net import row_keys
 
 FIT = 1e-3  # a smaller p-value is a bug
 FIRST = len(SPECIALS)  # the id of the first word in `wide` and in tiny.TOKENIZER
@@ -82,9 +82,7 @@ def compiled(o):
 
 
 def prepare(o, batch, number=0):
-    keys = step._row_keys(
-        jax.random.fold_in(jax.random.key(3), number), jax.numpy.arange(len(batch["tokens"]))
-    )
+    keys = row_keys(jax.random.fold_in(jax.random.key(3), number), jax.numpy.arange(len(batch["tokens"])))
     return jax.device_get(compiled(o)(batch, keys))
 
 
@@ -595,7 +593,7 @@ def forward(model, task):
     key = jax.random.key(1)
 
     def run(params, batch):
-        inputs = net.objective.prepare(batch, step._row_keys(key, batch["example_id"]))
+        inputs = net.objective.prepare(batch, row_keys(key, batch["example_id"]))
         return (
             inputs,
             net.backbone.apply({"params": tree.unflatten(params)["backbone"]}, inputs),

@@ -38,6 +38,7 @@ from ptft.core.errors import UserError
 from ptft.freeze import ledger as ledgers
 from ptft.models import bert
 from ptft.train import build, optim, programs, spec, step, train
+from ptft.train.net import Net
 
 MOVES = {"head/classifier/kernel", "head/classifier/bias"}
 
@@ -214,14 +215,14 @@ def test_3_a_norm_over_all_gradients(home, tmp_path, monkeypatch, capsys, mistak
 def test_4_zero_gradients_of_full_size(home, tmp_path, monkeypatch, capsys):
     """stop_gradient on what is frozen: no value is wrong and no FLOP too many, but each zero is stored, and
     so are its moments."""
-    predict = step.Net.predict
+    predict = Net.predict
 
     def stopped(net, params, *rest):
         return predict(
             net, {n: x if n in MOVES else jax.lax.stop_gradient(x) for n, x in params.items()}, *rest
         )
 
-    monkeypatch.setattr(step.Net, "predict", stopped)
+    monkeypatch.setattr(Net, "predict", stopped)
     unsplit(monkeypatch, lambda mask: optax.sgd(1e-2, momentum=0.9))
     why = r"the optimizer keeps state for \d+ parameters, .* that are frozen"
     refused(config(home), tmp_path, why)

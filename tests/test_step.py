@@ -8,6 +8,7 @@ import tiny
 
 from ptft.core import mesh, record, tree
 from ptft.train import optim, step
+from ptft.train.net import row_keys
 
 N, STEPS = 16, 4
 
@@ -150,7 +151,7 @@ def test_evaluation_draws_the_same_masks_every_time_and_no_dropout():
 
 
 def test_row_keys_differ_by_row_and_by_key():
-    keys = [np.asarray(jax.random.key_data(step._row_keys(jax.random.key(s), jnp.arange(5)))) for s in (0, 1)]
+    keys = [np.asarray(jax.random.key_data(row_keys(jax.random.key(s), jnp.arange(5)))) for s in (0, 1)]
     assert len({tuple(k) for k in np.concatenate(keys)}) == 10
 
 

@@ -24,7 +24,7 @@ WINGS = {
     "freeze": ["layout", "strategies", "adapters", "adapters._bottleneck", "language", "resolve", "quantize",
     "ledger"],
     "train": [
-        "pipeline", "optim", "step", "cost", "spec", "dataset", "build", "programs", "weights", "description",
+        "pipeline", "optim", "net", "step", "cost", "spec", "dataset", "build", "programs", "weights", "description",
         "contract", "state",
         "feature_cache", "evaluate", "schedule", "result", "train",
     ],

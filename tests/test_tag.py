@@ -19,7 +19,8 @@ from ptft.data import Source
 from ptft.hub import config_json, folders, read, write
 from ptft.inputs import tokenizer_files
 from ptft.objectives.tag import NONE
-from ptft.train import build, dataset, spec, step
+from ptft.train import build, dataset, spec
+from ptft.train.net import Net, row_keys
 
 GOLDEN = Path(__file__).parent / "golden" / "hub"
 IOB = ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
@@ -457,12 +458,12 @@ def test_loss_is_of_first_pieces_alone():
     np.testing.assert_allclose(counted(o, other, batch)["loss"], sums["loss"], rtol=1e-6)
 
 
-def predict(net: step.Net, params, batch) -> np.ndarray:
+def predict(net: Net, params, batch) -> np.ndarray:
     """Logits of host arrays."""
 
     def logits(params, batch):
         return net.predict(
-            params, net.objective.prepare(batch, step._row_keys(jax.random.key(0), batch["example_id"]))
+            params, net.objective.prepare(batch, row_keys(jax.random.key(0), batch["example_id"]))
         )
 
     return np.asarray(jax.jit(logits)(params, batch))

@@ -10,7 +10,7 @@ from ptft.core import config
 from ptft.core.config import Config
 from ptft.inputs.tokenizer import Tokenizer
 from ptft.train import optim
-from ptft.train.step import Net
+from ptft.train.net import Net
 
 WORDS = [f"w{i}" for i in range(60)]
 PIECES = [f"##p{i}" for i in range(15)]

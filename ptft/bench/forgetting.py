@@ -18,7 +18,7 @@ from ptft.hub import folders
 from ptft.objectives import Rows
 from ptft.train import dataset, evaluate, weights
 from ptft.train.build import Run
-from ptft.train.step import Net
+from ptft.train.net import Net
 
 ROWS = 512  # of the held-out text, masked in the same places every time
 

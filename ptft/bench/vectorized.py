@@ -52,6 +52,7 @@ from ptft.train import (
     weights,
 )
 from ptft.train.build import Run
+from ptft.train.net import Constants, Net
 from ptft.train.result import Ended, RunResult
 from ptft.train.state import Progress
 from ptft.train.step import TrainState
@@ -288,7 +289,7 @@ def _scaled(
 
 @functools.lru_cache(maxsize=16)
 def _program(
-    net: step.Net,
+    net: Net,
     decays: tuple[tuple[str, float], ...],
     no_dropout: frozenset[str],
     values: Config,
@@ -321,11 +322,11 @@ def _program(
 
 
 @functools.lru_cache(maxsize=32)
-def _eval(net: step.Net) -> Callable[..., Any]:
+def _eval(net: Net) -> Callable[..., Any]:
     one = step.eval_step(net)
 
     def member(
-        trainable: Flat, frozen: Flat, batch: Mapping[str, jax.Array], constants: step.Constants
+        trainable: Flat, frozen: Flat, batch: Mapping[str, jax.Array], constants: Constants
     ) -> record.Sums:
         return one({**frozen, **trainable}, batch, constants)
 
@@ -333,7 +334,7 @@ def _eval(net: step.Net) -> Callable[..., Any]:
 
 
 def evaluate_members(
-    net: step.Net, frozen: Flat, trainable: Flat, split: evaluate.Split
+    net: Net, frozen: Flat, trainable: Flat, split: evaluate.Split
 ) -> list[dict[str, float]]:
     """Metrics of every member on a split; what is frozen is computed once for all."""
     total = evaluate.sums(functools.partial(_eval(net), trainable, frozen), split)

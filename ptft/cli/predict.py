@@ -25,7 +25,7 @@ from ptft.core.tree import Flat
 from ptft.data import _tables
 from ptft.objectives import ArrayRows, Rows
 from ptft.train import build, evaluate, spec, weights
-from ptft.train.step import Net
+from ptft.train.net import Net
 
 HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, as broken JSON has it, is no text
 CHUNK = 256  # records read, asked and written at a time

@@ -27,6 +27,7 @@ from ptft.core.errors import UserError
 from ptft.core.tree import Flat
 from ptft.train import optim, pipeline, step, weights
 from ptft.train.build import Run
+from ptft.train.net import Net
 
 NAMES = ("rgn", "fisher", "snr", "variability", "depth", "random")
 EXAMPLES = 256
@@ -180,7 +181,7 @@ def variability(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence
     return [found[min(p.block + 1, depth)] for p in parts]
 
 
-def _mean_state(net: step.Net, block: int, params: Flat, batch: Batch) -> jax.Array:
+def _mean_state(net: Net, block: int, params: Flat, batch: Batch) -> jax.Array:
     hidden = net.below(params, batch, block)
     mask = (jnp.arange(hidden.shape[1])[None] < batch["length"][:, None])[..., None].astype(hidden.dtype)
     return (hidden * mask).sum(1) / jnp.maximum(mask.sum(1), 1)

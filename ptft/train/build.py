@@ -19,7 +19,7 @@ from ptft.freeze.strategies import Span
 from ptft.inputs.tokenizer import SPECIALS, Tokenizer
 from ptft.train import dataset, pipeline, step
 from ptft.train.dataset import Data
-from ptft.train.step import Net
+from ptft.train.net import Net
 
 
 def net(config: Config, tokenizer: Tokenizer, labels: Sequence[str]) -> Net:

@@ -17,6 +17,7 @@ from ptft.core.tree import Flat
 from ptft.objectives import Rows
 from ptft.train import build, feature_cache, pipeline, step
 from ptft.train.build import Run
+from ptft.train.net import Net
 from ptft.train.state import Progress
 
 
@@ -62,9 +63,7 @@ def judge(falls: bool, value: float, k: int, progress: Progress) -> Progress:
     return progress._replace(evals_since_best=progress.evals_since_best + 1)
 
 
-def evaluate(
-    net: step.Net, params: Flat, rows: Rows, batch: int, grid: Mesh, limit: int = 0
-) -> dict[str, float]:
+def evaluate(net: Net, params: Flat, rows: Rows, batch: int, grid: Mesh, limit: int = 0) -> dict[str, float]:
     """Metrics over a split."""
     return net.objective.metrics(
         sums(functools.partial(_eval_step(net), params), Split(rows, batch, grid, limit))
@@ -72,7 +71,7 @@ def evaluate(
 
 
 def outputs(
-    net: step.Net, params: Flat, rows: Rows, batch: int, grid: Mesh, limit: int = 0
+    net: Net, params: Flat, rows: Rows, batch: int, grid: Mesh, limit: int = 0
 ) -> dict[str, np.ndarray]:
     """The objective's outputs of every row, [N, …] in the order of the rows, on every process the same."""
     compiled, split = functools.partial(_output_step(net, grid), params), Split(rows, batch, grid, limit)
@@ -105,12 +104,12 @@ def _over(compiled: Callable[..., Any], split: Split) -> list[Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _eval_step(net: step.Net) -> Callable[..., Any]:
+def _eval_step(net: Net) -> Callable[..., Any]:
     return jax.jit(step.eval_step(net))
 
 
 @functools.lru_cache(maxsize=8)
-def _output_step(net: step.Net, grid: Mesh) -> Callable[..., Any]:
+def _output_step(net: Net, grid: Mesh) -> Callable[..., Any]:
     return jax.jit(step.output_step(net), out_shardings=mesh.replicated(grid))
 
 
@@ -123,7 +122,7 @@ def as_sums(plain: dict[str, Any]) -> record.Sums:
     return {name: (np.asarray(s, np.float32), np.asarray(w, np.float32)) for name, (s, w) in plain.items()}
 
 
-def of_window(net: step.Net, sums: record.Sums, k: int) -> dict[str, float]:
+def of_window(net: Net, sums: record.Sums, k: int) -> dict[str, float]:
     """The metrics of the training steps since the last line; a loss that is not finite stops the run here."""
     norm = record.divide({"grad_norm": sums["grad_norm"]})
     values = net.objective.metrics({n: s for n, s in sums.items() if n != "grad_norm"}) | norm

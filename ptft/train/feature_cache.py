@@ -28,7 +28,7 @@ from ptft.freeze import ledger
 from ptft.objectives import Rows
 from ptft.train import contract, pipeline, programs
 from ptft.train.build import Run
-from ptft.train.step import Constants, Net
+from ptft.train.net import Constants, Net
 
 SHARE = 0.25  # of what is free, in a device's memory, the host's or on the disk
 # stores a process keeps, one a split and depth: a benchmark comes back to the same examples with every

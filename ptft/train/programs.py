@@ -15,7 +15,7 @@ from ptft.core.tree import Flat
 from ptft.freeze import quantize
 from ptft.train import cost, optim, step
 from ptft.train.build import Run
-from ptft.train.step import Net
+from ptft.train.net import Net
 
 
 class Program(NamedTuple):

@@ -18,8 +18,8 @@ from ptft.hub import folders, read
 from ptft.inputs.tokenizer import Tokenizer
 from ptft.train import build, dataset, pipeline, spec
 from ptft.train.build import Run
+from ptft.train.net import Net
 from ptft.train.spec import SPEC
-from ptft.train.step import Net
 
 
 def initial(config: Config, net: Net, quiet: bool = True) -> Flat:
