@@ -515,7 +515,9 @@ def products(net, strategy):
     inside, outside = tree.split(net.shapes(), plan.trainable)
     state = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
     assert names_in(state.opt) == set(plan.trainable)
-    traced = jax.jit(step.train_step(net, tx)).trace(state, outside, tiny.batch(net, 32), np.uint32(0), {})
+    traced = jax.jit(step.train_step(step.Recipe(net, tx))).trace(
+        state, outside, tiny.batch(net, 32), np.uint32(0), {}
+    )
     found, todo = set(), [traced.jaxpr.jaxpr]
     while todo:
         for eqn in todo.pop().eqns:

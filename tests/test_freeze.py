@@ -47,7 +47,7 @@ def compile_step(net, plan, batch, tx):
     """The real step, compiled; parameters that move and that do not are two arguments."""
     shapes = net.shapes()
     moving, frozen = tree.split(shapes, plan.trainable)
-    jitted = step.compile_train(net, tx, mesh.make(1), 1, "jit")
+    jitted = step.compile_train(step.Recipe(net, tx), mesh.make(1), "jit")
     return jitted.lower(
         jax.eval_shape(lambda p: step.init_train_state(p, tx), moving), frozen, batch, np.uint32(0), {}
     ).compile(FAST)

@@ -170,7 +170,9 @@ def test_2_set_to_zero_before_adamw(home, tmp_path, monkeypatch, capsys):
 def everything(scale=lambda grads: 1.0, norm=lambda grads, mine: mine, stopped=False):
     """A step that differentiates all parameters and hands those that move to the optimizer."""
 
-    def made(net, tx, accumulate=1, axis=None, no_dropout=frozenset()):
+    def made(recipe, axis=None):
+        net, tx = recipe.net, recipe.tx
+
         def mistaken(moving, frozen, batch, seed, constants):
             def loss(p):
                 p = {n: jax.lax.stop_gradient(x) if stopped and n in frozen else x for n, x in p.items()}
@@ -247,7 +249,7 @@ def test_4_and_6_the_optimizer_sees_what_moves(home):
     tx = optim.build(run.config.optim, run.plan.rates, 1, 5)
     moving = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
     after, _ = jax.eval_shape(
-        step.train_step(run.net, tx), moving, outside, run.net.example(8), np.uint32(0), {}
+        step.train_step(step.Recipe(run.net, tx)), moving, outside, run.net.example(8), np.uint32(0), {}
     )
     for state in (moving, after):
         assert set(state.params) == ledgers.optimizer_names(state.opt, stand_ins=True) == MOVES

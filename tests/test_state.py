@@ -18,6 +18,7 @@ from ptft.core.errors import UserError
 from ptft.freeze import ledger, quantize
 from ptft.freeze.layout import Layout
 from ptft.train import build, cost, evaluate, programs, spec, state, step, train, weights
+from ptft.train.net import Dropout
 
 EXPLICIT = "head; 3 steps: top-1@decay=0.5; 6 steps: bitfit"
 CALM = {"model.dropout": 0.0, "objective.dropout": 0.0}
@@ -462,7 +463,7 @@ def test_dropout_changes_nothing_where_it_is_still():
         calm = np.asarray(net.predict(params, inputs))
 
         def noisy(still, net=net, params=params, inputs=inputs):
-            return np.asarray(net.predict(params, inputs, jax.random.key(1), still))
+            return np.asarray(net.predict(params, inputs, Dropout(jax.random.key(1), still)))
 
         np.testing.assert_array_equal(noisy(parts), calm)
         for part in {"bert": ("embeddings", "block_0"), "lstm": ("embeddings",)}[model]:

@@ -8,7 +8,7 @@ import tiny
 
 from ptft.core import mesh, record, tree
 from ptft.train import optim, step
-from ptft.train.net import row_keys
+from ptft.train.net import Dropout, row_keys
 
 N, STEPS = 16, 4
 
@@ -33,7 +33,7 @@ def trained(task, devices=1, parallel="jit", accumulate=1, seed=7):
     grid = mesh.make(devices)
     inside, outside = tree.split(start, chosen)
     moving, frozen = jax.device_put((step.init_train_state(inside, tx), outside), mesh.replicated(grid))
-    run = step.compile_train(net, tx, grid, accumulate, parallel)
+    run = step.compile_train(step.Recipe(net, tx, accumulate), grid, parallel)
     losses = []
     for batch in batches(net):
         moving, sums = run(moving, frozen, mesh.put(batch, grid), jnp.uint32(seed), {})
@@ -83,7 +83,7 @@ def test_training_lowers_the_loss():
     params = {n: jnp.array(x) for n, x in tiny.params(net).items()}
     tx = optim.build(tiny.optimizer(lr=1e-3), dict.fromkeys(params, 1.0), 1, 100)
     moving = step.init_train_state(params, tx)
-    run = step.compile_train(net, tx, mesh.make(1), 1, "jit")
+    run = step.compile_train(step.Recipe(net, tx), mesh.make(1), "jit")
     batch, losses = tiny.batch(net, N), []
     for _ in range(30):
         moving, sums = run(moving, {}, batch, jnp.uint32(0), {})
@@ -98,7 +98,7 @@ def compiled_sums(task, dropout):
 
     def sums(batch, number, train):
         key = jax.random.fold_in(jax.random.key(3), number)
-        return net.sums(params, batch, key, jax.random.fold_in(key, 1) if train else None)
+        return net.sums(params, batch, key, Dropout(jax.random.fold_in(key, 1)) if train else None)
 
     return net, jax.jit(sums, static_argnums=2)
 
@@ -163,7 +163,7 @@ def test_what_moves_is_donated_and_what_is_frozen_is_not():
     )
     tx = optim.build(tiny.optimizer(), dict.fromkeys(inside, 1.0), 1, 2)
     moving = step.init_train_state(inside, tx)
-    step.compile_train(net, tx, mesh.make(1), 1, "jit")(
+    step.compile_train(step.Recipe(net, tx), mesh.make(1), "jit")(
         moving, outside, tiny.batch(net, 4), jnp.uint32(0), {}
     )
     assert all(x.is_deleted() for x in inside.values())

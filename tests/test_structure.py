@@ -24,8 +24,8 @@ WINGS = {
     "freeze": ["layout", "strategies", "adapters", "adapters._bottleneck", "language", "resolve", "quantize",
     "ledger"],
     "train": [
-        "pipeline", "optim", "net", "step", "cost", "spec", "dataset", "build", "programs", "weights", "description",
-        "contract", "state",
+        "pipeline", "optim", "net", "step", "cost", "spec", "dataset", "build", "programs", "weights",
+        "description", "contract", "state",
         "feature_cache", "evaluate", "schedule", "result", "train",
     ],
     "planning": ["importance", "plans", "auto"],

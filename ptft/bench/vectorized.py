@@ -308,7 +308,8 @@ def _program(
         lr: jax.Array,
         factors: Mapping[str, jax.Array],
     ) -> tuple[TrainState, jax.Array]:
-        own = step.train_step(net, _scaled(tx(factors, lr), factors), no_dropout=no_dropout)
+        recipe = step.Recipe(net, _scaled(tx(factors, lr), factors), no_dropout=no_dropout)
+        own = step.train_step(recipe)
         after, sums = own(state, frozen, batch, seed, {})  # many runs' cached features lie on the host
         # What is trainable in another member alone stays as it is, to the bit.
         # No sum does that for -0.0 and denormal numbers on every device.

@@ -106,7 +106,7 @@ def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
     tx = optim.build(
         config.resolve({"lr": FIT_LR, "decay": "constant"}, optim.SPEC), dict.fromkeys(head, 1.0), 1, FIT
     )
-    state, update = step.init_train_state(head, tx), jax.jit(step.train_step(short, tx))
+    state, update = step.init_train_state(head, tx), jax.jit(step.train_step(step.Recipe(short, tx)))
     for k in range(FIT):
         state, _ = update(state, rest, cached[k % len(cached)], np.uint32(run.config.seed), {})
     return {**rest, **state.params}

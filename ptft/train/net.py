@@ -22,6 +22,13 @@ from ptft.objectives import Objective
 Constants = Mapping[str, jax.Array]
 
 
+class Dropout(NamedTuple):
+    """The dropout of a training step."""
+
+    key: jax.Array
+    without: frozenset[str] = frozenset()  # parts of the backbone, such as "block_0", that have none
+
+
 class Net(NamedTuple):
     """A model with its objective: everything but numbers. Hashable, so that equal nets share compiled
     steps."""
@@ -84,21 +91,14 @@ class Net(NamedTuple):
             return made
         return {**made, "hidden": _gather(constants["hidden"], made["cache_offset"], made["mask"])}
 
-    def predict(
-        self,
-        params: Flat,
-        inputs: Mapping[str, jax.Array],
-        dropout: jax.Array | None = None,
-        no_dropout: frozenset[str] = frozenset(),
-    ) -> Any:
-        """Backbone and head on prepared inputs -> the objective's predictions. The parts in `no_dropout` have
-        none."""
+    def predict(self, params: Flat, inputs: Mapping[str, jax.Array], dropout: Dropout | None = None) -> Any:
+        """Backbone and head on prepared inputs -> the objective's predictions."""
         wide = adapters.insert(self.added, quantize.dequantize(params))
         p = tree.unflatten(wide)
-        keys = {} if dropout is None else {"dropout": dropout}
+        keys, without = ({"dropout": dropout.key}, dropout.without) if dropout else ({}, frozenset[str]())
         with (
             adapters.attach(self.added, wide),
-            nn.intercept_methods(functools.partial(_skip_dropout, no_dropout)),
+            nn.intercept_methods(functools.partial(_skip_dropout, without)),
         ):
             entry: dict[str, Any] = {"start": self.start, "hidden": inputs["hidden"]} if self.start else {}
             outputs = self.backbone.apply(
@@ -131,14 +131,13 @@ class Net(NamedTuple):
         params: Flat,
         batch: Mapping[str, jax.Array],
         key: jax.Array,
-        dropout: jax.Array | None = None,
-        no_dropout: frozenset[str] = frozenset(),
+        dropout: Dropout | None = None,
         constants: Constants = MappingProxyType({}),
     ) -> Sums:
-        """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; a `dropout` key means
-        training."""
+        """`{name: (sum, weight)}` of one batch. Masks are drawn row by row from `key`; with dropout it is one
+        of training."""
         inputs = self.inputs(batch, key, constants)
-        return self.objective.sums(self.predict(params, inputs, dropout, no_dropout), inputs)
+        return self.objective.sums(self.predict(params, inputs, dropout), inputs)
 
     def squares(self, params: Flat, batch: Mapping[str, jax.Array]) -> Flat:
         """Sums over a batch of the squared gradient of each row's loss, for every parameter of the backbone:

@@ -15,7 +15,7 @@ from ptft.core.tree import Flat
 from ptft.freeze import quantize
 from ptft.train import cost, optim, step
 from ptft.train.build import Run
-from ptft.train.net import Net
+from ptft.train.step import Recipe
 
 
 class Program(NamedTuple):
@@ -91,44 +91,44 @@ def below(run: Run, block: int) -> str:
     return "|".join(f"(?:{p})" for p in parts).replace("backbone/", "(?:backbone|adapter)/") or "(?!)"
 
 
+class _Key(NamedTuple):
+    """All that a compiled step depends on; shapes and dtypes, and no array."""
+
+    recipe: Recipe
+    trainable: tuple[str, ...]
+    frozen_dtype: str
+    constants: tuple[tuple[str, tuple[int, ...], Any], ...]
+    batch: int
+    parallel: str
+    grid: Any
+
+
 def program(run: Run, phase: int = 0) -> Program:
     """Compiles the training step of a phase, ahead of time where there is a whole-program form (`jit`)."""
     c, trainable = run.config, run.phases[phase].plan.trainable
+    recipe = Recipe(run.net, optimizer(run, phase), c.accumulate, no_dropout(run, phase))
     constants = tuple((n, x.shape, x.dtype) for n, x in getattr(run.data.train, "constants", {}).items())
-    kept = c.frozen_dtype, no_dropout(run, phase), constants
-    return _program(
-        run.net, optimizer(run, phase), trainable, *kept, c.batch, c.accumulate, c.parallel, run.mesh
-    )
+    return _program(_Key(recipe, trainable, c.frozen_dtype, constants, c.batch, c.parallel, run.mesh))
 
 
 @functools.lru_cache(maxsize=64)
-def _program(
-    net: Net,
-    tx: optax.GradientTransformation,
-    names: tuple[str, ...],
-    frozen_dtype: str,
-    no_dropout: frozenset[str],
-    constants: tuple[tuple[str, tuple[int, ...], Any], ...],
-    batch: int,
-    accumulate: int,
-    parallel: str,
-    grid: Any,
-) -> Program:
-    compiled = step.compile_train(net, tx, grid, accumulate, parallel, no_dropout)
-    if parallel != "jit":
+def _program(key: _Key) -> Program:
+    net, tx, accumulate, _ = key.recipe
+    compiled = step.compile_train(key.recipe, key.grid, key.parallel)
+    if key.parallel != "jit":
         return Program(compiled, cost.Cost(None, None, None))
-    everywhere, by_rows = mesh.replicated(grid), mesh.by_rows(grid)
+    everywhere, by_rows = mesh.replicated(key.grid), mesh.by_rows(key.grid)
 
     def shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    trainable, frozen = tree.split(net.shapes(), names)
-    kept = jax.eval_shape(lambda p: quantize.quantize(p, frozen_dtype), frozen)
+    trainable, frozen = tree.split(net.shapes(), key.trainable)
+    kept = jax.eval_shape(lambda p: quantize.quantize(p, key.frozen_dtype), frozen)
     state = jax.eval_shape(lambda p: step.init_train_state(p, tx), trainable)
     aot = compiled.lower(  # type: ignore[attr-defined]
         *jax.tree.map(lambda x: shape(x, everywhere), (state, kept)),
-        {k: shape(v, by_rows) for k, v in net.example(batch).items()},
+        {k: shape(v, by_rows) for k, v in net.example(key.batch).items()},
         jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere),
-        {n: jax.ShapeDtypeStruct(size, dtype, sharding=everywhere) for n, size, dtype in constants},
+        {n: jax.ShapeDtypeStruct(size, dtype, sharding=everywhere) for n, size, dtype in key.constants},
     ).compile()
-    return Program(aot, cost.of(aot, accumulate, grid.size))
+    return Program(aot, cost.of(aot, accumulate, key.grid.size))

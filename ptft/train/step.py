@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from ptft.core.record import Sums
 from ptft.core.tree import Flat
-from ptft.train.net import Constants, Net
+from ptft.train.net import Constants, Dropout, Net
 
 
 class TrainState(NamedTuple):
@@ -26,77 +26,95 @@ class TrainState(NamedTuple):
     opt: Any
 
 
-def train_step(
-    net: Net,
-    tx: optax.GradientTransformation,
-    accumulate: int = 1,
-    axis: str | None = None,
-    no_dropout: frozenset[str] = frozenset(),
-) -> Callable[..., tuple[TrainState, Sums]]:
+class Recipe(NamedTuple):
+    """What a step trains, and how. Hashable, so that equal recipes share compiled steps."""
+
+    net: Net
+    tx: optax.GradientTransformation
+    accumulate: int = 1  # the batch is cut into so many parts, whose gradients are added before the update
+    no_dropout: frozenset[str] = frozenset()  # parts of the backbone, such as "block_0", without dropout
+
+
+class _Loss(NamedTuple):
+    """The sum over the objective's terms of (global sum / global weight), however the batch is split."""
+
+    sums: Callable[[Flat, Mapping[str, jax.Array], jax.Array | int], Sums]  # (trainable, part, its number)
+    terms: tuple[str, ...]
+    axis: str | None
+
+    def total(self, x: Any) -> Any:
+        """Over all devices."""
+        return jax.lax.psum(x, self.axis) if self.axis else x
+
+    def weights(self, sums: Sums) -> dict[str, jax.Array]:
+        return {n: jnp.maximum(self.total(sums[n][1]), 1) for n in self.terms}
+
+    def grad(
+        self,
+        params: Flat,
+        part: Mapping[str, jax.Array],
+        number: jax.Array | int = 0,
+        weights: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[Flat, Sums]:
+        """Of one part; `weights`: those of the whole batch, where this is not all of it."""
+
+        def loss(params: Flat) -> tuple[jax.Array, Sums]:
+            sums = self.sums(params, part, number)
+            per = self.weights(sums) if weights is None else weights
+            return jnp.stack([sums[n][0] / per[n] for n in self.terms]).sum(), sums
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    def grad_in_parts(
+        self, params: Flat, batch: Mapping[str, jax.Array], accumulate: int
+    ) -> tuple[Flat, Sums]:
+        """Of a batch, one part of it after the other."""
+        # Strided parts, so that each device keeps its own rows.
+        parts = {
+            k: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
+            for k, x in batch.items()
+        }
+        number = jnp.arange(accumulate)
+        # The weights need no forward pass, and XLA drops the one written here.
+        each = jax.lax.map(lambda part: {n: self.sums(params, part, 0)[n][1] for n in self.terms}, parts)
+        weights = self.weights({n: (w.sum(), w.sum()) for n, w in each.items()})
+
+        def add(
+            carry: tuple[Flat, Sums], x: tuple[Mapping[str, jax.Array], jax.Array]
+        ) -> tuple[tuple[Flat, Sums], None]:
+            return jax.tree.map(jnp.add, carry, self.grad(params, *x, weights)), None
+
+        first = {k: x[0] for k, x in parts.items()}
+        shapes = jax.eval_shape(lambda part: self.grad(params, part, 0, weights), first)
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(add, zero, (parts, number))[0]
+
+
+def train_step(recipe: Recipe, axis: str | None = None) -> Callable[..., tuple[TrainState, Sums]]:
     """The pure step `(state, frozen, batch, seed, constants) -> (state, sums)`.
 
-    The loss is the sum over the objective's terms of (global sum / global weight), however the batch is
-    split.
-
     Args:
-      accumulate: the batch is cut into this many parts whose gradients are added before the update.
       axis: name of the `pmap` axis whose devices hold the parts of a batch; None under `jit`, where arrays
         are global.
-      no_dropout: parts of the backbone, such as "block_0", without dropout.
     """
-    names = net.objective.loss
-
-    def total(x: Any) -> Any:
-        return jax.lax.psum(x, axis) if axis else x
-
-    def weights(sums: Sums) -> dict[str, jax.Array]:
-        return {n: jnp.maximum(total(sums[n][1]), 1) for n in names}
+    net, tx, accumulate, no_dropout = recipe
 
     def step(
         state: TrainState, frozen: Flat, batch: Mapping[str, jax.Array], seed: jax.Array, constants: Constants
     ) -> tuple[TrainState, Sums]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        dropout = jax.random.fold_in(key, jax.lax.axis_index(axis) + 1 if axis else 1)
+        device = jax.random.fold_in(key, jax.lax.axis_index(axis) + 1 if axis else 1)
 
         def part_sums(params: Flat, part: Mapping[str, jax.Array], number: jax.Array | int) -> Sums:
-            return net.sums(
-                {**frozen, **params}, part, key, jax.random.fold_in(dropout, number), no_dropout, constants
-            )
+            dropout = Dropout(jax.random.fold_in(device, number), no_dropout)
+            return net.sums({**frozen, **params}, part, key, dropout, constants)
 
-        def part_grad(
-            part: Mapping[str, jax.Array], number: jax.Array | int, weight: Mapping[str, jax.Array] | None
-        ) -> tuple[Flat, Sums]:
-            def loss(params: Flat) -> tuple[jax.Array, Sums]:
-                sums = part_sums(params, part, number)
-                per = weights(sums) if weight is None else weight
-                return jnp.stack([sums[n][0] / per[n] for n in names]).sum(), sums
-
-            return jax.grad(loss, has_aux=True)(state.params)
-
+        loss = _Loss(part_sums, net.objective.loss, axis)
         if accumulate == 1:
-            grads, sums = part_grad(batch, 0, None)
+            grads, sums = loss.grad(state.params, batch)
         else:
-            # Strided parts, so that each device keeps its own rows.
-            parts = {
-                k: x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
-                for k, x in batch.items()
-            }
-            number = jnp.arange(accumulate)
-            # The weights need no forward pass, and XLA drops the one written here.
-            each = jax.lax.map(lambda part: {n: part_sums(state.params, part, 0)[n][1] for n in names}, parts)
-            weight = weights({n: (w.sum(), w.sum()) for n, w in each.items()})
-
-            def add(
-                carry: tuple[Flat, Sums], x: tuple[Mapping[str, jax.Array], jax.Array]
-            ) -> tuple[tuple[Flat, Sums], None]:
-                return jax.tree.map(jnp.add, carry, part_grad(*x, weight)), None
-
-            first = {k: x[0] for k, x in parts.items()}
-            shapes = jax.eval_shape(lambda part: part_grad(part, 0, weight), first)
-            zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            (grads, sums), _ = jax.lax.scan(add, zero, (parts, number))
-
-        grads, sums = total(grads), total(sums)
+            grads, sums = loss.grad_in_parts(state.params, batch, accumulate)
+        grads, sums = loss.total(grads), loss.total(sums)
         updates, opt = tx.update(grads, state.opt, state.params)
         sums["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1))
         params = {n: p + updates[n] for n, p in state.params.items()}
@@ -121,21 +139,14 @@ def output_step(net: Net) -> Callable[..., dict[str, jax.Array]]:
     return step
 
 
-def compile_train(
-    net: Net,
-    tx: optax.GradientTransformation,
-    mesh: Mesh,
-    accumulate: int,
-    parallel: str,
-    no_dropout: frozenset[str] = frozenset(),
-) -> Callable[..., tuple[TrainState, Sums]]:
+def compile_train(recipe: Recipe, mesh: Mesh, parallel: str) -> Callable[..., tuple[TrainState, Sums]]:
     """The train step over the mesh: `jit` on global arrays, or the same step under `jax.pmap`.
 
     The trainable state is donated; what is frozen never is, so that runs may share it.
     """
     if parallel == "jit":
-        return jax.jit(train_step(net, tx, accumulate, None, no_dropout), donate_argnums=0)
-    step = train_step(net, tx, accumulate, "data", no_dropout)
+        return jax.jit(train_step(recipe), donate_argnums=0)
+    step = train_step(recipe, "data")
     mapped = jax.pmap(
         step, "data", in_axes=(None, None, 0, None, None), out_axes=None, devices=list(mesh.devices.flat)
     )
