@@ -8,6 +8,7 @@ import tiny
 from ptft.core import mesh
 from ptft.objectives import ArrayRows
 from ptft.train import evaluate, pipeline, step
+from ptft.train.evaluate import Split
 
 
 def rows(net, n):
@@ -33,7 +34,7 @@ def test_outputs_are_those_of_a_batch_of_one_in_the_order_of_the_rows(task, devi
     grid, held = mesh.make(devices), rows(net, 11) if task != "tag" else tagged(net, 11)
     params = tiny.params(net)
     want = one_by_one(net, params, held)
-    got = evaluate.outputs(net, jax.device_put(params, mesh.replicated(grid)), held, 3, grid)
+    got = evaluate.outputs(net, jax.device_put(params, mesh.replicated(grid)), Split(held, 3, grid))
     assert got.keys() == want.keys() and {len(x) for x in got.values()} == {11}
     for name, x in want.items():
         assert got[name].dtype == x.dtype and got[name].shape == x.shape, name
@@ -57,11 +58,13 @@ def tagged(net, n):
 def test_outputs_of_some_rows_are_those_of_the_rows_that_are_looked_at():
     net = tiny.net("bert", "classify", dropout=0.0, layers=1)
     held, params, grid = rows(net, 11), tiny.params(net), mesh.make(1)
-    whole, some = (evaluate.outputs(net, params, held, 4, grid, limit)["probabilities"] for limit in (0, 5))
+    whole, some = (
+        evaluate.outputs(net, params, Split(held, 4, grid, limit))["probabilities"] for limit in (0, 5)
+    )
     np.testing.assert_allclose(some, whole[pipeline.looked_at(11, 5)], rtol=1e-5)
 
 
 def test_outputs_of_no_rows_are_none():
     net = tiny.net("bert", "classify", dropout=0.0, layers=1)
     none = ArrayRows({"tokens": np.zeros((0, 16), np.uint16)}, {})
-    assert evaluate.outputs(net, tiny.params(net), none, 4, mesh.make(1)) == {}
+    assert evaluate.outputs(net, tiny.params(net), Split(none, 4, mesh.make(1))) == {}

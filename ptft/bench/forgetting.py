@@ -75,4 +75,4 @@ def _kept(start: str) -> tuple[Net, Flat, Rows, float] | None:
 def _loss(net: Net, params: Flat, rows: Rows) -> float:
     grid = mesh.make()
     params = jax.device_put(params, mesh.replicated(grid))
-    return evaluate.evaluate(net, params, rows, 64, grid, ROWS)["mlm_loss"]
+    return evaluate.evaluate(net, params, evaluate.Split(rows, 64, grid, ROWS))["mlm_loss"]

@@ -328,8 +328,7 @@ def _test(config: Config, folder: Path) -> dict[str, float]:
     run = auto.built(config, folder)
     computed, _ = weights.computed_params(folder, config, run.net)
     params = jax.device_put(computed, mesh.replicated(run.mesh))
-    assert run.data.test is not None
-    return evaluate.evaluate(run.net, params, run.data.test, config.eval_batch or config.batch, run.mesh)
+    return evaluate.evaluate(run.net, params, evaluate.splits(run)["test"])
 
 
 def _rows(study: Any) -> list[dict[str, Any]]:

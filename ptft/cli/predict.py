@@ -25,6 +25,7 @@ from ptft.core.tree import Flat
 from ptft.data import _tables
 from ptft.objectives import ArrayRows, Rows
 from ptft.train import build, evaluate, spec, weights
+from ptft.train.evaluate import Split
 from ptft.train.net import Net
 
 HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, as broken JSON has it, is no text
@@ -60,7 +61,7 @@ def outputs(net: Net, params: Flat, rows: Rows, size: int) -> list[dict[str, Any
     for width, numbers in by_width.items():
         part = {k: x[numbers] for k, x in batch.items()}
         cut = ArrayRows({**part, "tokens": part["tokens"][:, :width]}, {})
-        made = evaluate.outputs(net, params, cut, size, grid)
+        made = evaluate.outputs(net, params, Split(cut, size, grid))
         for i, row in enumerate(numbers):
             found[row] = {k: x[i] for k, x in {**part, **made}.items()}
     return found

@@ -45,7 +45,8 @@ def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         limit = config.data.dev_size if args.split == "dev" and not args.data else 0  # as in training
         grid = mesh.make()
         params = jax.device_put(params, mesh.replicated(grid))
-        metrics = evaluate.evaluate(net, params, rows, config.eval_batch or config.batch, grid, limit)
+        split = evaluate.Split(rows, config.eval_batch or config.batch, grid, limit)
+        metrics = evaluate.evaluate(net, params, split)
     print(
         json.dumps({"data": where, "rows": min(len(rows), limit or len(rows)), **metrics}, ensure_ascii=False)
     )

@@ -63,22 +63,17 @@ def judge(falls: bool, value: float, k: int, progress: Progress) -> Progress:
     return progress._replace(evals_since_best=progress.evals_since_best + 1)
 
 
-def evaluate(net: Net, params: Flat, rows: Rows, batch: int, grid: Mesh, limit: int = 0) -> dict[str, float]:
+def evaluate(net: Net, params: Flat, split: Split) -> dict[str, float]:
     """Metrics over a split."""
-    return net.objective.metrics(
-        sums(functools.partial(_eval_step(net), params), Split(rows, batch, grid, limit))
-    )
+    return net.objective.metrics(sums(functools.partial(_eval_step(net), params), split))
 
 
-def outputs(
-    net: Net, params: Flat, rows: Rows, batch: int, grid: Mesh, limit: int = 0
-) -> dict[str, np.ndarray]:
+def outputs(net: Net, params: Flat, split: Split) -> dict[str, np.ndarray]:
     """The objective's outputs of every row, [N, …] in the order of the rows, on every process the same."""
-    compiled, split = functools.partial(_output_step(net, grid), params), Split(rows, batch, grid, limit)
-    parts = jax.device_get(_over(compiled, split))
-    looked_at = len(pipeline.looked_at(len(rows), limit, getattr(rows, "label", None)))
+    parts = jax.device_get(_over(functools.partial(_output_step(net, split.grid), params), split))
+    looked_at = pipeline.looked_at(len(split.rows), split.limit, getattr(split.rows, "label", None))
     return (
-        {name: np.concatenate([part[name] for part in parts])[:looked_at] for name in parts[0]}
+        {name: np.concatenate([part[name] for part in parts])[: len(looked_at)] for name in parts[0]}
         if parts
         else {}
     )

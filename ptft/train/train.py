@@ -190,7 +190,7 @@ def fit(
                 window = []
             progress = state.progress
             if due.evaluate:
-                values = evaluate.evaluate(cached_run.net, state.params, *evaluate.splits(cached_run)["dev"])
+                values = evaluate.evaluate(cached_run.net, state.params, evaluate.splits(cached_run)["dev"])
                 log.write(k, "dev", values)
                 progress = evaluate.judged(run, values, k, progress)
                 if progress.best_step == k:
@@ -233,7 +233,7 @@ def final_metrics(run: Run, state: RunState, workdir: Path, log: record.Log) -> 
         params, best_step = jax.device_put(whole, mesh.replicated(run.mesh)), loaded.step
     scores = {}
     for name, split in evaluate.splits(run).items():
-        scores[name] = evaluate.evaluate(run.net, params, *split)
+        scores[name] = evaluate.evaluate(run.net, params, split)
         if name == "test" or not schedule.at(run, steps).evaluate:  # or the loop has written it
             log.write(best_step, name, scores[name])
     return Ended(steps, best_step, scores)

@@ -127,7 +127,8 @@ def batches(run: build.Run) -> Iterator[dict[str, np.ndarray]]:
 def ptft_accuracy(run: build.Run, whole: build.Run, folder: Path) -> float:
     train.run(run.config, folder)
     params, _ = checkpoint.load_params(folder, None, skip="")
-    return evaluate.evaluate(whole.net, params, whole.data.test, run.config.batch, run.mesh)["accuracy"]
+    test = evaluate.Split(whole.data.test, run.config.batch, run.mesh)
+    return evaluate.evaluate(whole.net, params, test)["accuracy"]
 
 
 def torch_accuracy(model: Any, run: build.Run, test: Any, batch: int, quiet: int = 0) -> float:
