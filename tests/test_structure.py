@@ -26,7 +26,7 @@ WINGS = {
     "train": [
         "pipeline", "optim", "net", "step", "cost", "spec", "dataset", "build", "programs", "weights",
         "description", "contract", "state",
-        "feature_cache", "evaluate", "schedule", "result", "train",
+        "feature_cache", "stage", "evaluate", "schedule", "result", "train",
     ],
     "planning": ["importance", "plans", "auto"],
     "bench": [

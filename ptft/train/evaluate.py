@@ -117,6 +117,11 @@ def as_sums(plain: dict[str, Any]) -> record.Sums:
     return {name: (np.asarray(s, np.float32), np.asarray(w, np.float32)) for name, (s, w) in plain.items()}
 
 
+def as_plain(sums: record.Sums) -> dict[str, Any]:
+    """`as_sums`, the other way: what JSON can hold."""
+    return jax.tree.map(lambda x: np.asarray(x).tolist(), sums)  # type: ignore[return-value]
+
+
 def of_window(net: Net, sums: record.Sums, k: int) -> dict[str, float]:
     """The metrics of the training steps since the last line; a loss that is not finite stops the run here."""
     norm = record.divide({"grad_norm": sums["grad_norm"]})

@@ -1,5 +1,5 @@
-"""Where a run is: its trainable and its frozen parameters, and how far it has come. How it starts, resumes
-and enters a phase."""
+"""Where a run is: its trainable and its frozen parameters, and how far it has come. How it starts, is
+saved, resumes and enters a phase."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -68,6 +68,24 @@ def meta(run: Run, state: RunState, header: dict[str, Any]) -> dict[str, Any]:
     """What is saved beside a step's arrays."""
     quantized = [] if run.config.frozen_dtype == "float32" else list(state.frozen)
     return {**header, "progress": state.progress._asdict(), "thin": quantized}
+
+
+class Journal(NamedTuple):
+    """Where a run is written down."""
+
+    workdir: Path
+    header: dict[str, Any]  # of what it is; stands beside every checkpoint
+    log: record.Log
+    quiet: bool  # towards people
+
+    def save(self, run: Run, state: RunState, k: int) -> None:
+        """A checkpoint of step `k`, to resume from."""
+        params, said = stored(run, state), meta(run, state, self.header)
+        checkpoint.save(self.workdir, k, params, state.train_state.opt, said, keep=run.config.keep)
+
+    def save_best(self, run: Run, state: RunState, k: int) -> None:
+        """The parameters of step `k`, the best so far."""
+        checkpoint.save_best(self.workdir, k, stored(run, state), meta(run, state, self.header))
 
 
 def place(run: Run, frozen: Flat, before: Flat | None = None) -> tuple[Flat, Flat]:

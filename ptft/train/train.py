@@ -15,25 +15,13 @@ from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError
 from ptft.freeze import ledger, quantize, resolve
-from ptft.train import (
-    build,
-    contract,
-    cost,
-    description,
-    evaluate,
-    feature_cache,
-    pipeline,
-    programs,
-    result,
-    schedule,
-    spec,
-    weights,
-)
+from ptft.train import build, description, evaluate, result, schedule, spec, weights
+from ptft.train import stage as stages
 from ptft.train import state as states
 from ptft.train.build import Run
-from ptft.train.programs import Program
 from ptft.train.result import Ended
-from ptft.train.state import RunState
+from ptft.train.stage import Stage
+from ptft.train.state import Journal, Progress, RunState
 
 PREEMPTED = 75  # exit code: stopped from outside, and saved
 
@@ -66,9 +54,9 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
     )
     state = states.start(run, fresh) if at is None else states.resume(run, workdir, at, header)
     del fresh  # or the devices would hold it beside what is kept quantized
-    cached_run, program, state = enter(run, state, quiet)
+    stage = stages.enter(run, state, quiet)
     record.write_json(workdir / "config.json", config.to_dict())
-    record.write_json(workdir / "run.json", {**header, "cost": program.cost._asdict()})
+    record.write_json(workdir / "run.json", {**header, "cost": stage.program.cost._asdict()})
     if record.is_lead():
         run.data.tokenizer.save(workdir / "tokenizer")
 
@@ -81,9 +69,10 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
     with closing(
         record.Log(workdir, resume_step=at or 0, tensorboard=board, total_steps=total, quiet=quiet)
     ) as log:
-        state, pace = fit(run, cached_run, program, state, workdir, header, log, quiet)
-        prove(run, state, workdir, quiet)
-        ended = final_metrics(run, state, workdir, log)
+        journal = Journal(workdir, header, log, quiet)
+        state, pace = fit(run, stage, journal)
+        prove(run, state, journal)
+        ended = final_metrics(run, state, journal)
     progress = state.progress
     a_step = statistics.median(pace[1:] or pace) if pace else progress.seconds / max(ended.steps, 1)
     found = result.of(run, header, progress, ended, a_step).to_json()
@@ -91,31 +80,7 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
     return found
 
 
-def enter(run: Run, state: RunState, quiet: bool) -> tuple[Run, Program, RunState]:
-    """The run as the state's phase trains it, its compiled step, checked against the plan, and its cost in
-    the progress."""
-    phase = state.progress.phase
-    cached_run = feature_cache.shorten(run, phase, state.progress.phase_starts[-1], state.params, quiet)
-    program = programs.program(cached_run, phase)
-    if not quiet:
-        which = (
-            ""
-            if len(run.phases) == 1
-            else f"phase {phase + 1} of {len(run.phases)}, {run.phases[phase].strategy}: "
-        )
-        record.say(which + cost.describe(program.cost))
-    contract.check(cached_run, program, phase)
-    return cached_run, program, state._replace(progress=state.progress.at_cost(program.cost.flops))
-
-
-def following(run: Run, state: RunState, done: int, quiet: bool) -> tuple[Run, Program, RunState, float]:
-    """`enter` for the phase that is due, and the seconds that it took: compiling is not the steps' time."""
-    jax.block_until_ready(state.train_state)
-    begun = time.perf_counter()
-    return *enter(run, states.enter(run, state, done), quiet), time.perf_counter() - begun
-
-
-def prove(run: Run, state: RunState, workdir: Path, quiet: bool) -> None:
+def prove(run: Run, state: RunState, journal: Journal) -> None:
     """Writes the freeze ledger of what was done; a freeze that did not hold is an error."""
     reached = run.phases[: state.progress.phase + 1]
     before = weights.start_params(run, quiet=True, like={**state.frozen, **state.train_state.params})
@@ -128,51 +93,32 @@ def prove(run: Run, state: RunState, workdir: Path, quiet: bool) -> None:
     )
     begun = [*state.progress.phase_starts, *[None] * (len(run.phases) - len(reached))]
     proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(run.phases, begun, strict=True)]
-    record.write_json(workdir / "freeze_ledger.json", proof)
-    if not quiet or not proof["holds"]:
+    record.write_json(journal.workdir / "freeze_ledger.json", proof)
+    if not journal.quiet or not proof["holds"]:
         unread = () if run.net.objective.reads_pooled else ("backbone/pooler/",)
         record.say(ledger.describe(proof, unread))
     if not proof["holds"]:
-        raise RuntimeError(f"the freeze did not hold: see {workdir}/freeze_ledger.json")
+        raise RuntimeError(f"the freeze did not hold: see {journal.workdir}/freeze_ledger.json")
 
 
-def fit(
-    run: Run,
-    cached_run: Run,
-    program: Program,
-    state: RunState,
-    workdir: Path,
-    header: dict[str, Any],
-    log: record.Log,
-    quiet: bool,
-) -> tuple[RunState, list[float]]:
-    """The loop, from the step that `state` is at; also returns the seconds a step between two lines of the
+def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]]:
+    """The loop, from the step that `stage` is at; also returns the seconds a step between two lines of the
     log."""
-    c, d = run.config, run.durations
-    at = int(state.train_state.step)
-    seed = jax.device_put(np.uint32(c.seed), mesh.replicated(run.mesh))
-    batches = pipeline.train_batches(cached_run.data.train, run.used, c.seed, c.batch, at, d.total)
-    window: list[record.Sums] = [evaluate.as_sums(state.progress.window)] if state.progress.window else []
+    at, last, quiet = int(stage.state.train_state.step), run.durations.total, journal.quiet
+    seed = jax.device_put(np.uint32(run.config.seed), mesh.replicated(run.mesh))
+    batches, cut_short = stage.batches(at), stage.state.progress.window
+    window: list[record.Sums] = [evaluate.as_sums(cut_short)] if cut_short else []
     pace: list[float] = []
-    done = at == d.total or schedule.stopped_early(run, state.progress)
+    done = at == last or schedule.stopped_early(run, stage.state.progress)
     with mesh.preemption() as caught:
         clock = time.perf_counter()
-        begun = clock - state.progress.seconds
-        for k in range(at + 1, at + 1 if done else d.total + 1):
-            if states.due(run, state, k - 1):
-                cached_run, program, state, paused = following(run, state, k - 1, quiet)
-                batches = pipeline.train_batches(
-                    cached_run.data.train, run.used, c.seed, c.batch, k - 1, d.total
-                )
+        begun = clock - stage.state.progress.seconds
+        for k in range(at + 1, at + 1 if done else last + 1):
+            if states.due(run, stage.state, k - 1):
+                stage, paused = stages.following(run, stage.state, k - 1, quiet)
+                batches = stage.batches(k - 1)
                 clock, begun = clock + paused, begun + paused
-            batch, constants = (
-                mesh.put(next(batches), run.mesh),
-                feature_cache.constants(cached_run.data.train),
-            )
-            train_state, sums = program.train(
-                state.train_state, state.frozen_on_device, batch, seed, constants
-            )
-            state = state._replace(train_state=train_state)
+            stage, sums = stage.step(next(batches), seed)
             if not quiet:
                 startup.stepped(sums)
             window.append(sums)
@@ -186,31 +132,14 @@ def fit(
             values = evaluate.of_window(run.net, window[0], k)
             if any(due):
                 pace.append((time.perf_counter() - clock) / (k - at))
-                log.write(k, "train", values)
+                journal.log.write(k, "train", values)
                 window = []
-            progress = state.progress
-            if due.evaluate:
-                values = evaluate.evaluate(cached_run.net, state.params, evaluate.splits(cached_run)["dev"])
-                log.write(k, "dev", values)
-                progress = evaluate.judged(run, values, k, progress)
-                if progress.best_step == k:
-                    checkpoint.save_best(
-                        workdir, k, states.stored(run, state), states.meta(run, state, header)
-                    )
-            done = k == d.total or schedule.stopped_early(run, progress)
-            rest = jax.tree.map(lambda x: np.asarray(x).tolist(), window[0]) if window else None
-            state = state._replace(
-                progress=progress._replace(seconds=time.perf_counter() - begun, window=rest)
-            )
+            progress = judged(run, stage, journal, k) if due.evaluate else stage.state.progress
+            done = k == last or schedule.stopped_early(run, progress)
+            rest = evaluate.as_plain(window[0]) if window else None
+            stage = stage.at(progress._replace(seconds=time.perf_counter() - begun, window=rest))
             if due.save or done or stop:
-                checkpoint.save(
-                    workdir,
-                    k,
-                    states.stored(run, state),
-                    train_state.opt,
-                    states.meta(run, state, header),
-                    keep=c.keep,
-                )
+                journal.save(run, stage.state, k)
             if stop:
                 why = f"signal {caught[0]}" if caught else "a signal to another process"
                 record.say(f"stopped by {why} and saved step {k}; the same command goes on from here")
@@ -218,15 +147,25 @@ def fit(
             if done:
                 break
             clock, at = time.perf_counter(), k
-    return state, pace
+    return stage.state, pace
 
 
-def final_metrics(run: Run, state: RunState, workdir: Path, log: record.Log) -> Ended:
+def judged(run: Run, stage: Stage, journal: Journal, k: int) -> Progress:
+    """The progress after an evaluation on dev at step `k`, whose parameters are saved if none were better."""
+    values = evaluate.evaluate(stage.run.net, stage.state.params, evaluate.splits(stage.run)["dev"])
+    journal.log.write(k, "dev", values)
+    progress = evaluate.judged(run, values, k, stage.state.progress)
+    if progress.best_step == k:
+        journal.save_best(run, stage.state, k)
+    return progress
+
+
+def final_metrics(run: Run, state: RunState, journal: Journal) -> Ended:
     """Dev and test metrics of the best parameters, or of the last where nothing chose a best."""
     c, steps, progress, params = run.config, int(state.train_state.step), state.progress, state.params
     best_step = steps
     if progress.best is not None:
-        changed, loaded = checkpoint.load_params(workdir, None, skip="", new_ok="")
+        changed, loaded = checkpoint.load_params(journal.workdir, None, skip="", new_ok="")
         whole = quantize.computed(
             {**state.frozen, **state.train_state.params, **changed}, loaded.meta["thin"], c.frozen_dtype
         )
@@ -235,7 +174,7 @@ def final_metrics(run: Run, state: RunState, workdir: Path, log: record.Log) -> 
     for name, split in evaluate.splits(run).items():
         scores[name] = evaluate.evaluate(run.net, params, split)
         if name == "test" or not schedule.at(run, steps).evaluate:  # or the loop has written it
-            log.write(best_step, name, scores[name])
+            journal.log.write(best_step, name, scores[name])
     return Ended(steps, best_step, scores)
 
 
