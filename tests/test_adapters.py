@@ -471,7 +471,7 @@ def test_the_rates_of_lora_plus_reach_the_second_matrix_alone():
     assert set(plan.rates.values()) == {1.0, 16.0}
     tx = optim.build(
         tiny.optimizer(name="sgd", lr=0.5, momentum=0.0, clip=0.0, weight_decay=0.0, decay="constant"),
-        plan.rates,
+        optim.groups(plan),
         0,
         9,
     )
@@ -500,7 +500,7 @@ def test_factors_and_biases_do_not_decay():
     strategy = "lora=2,dora+houlsby=2+ia3+prefix=2+fish=0.01"
     net = make("one", strategy)
     plan = resolve.plan(strategy, models.anatomy("bert"), net.shapes())
-    tx = optim.build(tiny.optimizer(lr=0.1, weight_decay=0.1, decay="constant"), plan.rates, 0, 5)
+    tx = optim.build(tiny.optimizer(lr=0.1, weight_decay=0.1, decay="constant"), optim.groups(plan), 0, 5)
     inside = {n: np.ones(net.shapes()[n].shape, np.float32) for n in plan.trainable}
     updates = jax.jit(lambda p: tx.update(jax.tree.map(jnp.zeros_like, p), tx.init(p), p)[0])(inside)
     still = {n for n, u in updates.items() if not np.asarray(u).any()}
@@ -511,7 +511,7 @@ def test_factors_and_biases_do_not_decay():
 def products(net, strategy):
     """(shapes of all products of the training step that run over the tokens of a batch, FLOPs before XLA)."""
     plan = resolve.plan(strategy, models.anatomy("bert"), net.shapes())
-    tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
+    tx = optim.build(tiny.optimizer(), optim.groups(plan), 1, 5)
     inside, outside = tree.split(net.shapes(), plan.trainable)
     state = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
     assert names_in(state.opt) == set(plan.trainable)

@@ -18,7 +18,7 @@ def compiled(f, *shapes):
 def of_step(model="bert", task="classify", accumulate=1, chosen=None):
     net = tiny.net(model, task, dropout=0.1)
     inside, outside = tree.split(net.shapes(), chosen or net.shapes())
-    tx = optim.build(tiny.optimizer(), dict.fromkeys(inside, 1.0), 1, 5)
+    tx = optim.build(tiny.optimizer(), dict.fromkeys(inside, optim.Group()), 1, 5)
     jitted = step.compile_train(step.Recipe(net, tx, accumulate), mesh.make(1), "jit")
     moving = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
     program = jitted.lower(moving, outside, tiny.batch(net, 16), np.uint32(0), {}).compile(FAST)

@@ -95,7 +95,7 @@ def test_what_is_frozen_stays_bit_identical_and_costs_nothing(model, task, strat
 
     # Both would move frozen weights, were they handed to the optimizer: decay without any gradient, and a
     # clip that is in force.
-    tx = optim.build(tiny.optimizer(lr=0.01, weight_decay=0.1, clip=0.01), plan.rates, 1, 5)
+    tx = optim.build(tiny.optimizer(lr=0.01, weight_decay=0.1, clip=0.01), optim.groups(plan), 1, 5)
     inside, outside = tree.split(start, plan.trainable)
     moving = step.init_train_state({n: jnp.array(x) for n, x in inside.items()}, tx)
     frozen = {n: jnp.array(x) for n, x in outside.items()}
@@ -122,7 +122,7 @@ def flops(strategy):
     """FLOPs of a compiled step of four blocks, wide rows, so that the blocks outweigh everything else."""
     net, params = build("bert", "classify", layers=4)
     plan = resolve.plan(strategy, models.anatomy("bert"), params)
-    tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
+    tx = optim.build(tiny.optimizer(), optim.groups(plan), 1, 5)
     return compile_step(net, plan, tiny.batch(net, 32), tx).cost_analysis()["flops"]
 
 
@@ -144,7 +144,7 @@ def test_the_flops_test_catches_a_clip_over_all_gradients():
     away."""
     net, params = build("bert", "classify", layers=4)
     plan = resolve.plan("head", models.anatomy("bert"), params)
-    tx = optim.build(tiny.optimizer(), plan.rates, 1, 5)
+    tx = optim.build(tiny.optimizer(), optim.groups(plan), 1, 5)
 
     def mistaken(moving, frozen, batch, seed):
         def loss(p):
@@ -338,9 +338,7 @@ def test_weight_decay_has_factors_too():
     # With no gradient at all the decay alone moves weights: by lr x decay x both factors, and never a bias.
     _, params = build("bert", "classify")
     inside = {n: jnp.asarray(params[n]) for n in plan.trainable}
-    tx = optim.build(
-        tiny.optimizer(lr=0.1, weight_decay=0.01, decay="constant"), plan.rates, 0, 5, plan.decays
-    )
+    tx = optim.build(tiny.optimizer(lr=0.1, weight_decay=0.01, decay="constant"), optim.groups(plan), 0, 5)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, inside), tx.init(inside), inside)
     for name, share in (
         ("block_1/ffn/up/kernel", 1.5),

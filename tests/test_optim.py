@@ -32,7 +32,8 @@ GRADS = [numbers(1, 0.05), numbers(2, 2.0), numbers(3, 0.4)]
 def run(config, grads=None, params=None, rates=None):
     """The parameters after each step."""
     params = numbers(0) if params is None else params
-    tx = optim.build(config, rates or dict.fromkeys(params, 1.0), WARMUP, TOTAL)
+    groups = {n: optim.Group((rates or {}).get(n, 1.0)) for n in params}
+    tx = optim.build(config, groups, WARMUP, TOTAL)
     p = {n: jnp.asarray(x, jnp.float32) for n, x in params.items()}
     state, out = tx.init(p), []
     update = jax.jit(tx.update)
@@ -145,7 +146,8 @@ def test_adafactor():
             p[n] = p[n] - rate(t, 0.01) * u[n] / max(1.0, np.sqrt((u[n] ** 2).mean()))
             np.testing.assert_allclose(got[t][n], p[n], rtol=1e-4, atol=1e-5)
     start = {n: jnp.asarray(x, jnp.float32) for n, x in params.items()}
-    state = optim.build(tiny.optimizer(name="adafactor"), dict.fromkeys(names, 1.0), 0, 9).init(start)
+    groups = dict.fromkeys(names, optim.Group())
+    state = optim.build(tiny.optimizer(name="adafactor"), groups, 0, 9).init(start)
     assert sum(x.size for x in jax.tree.leaves(state)) < 1000  # and not 130 * 140
 
 
@@ -220,13 +222,19 @@ def test_the_state_holds_nothing_but_the_given_parameters():
         (tiny.optimizer(name="sgd"), 1),
         (tiny.optimizer(name="lamb"), 2),
     ):
-        state = optim.build(config, dict.fromkeys(p, 1.0), 1, 2).init(p)
+        state = optim.build(config, dict.fromkeys(p, optim.Group()), 1, 2).init(p)
         assert copies * size <= sum(x.nbytes for x in jax.tree.leaves(state)) <= copies * size + 16
 
 
 # --- cohorts: what begins later has a state, and a count of steps, of its own -------------------------------
 
 EARLY, LATE = NAMES[:2], NAMES[2:]
+
+
+def cohorts(first, second):
+    return {n: optim.Group(cohort=int(n in second)) for n in NAMES}
+
+
 KINDS = [
     {"name": "adamw"}, {"name": "adamw", "bias_correction": False}, {"name": "lamb"}, {"name": "adafactor"},
     {"name": "sgd"},
@@ -240,10 +248,8 @@ def part(tree, names):
 def late(config, steps, came_from=(0, None), total=TOTAL):
     """The updates of each of `GRADS[:steps]`: EARLY moves from the first on, LATE from the third."""
     p = part(numbers(0), NAMES)
-    alone = optim.build(config, dict.fromkeys(EARLY, 1.0), 0, total)
-    both = optim.build(
-        config, dict.fromkeys(NAMES, 1.0), 0, total, cohorts=dict.fromkeys(EARLY, 0) | dict.fromkeys(LATE, 1)
-    )
+    alone = optim.build(config, dict.fromkeys(EARLY, optim.Group()), 0, total)
+    both = optim.build(config, cohorts(EARLY, LATE), 0, total)
     state, out = alone.init(part(p, EARLY)), []
     for g in GRADS[:2]:
         updates, state = alone.update(part(g, EARLY), state, part(p, EARLY))
@@ -261,7 +267,7 @@ def test_a_late_comer_moves_as_if_it_had_begun_alone_and_the_others_as_if_it_had
     out, _ = late(config, 3)
     p = part(numbers(0), NAMES)
     for names, grads in ((EARLY, GRADS), (LATE, GRADS[2:])):
-        tx = optim.build(config, dict.fromkeys(names, 1.0), 0, TOTAL)
+        tx = optim.build(config, dict.fromkeys(names, optim.Group()), 0, TOTAL)
         state = tx.init(part(p, names))
         for g in grads:
             updates, state = tx.update(part(g, names), state, part(p, names))
@@ -278,7 +284,7 @@ def test_the_first_step_of_a_late_comer_is_as_long_as_the_learning_rate():
         np.testing.assert_allclose(np.abs(out[2][n]), 0.01, rtol=1e-4)
     counts = [int(x) for path, x in jax.tree_util.tree_leaves_with_path(state[1]) if "count" in str(path[-1])]
     assert counts == [3, 1]
-    shared = optim.build(config, dict.fromkeys(NAMES, 1.0), 0, TOTAL)
+    shared = optim.build(config, dict.fromkeys(NAMES, optim.Group()), 0, TOTAL)
     # one count for all
     told = jax.tree.map(lambda x: x + 1000 if x.ndim == 0 else x, shared.init(part(numbers(0), NAMES)))
     updates, _ = shared.update(part(GRADS[2], NAMES), told, part(numbers(0), NAMES))
@@ -307,10 +313,8 @@ def test_the_clip_is_over_all_cohorts():
     """One global norm, whatever the cohorts: they change no number but the counts."""
     config = tiny.optimizer(lr=0.01, clip=0.5)
     p, g = part(numbers(0), NAMES), part(GRADS[1], NAMES)
-    one = optim.build(config, dict.fromkeys(NAMES, 1.0), 0, TOTAL)
-    two = optim.build(
-        config, dict.fromkeys(NAMES, 1.0), 0, TOTAL, cohorts=dict.fromkeys(EARLY, 1) | dict.fromkeys(LATE, 0)
-    )
+    one = optim.build(config, dict.fromkeys(NAMES, optim.Group()), 0, TOTAL)
+    two = optim.build(config, cohorts(LATE, EARLY), 0, TOTAL)
     a, b = (tx.update(g, tx.init(p), p)[0] for tx in (one, two))
     assert list(a) == list(b)
     for n in NAMES:

@@ -246,7 +246,7 @@ def test_4_and_6_the_optimizer_sees_what_moves(home):
     """What rules them out: updates and state exist for what moves alone, and are arrays, not stand-ins."""
     run = build.outline(spec.resolve(config(home)))
     inside, outside = tree.split(run.net.shapes(), run.plan.trainable)
-    tx = optim.build(run.config.optim, run.plan.rates, 1, 5)
+    tx = optim.build(run.config.optim, optim.groups(run.plan), 1, 5)
     moving = jax.eval_shape(lambda p: step.init_train_state(p, tx), inside)
     after, _ = jax.eval_shape(
         step.train_step(step.Recipe(run.net, tx)), moving, outside, run.net.example(8), np.uint32(0), {}
@@ -397,9 +397,9 @@ def test_10_an_activated_layer_that_the_optimizer_never_registered(home, tmp_pat
     """The optimizer is made once, when the run is, for what moves then."""
     make, first = optim.build, []
 
-    def once(c, rates, *rest):
-        first[:] = first or [rates]
-        known = make(c, first[0], *rest[:2])
+    def once(c, groups, *steps):
+        first[:] = first or [groups]
+        known = make(c, first[0], *steps)
 
         def update(grads, state, params):
             updates, state = known.update(
@@ -425,8 +425,8 @@ def test_10_an_activated_layer_whose_updates_are_lost(home, tmp_path, monkeypatc
     """State there is, and gradients; the ledger names what rested all the same."""
     make = optim.build
 
-    def lost(c, rates, *rest):
-        tx = make(c, rates, *rest)
+    def lost(c, groups, *steps):
+        tx = make(c, groups, *steps)
 
         def update(grads, state, params):
             updates, state = tx.update(grads, state, params)
@@ -444,8 +444,8 @@ def test_11_the_state_of_layers_that_are_frozen_again_is_kept(home, tmp_path, mo
     """The optimizer goes on to hold what it once had."""
     make, carry, had = optim.build, optim.carry, {}
 
-    def hoarding(c, rates, *rest):
-        tx = make(c, rates, *rest)
+    def hoarding(c, groups, *steps):
+        tx = make(c, groups, *steps)
 
         def init(params):
             had.update({n: p.shape for n, p in params.items()})

@@ -29,7 +29,7 @@ def trained(task, devices=1, parallel="jit", accumulate=1, seed=7):
     net = tiny.net("bert", task, dropout=0.0)
     start = {n: jnp.array(x) for n, x in tiny.params(net).items()}
     chosen = [n for n in start if "embeddings" not in n]  # some of each: what moves, and what is frozen
-    tx = optim.build(tiny.optimizer(lr=3e-3, clip=1.0), dict.fromkeys(chosen, 1.0), 1, STEPS)
+    tx = optim.build(tiny.optimizer(lr=3e-3, clip=1.0), dict.fromkeys(chosen, optim.Group()), 1, STEPS)
     grid = mesh.make(devices)
     inside, outside = tree.split(start, chosen)
     moving, frozen = jax.device_put((step.init_train_state(inside, tx), outside), mesh.replicated(grid))
@@ -81,7 +81,7 @@ def test_the_losses_of_other_masks_would_differ():
 def test_training_lowers_the_loss():
     net = tiny.net("bert", "classify", dropout=0.0)
     params = {n: jnp.array(x) for n, x in tiny.params(net).items()}
-    tx = optim.build(tiny.optimizer(lr=1e-3), dict.fromkeys(params, 1.0), 1, 100)
+    tx = optim.build(tiny.optimizer(lr=1e-3), dict.fromkeys(params, optim.Group()), 1, 100)
     moving = step.init_train_state(params, tx)
     run = step.compile_train(step.Recipe(net, tx), mesh.make(1), "jit")
     batch, losses = tiny.batch(net, N), []
@@ -161,7 +161,7 @@ def test_what_moves_is_donated_and_what_is_frozen_is_not():
         {n: jnp.array(x) for n, x in tiny.params(net).items()},
         ["head/classifier/kernel", "head/classifier/bias"],
     )
-    tx = optim.build(tiny.optimizer(), dict.fromkeys(inside, 1.0), 1, 2)
+    tx = optim.build(tiny.optimizer(), dict.fromkeys(inside, optim.Group()), 1, 2)
     moving = step.init_train_state(inside, tx)
     step.compile_train(step.Recipe(net, tx), mesh.make(1), "jit")(
         moving, outside, tiny.batch(net, 4), jnp.uint32(0), {}

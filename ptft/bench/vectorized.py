@@ -297,8 +297,11 @@ def _program(
     total: int,
 ) -> Together:
 
+    own_decay = dict(decays)
+
     def tx(names: Iterable[str], lr: Any) -> optax.GradientTransformation:
-        return optim.build(values.replace(lr=lr), dict.fromkeys(names, 1.0), warmup, total, dict(decays))
+        groups = {n: optim.Group(wd_mult=own_decay.get(n, 1.0)) for n in names}
+        return optim.build(values.replace(lr=lr), groups, warmup, total)
 
     def one(
         state: TrainState,

@@ -104,7 +104,10 @@ def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
     cached = [{**batch, "hidden": below(params, batch)} for batch in batches]
     head, rest = tree.split(params, [n for n in params if n.startswith("head/")])
     tx = optim.build(
-        config.resolve({"lr": FIT_LR, "decay": "constant"}, optim.SPEC), dict.fromkeys(head, 1.0), 1, FIT
+        config.resolve({"lr": FIT_LR, "decay": "constant"}, optim.SPEC),
+        dict.fromkeys(head, optim.Group()),
+        1,
+        FIT,
     )
     state, update = step.init_train_state(head, tx), jax.jit(step.train_step(step.Recipe(short, tx)))
     for k in range(FIT):

@@ -3,7 +3,8 @@ dict."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import optax
 
 from ptft.core.config import Config, Field
 from ptft.freeze import adapters
+from ptft.freeze.resolve import Plan
 
 SPEC = {
     "name": Field("adamw", str, choices=("adamw", "lamb", "adafactor", "sgd")),
@@ -121,25 +123,32 @@ def state_bytes(name: str, parameters: int, tensors: int) -> int:
     return 4 * (_STATE[name] * parameters + 4 * tensors + 16)
 
 
+class Group(NamedTuple):
+    """What the optimizer does with a parameter; those of one group share it."""
+
+    lr_mult: float = 1.0
+    wd_mult: float = 1.0
+    # Parameters that became trainable together, numbered from 0; each cohort has an own state, an own count
+    # of steps among it. With one count for all, Adam's bias correction would be missing for those that come
+    # later, and their first steps three times too long.
+    cohort: int = 0
+
+
+def groups(plan: Plan, cohorts: Mapping[str, int] = MappingProxyType({})) -> dict[str, Group]:
+    """The group of every trainable parameter of a plan."""
+    return {r.name: Group(r.lr_mult, r.wd_mult, cohorts.get(r.name, 0)) for r in plan.rows if r.lr_mult}
+
+
 def build(
-    config: Config,
-    rates: Mapping[str, float],
-    warmup: int,
-    total: int,
-    decays: Mapping[str, float] | None = None,
-    cohorts: Mapping[str, int] | None = None,
+    config: Config, groups: Mapping[str, Group], warmup: int, total: int
 ) -> optax.GradientTransformation:
     """clip -> direction -> decoupled decay -> learning rate x the parameter's own factor.
 
     Args:
-      rates: learning-rate factor of every trainable parameter (`Plan.rates`).
+      groups: of every trainable parameter, and of no other.
       warmup, total: steps.
-      decays: weight-decay factors (`Plan.decays`), where they are not 1.
-      cohorts: parameters that became trainable together, numbered from 0; each cohort has an own state, an
-        own count of steps among it. With one count for all, Adam's bias correction would be missing for those
-        that come later, and their first steps three times too long.
     """
-    strength = {n: config.weight_decay * (decays or {}).get(n, 1.0) for n in rates if decayed(n)}
+    strength = {n: config.weight_decay * g.wd_mult for n, g in groups.items() if decayed(n)}
     decay = optax.stateless(
         lambda u, p: {n: x + strength[n] * p[n] if strength.get(n) else x for n, x in u.items()}
     )
@@ -155,10 +164,10 @@ def build(
         "sgd": (optax.trace(config.momentum), decay),
     }[config.name]
     # Factors of 1 are left out, so that a plain plan costs no extra multiplication.
-    factors = {n: r for n, r in rates.items() if r != 1.0}
+    factors = {n: g.lr_mult for n, g in groups.items() if g.lr_mult != 1.0}
     scale = optax.stateless(lambda u, _: {n: x * factors[n] if n in factors else x for n, x in u.items()})
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
-    grouped = by_cohort(optax.chain(*direction), cohorts or dict.fromkeys(rates, 0))
+    grouped = by_cohort(optax.chain(*direction), {n: g.cohort for n, g in groups.items()})
     tx = optax.chain(clip, grouped, scale, optax.scale_by_learning_rate(schedule(config, warmup, total)))
 
     def update(grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None):

@@ -58,23 +58,15 @@ def no_dropout(run: Run, phase: int) -> frozenset[str]:
 
 def optimizer(run: Run, phase: int = 0) -> optax.GradientTransformation:
     """Of the trainable parameters of a phase, and of nothing else."""
-    cohort = cohorts(run, phase)
-    factors = tuple(
-        (r.name, r.lr_mult, r.wd_mult, cohort[r.name]) for r in run.phases[phase].plan.rows if r.lr_mult
-    )
-    return _optimizer(run.config.optim, factors, run.durations.warmup, run.durations.total)
+    groups = optim.groups(run.phases[phase].plan, cohorts(run, phase))
+    return _optimizer(run.config.optim, tuple(groups.items()), run.durations.warmup, run.durations.total)
 
 
 @functools.lru_cache(maxsize=64)
 def _optimizer(
-    config: Config, factors: tuple[tuple[str, float, float, int], ...], warmup: int, total: int
+    config: Config, groups: tuple[tuple[str, optim.Group], ...], warmup: int, total: int
 ) -> optax.GradientTransformation:
-    rates, decays, cohorts = (
-        {f[0]: f[1] for f in factors},
-        {f[0]: f[2] for f in factors},
-        {f[0]: f[3] for f in factors},
-    )
-    return optim.build(config, rates, warmup, total, decays, cohorts)
+    return optim.build(config, dict(groups), warmup, total)
 
 
 def fresh(run: Run, phase: int, params: Flat) -> step.TrainState:
