@@ -77,7 +77,7 @@ def test_all_splits_lie_in_one_place(home, monkeypatch, room):
     run = build.build(spec.resolve(values(home, "top-1")))
     params = weights.start_params(run, quiet=True)
     monkeypatch.setattr(feature_cache.jax, "local_devices", lambda: [Device()])
-    short = feature_cache.shorten(run, 0, 0, params)
+    short = feature_cache.shorten(run, feature_cache.Use(), params)
     assert short.net.start == 2
     assert (
         {bool(rows.constants) for rows in (short.data.train, short.data.dev)}

@@ -125,7 +125,7 @@ def _expected(run: Run, row: Mapping[str, Any], members: int, sharers: int) -> f
     forward = row["seconds_per_step"] * (formula.forward / formula.total if formula else 1 / 3)  # of a batch
     kept = (
         0.0
-        if len(run.phases) > 1 or feature_cache.why_not(run, 0, 0, many)
+        if len(run.phases) > 1 or feature_cache.why_not(run, feature_cache.Use(many=many))
         else feature_cache.entry(run, 0) / run.net.backbone.dims.layers
     )
     dev = (

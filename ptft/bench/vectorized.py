@@ -99,7 +99,7 @@ def _group_key(c: Config, across: bool) -> str | None:
     updated: Any = [(r.name, r.lr_mult, r.wd_mult) for r in run.plan.rows]
     if (
         across
-        and not feature_cache.why_not(run, 0, 0, many=True)
+        and not feature_cache.why_not(run, feature_cache.Use(many=True))
         and all(r.wd_mult == 1 for r in run.plan.rows)
     ):
         # nothing above the blocks has dropout
@@ -171,7 +171,8 @@ def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
     first, n, begun = members[0].run, len(members), time.perf_counter()
     c, d = first.config, first.durations
     frozen = tree.split(members[0].params, names)[1]
-    here = {m.run.config.seed: feature_cache.shorten(m.run, 0, 0, m.params, many=True) for m in members}
+    use = feature_cache.Use(many=True)
+    here = {m.run.config.seed: feature_cache.shorten(m.run, use, m.params) for m in members}
     one = here[c.seed]
     together = _program(
         one.net, _decays(first), programs.no_dropout(first, 0), c.optim.replace(lr=1.0), d.warmup, d.total

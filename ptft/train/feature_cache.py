@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,15 +84,20 @@ def entry(run: Run, phase: int) -> int:
     return max(min((x for x in levels if x is not None), default=1 + len(layout.blocks)) - 1, 0)
 
 
-def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
-    """What keeps a phase that begins at this step from using the feature cache; "" if nothing does.
+class Use(NamedTuple):
+    """Who trains on a feature cache."""
 
-    Args:
-      many: several runs use it.
-    """
-    block, c = entry(run, phase), run.config
-    ends = [p.start for p in run.phases[phase + 1 :] if p.start is not None]
-    uses = (min([*ends, run.durations.total]) - begun) * c.batch
+    phase: int = 0
+    begun: int = 0  # the step at which the phase begins
+    # Several runs do, on different rows at a time: the states stay on the host, and test has some, too.
+    many: bool = False
+
+
+def why_not(run: Run, use: Use) -> str:
+    """What keeps a phase from using the feature cache; "" if nothing does."""
+    block, c = entry(run, use.phase), run.config
+    ends = [p.start for p in run.phases[use.phase + 1 :] if p.start is not None]
+    uses = (min([*ends, run.durations.total]) - use.begun) * c.batch
     if c.cache_features == "off":
         return "cache_features is off"
     if block == 0 or not hasattr(run.net.backbone, "dims"):
@@ -101,63 +106,46 @@ def why_not(run: Run, phase: int, begun: int, many: bool = False) -> str:
         return f"a {longer[0]} makes rows longer than their texts"
     if run.net.objective.stochastic:
         return f"{c.objective.name} draws other inputs every time"
-    if c.model.dropout and not {"embeddings", *(f"block_{i}" for i in range(block))} <= programs.no_dropout(
-        run, phase
-    ):
+    below = {"embeddings", *(f"block_{i}" for i in range(block))}
+    if c.model.dropout and not below <= programs.no_dropout(run, use.phase):
         return "the frozen blocks have dropout; frozen_dropout=False takes it away"
     if jax.process_count() > 1:
         return "there are several processes"
-    if uses < 1.2 * len(run.used) and not many:
+    if uses < 1.2 * len(run.used) and not use.many:
         return "each example is seen about once"
     return ""
 
 
-def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, many: bool = False) -> Run:
+def shorten(run: Run, use: Use, params: Flat, quiet: bool = True) -> Run:
     """The run as a phase trains it: from the first trainable block on, on rows that carry what lies below; or
     as it is, where that does not pay or is not possible.
 
     Args:
-      begun: the step at which the phase begins.
       params: all parameters, as a step computes with them.
-      many: several runs train on it, on different rows at a time: the states stay on the host, and test has
-        some, too.
     """
-    if why := why_not(run, phase, begun, many):
-        if (
-            not quiet
-            and entry(run, phase)
-            and not run.config.frozen_dropout
-            and run.config.cache_features != "off"
-        ):
+    block = entry(run, use.phase)
+    if why := why_not(run, use):
+        if not quiet and block and not run.config.frozen_dropout and run.config.cache_features != "off":
             record.say(
                 f"feature cache: off, the frozen blocks at the bottom are computed in every step: {why}"
             )
         return run
-    block = entry(run, phase)
-    splits = {"train": (run.data.train, run.used)}
-    if run.data.dev is not None:
-        dev = run.data.dev
-        splits["dev"] = (
-            dev,
-            pipeline.looked_at(len(dev), run.config.data.dev_size, getattr(dev, "label", None)),
-        )
-    if many and run.data.test is not None:
-        splits["test"] = (run.data.test, np.arange(len(run.data.test)))
-    digest = _digest(run, block, params)
-    stores = {}
+    below, splits, stores = _Below(run, block, params), _splits(run, use.many), dict[str, Store]()
+    digest = below.digest()
     for split, (rows, used) in splits.items():
         store = _store(f"{digest} {split}", run, rows, used)
         if store is None:
             record.say("feature cache: off, neither memory nor disk has room for the hidden states")
             return run
-        _fill(run, rows, used, store, params, block)
+        below.fill(store, rows, used)
         stores[split] = store
     # All splits lie in one place: the same model reads them.
     need = sum(
         int(np.diff(stores[split].start)[used].sum()) * stores[split].flat[:1].nbytes
         for split, (_, used) in splits.items()
     )
-    near = not many and need < SHARE * ((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0))
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    near = not use.many and need < SHARE * limit
     cached = {
         s: (_resident(run, rows, used, stores[s]) if near else Cached(rows, stores[s], notes=rows.notes))
         for s, (rows, used) in splits.items()
@@ -169,11 +157,21 @@ def shorten(run: Run, phase: int, begun: int, params: Flat, quiet: bool = True, 
             f"feature cache: what lies below block {block} is computed once an example and kept {where} "
             f"({need / 2**20:,.0f} MiB)"
         )
-    net = run.net._replace(start=block, resident=near)
-    shorter = run.data._replace(
-        train=cached["train"], dev=cached.get("dev"), test=cached.get("test", run.data.test)
-    )
-    return run._replace(net=net, data=shorter)
+    test = cached.get("test", run.data.test)
+    data = run.data._replace(train=cached["train"], dev=cached.get("dev"), test=test)
+    return run._replace(net=run.net._replace(start=block, resident=near), data=data)
+
+
+def _splits(run: Run, many: bool) -> dict[str, tuple[Rows, np.ndarray]]:
+    """The rows of each split that has hidden states, and the numbers of those that are used."""
+    train, dev, test = run.data.train, run.data.dev, run.data.test
+    found = {"train": (train, run.used)}
+    if dev is not None:
+        size, labels = run.config.data.dev_size, getattr(dev, "label", None)
+        found["dev"] = (dev, pipeline.looked_at(len(dev), size, labels))
+    if many and test is not None:
+        found["test"] = (test, np.arange(len(test)))
+    return found
 
 
 def constants(rows: Any) -> Constants:
@@ -181,20 +179,51 @@ def constants(rows: Any) -> Constants:
     return rows.constants if isinstance(rows, Cached) else {}
 
 
-def _digest(run: Run, block: int, params: Flat) -> str:
-    """Everything that decides the hidden states, but the split and the row."""
-    c, below = run.config, programs.below(run, block)
-    mine = {n: x for n, x in params.items() if re.fullmatch(below, n)}
-    leaves = {f"{n} {i}": x for n, tree in mine.items() for i, x in enumerate(jax.tree.leaves(tree))}
-    said = [
-        run.net.added,
-        c.model.to_dict(),
-        c.objective.to_dict(),
-        c.data.to_dict() | {"train_size": 0, "dev_size": 0},
-    ]
-    said += [c.dtype, c.batch, run.mesh.size, block]
-    said += [run.data.fingerprint, run.data.tokenizer.fingerprint, ledger.digest_of(leaves)]
-    return hashlib.sha256(repr(said).encode()).hexdigest()
+class _Below(NamedTuple):
+    """What computes the hidden states: all that lies below a block."""
+
+    run: Run
+    block: int
+    params: Flat
+
+    def digest(self) -> str:
+        """Of everything that decides the hidden states, but the split and the row."""
+        run, c, below = self.run, self.run.config, programs.below(self.run, self.block)
+        mine = {n: x for n, x in self.params.items() if re.fullmatch(below, n)}
+        leaves = {f"{n} {i}": x for n, tree in mine.items() for i, x in enumerate(jax.tree.leaves(tree))}
+        said = [
+            run.net.added,
+            c.model.to_dict(),
+            c.objective.to_dict(),
+            c.data.to_dict() | {"train_size": 0, "dev_size": 0},
+        ]
+        said += [c.dtype, c.batch, run.mesh.size, self.block]
+        said += [run.data.fingerprint, run.data.tokenizer.fingerprint, ledger.digest_of(leaves)]
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
+    def fill(self, store: Store, rows: Rows, used: np.ndarray) -> None:
+        """Computes what the store lacks of these rows, in batches of the training's shape: other shapes may
+        round otherwise."""
+        missing, size = used[~store.have[used]], self.run.config.batch
+        for at in range(0, len(missing), size):
+            part = missing[at : at + size]
+            index = np.concatenate([part, np.repeat(part[-1:], size - len(part))])
+            batch = {
+                **rows.batch(index),
+                "example_id": np.arange(len(index), dtype=np.int32),
+                "weight": np.ones(len(index), np.float32),
+            }
+            compiled = _compiled(self.run.net, self.block)
+            hidden = np.asarray(compiled(self.params, mesh.put(batch, self.run.mesh)))
+            for row, i in enumerate(part):
+                begin, end = store.start[i : i + 2]
+                store.flat[begin:end] = hidden[row, : end - begin]
+            store.have[part] = True
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(net: Net, block: int) -> Callable[..., jax.Array]:
+    return jax.jit(lambda params, batch: net.below(params, batch, block))
 
 
 _stores: OrderedDict[str, Store] = OrderedDict()
@@ -242,31 +271,6 @@ def free_memory() -> int:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return (contract.memory() or 0) // 2
-
-
-def _fill(run: Run, rows: Rows, used: np.ndarray, store: Store, params: Flat, block: int) -> None:
-    """Computes what the store lacks of these rows, in batches of the training's shape: other shapes may round
-    otherwise."""
-    missing = used[~store.have[used]]
-    for at in range(0, len(missing), run.config.batch):
-        part = missing[at : at + run.config.batch]
-        index = np.concatenate([part, np.repeat(part[-1:], run.config.batch - len(part))])
-        batch = {
-            **rows.batch(index),
-            "example_id": np.arange(len(index), dtype=np.int32),
-            "weight": np.ones(len(index), np.float32),
-        }
-        hidden = np.asarray(_below(run.net, block)(params, mesh.put(batch, run.mesh)))
-        for row, i in enumerate(part):
-            store.flat[store.start[i] : store.start[i + 1]] = hidden[
-                row, : store.start[i + 1] - store.start[i]
-            ]
-        store.have[part] = True
-
-
-@functools.lru_cache(maxsize=16)
-def _below(net: Net, block: int) -> Callable[..., jax.Array]:
-    return jax.jit(lambda params, batch: net.below(params, batch, block))
 
 
 def _resident(run: Run, rows: Rows, used: np.ndarray, store: Store) -> Cached:

@@ -39,7 +39,8 @@ class Stage(NamedTuple):
 def enter(run: Run, state: RunState, quiet: bool) -> Stage:
     """The phase that a state is in, its step checked against the plan, and its cost in the progress."""
     phase = state.progress.phase
-    cached_run = feature_cache.shorten(run, phase, state.progress.phase_starts[-1], state.params, quiet)
+    use = feature_cache.Use(phase, state.progress.phase_starts[-1])
+    cached_run = feature_cache.shorten(run, use, state.params, quiet)
     program = programs.program(cached_run, phase)
     if not quiet:
         which = f"phase {phase + 1} of {len(run.phases)}, {run.phases[phase].strategy}: "

@@ -41,7 +41,7 @@ def runs(init: Path, data: Path, freeze: str, members: int) -> list[build.Run]:
 
 
 def solo(run: build.Run, params: Any) -> Callable[[], None]:
-    here = feature_cache.shorten(run, 0, 0, params, many=True)
+    here = feature_cache.shorten(run, feature_cache.Use(many=True), params)
     inside, frozen = tree.split(params, run.plan.trainable)
     state = [programs.fresh(here, 0, jax.tree.map(jnp.copy, inside))]
     program, source = (
@@ -58,7 +58,8 @@ def solo(run: build.Run, params: Any) -> Callable[[], None]:
 
 def together(members: list[build.Run], starts: list[Any]) -> Callable[[], None]:
     first, n = members[0], len(members)
-    here = [feature_cache.shorten(run, 0, 0, p, many=True) for run, p in zip(members, starts, strict=True)]
+    use = feature_cache.Use(many=True)
+    here = [feature_cache.shorten(run, use, p) for run, p in zip(members, starts, strict=True)]
     c, d, moves = first.config, first.durations, first.plan.trainable
     program = vectorized._program(
         here[0].net, (), programs.no_dropout(first, 0), c.optim.replace(lr=1.0), d.warmup, d.total

@@ -56,10 +56,10 @@ def measure(args: argparse.Namespace, freeze: str) -> dict[str, Any]:
     }
     run = build.build(spec.resolve(values))
     params, steps = weights.start_params(run, quiet=True), args.examples // run.config.batch
-    # compiles
-    feature_cache.shorten(run._replace(used=run.used[: run.config.batch]), 0, 0, params, many=True)
+    few = run._replace(used=run.used[: run.config.batch])
+    feature_cache.shorten(few, feature_cache.Use(many=True), params)  # compiles
     begun = time.perf_counter()
-    here = feature_cache.shorten(run, 0, 0, params)
+    here = feature_cache.shorten(run, feature_cache.Use(), params)
     filled = time.perf_counter() - begun
     both = {"cached": epochs(here, params, steps), "anew": epochs(run, params, steps)}
     found = [{name: epoch() for name, epoch in both.items()} for _ in range(args.turns + 1)][1:]
