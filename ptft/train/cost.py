@@ -5,8 +5,9 @@ formula.
 """
 
 import math
+import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -135,61 +136,66 @@ def analytic(model: Layout, trainable: Sequence[str], work: Work) -> Products:
     queries, keys or values, or anything below them, are trainable. What is added counts by its own products,
     tokens and keys.
     """
-    place = {n: _place(n, model, work) for n in model.params}
-    lowest = min(place[n] for n in trainable)
-    kinds = adapters.kinds()
-    chosen = set(trainable) | {
-        kinds[kind].inside(site) for site, kind, _ in map(adapters.split, _added(trainable))
-    }
-    length = work.tokens + sum(one.tokens for one in work.added)
-    forward = activations = weights = 0.0
+    kinds, place = adapters.kinds(), {n: _place(n, model, work) for n in model.params}
+    inside = {kinds[kind].inside(site) for site, kind, _ in map(adapters.split, _added(trainable))}
+    step = _Step(model, work, {*trainable, *inside}, place, min(place[n] for n in trainable))
+    total = Products(0.0, 0.0, 0.0)
+    for part in (*map(step.own, model.params), *map(step.added, work.added)):
+        for one in part:
+            total = Products(*map(operator.add, total, one))
+    return total
 
-    def product(rows: int, size: float, trained: bool, passes_on: bool) -> None:
-        nonlocal forward, activations, weights
-        forward += 2 * work.batch * rows * size
-        weights += 2 * work.batch * rows * size * trained
-        activations += 2 * work.batch * rows * size * passes_on
 
-    for name, leaf in model.params.items():
-        module = name.removesuffix("/kernel")
+class _Step(NamedTuple):
+    """What decides which products a step computes, and which gradients."""
+
+    model: Layout
+    work: Work
+    chosen: set[str]  # the trainable parameters, and those that added ones change from the inside
+    place: Mapping[str, tuple[float, float]]
+    lowest: tuple[float, float]  # the place of the lowest trainable one
+
+    @property
+    def length(self) -> int:
+        return self.work.tokens + sum(one.tokens for one in self.work.added)
+
+    def product(self, rows: int, size: float, trained: bool, passes_on: bool) -> Products:
+        forward = 2 * self.work.batch * rows * size
+        return Products(forward, forward * passes_on, forward * trained)
+
+    def own(self, name: str) -> Iterator[Products]:
+        """The products in which one of the model's own parameters takes part."""
+        model, work, leaf = self.model, self.work, self.model.params[name]
         if name in work.skipped or name.startswith("adapter/"):
-            continue
+            return
+        module, size, above = name.removesuffix("/kernel"), math.prod(leaf.shape), self.place[name]
         if name.endswith("/kernel"):
-            product(
-                _rows(module, model, work, length),
-                math.prod(leaf.shape),
-                name in chosen,
-                place[name] > lowest,
-            )
+            rows = _rows(module, model, work, self.length)
+            yield self.product(rows, size, name in self.chosen, above > self.lowest)
         if model.inner(module) == model.anatomy.values:
             site = module.removeprefix("backbone/")
-            seen = length + sum(one.seen(site) for one in work.added if site in dict(one.sites))
-            product(2 * length, seen * leaf.shape[1], False, place[name] >= lowest)
-            activations += 4 * work.batch * length * seen * leaf.shape[1] * (place[name] >= lowest)
-        # tied
-        if (
-            name == model.anatomy.table
-            and "decoder" in work.head
-            and "head/decoder/kernel" not in model.params
-        ):
-            product(
-                work.head["decoder"],
-                math.prod(leaf.shape),
-                name in chosen,
-                place["head/decoder/bias"] > lowest,
-            )
-    for one in work.added:
+            seen = self.length + sum(one.seen(site) for one in work.added if site in dict(one.sites))
+            # scores and their sums; each has two inputs, so that twice as much passes a gradient on
+            both = self.product(2 * self.length, seen * leaf.shape[1], False, above >= self.lowest)
+            yield both._replace(activations=2 * both.activations)
+        tied = "decoder" in work.head and "head/decoder/kernel" not in model.params
+        if name == model.anatomy.table and tied:
+            passes_on = self.place["head/decoder/bias"] > self.lowest
+            yield self.product(work.head["decoder"], size, name in self.chosen, passes_on)
+
+    def added(self, one: Adapter) -> Iterator[Products]:
+        """The products of an adapter, site by site."""
         for site, shape in one.sites:
             names = {leaf: f"adapter/{site}/{one.kind()}/{leaf}" for leaf, *_ in one.products(shape)}
-            if not work.skipped.isdisjoint(names.values()):
+            if not self.work.skipped.isdisjoint(names.values()):
                 continue
-            forward += one.flops(shape)
-            own = not chosen.isdisjoint({f"backbone/{site}/kernel", f"backbone/{site}/bias"})
+            yield Products(one.flops(shape), 0.0, 0.0)
+            own = not self.chosen.isdisjoint({f"backbone/{site}/kernel", f"backbone/{site}/bias"})
             for leaf, size, reads in one.products(shape):
-                at = place[names[leaf]]
-                passes_on = {"input": at > lowest, "output": at > lowest or own, "own": at >= lowest}
-                product(length, size, names[leaf] in chosen, passes_on[reads])
-    return Products(forward, activations, weights)
+                at = self.place[names[leaf]]
+                above = at > self.lowest
+                passes_on = {"input": above, "output": above or own, "own": at >= self.lowest}
+                yield self.product(self.length, size, names[leaf] in self.chosen, passes_on[reads])
 
 
 def _added(names: Iterable[str]) -> list[str]:
