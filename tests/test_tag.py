@@ -578,7 +578,7 @@ def test_the_names_of_every_family(kind, tmp_path):
     tokenizer = tokenizer_files.load(opened.path)
     net = build.net(resolved, tokenizer, IOB)
     params = tiny.params(net)
-    left = write.write(tmp_path, resolved, net.backbone.dims, params, tokenizer, IOB, "float32", {})
+    left = write.write(tmp_path, write.Model(resolved, net.backbone.dims, params, tokenizer, IOB))
     assert left == ["backbone/pooler/bias", "backbone/pooler/kernel"]
     folder = folders.open_folder(tmp_path)
     again, what = read.load_params(folder, net.shapes(), skip="nothing")
@@ -600,6 +600,7 @@ def test_modernberts_tagger_has_more_layers(tmp_path):
         }
     )
     net = build.net(resolved, tiny.TOKENIZER, IOB)
+    model = write.Model(resolved, net.backbone.dims, tiny.params(net), tiny.TOKENIZER, IOB)
     with pytest.raises(
         UserError,
         match=(
@@ -607,16 +608,7 @@ def test_modernberts_tagger_has_more_layers(tmp_path):
             r".*: bert, "
         ),
     ):
-        write.write(
-            tmp_path / "out",
-            resolved,
-            net.backbone.dims,
-            tiny.params(net),
-            tiny.TOKENIZER,
-            IOB,
-            "float32",
-            {},
-        )
+        write.write(tmp_path / "out", model)
     assert not (tmp_path / "out").exists()
     for file in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / "modernbert_classify" / file, tmp_path)

@@ -93,21 +93,13 @@ def export_run(workdir: Path, to: Path, merge: bool = False) -> None:
     computed, what = weights.computed_params(workdir, config, net)
     params = adapters.merge(net.added, computed)
     dtype = (run.get("imported") or {}).get("dtype", "float32")  # untouched weights go out as they came in
-    shape = getattr(net.backbone, "dims", None)
     dtype = dtype if dtype in folders.FLOATS.values() else "float32"
+    dims, told = getattr(net.backbone, "dims", None), (run.get("imported") or {}).get("sentence", {})
+    model = write.Model(config, dims, params, tokenizer, labels, dtype, told)
     part = to.absolute().with_name(f".{to.absolute().name}.part")  # the folder appears once it is whole
     shutil.rmtree(part, ignore_errors=True)
     try:
-        left = write.write(
-            part,
-            config,
-            shape,
-            params,
-            tokenizer,
-            labels,
-            dtype,
-            (run.get("imported") or {}).get("sentence", {}),
-        )
+        left = write.write(part, model)
         (part / "README.md").write_text(card(config, run, _result(workdir), what.step), encoding="utf-8")
         if to.exists():
             to.rmdir()

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -17,83 +18,78 @@ from ptft.inputs.tokenizer import Tokenizer
 from ptft.models import Family, families
 
 
-def write(
-    to: Path,
-    config: Config,
-    dims: Any,
-    params: Flat,
-    tokenizer: Tokenizer,
-    labels: Sequence[str],
-    dtype: str,
-    told: Mapping[str, Any],
-) -> list[str]:
+class Model(NamedTuple):
+    """What a run has learned, as it is to go out."""
+
+    config: Config  # of the run
+    dims: Any  # of the backbone, whose fields are the keys of `config.model` with nothing left open
+    params: Flat  # `backbone/**` and the head, if there is one
+    tokenizer: Tokenizer
+    labels: Sequence[str]  # of a classifier, for people
+    dtype: str = "float32"  # or "float16", "bfloat16"
+    # what `sentence` said of the checkpoint that the run was imported from; {} if there was none
+    told: Mapping[str, Any] = MappingProxyType({})
+
+
+def write(to: Path, model: Model) -> list[str]:
     """Writes `model.safetensors`, `config.json` and the tokenizer into the folder `to`; returns the names
     left out.
 
-    Args:
-      config: of the run.
-      dims: of the backbone, whose fields are the keys of `config.model` with nothing left open.
-      params: `backbone/**` and the head, if there is one.
-      labels: of a classifier, for people.
-      dtype: "float32", "float16" or "bfloat16".
-      told: what `sentence` said of the checkpoint that the run was imported from; {} if there was none.
     Raises:
       UserError: transformers has no such model.
     """
-    kind = getattr(dims, "family", config.model.name)
-    known = families()
-    if kind not in known:
-        raise UserError(f"transformers has no model like {config.model.name!r}; there is {', '.join(known)}")
-    family = known[kind]
+    config, params = model.config, model.params
+    kind, family = _family(model)
     head = head_of(params)
     nsp = head == "mlm" and "head/nsp/kernel" in params and "head/nsp" in family.mlm
     what = HEADS[head][1] if head else "Model"
-    what = "ForPreTraining" if nsp else what
-    if head and not getattr(family, head):
-        having = ", ".join(k for k, f in known.items() if getattr(f, head))
-        raise UserError(
-            f"transformers' {family.stem}{what} has layers before its classifier that a run of {head!r} "
-            f"lacks; to export one, train a model of another kind: {having}"
-        )
-    if blank := config.objective.get("blank"):
-        raise UserError(
-            f"transformers' classifiers read the pooled output, this run reads its blank, {blank!r}: there "
-            "is no class for it"
-        )
-    _check_dims(family, dims, "nsp" if nsp else head, tokenizer)
+    stem = family.stem + ("ForPreTraining" if nsp else what)
+    _check_head(model, family, head, stem)
+    _check_dims(family, model.dims, "nsp" if nsp else head, model.tokenizer)
     tensors, left = outside(family, params, head, nsp)
     if lost := [n for n in left if not n.startswith(("backbone/pooler/", "head/nsp/"))]:
         raise UserError(
             f"model.family={kind!r} has no place for {', '.join(lost[:5])}; expected another family, of "
-            f"{', '.join(known)}"
+            f"{', '.join(families())}"
         )
     to.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(
-        {n: x.astype(dtype) for n, x in tensors.items()}, to / "model.safetensors", metadata={"format": "pt"}
-    )
-    values = {
-        "architectures": [family.stem + what],
-        "model_type": kind,
-        "dtype": dtype,
-        **_outside_keys(family, dims, tokenizer),
-    }
-    if head in ("classify", "tag"):
-        values |= {
-            "id2label": {str(i): n for i, n in enumerate(labels)},
-            "label2id": {n: i for i, n in enumerate(labels)},
-        }
-        values[family.dropout] = config.objective.dropout
-    if head == "classify":
-        values["problem_type"] = "single_label_classification"
-    _write_json(to / "config.json", values)
-    types = ["token_type_ids"] if getattr(dims, "types", 0) > 1 and "roberta" not in kind else []
+    cast = {n: x.astype(model.dtype) for n, x in tensors.items()}
+    safetensors.numpy.save_file(cast, to / "model.safetensors", metadata={"format": "pt"})
+    said = {"architectures": [stem], "model_type": kind, "dtype": model.dtype}
+    values = _outside_keys(family, model.dims, model.tokenizer) | _head_keys(model, family, head)
+    _write_json(to / "config.json", {**said, **values})
+    types = ["token_type_ids"] if getattr(model.dims, "types", 0) > 1 and "roberta" not in kind else []
     # texts are cut as the run cuts them
     side = "left" if config.objective.get("truncate") == "tail" else "right"
     more = {"model_max_length": config.objective.seq_len, "truncation_side": side}
-    tokenizer.save(to, model_input_names=["input_ids", *types, "attention_mask"], **more)
-    if not head and getattr(dims, "pooling", "cls") != "cls":
-        _write_pooling(to, dims, told)
+    model.tokenizer.save(to, model_input_names=["input_ids", *types, "attention_mask"], **more)
+    if not head and getattr(model.dims, "pooling", "cls") != "cls":
+        _write_pooling(to, model.dims, model.told)
     return left
+
+
+def _family(model: Model) -> tuple[str, Family]:
+    kind, known = getattr(model.dims, "family", model.config.model.name), families()
+    if kind not in known:
+        raise UserError(
+            f"transformers has no model like {model.config.model.name!r}; there is {', '.join(known)}"
+        )
+    return kind, known[kind]
+
+
+def _check_head(model: Model, family: Family, head: str, stem: str) -> None:
+    """Refuses a head that transformers has no class for."""
+    if head and not getattr(family, head):
+        having = ", ".join(k for k, f in families().items() if getattr(f, head))
+        raise UserError(
+            f"transformers' {stem} has layers before its classifier that a run of {head!r} lacks; to export "
+            f"one, train a model of another kind: {having}"
+        )
+    if blank := model.config.objective.get("blank"):
+        raise UserError(
+            f"transformers' classifiers read the pooled output, this run reads its blank, {blank!r}: there "
+            "is no class for it"
+        )
 
 
 def head_of(params: Mapping[str, Any]) -> str:
@@ -152,6 +148,17 @@ def _outside_keys(family: Family, dims: Any, tokenizer: Tokenizer) -> dict[str, 
     values |= {theirs: getattr(dims, ours) for theirs, ours in family.also.items()}
     values |= {"pad_token_id": tokenizer.pad, "tie_word_embeddings": True}
     return values | {theirs: getattr(tokenizer, role) for theirs, role in family.roles.items()}
+
+
+def _head_keys(model: Model, family: Family, head: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if head in ("classify", "tag"):
+        values["id2label"] = {str(i): n for i, n in enumerate(model.labels)}
+        values["label2id"] = {n: i for i, n in enumerate(model.labels)}
+        values[family.dropout] = model.config.objective.dropout
+    if head == "classify":
+        values["problem_type"] = "single_label_classification"
+    return values
 
 
 def _write_pooling(to: Path, dims: Any, told: Mapping[str, Any]) -> None:
