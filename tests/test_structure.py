@@ -18,7 +18,7 @@ WINGS = {
         "checkpoint"],
     "data": ["", "tasks", "_prose", "_paths", "_reading", "_tables", "_conll", "_wiki", "tfds"],
     "inputs": ["hf_json", "added_tokens", "tokenizer", "tokenizer_files", "train_tokenizer"],
-    "models": ["", "layers"],
+    "models": ["", "layers", "_bert_names", "_modernbert_names"],
     "hub": ["names", "folders", "config_json", "read", "write"],
     "objectives": ["", "_documents"],
     "freeze": ["layout", "strategies", "adapters", "adapters._bottleneck", "language", "resolve", "quantize",
