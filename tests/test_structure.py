@@ -20,7 +20,7 @@ WINGS = {
     "inputs": ["hf_json", "added_tokens", "tokenizer", "tokenizer_files", "train_tokenizer"],
     "models": ["", "layers", "_bert_names", "_modernbert_names"],
     "hub": ["names", "folders", "config_json", "read", "write"],
-    "objectives": ["", "_documents"],
+    "objectives": ["", "_documents", "_mlm_head"],
     "freeze": ["layout", "strategies", "adapters", "adapters._bottleneck", "language", "resolve", "quantize",
     "ledger"],
     "train": [

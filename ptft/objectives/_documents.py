@@ -3,7 +3,9 @@
 import random
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -138,3 +140,77 @@ def cut_single(
         a1 = min(a0 + target, end)
         rows.append((a0, a1, a1, a1, 0))
     return rows
+
+
+class RowShape(NamedTuple):
+    """How a row is laid out; the keys of `config.objective`."""
+
+    seq_len: int
+    nsp: bool
+    mask_prob: float
+    predictions: int
+    whole_word: bool
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Rows as ranges into the corpus; ids are gathered when a batch is cut."""
+
+    docs: Documents
+    ranges: np.ndarray  # i64[N, 5]
+    shape: RowShape
+    special: tuple[int, int, int]  # ids of [CLS], [SEP], [PAD]
+    notes: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What makes a part of the objective learn nothing."""
+        said, one = [], bool((np.diff(self.docs.document) == 1).all())
+        if self.shape.nsp and (random := self.ranges[:, RANDOM].mean()) > 0.9:
+            why = "every document is one sentence" if one else "rows hold hardly two sentences of a document"
+            way = (
+                "data.format='paragraphs' splits lines into sentences"
+                if one
+                else "objective.seq_len is short for them"
+            )
+            said.append(
+                f"{random:.0%} of next sentences are random, as {why}: there is nothing to tell; {way}, or "
+                "objective.nsp=False"
+            )
+        if self.docs.continues is not None and (share := self.docs.continues.mean()) < 0.01:
+            said.append(
+                f"objective.whole_word: {share:.1%} of the text's tokens go on with a word, so that it masks "
+                "as without it; whole_word='jieba' cuts Chinese, of which every character is a word to the "
+                "tokenizer, into words"
+            )
+        return tuple(said)
+
+    def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        cls, sep, pad = self.special
+        o, chosen = self.shape, self.ranges[index]
+        a, b = chosen[:, A1] - chosen[:, A0], chosen[:, B1] - chosen[:, B0]
+        tokens = np.full((len(index), o.seq_len), pad, self.docs.tokens.dtype)
+        second = (a + 2).astype(np.int32)
+        length = second + ((b + 1).astype(np.int32) if o.nsp else 0)
+        tokens[:, 0] = cls
+        inside, goes_on = np.zeros(tokens.shape, bool), self.docs.continues
+        for row, marks, (a0, a1, b0, b1, _) in zip(tokens, inside, chosen, strict=True):
+            end_a, end_b = 1 + a1 - a0, 2 + a1 - a0 + b1 - b0
+            row[1:end_a], row[end_a] = self.docs.tokens[a0:a1], sep
+            if o.nsp:
+                row[end_a + 1 : end_b], row[end_b] = self.docs.tokens[b0:b1], sep
+            if goes_on is not None:
+                marks[1:end_a], marks[end_a + 1 : end_b] = goes_on[a0:a1], goes_on[b0:b1]
+        # The quota counts the special tokens, as Google's script does.
+        quota = np.clip(np.round(length * o.mask_prob), 1, o.predictions).astype(np.int32)
+        out = {
+            "tokens": tokens,
+            "length": length,
+            "segment_b": second,
+            "num_masked": quota,
+            "nsp_label": chosen[:, RANDOM].astype(np.int32),
+        }
+        return {**out, "continues": inside} if o.whole_word else out

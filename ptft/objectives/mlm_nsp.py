@@ -23,9 +23,10 @@ from ptft.core.errors import UserError
 from ptft.core.record import Sums, divide
 from ptft.data import Source
 from ptft.inputs.tokenizer import Tokenizer
-from ptft.models.layers import ACTIVATIONS, LayerNorm, Style, dense
+from ptft.models.layers import Style
 from ptft.objectives import ArrayRows, _documents, pair_inputs, plain_text, token_dtype
-from ptft.objectives._documents import A0, A1, B0, B1, RANDOM, Documents
+from ptft.objectives._documents import RANDOM, PairRows, RowShape
+from ptft.objectives._mlm_head import Head
 
 SPEC = {
     "seq_len": Field(128, int, lo=8, doc="tokens a row, [CLS] and [SEP] among them"),
@@ -44,70 +45,6 @@ SPEC = {
     ),
 }
 BEST = 5  # words that are said for a gap
-
-
-@dataclass(frozen=True)
-class PairRows:
-    """Rows as ranges into the corpus; ids are gathered when a batch is cut."""
-
-    docs: Documents
-    ranges: np.ndarray  # i64[N, 5]
-    objective: "MlmNsp"
-    special: tuple[int, int, int]  # ids of [CLS], [SEP], [PAD]
-    notes: Mapping[str, int]
-
-    def __len__(self) -> int:
-        return len(self.ranges)
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """What makes a part of the objective learn nothing."""
-        said, one = [], bool((np.diff(self.docs.document) == 1).all())
-        if self.objective.nsp and (random := self.ranges[:, RANDOM].mean()) > 0.9:
-            why = "every document is one sentence" if one else "rows hold hardly two sentences of a document"
-            way = (
-                "data.format='paragraphs' splits lines into sentences"
-                if one
-                else "objective.seq_len is short for them"
-            )
-            said.append(
-                f"{random:.0%} of next sentences are random, as {why}: there is nothing to tell; {way}, or "
-                "objective.nsp=False"
-            )
-        if self.docs.continues is not None and (share := self.docs.continues.mean()) < 0.01:
-            said.append(
-                f"objective.whole_word: {share:.1%} of the text's tokens go on with a word, so that it masks "
-                "as without it; whole_word='jieba' cuts Chinese, of which every character is a word to the "
-                "tokenizer, into words"
-            )
-        return tuple(said)
-
-    def batch(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        cls, sep, pad = self.special
-        o, chosen = self.objective, self.ranges[index]
-        a, b = chosen[:, A1] - chosen[:, A0], chosen[:, B1] - chosen[:, B0]
-        tokens = np.full((len(index), o.seq_len), pad, self.docs.tokens.dtype)
-        second = (a + 2).astype(np.int32)
-        length = second + ((b + 1).astype(np.int32) if o.nsp else 0)
-        tokens[:, 0] = cls
-        inside, goes_on = np.zeros(tokens.shape, bool), self.docs.continues
-        for row, marks, (a0, a1, b0, b1, _) in zip(tokens, inside, chosen, strict=True):
-            end_a, end_b = 1 + a1 - a0, 2 + a1 - a0 + b1 - b0
-            row[1:end_a], row[end_a] = self.docs.tokens[a0:a1], sep
-            if o.nsp:
-                row[end_a + 1 : end_b], row[end_b] = self.docs.tokens[b0:b1], sep
-            if goes_on is not None:
-                marks[1:end_a], marks[end_a + 1 : end_b] = goes_on[a0:a1], goes_on[b0:b1]
-        # The quota counts the special tokens, as Google's script does.
-        quota = np.clip(np.round(length * o.mask_prob), 1, o.predictions).astype(np.int32)
-        out = {
-            "tokens": tokens,
-            "length": length,
-            "segment_b": second,
-            "num_masked": quota,
-            "nsp_label": chosen[:, RANDOM].astype(np.int32),
-        }
-        return {**out, "continues": inside} if o.whole_word else out
 
 
 def choose_words(
@@ -131,39 +68,6 @@ def choose_words(
     _, fits = jax.lax.scan(take, quota, order.T)
     chosen = jnp.zeros((b, t + 1), bool).at[row, order].set(fits.T)
     return chosen[row, word]
-
-
-class Decoder(nn.Module):
-    """Logits over the vocabulary, tied to the word embeddings, with a bias of its own."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B P D"], table: Float[Array, "V D"]) -> Float[Array, "B P V"]:
-        logits = jnp.einsum("bpd,vd->bpv", x, table.astype(x.dtype)).astype(jnp.float32)
-        return logits + self.param("bias", nn.initializers.zeros, (table.shape[0],))[None, None]
-
-
-class Head(nn.Module):
-    """MLM logits at the masked positions only (gathered before the vocabulary matmul), and NSP logits."""
-
-    nsp: bool
-    dtype: Any
-    style: Style = Style()
-
-    @nn.compact
-    def __call__(
-        self, outputs: Mapping[str, Array], batch: Mapping[str, Array], train: bool
-    ) -> dict[str, Array]:
-        x = jnp.take_along_axis(outputs["hidden"], batch["position"][:, :, None], axis=1)
-        width = outputs["word_table"].shape[-1]  # BERT's hidden size; an LSTM's embedding size
-        activation, epsilon, bias = self.style
-        x = ACTIVATIONS[activation](dense(width, self.dtype, "transform", bias=bias)(x))
-        x = LayerNorm(epsilon, bias, name="norm")(x)
-        out = {"mlm": Decoder(name="decoder")(x, outputs["word_table"])}
-        return (
-            {**out, "nsp": dense(2, self.dtype, "nsp")(outputs["pooled"]).astype(jnp.float32)}
-            if self.nsp
-            else out
-        )
 
 
 @dataclass(frozen=True)
@@ -232,7 +136,8 @@ class MlmNsp:
             "tokens": len(docs.tokens),
             "random_next": sum(r[RANDOM] for r in rows),
         }
-        return PairRows(docs, np.asarray(rows, np.int64), self, special, notes)
+        shape = RowShape(self.seq_len, self.nsp, self.mask_prob, self.predictions, bool(self.whole_word))
+        return PairRows(docs, np.asarray(rows, np.int64), shape, special, notes)
 
     def example(self, batch: int) -> dict[str, np.ndarray]:
         one = np.ones(batch, np.int32)
