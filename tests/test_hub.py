@@ -36,6 +36,7 @@ from ptft.hub import config_json, folders, names, read, write
 from ptft.inputs import tokenizer as ptft_tokenizers
 from ptft.inputs import tokenizer_files
 from ptft.train import build, spec, weights
+from ptft.train.net import Net
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "hub"
@@ -1817,7 +1818,6 @@ from pathlib import Path
 from ptft.hub import config_json, folders, read
 from ptft.inputs import tokenizer_files
 from ptft.train import build, spec
-from ptft.train.net import Net
 
 folder = Path(sys.argv[1])
 opened = folders.open_folder(folder)
