@@ -29,6 +29,7 @@ from ptft.bench import (
     runner,
     running,
     schedule,
+    section,
 )
 from ptft.bench import cell as work
 from ptft.bench.baselines import Unavailable
@@ -208,11 +209,11 @@ def test_strategies_of_ones_own_need_no_other_key(name):
             "{'name': 'thin', 'freeze': 'head', 'lr': 3e-3}]"
         ],
     )
-    section = protocol.section(values)
+    resolved = section.of(values)
     assert (
-        section.baseline == "all"
-        and section.repeat in ("all", False)
-        and [s["name"] for s in protocol.entered(section, values)][:2]
+        resolved.baseline == "all"
+        and resolved.repeat in ("all", False)
+        and [s["name"] for s in section.entered(resolved, values)][:2]
         == [
             "all",
             "thin",
@@ -357,8 +358,8 @@ def test_a_budget_is_spent_though_a_length_may_cost_less_than_the_one_before():
 def test_random_weights_are_a_row_wherever_the_pretrained_ones_are_named():
     for where in ("tasks", "models"):
         names = {c.strategy for c in grid(**{where: [{"name": "a", "init_from": "x"}]})}
-        assert names == {"full", "head", protocol.RANDOM}, where
-    assert protocol.RANDOM in {c.strategy for c in grid(strategies=[{**FULL, "init_from": "x"}, HEAD])}
+        assert names == {"full", "head", section.RANDOM}, where
+    assert section.RANDOM in {c.strategy for c in grid(strategies=[{**FULL, "init_from": "x"}, HEAD])}
 
 
 def test_a_strategy_that_cannot_be_read_is_the_only_problem():
@@ -1171,7 +1172,7 @@ def test_a_seed_gives_every_strategy_the_same_start(home):
             }
         numbers = pipeline.order(len(run.used), run.config.seed)
         orders[cell.strategy, cell.size] = [int(run.used[numbers[i]]) for i in range(24)]
-    for name in [*names, protocol.RANDOM]:
+    for name in [*names, section.RANDOM]:
         assert all((heads[name][n] == x).all() for n, x in heads["full"].items()), name
         assert all(orders[name, size] == orders["full", size] for size in (8, 16)), name
     assert np.ptp(heads["full"]["head/classifier/kernel"]) > 0

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from ptft.bench import cell as work
-from ptft.bench import identity, protocol, runner, running, tune
+from ptft.bench import identity, protocol, runner, running, section, tune
 from ptft.bench.cell_result import CellResult
 from ptft.core import config as configs
 from ptft.core import pages
@@ -147,10 +147,10 @@ def test_every_key_of_a_benchmark_and_of_a_search_is_read(home):
     )
     with recorded() as read:
         protocol.cells(values, spec.resolve)
-        section = configs.resolve({"tune": {}}, {"tune": tune.SPEC})
+        searched = configs.resolve({"tune": {}}, {"tune": tune.SPEC})
         config = spec.resolve({k: v for k, v in values.items() if k != "bench"})
-        tune._search(config, section.tune, Path("unused"), ())
-    assert {f"bench.{key}" for key in protocol.SPEC} | {f"tune.{key}" for key in tune.SPEC} <= read
+        tune._search(config, searched.tune, Path("unused"), ())
+    assert {f"bench.{key}" for key in section.SPEC} | {f"tune.{key}" for key in tune.SPEC} <= read
 
 
 def test_every_page_has_a_test():
@@ -237,7 +237,7 @@ def cells(values, workdir):
     rows = runner.run(found, workdir, runner.Workers(lambda cell: running.run_in_process(cell, here, one)))
     # eight texts may have no word
     assert {r["status"] for r in rows if r["kind"] != "tfidf"} == {"ok"}, [r["error"] for r in rows]
-    assert {r["kind"] for r in rows} == {"train", *protocol.REFERENCES} and len(seen) == sum(
+    assert {r["kind"] for r in rows} == {"train", *section.REFERENCES} and len(seen) == sum(
         r["kind"] == "train" for r in rows
     )
     assert all(config.data.train_size == 8 and config.seed == 3 for config in seen)

@@ -30,9 +30,9 @@ WINGS = {
     ],
     "planning": ["importance", "plans", "auto"],
     "bench": [
-        "stats", "identity", "protocol", "cell_result", "results", "locks", "features", "baselines",
-        "forgetting", "vectorized",
-        "probe", "cell", "running", "schedule", "runner", "tune", "expectations",
+        "stats", "identity", "section", "problems", "protocol", "cell_result", "results", "locks",
+        "features", "baselines", "forgetting", "vectorized", "probe", "cell", "running", "schedule", "runner",
+        "tune", "expectations",
     ],
     "report": [
         "figures", "panels", "cost_panels", "format", "markdown", "ledger_page", "bench_part", "statements",

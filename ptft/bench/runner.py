@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptft.bench import locks, protocol, results, schedule
+from ptft.bench import locks, protocol, results, schedule, section
 from ptft.bench.cell_result import Row, row_of
 from ptft.bench.protocol import Cell
 from ptft.core import config as configs
@@ -56,7 +56,7 @@ def pick(cells: Sequence[Cell], shard: tuple[int, int] = (1, 1), only: str = "")
 
 def describe(values: Mapping[str, Any], cells: Sequence[Cell], command: str) -> dict[str, Any]:
     """`bench.json`: what a report must know beside the rows. The same from every shard of one machine."""
-    bench = protocol.section(values).to_dict()
+    bench = section.of(values).to_dict()
     return {
         "command": command, "versions": record.versions(), "device": record.device(),
         "config_hash": configs.digest(values),

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ptft.bench import cell, identity, locks, protocol, results
+from ptft.bench import cell, identity, locks, problems, results
 from ptft.core import config as configs
 from ptft.core import mesh, record
 from ptft.core.config import Config, Field, Spec
@@ -155,11 +155,11 @@ def _search(config: Config, tune: Config, workdir: Path, page: Sequence[str]) ->
         raise UserError("trials are judged on dev; expected data.dev='KIND:WHERE'")
     if jax.process_count() > 1:
         raise UserError("trials run in one process; start it without a coordinator")
-    if len(tune.lr) != 2 or not all(map(protocol.positive, tune.lr)) or tune.lr[0] >= tune.lr[1]:
+    if len(tune.lr) != 2 or not all(map(problems.positive, tune.lr)) or tune.lr[0] >= tune.lr[1]:
         raise UserError(f"tune.lr: expected [LOW, HIGH], factors of optim.lr above 0, got {list(tune.lr)}")
     entries = [s if isinstance(s, Mapping) else {"freeze": s} for s in tune.strategies]
     if not entries or any(
-        set(e) - {"freeze", "lr"} or "freeze" not in e or not protocol.positive(e.get("lr", 1.0))
+        set(e) - {"freeze", "lr"} or "freeze" not in e or not problems.positive(e.get("lr", 1.0))
         for e in entries
     ):
         raise UserError(

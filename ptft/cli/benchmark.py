@@ -14,14 +14,14 @@ from ptft.core.errors import UserError
 def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     # A process that took most of an accelerator's memory for itself would leave none to those that measure.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from ptft.bench import cell, identity, probe, protocol, results, runner, running, schedule
+    from ptft.bench import cell, identity, probe, protocol, results, runner, running, schedule, section
     from ptft.core import mesh, record
     from ptft.planning import auto
     from ptft.train import spec, train
 
     values, workdir = training.load_config(args, overrides), args.workdir
     record.claim(workdir, "bench.json")
-    bench = protocol.section(values)
+    bench = section.of(values)
     if bench.budget != "steps":  # what the price of each strategy is compared with is measured beside it
         known = protocol.cells({**values, "bench": {**values["bench"], "budget": "steps"}}, spec.resolve)
         probe.in_turns(

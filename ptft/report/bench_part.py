@@ -9,8 +9,8 @@ import numpy as np
 
 from ptft.bench import results, stats
 from ptft.bench.cell_result import Row
-from ptft.bench.protocol import AGAIN
 from ptft.bench.results import Quoted
+from ptft.bench.section import AGAIN
 from ptft.report.cost_panels import Line
 
 SLACK = 0.1  # by how much a share of time may differ from that of FLOPs before anybody asks why

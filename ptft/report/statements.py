@@ -5,7 +5,7 @@ import statistics
 
 from ptft.bench import stats
 from ptft.bench.expectations import MARGIN
-from ptft.bench.protocol import AGAIN
+from ptft.bench.section import AGAIN
 from ptft.report import format
 from ptft.report.bench_part import Part
 
