@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from ptft.bench import cell as work
-from ptft.bench import identity, protocol, runner, running, section, tune
+from ptft.bench import identity, protocol, runner, running, search_space, section
 from ptft.bench.cell_result import CellResult
 from ptft.core import config as configs
 from ptft.core import pages
@@ -147,10 +147,10 @@ def test_every_key_of_a_benchmark_and_of_a_search_is_read(home):
     )
     with recorded() as read:
         protocol.cells(values, spec.resolve)
-        searched = configs.resolve({"tune": {}}, {"tune": tune.SPEC})
+        searched = configs.resolve({"tune": {}}, {"tune": search_space.SPEC})
         config = spec.resolve({k: v for k, v in values.items() if k != "bench"})
-        tune._search(config, searched.tune, Path("unused"), ())
-    assert {f"bench.{key}" for key in section.SPEC} | {f"tune.{key}" for key in tune.SPEC} <= read
+        search_space.resolve(config, searched.tune, Path("unused"), ())
+    assert {f"bench.{key}" for key in section.SPEC} | {f"tune.{key}" for key in search_space.SPEC} <= read
 
 
 def test_every_page_has_a_test():

@@ -32,7 +32,7 @@ WINGS = {
     "bench": [
         "stats", "identity", "section", "problems", "protocol", "cell_result", "results", "locks",
         "features", "baselines", "forgetting", "vectorized", "probe", "cell", "running", "schedule", "runner",
-        "tune", "expectations",
+        "search_space", "study", "tune", "expectations",
     ],
     "report": [
         "figures", "panels", "cost_panels", "format", "markdown", "ledger_page", "bench_part", "statements",

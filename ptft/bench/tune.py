@@ -17,58 +17,28 @@ after a stop: a trial that was under way is tried again, from its checkpoint, an
 starts.
 """
 
-import importlib
-import json
 import math
 import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
-from ptft.bench import cell, identity, locks, problems, results
+from ptft.bench import cell, identity, locks, results, search_space
+from ptft.bench.search_space import Search
+from ptft.bench.study import done, load_optuna, opened, retry, winner
 from ptft.core import config as configs
 from ptft.core import mesh, record
-from ptft.core.config import Config, Field, Spec
-from ptft.core.errors import UserError, install
+from ptft.core.config import Config
+from ptft.core.errors import UserError
 from ptft.planning import auto
 from ptft.train import build, evaluate, spec, train, weights
 
-SPEC: Spec = {
-    "strategies": Field(
-        ("full", "freeze-embeddings", "top-1", "bitfit", "head"),
-        doc='what to try: a strategy, or {"freeze": a strategy, "lr": factor}',
-    ),
-    "lr": Field(
-        (0.1, 10.0), doc="the range of the learning rate, as factors of optim.lr (and of the strategy's own)"
-    ),
-}
 SHARE = 0.4  # of the blocks that a cheap try trains, at most
-STARTUP = 4  # trials that are finished before the first is pruned
-STUDY = "tune"
 ALL = "0"  # the one thing there is to lock
-
-
-class Search(NamedTuple):
-    """What is searched, by what and where."""
-
-    workdir: Path
-    page: Sequence[str]  # arguments of the command line that name the config
-    test: str  # the split that the best trial alone is evaluated on
-    base: Config  # without it
-    space: dict[str, tuple[Any, float]]  # name -> (freeze, factor of the learning rate)
-    low: float
-    high: float
-    metric: str
-    lower_is_better: frozenset[str]  # of the objective's metrics
-
-    @property
-    def falls(self) -> bool:
-        return self.metric in self.lower_is_better
 
 
 def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[str]) -> dict[str, Any]:
@@ -82,143 +52,80 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
         trial that did not diverge.
       SystemExit(75): stopped by SIGTERM or SIGINT.
     """
-    optuna = _optuna()
+    optuna = load_optuna()
     record.claim(workdir, "tune.json")
     whole = spec.resolve({k: v for k, v in values.items() if k != "tune"})
-    section = configs.resolve({"tune": values.get("tune", {})}, {"tune": SPEC})
-    search = _search(whole, section.tune, workdir, page)
-    plain, file = {**whole.to_dict(), **section.to_dict()}, workdir / "tune.json"
-    known = results.read_json(file) if file.exists() else {}
-    if known and (changes := configs.difference(known["config"], plain)):
-        raise UserError(
-            f"{workdir} holds a search of another config (there -> asked):\n  "
-            + "\n  ".join(changes)
-            + "\nchoose another --workdir"
-        )
-    if problems := cell.leaks(whole, whole.data.train):
-        raise UserError("; ".join(problems))
-    content = identity.content(whole)
-    if changed := [
-        key for key, is_now in content.items() if known.get("content", content).get(key) != is_now
-    ]:
-        raise UserError(
-            f"{workdir} holds a search of other files, though their paths are the same: "
-            f"{', '.join(changed)}; its trials do not compare with new ones. Choose another --workdir"
-        )
-    found: dict[str, Any] = {"config": plain, "content": content, "metric": search.metric}
-    found |= {
-        "lower_is_better": sorted(search.lower_is_better),
-        "trials": known.get("trials", []),
-        "best": known.get("best"),
-    }
+    section = configs.resolve({"tune": values.get("tune", {})}, {"tune": search_space.SPEC})
+    search = search_space.resolve(whole, section.tune, workdir, page)
+    file = workdir / "tune.json"
+    state = _begun(file, {**whole.to_dict(), **section.to_dict()}, whole, search)
     with (
         locks.of(workdir) as held,
-        _study(optuna, workdir, search.falls) as study,
+        opened(optuna, workdir, search.falls) as study,
         mesh.preemption() as caught,
     ):
         if not held.take(ALL):
             raise UserError(
                 f"another process searches in {workdir}; wait for it, or choose another --workdir"
             )
-        record.write_json(file, found)
-        _retry(optuna, study)
-        while len(_done(study)) < trials:
+        record.write_json(file, state)
+        retry(optuna, study)
+        while len(done(study)) < trials:
             if caught:
                 record.say(f"stopped by signal {caught[0]}; the same command goes on from here")
                 raise SystemExit(train.PREEMPTED)
-            _trial(optuna, study, search, f"trial {len(_done(study)) + 1}/{trials}")
-            found["trials"] = _rows(study)
-            record.write_json(file, found)
+            _trial(optuna, study, search, f"trial {len(done(study)) + 1}/{trials}")
+            state["trials"] = _rows(study)
+            record.write_json(file, state)
             _clear(study, search)
-            record.say(f"trial {len(found['trials'])}/{trials} {_news(found['trials'][-1], search.metric)}")
-        found["trials"] = _rows(study)
-        found["untried"] = [
-            name for name in search.space if name not in {r["freeze"] for r in found["trials"]}
-        ]
-        found["best"] = _best(study, search, known.get("best"), found["trials"])
-    record.write_json(file, found)
-    return found
+            record.say(f"trial {len(state['trials'])}/{trials} {_news(state['trials'][-1], search.metric)}")
+        state["trials"] = _rows(study)
+        tried = {row["freeze"] for row in state["trials"]}
+        state["untried"] = [name for name in search.space if name not in tried]
+        state["best"] = _best(study, search, state["best"], state["trials"])
+    record.write_json(file, state)
+    return state
 
 
-def _optuna() -> Any:
-    try:
-        optuna = importlib.import_module("optuna")
-    except ImportError:
-        raise UserError(f"optuna is not installed; {install('tune')}") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
+def _begun(file: Path, plain: dict[str, Any], config: Config, search: Search) -> dict[str, Any]:
+    """What `tune.json` holds before a start's first trial.
 
-
-def _search(config: Config, tune: Config, workdir: Path, page: Sequence[str]) -> Search:
-    """Raises UserError for whatever would make a trial fail."""
-    if not config.data.dev:
-        raise UserError("trials are judged on dev; expected data.dev='KIND:WHERE'")
-    if jax.process_count() > 1:
-        raise UserError("trials run in one process; start it without a coordinator")
-    if len(tune.lr) != 2 or not all(map(problems.positive, tune.lr)) or tune.lr[0] >= tune.lr[1]:
-        raise UserError(f"tune.lr: expected [LOW, HIGH], factors of optim.lr above 0, got {list(tune.lr)}")
-    entries = [s if isinstance(s, Mapping) else {"freeze": s} for s in tune.strategies]
-    if not entries or any(
-        set(e) - {"freeze", "lr"} or "freeze" not in e or not problems.positive(e.get("lr", 1.0))
-        for e in entries
-    ):
+    Args:
+      plain: the config with its section `tune`, as the file has it.
+    Raises:
+      UserError: the file is of another config, or of other files.
+    """
+    known = results.read_json(file) if file.exists() else {}
+    if known and (changes := configs.difference(known["config"], plain)):
         raise UserError(
-            'tune.strategies: expected strategies, or {"freeze": a strategy, "lr": a factor above 0}, got '
-            f"{list(tune.strategies)}"
+            f"{search.workdir} holds a search of another config (there -> asked):\n  "
+            + "\n  ".join(changes)
+            + "\nchoose another --workdir"
         )
-    space = {
-        e["freeze"] if isinstance(e["freeze"], str) else json.dumps(e["freeze"]): (
-            e["freeze"],
-            float(e.get("lr", 1.0)),
-        )
-        for e in entries
-    }
-    if len(space) < len(entries):
+    if leaks := cell.leaks(config, config.data.train):
+        raise UserError("; ".join(leaks))
+    content = identity.content(config)
+    if changed := [
+        key for key, is_now in content.items() if known.get("content", content).get(key) != is_now
+    ]:
         raise UserError(
-            "tune.strategies: a strategy is there twice; expected each once, with one factor of the "
-            "learning rate"
+            f"{search.workdir} holds a search of other files, though their paths are the same: "
+            f"{', '.join(changed)}; its trials do not compare with new ones. Choose another --workdir"
         )
-    base = config.replace(**{"data.test": "", "tensorboard": False})
-    nets = [auto.unchosen(base.replace(freeze=f)).net for f, _ in space.values()]
-    metric = config.best if config.best not in ("", "last") else nets[0].objective.best
-    low, high = map(float, tune.lr)
-    return Search(
-        workdir, page, config.data.test, base, space, low, high, metric, nets[0].objective.lower_is_better
-    )
-
-
-@contextmanager
-def _study(optuna: Any, workdir: Path, falls: bool) -> Any:
-    storage = optuna.storages.RDBStorage(f"sqlite:///{workdir.absolute()}/tune.db")
-    direction = "minimize" if falls else "maximize"
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP)
-    try:
-        yield optuna.create_study(
-            storage=storage, study_name=STUDY, direction=direction, pruner=pruner, load_if_exists=True
-        )
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
-
-
-def _done(study: Any) -> list[Any]:
-    """Trials that count: finished or pruned, and not those that a stop cut short."""
-    return [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED")]
-
-
-def _retry(optuna: Any, study: Any) -> None:
-    """What a stop cut short has failed; as it does not count, the same values are proposed once more."""
-    for t in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(t.number, state=optuna.trial.TrialState.FAIL)
+    return {
+        "config": plain, "content": content, "metric": search.metric,
+        "lower_is_better": sorted(search.lower_is_better), "trials": known.get("trials", []),
+        "best": known.get("best"),
+    }  # fmt: skip
 
 
 def _trial(optuna: Any, study: Any, search: Search, label: str) -> None:
     """Runs one trial, cheaply and, if that is promising, as a whole."""
     # As if it had never stopped: what is proposed hangs on the seed and on the trials that count.
-    study.sampler = optuna.samplers.TPESampler(seed=search.base.seed + len(_done(study)))
+    study.sampler = optuna.samplers.TPESampler(seed=search.base.seed + len(done(study)))
     trial, begun, pruned = study.ask(), time.perf_counter(), optuna.trial.TrialState.PRUNED
     name = trial.suggest_categorical("freeze", list(search.space))
-    config = _config(search, name, trial.suggest_float("lr", search.low, search.high, log=True))
+    config = search.config(name, trial.suggest_float("lr", search.low, search.high, log=True))
     cheap = cheaper(config)
     how = {"freeze": cheap.freeze, "train_for": cheap.train_for, "frozen_dropout": cheap.frozen_dropout}
     trial.set_user_attr("optim.lr", config.optim.lr)
@@ -240,13 +147,6 @@ def _trial(optuna: Any, study: Any, search: Search, label: str) -> None:
     # A trial that diverges is pruned and not failed, so that TPE keeps away from its like.
     trial.set_user_attr("error", error)
     study.tell(trial, state=pruned)
-
-
-def _config(search: Search, name: str, factor: float) -> Config:
-    strategy, own = search.space[name]
-    return search.base.replace(
-        freeze=strategy, **{"optim.lr": float(f"{search.base.optim.lr * own * factor:.4g}")}
-    )
 
 
 def cheaper(config: Config) -> Config:
@@ -274,40 +174,31 @@ def cheaper(config: Config) -> Config:
 def _score(config: Config, search: Search) -> tuple[float, str]:
     """(the dev metric, ""), or of a run that diverged (nan, why)."""
     try:
-        folder = _folder(config, search)
-        found = float(
-            train.run(config, folder, quiet=True, chosen=auto.choose(config, folder))["dev"][search.metric]
-        )
-        return found, "" if math.isfinite(found) else f"dev {search.metric} is {found}"
+        folder = search.folder(config)
+        result = train.run(config, folder, quiet=True, chosen=auto.choose(config, folder))
+        score = float(result["dev"][search.metric])
+        return score, "" if math.isfinite(score) else f"dev {search.metric} is {score}"
     except UserError as e:
         return math.nan, str(e)
 
 
-def _folder(config: Config, search: Search) -> Path:
-    return search.workdir / "runs" / configs.digest(config)
-
-
 def _clear(study: Any, search: Search) -> None:
     """Of all runs, that of the best trial is needed once more."""
-    best = _winner(study)
-    keep = _folder(_config(search, best.params["freeze"], best.params["lr"]), search) if best else None
+    best = winner(study)
+    keep = search.folder(search.config(best.params["freeze"], best.params["lr"])) if best else None
     for folder in (search.workdir / "runs").glob("*"):
         if folder != keep:
             shutil.rmtree(folder)
 
 
-def _winner(study: Any) -> Any:
-    return study.best_trial if any(t.state.name == "COMPLETE" for t in _done(study)) else None
-
-
 def _best(study: Any, search: Search, before: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The best trial, its command, and its metrics on test, which are computed once."""
-    if (best := _winner(study)) is None:
+    if (best := winner(study)) is None:
         raise UserError(
-            f"none of {len(_done(study))} trials gave a finite dev {search.metric}; lower optim.lr or "
+            f"none of {len(done(study))} trials gave a finite dev {search.metric}; lower optim.lr or "
             f"tune.lr: see {search.workdir}/tune.json"
         )
-    config = _config(search, best.params["freeze"], best.params["lr"])
+    config = search.config(best.params["freeze"], best.params["lr"])
     changes = [f"--config.freeze={best.params['freeze']}", f"--config.optim.lr={config.optim.lr:g}"]
     words = [*search.page, *changes, "--workdir", f"{search.workdir}/best"]
     row = {
@@ -318,7 +209,7 @@ def _best(study: Any, search: Search, before: Any, rows: Sequence[Mapping[str, A
         return {**row, "test": before["test"]}
     return {
         **row,
-        "test": _test(config.replace(**{"data.test": search.test}), _folder(config, search))
+        "test": _test(config.replace(**{"data.test": search.test}), search.folder(config))
         if search.test
         else None,
     }
@@ -333,7 +224,7 @@ def _test(config: Config, folder: Path) -> dict[str, float]:
 
 def _rows(study: Any) -> list[dict[str, Any]]:
     """The trials that count, numbered from 1."""
-    return [_row(k, t) for k, t in enumerate(_done(study), 1)]
+    return [_row(k, t) for k, t in enumerate(done(study), 1)]
 
 
 def _row(number: int, t: Any) -> dict[str, Any]:
@@ -356,13 +247,15 @@ def _news(row: Mapping[str, Any], metric: str) -> str:
     return f"{row['freeze']}, lr {row['lr']:g}: {said} ({row['seconds']:.1f} s)"
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(searched: Mapping[str, Any]) -> str:
     """The trials, the best first, and what came of them."""
-    falls = not results.higher_is_better(found["metric"], [found])
-    rows = sorted(found["trials"], key=lambda r: (r["dev"] is None, (r["dev"] or 0) * (1 if falls else -1)))
+    falls = not results.higher_is_better(searched["metric"], [searched])
+    rows = sorted(
+        searched["trials"], key=lambda r: (r["dev"] is None, (r["dev"] or 0) * (1 if falls else -1))
+    )
     width = max(len(r["freeze"]) for r in rows)
     lines = [
-        f"{'trial':>5}  {'freeze':<{width}}  {'lr':>9}  {'cheap try':>9}  {'dev ' + found['metric']:>12}  "
+        f"{'trial':>5}  {'freeze':<{width}}  {'lr':>9}  {'cheap try':>9}  {'dev ' + searched['metric']:>12}  "
         f"{'seconds':>7}"
     ]
     for r in rows:
@@ -376,9 +269,9 @@ def table(found: Mapping[str, Any]) -> str:
         f"{pruned} of {len(rows)} trials were pruned after their cheap try"
         + (f", {diverged} diverged" if diverged else "")
     )
-    if found["untried"]:
-        lines.append(f"tried in no trial: {', '.join(found['untried'])}")
-    best = found["best"]
+    if searched["untried"]:
+        lines.append(f"tried in no trial: {', '.join(searched['untried'])}")
+    best = searched["best"]
     if best["test"]:
         lines.append(
             "the best on test: " + ", ".join(f"{k} {v:.4f}" for k, v in best["test"].items() if v is not None)
