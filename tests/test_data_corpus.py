@@ -5,7 +5,7 @@ import pytest
 from ptft import data
 from ptft.core import config
 from ptft.core.errors import UserError
-from ptft.data import corpus
+from ptft.data import _blanks, _docstrings, corpus
 from ptft.data._prose import prose
 
 DOC = """Compute the mean of :func:`~numpy.random.values` along ``axis``.
@@ -109,8 +109,8 @@ def tiny(tmp_path, monkeypatch):
             '"""This is a test and the text of a test is not in the corpus."""'
         )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setattr(corpus, "PACKAGES", {"tiny_alpha": "", "tiny_beta": ""})
-    monkeypatch.setattr(corpus, "MOST", {"train": 5, "dev": 2, "test": 3})
+    monkeypatch.setattr(_docstrings, "PACKAGES", {"tiny_alpha": "", "tiny_beta": ""})
+    monkeypatch.setattr(_blanks, "MOST", {"train": 5, "dev": 2, "test": 3})
     monkeypatch.setenv("PTFT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -140,20 +140,20 @@ def test_labelled_splits_share_no_module_and_no_text(tiny):
     assert pretraining >= modules["train"]
     known = {s for r in documents for s in r["sentences"]}
     for name, source in splits.items():
-        assert source.labels == corpus.BLANKS
+        assert source.labels == _blanks.BLANKS
         whole = [r["text"].replace("___", source.labels[r["label"]]) for r in source.records]
         assert {s in known for s in whole} == {name == "train"}
         counts = [sum(r["label"] == k for r in source.records) for k in range(4)]
-        assert len(set(counts)) == 1 and 1 <= counts[0] <= corpus.MOST[name]
+        assert len(set(counts)) == 1 and 1 <= counts[0] <= _blanks.MOST[name]
 
 
 def test_a_sentence_of_two_splits_is_in_none():
     said = tuple(
         f"{word} is one of the words that are given to the many of us." for word in ("This", "That", "It")
     )
-    modules = [corpus.Module(f"m{i}", said) for i in range(40)]
-    assert set(corpus.held_out(modules).values()) == {"dev", "test"}
-    assert not any(corpus.blanks(modules).values())
+    modules = [_docstrings.Module(f"m{i}", said) for i in range(40)]
+    assert set(_blanks.held_out(modules).values()) == {"dev", "test"}
+    assert not any(_blanks.blanks(modules).values())
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_sentence_of_two_splits_is_in_none():
     ],
 )
 def test_one_word_is_taken_out(sentence, expected):
-    assert corpus.blanked(sentence) == expected
+    assert _blanks.blanked(sentence) == expected
 
 
 def test_strings_that_stand_alone_are_read_whatever_else_has_quotes(tmp_path):
@@ -176,7 +176,7 @@ def test_strings_that_stand_alone_are_read_whatever_else_has_quotes(tmp_path):
         '# it\'s """ a comment\nx = "\'\'\' no"\ny = """no\n"""\nr\'\'\'raw \\d\'\'\'\n'
         'add_newdoc("f", "g",\n    """\n    Added\\tlater."""\n)\nz = f"""{x}"""\n"""Last \\""" one."""\n'
     )
-    assert corpus._docs(file) == ["raw \\d", "\n    Added\tlater.", 'Last """ one.']
+    assert _docstrings._docs(file) == ["raw \\d", "\n    Added\tlater.", 'Last """ one.']
 
 
 def test_documents_are_modules_in_sentences(tiny):

@@ -9,6 +9,7 @@ import pytest
 from ptft import data
 from ptft.core import config
 from ptft.core.errors import UserError
+from ptft.data import _sentences
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -47,7 +48,7 @@ def texts(source: data.Source) -> list[tuple[object, ...]]:
     ],
 )
 def test_sentences(text, expected):
-    assert data.sentences(text) == expected
+    assert _sentences.sentences(text) == expected
 
 
 def test_lines_are_sentences_and_a_blank_line_ends_a_document(tmp_path):

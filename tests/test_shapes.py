@@ -2,7 +2,7 @@
 
 import pytest
 
-from ptft.bench import expectations
+from ptft.bench import expectations, setting, stats
 
 LAYERS = 6
 
@@ -177,10 +177,9 @@ def test_the_more_is_compared_the_more_is_asked():
         }
         for r in rows(GOOD)
     ]
-    part = next(expectations.parts(noisy))
+    one = next(setting.settings(noisy))
     assert (
-        expectations.stats.apart(expectations._gain(part, "top-2", "top-1"))
-        and expectations.more_layers_are_no_worse(part)[0] is not False
+        stats.apart(one.gain("top-2", "top-1")) and expectations.more_layers_are_no_worse(one)[0] is not False
     )
 
 

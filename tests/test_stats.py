@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from ptft.bench import stats
+from ptft.bench import ranking, stats
 from ptft.core.errors import UserError
 
 
@@ -206,14 +206,14 @@ def test_ranks_are_over_the_seeds_that_all_have():
         # of the first five seeds, the sixth is nobody else's
         "tied": seeds(0.70, 0.75, 0.77, 0.73, 0.74, 0.99),
     }
-    found = stats.ranks(scores)
+    found = ranking.ranks(scores)
     assert found == {"best": 1.5, "tied": 1.5, "worst": 3.0}
-    assert stats.ranks(scores, higher_is_better=False)["worst"] == 1
-    assert stats.ranks({"a": {0: 1.0}, "b": {1: 1.0}}) == stats.ranks({}) == {}
+    assert ranking.ranks(scores, higher_is_better=False)["worst"] == 1
+    assert ranking.ranks({"a": {0: 1.0}, "b": {1: 1.0}}) == ranking.ranks({}) == {}
 
 
 def test_a_failed_run_ranks_last():
-    found = stats.ranks(
+    found = ranking.ranks(
         {"fails": seeds(0.9, 0.9, math.nan), "steady": seeds(0.6, 0.7, 0.8), "lower": seeds(0.5, 0.6, 0.6)}
     )
     assert found == pytest.approx({"fails": 5 / 3, "steady": 5 / 3, "lower": 8 / 3})
@@ -256,10 +256,10 @@ def test_power_at_its_ends():
 
 def test_the_learning_rate_with_the_best_mean():
     dev = {1e-3: seeds(0.95, 0.60), 1e-4: seeds(0.80, 0.79), 1e-5: seeds(0.70, 0.70)}
-    assert stats.choose(dev) == 1e-4 and stats.choose(dev, higher_is_better=False) == 1e-5
+    assert ranking.choose(dev) == 1e-4 and ranking.choose(dev, higher_is_better=False) == 1e-5
     # of equals, the smaller
-    assert stats.choose({1e-3: seeds(0.1, 0.2, 0.3), 1e-4: seeds(0.3, 0.2, 0.1)}) == 1e-4
-    assert stats.choose({1e-4: seeds(0.3, 0.2, 0.1), 1e-3: seeds(0.1, 0.2, 0.3)}) == 1e-4
+    assert ranking.choose({1e-3: seeds(0.1, 0.2, 0.3), 1e-4: seeds(0.3, 0.2, 0.1)}) == 1e-4
+    assert ranking.choose({1e-4: seeds(0.3, 0.2, 0.1), 1e-3: seeds(0.1, 0.2, 0.3)}) == 1e-4
 
 
 @pytest.mark.parametrize("failed", [seeds(0.99, math.nan), seeds(0.99, -math.inf)])
@@ -267,21 +267,21 @@ def test_the_learning_rate_with_the_best_mean():
 def test_a_learning_rate_that_fails_is_not_chosen(failed, higher):
     sign = 1 if higher else -1
     failed = {seed: sign * v for seed, v in failed.items()}
-    assert stats.choose({1e-3: failed, 1e-4: seeds(sign * 0.5, sign * 0.5)}, higher) == 1e-4
-    assert stats.choose({1e-3: failed, 1e-4: seeds(math.nan, math.nan)}, higher) == 1e-3
+    assert ranking.choose({1e-3: failed, 1e-4: seeds(sign * 0.5, sign * 0.5)}, higher) == 1e-4
+    assert ranking.choose({1e-3: failed, 1e-4: seeds(math.nan, math.nan)}, higher) == 1e-3
 
 
 def test_rates_that_have_not_run_with_every_seed_are_compared_over_those_that_all_have():
-    assert stats.choose({1e-4: seeds(0.5, 0.99), 1e-3: seeds(0.9)}) == 1e-3
-    assert stats.choose({1e-4: {0: 0.5}, 1e-3: {1: 0.9}}) == 1e-3
-    assert stats.choose({1e-4: seeds(math.nan, 0.5), 1e-3: seeds(math.nan)}) == 1e-4
+    assert ranking.choose({1e-4: seeds(0.5, 0.99), 1e-3: seeds(0.9)}) == 1e-3
+    assert ranking.choose({1e-4: {0: 0.5}, 1e-3: {1: 0.9}}) == 1e-3
+    assert ranking.choose({1e-4: seeds(math.nan, 0.5), 1e-3: seeds(math.nan)}) == 1e-4
 
 
 def test_nothing_to_choose_from():
     with pytest.raises(UserError, match=r"no run finished at any of the learning rates 0\.001, 1e-05"):
-        stats.choose({1e-3: seeds(math.nan), 1e-5: {}})
+        ranking.choose({1e-3: seeds(math.nan), 1e-5: {}})
     with pytest.raises(UserError, match=r"\(none\)"):
-        stats.choose({})
+        ranking.choose({})
 
 
 def test_two_seeds_a_row_apart_are_no_finding():

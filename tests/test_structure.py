@@ -16,7 +16,10 @@ WINGS = {
     "core": ["errors", "plugins", "cache", "tree", "record", "config", "duration", "pages", "compiled",
     "startup", "mesh", "integrity",
         "checkpoint"],
-    "data": ["", "tasks", "_prose", "_paths", "_reading", "_tables", "_conll", "_wiki", "tfds"],
+    "data": [
+        "_sentences", "_labels", "", "tasks", "_prose", "_docstrings", "_blanks", "_paths", "_reading",
+        "_tables", "_conll", "_wiki", "tfds",
+    ],
     "inputs": ["hf_json", "added_tokens", "tokenizer", "tokenizer_files", "train_tokenizer"],
     "models": ["", "layers", "_bert_names", "_modernbert_names"],
     "hub": ["names", "folders", "config_json", "read", "write"],
@@ -30,9 +33,9 @@ WINGS = {
     ],
     "planning": ["importance", "plans", "auto"],
     "bench": [
-        "stats", "identity", "section", "problems", "protocol", "cell_result", "results", "locks",
+        "stats", "ranking", "identity", "section", "problems", "protocol", "cell_result", "results", "locks",
         "features", "baselines", "forgetting", "vectorized", "probe", "cell", "running", "schedule", "runner",
-        "search_space", "study", "tune", "expectations",
+        "search_space", "study", "tune", "setting", "expectations",
     ],
     "report": [
         "figures", "panels", "cost_panels", "format", "markdown", "ledger_page", "bench_part", "statements",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ptft.bench import stats
+from ptft.bench import ranking
 from ptft.bench.cell_result import Row, row_of
 from ptft.bench.protocol import LABELS, describe
 from ptft.core import config as configs
@@ -245,7 +245,7 @@ def _quoted(mine: list[Row], metric: str, higher: bool) -> Quoted:
             f"{mine[0]['strategy']}: the learning rates {rates}, and no dev {metric} to choose by; report "
             "them apart"
         )
-    lr = lrs[0] if len(lrs) == 1 or not known else stats.choose(tried, higher)
+    lr = lrs[0] if len(lrs) == 1 or not known else ranking.choose(tried, higher)
     return Quoted(lr, [r for r in mine if r["lr"] == lr], tried)
 
 

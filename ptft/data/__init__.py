@@ -5,9 +5,6 @@ Each kind exports `open(rest, options, labels) -> Source` and usually ends in `d
 """
 
 import hashlib
-import json
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from typing import Any
 from ptft.core import plugins
 from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError, listed, shown
+from ptft.data import _labels
 
 FORMATS = ("auto", "lines", "paragraphs", "tsv", "csv", "jsonl", "parquet", "wiki", "folder", "conll")
 
@@ -95,10 +93,10 @@ class BadRows:
         self.notes["skipped_rows"] += 1
 
 
-def documents(found: Iterable[tuple[str, list[str]]], rows: BadRows) -> Source:
+def documents(texts: Iterable[tuple[str, list[str]]], rows: BadRows) -> Source:
     """A source from (where, sentences); documents without a sentence are left out and counted."""
     records, digest = [], hashlib.sha256(b"documents")
-    for where, parts in found:
+    for where, parts in texts:
         if not parts:
             rows.notes["empty_documents"] += 1
             continue
@@ -113,16 +111,16 @@ def documents(found: Iterable[tuple[str, list[str]]], rows: BadRows) -> Source:
 
 
 def labelled(
-    found: Iterable[tuple[str, str, str | None, str]], rows: BadRows, labels: Sequence[str]
+    texts: Iterable[tuple[str, str, str | None, str]], rows: BadRows, labels: Sequence[str]
 ) -> Source:
     """A source from (where, text, text_b or None, label); `labels` empty: the distinct ones, sorted."""
-    examples = list(found)
-    spelled = {label: _whole(label) for label in {e[3] for e in examples}}
-    names = _names(
-        {name for name in spelled.values() if name.strip()}, [_whole(str(label)) for label in labels]
+    examples = list(texts)
+    spelled = {label: _labels.whole(label) for label in {e[3] for e in examples}}
+    names = _labels.names_of(
+        {name for name in spelled.values() if name.strip()}, [_labels.whole(str(label)) for label in labels]
     )
     if not labels:
-        _refuse_numbers([(e[0], spelled[e[3]]) for e in examples], names)
+        _labels.refuse_numbers([(e[0], spelled[e[3]]) for e in examples], names)
     ids = {name: i for i, name in enumerate(names)}
     records, digest = [], hashlib.sha256("\n".join(names).encode())
     for where, text, text_b, raw in examples:
@@ -140,13 +138,13 @@ def labelled(
         pair = {} if text_b is None else {"text_b": text_b}
         records.append({"text": text, **pair, "label": ids[label], "where": where})
     rows.notes["records"] = len(records)
-    return Source(records, names, digest.hexdigest(), rows.notes, () if labels else _alike(names))
+    return Source(records, names, digest.hexdigest(), rows.notes, () if labels else _labels.alike(names))
 
 
-def tagged(found: Iterable[tuple[str, list[str], list[str]]], rows: BadRows, labels: Sequence[str]) -> Source:
+def tagged(texts: Iterable[tuple[str, list[str], list[str]]], rows: BadRows, labels: Sequence[str]) -> Source:
     """A source from (where, words, their tags); `labels` empty: the distinct tags, sorted."""
-    sentences = list(found)
-    names = _names({tag for _, _, tags in sentences for tag in tags}, labels)
+    sentences = list(texts)
+    names = _labels.names_of({tag for _, _, tags in sentences for tag in tags}, labels)
     ids = {name: i for i, name in enumerate(names)}
     records, digest = [], hashlib.sha256("\n".join(["tagged", *names]).encode())
     for where, words, tags in sentences:
@@ -163,148 +161,5 @@ def tagged(found: Iterable[tuple[str, list[str], list[str]]], rows: BadRows, lab
             continue
         records.append({"words": words, "tags": [ids[t] for t in tags], "where": where})
     rows.notes["records"] = len(records)
-    doubts = () if labels else (*_odd_tags(sentences, names), *_alike(names))
+    doubts = () if labels else (*_labels.odd_tags(sentences, names), *_labels.alike(names))
     return Source(records, names, digest.hexdigest(), rows.notes, doubts)
-
-
-def _names(found: set[str], labels: Sequence[str]) -> tuple[str, ...]:
-    """The label names in the order of their ids: those that are given, or those that were found, sorted."""
-    names = tuple(map(str, labels)) or tuple(sorted(found, key=_label_order))
-    if len(set(names)) < len(names):
-        raise UserError(f"data.labels has a label twice: {listed(names)}")
-    return names
-
-
-def _whole(label: str) -> str:
-    """A whole number is one label however it is stored: 1, "1", 1.0, "1.00"."""
-    number = re.fullmatch(r"([-+]?[0-9]{1,99})\.0*", label)
-    return str(int(number[1])) if number else label
-
-
-def _label_order(label: str) -> tuple[bool, int, str]:
-    number = re.fullmatch(r"-?[0-9]{1,99}", label)  # "10" after "9"
-    return not number, int(label) if number else 0, label
-
-
-_NUMBER = re.compile(r"[$€£]?[-+]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)(e[-+]?[0-9]+)?%?", re.IGNORECASE)
-
-
-def _refuse_numbers(examples: Sequence[tuple[str, str]], names: Sequence[str]) -> None:
-    """Refuses labels, of (where, label), that stand for none or measure something."""
-    every = json.dumps(names, ensure_ascii=False)
-    way = f"data.labels='{every}'" if len(every) < 200 else "data.labels='[\"…\", …]'"
-    if odd := next((n for n in names if re.fullmatch(r"-[0-9]+", n)), ""):
-        why = f"label {shown(odd)} is negative: no label? If it is a class, {way} says which there are"
-    elif odd := _measured(names, len(examples)):
-        why = (
-            f"label {shown(odd)} is a number, one of {len(names):,} different ones in {len(examples):,} "
-            f"rows: ptft learns classes, and has no regression yet; if these are classes, {way} lists them"
-        )
-    if odd:
-        raise UserError(f"{next(where for where, label in examples if label == odd)}: {why}")
-
-
-def _measured(names: Sequence[str], rows: int) -> str:
-    """A label that measures: numbers with a fraction, or many whole ones, few of each, that do not count from
-    0 or 1."""
-    numbers = [n for n in names if _NUMBER.fullmatch(n)]
-    if not numbers or len(numbers) < 0.9 * len(names):
-        return ""
-    if broken := next((n for n in numbers if not n.isdecimal()), ""):
-        return broken
-    ids = [int(n[:99]) for n in numbers]
-    counted = min(ids) in (0, 1) and max(ids) < 2 * len(ids)
-    return numbers[0] if len(ids) > 20 and rows < 10 * len(ids) and not counted else ""
-
-
-def _alike(names: Sequence[str]) -> tuple[str, ...]:
-    """Says which labels are spelled so that one class may have become two."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        seen = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
-        groups.setdefault(" ".join(seen.split()).casefold(), []).append(name)
-    twice = [g for g in groups.values() if len(g) > 1]
-    blank = [n for n in names if n != n.strip() and not any(n in g for g in twice)]
-    said = [
-        f"labels {listed(g)} differ in capitals, blanks or what does not show, and are as many classes"
-        for g in twice
-    ]
-    said += [f"label {shown(n)} has a blank at its end" for n in blank[:20]]
-    return tuple(
-        f"{s}: a slip? ptft merges none; mend the file, or data.labels says which labels there are"
-        for s in said[:20]
-    )
-
-
-_TYPED = re.compile(r"[A-Z]-.+")  # as in IOB, BIOES, BMES, BILOU
-
-
-def _odd_tags(sentences: Sequence[tuple[str, list[str], list[str]]], names: Sequence[str]) -> tuple[str, ...]:
-    """Says which tags are not built as the others are, and which are as rare as a slip, with the first
-    sentence."""
-    counts = Counter(tag for _, _, tags in sentences for tag in tags)
-    typed = sum(_TYPED.fullmatch(n) is not None for n in names)
-    odd = [n for n in names if n != "O" and not _TYPED.fullmatch(n)]
-    why = dict.fromkeys(odd if len(odd) <= typed else [], "is neither O nor of a kind, as B-X is")
-    rare = [n for n in names if counts[n] < 3 and 10 * counts[n] * len(names) < counts.total()]
-    why |= {n: f"stands only {counts[n]} of {counts.total():,} times" for n in rare if n not in why}
-    said = []
-    for tag in list(why)[:20]:
-        where, words, tags = next(s for s in sentences if tag in s[2])
-        what = f"{where}: tag {shown(tag)} of {shown(words[tags.index(tag)])}"
-        said.append(f"{what} {why[tag]}: a slip? data.labels says which tags there are")
-    return tuple(said)
-
-
-# A candidate: 。！？ with the closing quotes, or . ! ? followed by a space and something that can start a
-# sentence.
-_END = re.compile(
-    r"[。！？]+[」』”’）】》\"]*\s*"
-    r"|(?<=[\u3400-\u9fff])[!?]+[」』”’）】》\"]*\s*"
-    r"|[.!?]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*([^\Wa-z_]\w*))"
-)
-_LAST_WORD = re.compile(r"[\w.]+$")
-_SHORT = re.compile(r"[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_]{1,2}")  # an initial, or U.S, e.g, Ph.D
-_ABBREVIATIONS = {
-    "mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "gen", "col", "lt", "sgt", "capt", "cmdr", "adm",
-    "rev", "hon", "gov", "sen",
-    "rep", "pres", "messrs", "vs", "etc", "inc", "ltd", "co", "corp", "bros", "no", "nos", "vol", "vols",
-    "fig", "figs", "eq",
-    "eqs", "sec", "ch", "pp", "ed", "eds", "est", "al", "ca", "cf", "viz", "approx", "dept", "univ", "assn",
-    "ave", "blvd", "mt",
-    "ft", "ref", "refs", "resp", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov",
-    "dec",
-}  # fmt: skip
-_STARTERS = {
-    "The", "This", "That", "These", "Those", "It", "Its", "He", "His", "She", "Her", "They", "Their", "We",
-    "Our", "You", "Your",
-    "There", "Here", "When", "While", "If", "In", "On", "At", "As", "For", "From", "By", "With", "After",
-    "Before", "Since",
-    "However", "But", "And", "Or", "Also", "An", "Some", "Many", "Most", "Other", "Another", "One", "During",
-    "Although", "Because",
-    "So", "Then", "Thus", "What",
-}  # fmt: skip
-
-
-def sentences(text: str) -> list[str]:
-    """Splits English or Chinese text into sentences; a line break always ends one.
-
-    A full stop after an abbreviation or an initial ends a sentence only before a word that usually starts one
-    ("the U.S. The …").
-    """
-    out = []
-    for line in text.split("\n"):
-        start = 0
-        for end in _END.finditer(line):
-            starter = end[1]
-            if starter and line[end.start()] == ".":
-                word = _LAST_WORD.search(line, max(start, end.start() - 20), end.start())
-                short = word and (_SHORT.fullmatch(word[0]) or word[0].lower() in _ABBREVIATIONS)
-                if short and starter not in _STARTERS:
-                    continue
-            if piece := line[start : end.end()].strip():
-                out.append(piece)
-            start = end.end()
-        if piece := line[start:].strip():
-            out.append(piece)
-    return out

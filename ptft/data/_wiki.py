@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ptft.core.errors import listed
-from ptft.data import BadRows, sentences
+from ptft.data import BadRows
 from ptft.data._reading import first_bytes, read_lines
+from ptft.data._sentences import sentences
 from ptft.data._tables import json_rows
 
 WIKI = re.compile(rb'<doc |\{"id": ?"[^"]*", ?"(revid|url)":')

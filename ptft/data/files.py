@@ -24,10 +24,11 @@ from typing import Any
 
 from ptft.core.config import Config
 from ptft.core.errors import UserError, shown
-from ptft.data import BadRows, Source, documents, labelled, sentences, tagged
+from ptft.data import BadRows, Source, documents, labelled, tagged
 from ptft.data._conll import read_sentences
 from ptft.data._paths import below, hidden, match, real
 from ptft.data._reading import DIRTY, UNDECODED, first_bytes, read_lines, read_text
+from ptft.data._sentences import sentences
 from ptft.data._tables import read_columns
 from ptft.data._wiki import WIKI, read_pages
 

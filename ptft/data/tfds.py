@@ -23,7 +23,8 @@ from tensorflow_datasets.core.download import downloader
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean, install
 from ptft.core.record import say
-from ptft.data import BadRows, Source, documents, labelled, sentences
+from ptft.data import BadRows, Source, documents, labelled
+from ptft.data._sentences import sentences
 
 urllib3_log = getLogger("urllib3")
 downloader.MAX_RETRIES = 3  # its ten take minutes to say that there is no network

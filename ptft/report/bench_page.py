@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft.bench import expectations, results, stats
+from ptft.bench import expectations, results, setting, stats
 from ptft.bench.cell_result import Row
 from ptft.bench.protocol import describe
 from ptft.report import advice, bench_part, bench_tables, cost_panels, format, panels, statements
@@ -241,7 +241,7 @@ def _expectations(expected: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         table.append({"name": row["expected"], "cells": [row["verdict"], "; ".join(where), row["source"]]})
     lead = [
         "The models and data of these tables are larger, so only the direction of an effect is compared. "
-        f"“No worse” holds where the interval leaves room for a loss of at most {expectations.MARGIN:g}."
+        f"“No worse” holds where the interval leaves room for a loss of at most {setting.MARGIN:g}."
     ]
     if others := len(expectations.EXPECTATIONS) - len(table):
         lead.append(f"{format.count(others, 'other')} cannot be judged with these data.")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ptft.bench import results, stats
+from ptft.bench import ranking, results, stats
 from ptft.bench.cell_result import Row
 from ptft.bench.results import Quoted
 from ptft.bench.section import AGAIN
@@ -124,7 +124,7 @@ def lines(
             line.flops_ratio = line.flops / reference.flops if line.flops and reference.flops else None
             line.peak_ratio = line.peak / reference.peak if line.peak and reference.peak else None
             line.noisy = _noisy(line, reference)
-    ranks = stats.ranks({x.name: x.scores for x in out if not x.reference and not x.again}, higher)
+    ranks = ranking.ranks({x.name: x.scores for x in out if not x.reference and not x.again}, higher)
     for line in out:
         line.rank = ranks.get(line.name)
     return out

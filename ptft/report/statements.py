@@ -4,8 +4,8 @@ import math
 import statistics
 
 from ptft.bench import stats
-from ptft.bench.expectations import MARGIN
 from ptft.bench.section import AGAIN
+from ptft.bench.setting import MARGIN
 from ptft.report import format
 from ptft.report.bench_part import Part
 
