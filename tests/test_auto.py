@@ -15,7 +15,8 @@ from ptft.bench import protocol, vectorized
 from ptft.core import checkpoint
 from ptft.core.errors import UserError
 from ptft.freeze import resolve
-from ptft.planning import auto, importance, plans
+from ptft.planning import auto, importance, knapsack, pieces, plans
+from ptft.planning.knapsack import Ask, Items
 from ptft.train import build, contract, spec, train
 from ptft.train.net import Net
 
@@ -71,7 +72,7 @@ def test_the_choice_fits_by_the_compiled_step(home, unit):
 def test_no_set_that_fits_is_worth_more(seed):
     """Against every set of parts there is, at the costs of the formula."""
     run = outline()
-    parts = auto.split(run.layout)
+    parts = pieces.split(run.layout)
     value = np.random.default_rng(seed).random(len(parts)).tolist()
 
     def price(strategy):
@@ -85,18 +86,18 @@ def test_no_set_that_fits_is_worth_more(seed):
     every = [s for k in range(len(some) + 1) for s in itertools.combinations(range(len(some)), k)]
     v, o, r = ([x[i] for i in moves] for x in (value, own, reach))
     least = {
-        s: price("head") / full + (sum(o[i] for i in s) + max((r[i] for i in s), default=0)) / auto.GRID
+        s: price("head") / full + (sum(o[i] for i in s) + max((r[i] for i in s), default=0)) / knapsack.GRID
         for s in every
     }
     for budget in (0.4, 0.6, 0.8):
-        chosen, _ = auto.solve(some, v, o, r, auto.Ask(budget, "flops", "rgn"), price)
+        chosen, _ = knapsack.solve(Items(some, v, o, r), Ask(budget, "flops", "rgn"), price)
         best = max(sum(v[i] for i in s) for s in every if least[s] <= budget)
-        assert sum(v[i] for i in chosen) == pytest.approx(best), (budget, auto.named(some, chosen))
+        assert sum(v[i] for i in chosen) == pytest.approx(best), (budget, pieces.named(some, chosen))
 
 
 def test_a_larger_budget_is_worth_no_less():
     run = outline()
-    parts = auto.split(run.layout)
+    parts = pieces.split(run.layout)
     value = np.random.default_rng(3).random(len(parts)).tolist()
 
     def price(strategy):
@@ -105,14 +106,14 @@ def test_a_larger_budget_is_worth_no_less():
     own, reach = auto.estimates(run, parts, "flops", price)
     found = []
     for budget in (0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95, 1.0):
-        chosen, _ = auto.solve(parts, value, own, reach, auto.Ask(budget, "flops", "rgn"), price)
+        chosen, _ = knapsack.solve(Items(parts, value, own, reach), Ask(budget, "flops", "rgn"), price)
         found.append(sum(value[i] for i in chosen))
     assert found == sorted(found) and len(chosen) == len(parts), "all that there is to spend buys everything"
 
 
 def test_where_the_formula_is_too_low_the_measured_cost_counts():
     run = outline()
-    parts = auto.split(run.layout)
+    parts = pieces.split(run.layout)
     value = np.random.default_rng(3).random(len(parts)).tolist()
 
     def price(strategy):
@@ -121,9 +122,9 @@ def test_where_the_formula_is_too_low_the_measured_cost_counts():
         )
 
     own, reach = auto.estimates(run, parts, "flops", price)
-    chosen, tried = auto.solve(parts, value, own, reach, auto.Ask(0.7, "flops", "rgn"), price)
-    assert not tried[0]["fits"] and chosen and price(auto.named(parts, chosen)) <= 0.7 * price("full")
-    strategy = auto.named(parts, chosen)
+    chosen, tried = knapsack.solve(Items(parts, value, own, reach), Ask(0.7, "flops", "rgn"), price)
+    assert not tried[0]["fits"] and chosen and price(pieces.named(parts, chosen)) <= 0.7 * price("full")
+    strategy = pieces.named(parts, chosen)
     worth = {t["strategy"]: t["value"] for t in tried}
     less = {"strategy": "worth less", "value": worth[strategy] / 2, "cost": 0.9, "fits": False}
     known = {
@@ -148,7 +149,7 @@ def test_where_the_formula_is_too_low_the_measured_cost_counts():
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_depth_is_the_largest_that_fits_whatever_the_estimates_say(blocks, sign):
     run = outline()
-    parts = auto.split(run.layout)
+    parts = pieces.split(run.layout)
 
     def price(strategy):  # measured costs lie to either side of what is estimated
         one = build.refrozen(run, strategy)
@@ -158,14 +159,13 @@ def test_depth_is_the_largest_that_fits_whatever_the_estimates_say(blocks, sign)
         )
 
     own, reach = auto.estimates(run, parts, "flops", price)
-    ranked = auto.choices(parts, [1.0] * len(parts), own, reach, True)
+    items = Items(parts, [1.0] * len(parts), own, reach)
+    ranked = knapsack.choices(items, whole=True)
     budget = 1.0001 * price(f"top-{blocks}+pooler") / price("full")
     largest = next(
-        chosen for _, _, chosen in ranked if price(auto.named(parts, chosen)) <= budget * price("full")
+        chosen for _, _, chosen in ranked if price(pieces.named(parts, chosen)) <= budget * price("full")
     )
-    chosen, tried = auto.solve(
-        parts, [1.0] * len(parts), own, reach, auto.Ask(budget, "flops", "depth"), price
-    )
+    chosen, tried = knapsack.solve(items, Ask(budget, "flops", "depth"), price)
     assert chosen == largest and len(tried) <= 4
 
 
@@ -209,7 +209,7 @@ def test_every_signal_gives_a_number_a_part(home, score):
 
 def test_the_controls_need_no_data_and_keep_the_budget(home):
     run = auto.unchosen(config(home, "auto(budget=0.6 params, score=depth)"))
-    parts = auto.split(run.layout)
+    parts = pieces.split(run.layout)
     assert (
         auto.decide(run.config.replace(freeze="auto(budget=0.6 params, score=depth)"))["strategy"]
         == "layers=2+pooler"
@@ -234,18 +234,18 @@ def test_variability_is_within_over_between():
 def test_names_are_those_of_strategies():
     run = outline()
     groups, shapes = models.anatomy("bert"), run.net.shapes()
-    parts = auto.split(run.layout)
+    parts = pieces.split(run.layout)
     assert sorted(n for p in parts for n in p.leaves) == sorted(
         n for n in shapes if n.startswith("backbone/")
     ), "each leaf in one part"
     rng = np.random.default_rng(0)
     for k in range(1, len(parts)):
         chosen = sorted(rng.choice(len(parts), k, replace=False).tolist())
-        plan = resolve.plan(auto.named(parts, chosen), groups, shapes)
+        plan = resolve.plan(pieces.named(parts, chosen), groups, shapes)
         assert {n for n in plan.trainable if not n.startswith("head/")} == {
             n for i in chosen for n in parts[i].leaves
         }
-    assert auto.named(parts, []) == "head" and auto.named(parts, list(range(len(parts)))) == "full"
+    assert pieces.named(parts, []) == "head" and pieces.named(parts, list(range(len(parts)))) == "full"
 
 
 # ------------------------------------------------------------------------------------------------ runs

@@ -31,11 +31,11 @@ WINGS = {
         "description", "contract", "state",
         "feature_cache", "stage", "evaluate", "schedule", "result", "train",
     ],
-    "planning": ["importance", "plans", "auto"],
+    "planning": ["pieces", "importance", "plans", "knapsack", "auto"],
     "bench": [
         "stats", "ranking", "identity", "section", "problems", "protocol", "cell_result", "results", "locks",
-        "features", "baselines", "forgetting", "vectorized", "probe", "cell", "running", "schedule", "runner",
-        "search_space", "study", "tune", "setting", "expectations",
+        "features", "baselines", "forgetting", "vmapped", "vectorized", "probe", "cell", "running",
+        "schedule", "runner", "search_space", "study", "tune", "setting", "expectations",
     ],
     "report": [
         "figures", "panels", "cost_panels", "format", "markdown", "ledger_page", "bench_part", "statements",

@@ -92,11 +92,29 @@ def merge(folders: Sequence[Path]) -> Merged:
       UserError: two folders have cells of the same name that something else decides, or judge or train by
         other rules on one task.
     """
-    rows: dict[str, Row] = {}
-    source: dict[str, Path] = {}
     benches = [
         read_json(folder / "bench.json") if (folder / "bench.json").is_file() else {} for folder in folders
     ]
+    listed = _listed(benches)
+    rows, source, notes = _rows(list(zip(folders, benches, strict=True)), listed)
+    called = [_called({"metric": "accuracy", **row}, listed.get(cell, {})) for cell, row in rows.items()]
+    _refuse_mixed(called, source)
+    _refuse_twins(called, source)
+    place = {cell: i for i, cell in enumerate(listed)}
+    called.sort(key=lambda row: place.get(row["cell"], len(place)))
+    names = [name for b in benches for name in b.get("order", [])] + [row["strategy"] for row in called]
+    # By what they are called: where seconds are the budget, two machines' hashes differ.
+    planned, there = (
+        {tuple(x.get(key) for key in LABELS) for x in items} for items in (listed.values(), called)
+    )
+    missing = [dict(zip(LABELS, labels, strict=True)) for labels in planned - there]
+    if missing:
+        notes.insert(0, f"{len(missing)} of {len(planned)} cells have not run yet.")
+    return Merged(called, benches[0] if benches else {}, list(dict.fromkeys(names)), notes, missing)
+
+
+def _listed(benches: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Every cell that a config lists -> what it is called; of two configs, by the first."""
     listed: dict[str, Mapping[str, Any]] = {}
     for bench in benches:
         # A row says what it was when it ran.
@@ -104,8 +122,17 @@ def merge(folders: Sequence[Path]) -> Merged:
             "page": bench.get("config") or {}
         }
         listed = {**{cell: {**labels, **now} for cell, labels in bench.get("cells", {}).items()}, **listed}
+    return listed
+
+
+def _rows(
+    benches: Sequence[tuple[Path, Mapping[str, Any]]], listed: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Row], dict[str, Path], list[str]]:
+    """(cell -> its row, cell -> the folder that it is from, what is left out or contradictory)."""
+    rows: dict[str, Row] = {}
+    source: dict[str, Path] = {}
     conflicts, older = list[str](), 0
-    for folder, bench in zip(folders, benches, strict=True):
+    for folder, bench in benches:
         for row in read(folder):
             cell = row["cell"]
             if bench.get("cells") and cell not in listed:
@@ -121,36 +148,13 @@ def merge(folders: Sequence[Path]) -> Merged:
                 )
             if cell not in rows or (row["status"] == "ok" and rows[cell]["status"] != "ok"):
                 rows[cell], source[cell] = row, folder
-    first = benches[0] if benches else {}
-    found = [_called({"metric": "accuracy", **row}, listed.get(cell, {})) for cell, row in rows.items()]
-    _refuse_mixed(found, source)
-    _refuse_twins(found, source)
-    place = {cell: i for i, cell in enumerate(listed)}
-    found.sort(key=lambda row: place.get(row["cell"], len(place)))
-    order = list(
-        dict.fromkeys(
-            [name for b in benches for name in b.get("order", [])] + [row["strategy"] for row in found]
-        )
-    )
-    notes = []
-    # By what they are called: where seconds are the budget, two machines' hashes differ.
-    planned, there = (
-        {tuple(x.get(key) for key in LABELS) for x in items} for items in (listed.values(), found)
-    )
-    missing = [dict(zip(LABELS, labels, strict=True)) for labels in planned - there]
-    if missing:
-        notes.append(f"{len(missing)} of {len(planned)} cells have not run yet.")
-    if older:
-        notes.append(f"{older} runs of an earlier config of this benchmark are left out.")
+    notes = [f"{older} runs of an earlier config of this benchmark are left out."] if older else []
     if conflicts:
-        many = (
-            "One cell has two results" if len(conflicts) == 1 else f"{len(conflicts)} cells have two results"
-        )
-        notes.append(
-            f"{many}, of which the first is shown: "
-            f"{'; '.join(conflicts[:5])}{' …' if len(conflicts) > 5 else ''}."
-        )
-    return Merged(found, first, order, notes, missing)
+        many = f"{len(conflicts)} cells have" if len(conflicts) > 1 else "One cell has"
+        more = " …" if len(conflicts) > 5 else ""
+        shown = "; ".join(conflicts[:5])
+        notes.append(f"{many} two results, of which the first is shown: {shown}{more}.")
+    return rows, source, notes
 
 
 def _called(row: Row, now: Mapping[str, Any]) -> Row:

@@ -41,14 +41,14 @@ def pick(cells: Sequence[Cell], shard: tuple[int, int] = (1, 1), only: str = "")
     strategy to itself. They go by what cells are called: seconds measured on another machine change a
     budget's steps, and with them the hashes."""
     if only:
-        found = [c for c in cells if c.cell == only]
-        if not found:
+        named = [c for c in cells if c.cell == only]
+        if not named:
             raise UserError(
                 f"--only {only}: this benchmark has no such cell; config, data or starting weights are not "
                 f"what they were. {did_you_mean(only, [c.cell for c in cells])} (with a budget of seconds, a "
                 "new folder needs the old one's probes/)"
             )
-        return found
+        return named
     place, many = shard
     mine = {c.cell for c in sorted(cells, key=lambda c: configs.digest(c.labels))[place - 1 :: many]}
     return [c for c in cells if c.cell in mine]
@@ -93,39 +93,59 @@ def run(
         mesh.preemption() as caught,
         locks.of(workdir) as held,
     ):
-
-        def keep(cell: Cell, row: Row, what: str) -> None:
-            nonlocal todo
-            rows[cell.cell] = row
-            todo = [c for c in todo if c is not cell]
-            left = schedule.about(schedule.predict(todo, list(rows.values()), expected))
-            name = f"cell {len(cells) - len(todo)}/{len(cells)} {protocol.describe(cell.labels)}"
-            record.say(f"{name}: {news(row)} ({what})" + (f", {left} left" if left else ""))
-            advance(left and f"{left} left")
-
-        attempt, together = workers.attempt, workers.together
-        waiting = groups(todo, workers.group_key if together else lambda cell: None)
-        for group, elsewhere in (
-            _taken(waiting, workdir, held, caught) if workers.locked else ((g, []) for g in waiting)
-        ):
+        tally = _Tally(cells, rows, todo, expected, advance)
+        waiting = groups(todo, workers.group_key if workers.together else lambda cell: None)
+        taken = _taken(waiting, workdir, held, caught) if workers.locked else ((g, []) for g in waiting)
+        for group, elsewhere in taken:
             for cell, row in elsewhere:
-                keep(cell, row, "another process")
+                tally.keep(cell, row, "another process")
             try:
-                for found in (
-                    together(group)
-                    if together and len(group) > 1
-                    else ({i: attempt(c)} for i, c in enumerate(group))
-                ):
-                    for i, row in found.items():
-                        keep(group[i], row, f"{row['wall_seconds']:.1f} s")
-                    if caught and todo:
+                for some in _ran(group, workers):
+                    for i, row in some.items():
+                        tally.keep(group[i], row, f"{row['wall_seconds']:.1f} s")
+                    if caught and tally.todo:
                         raise SystemExit(train.PREEMPTED)
             except (KeyboardInterrupt, SystemExit):
-                cell = next((c for c in group if c in todo), todo[0])
-                name = f"cell {len(cells) - len(todo) + 1}/{len(cells)} {protocol.describe(cell.labels)}"
-                record.say(f"{name}: stopped; the same command goes on from here")
+                tally.stopped(group)
                 raise
     return [row_of(rows[c.cell], c.labels) for c in cells]
+
+
+def _ran(group: Sequence[Cell], workers: Workers) -> Iterator[dict[int, Row]]:
+    """Some of the rows of a group at a time, by number."""
+    if workers.together and len(group) > 1:
+        return workers.together(group)
+    return ({i: workers.attempt(cell)} for i, cell in enumerate(group))
+
+
+class _Tally:
+    """What is done and what is left, told as it changes."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        rows: dict[str, Row],
+        todo: list[Cell],
+        expected: Mapping[str, float],
+        advance: Callable[[str], None],
+    ):
+        self.cells, self.rows, self.todo = cells, rows, todo
+        self.expected, self.advance = expected, advance
+
+    def keep(self, cell: Cell, row: Row, what: str) -> None:
+        self.rows[cell.cell] = row
+        self.todo = [c for c in self.todo if c is not cell]
+        left = schedule.about(schedule.predict(self.todo, list(self.rows.values()), self.expected))
+        record.say(f"{self._name(0, cell)}: {news(row)} ({what})" + (f", {left} left" if left else ""))
+        self.advance(left and f"{left} left")
+
+    def stopped(self, group: Sequence[Cell]) -> None:
+        cell = next((c for c in group if c in self.todo), self.todo[0])
+        record.say(f"{self._name(1, cell)}: stopped; the same command goes on from here")
+
+    def _name(self, next_one: int, cell: Cell) -> str:
+        number = len(self.cells) - len(self.todo) + next_one
+        return f"cell {number}/{len(self.cells)} {protocol.describe(cell.labels)}"
 
 
 def _taken(
@@ -170,10 +190,10 @@ def left_of(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
 
 def groups(cells: Sequence[Cell], group_key: Callable[[Cell], str | None]) -> list[list[Cell]]:
     """Cells of one group side by side, in the order of the first of each; one without a key is alone."""
-    found: dict[str, list[Cell]] = {}
+    by_key: dict[str, list[Cell]] = {}
     for cell in cells:
-        found.setdefault(group_key(cell) or cell.cell, []).append(cell)
-    return list(found.values())
+        by_key.setdefault(group_key(cell) or cell.cell, []).append(cell)
+    return list(by_key.values())
 
 
 def news(row: Row) -> str:

@@ -92,7 +92,7 @@ def schedule(
 
 
 def _count(cells: Sequence[Cell]) -> str:
-    return f"{len(cells)} cell" + "s" * (len(cells) != 1)
+    return f"{len(cells)} cell" + ("" if len(cells) == 1 else "s")
 
 
 def about(seconds: float | None) -> str:

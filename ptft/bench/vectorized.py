@@ -21,18 +21,18 @@ would ask at every line which it is.
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from ptft.bench import forgetting
+from ptft.bench import forgetting, vmapped
 from ptft.bench.cell_result import CellResult, drift
+from ptft.bench.vmapped import evaluate_members, put, where
 from ptft.core import config as configs
-from ptft.core import mesh, record, tree
+from ptft.core import mesh, tree
 from ptft.core.config import Config
 from ptft.core.tree import Flat
 from ptft.freeze import ledger
@@ -42,17 +42,15 @@ from ptft.train import (
     description,
     evaluate,
     feature_cache,
-    optim,
     pipeline,
     programs,
     result,
     schedule,
-    step,
     train,
     weights,
 )
 from ptft.train.build import Run
-from ptft.train.net import Constants, Net
+from ptft.train.net import Net
 from ptft.train.result import Ended, RunResult
 from ptft.train.state import Progress
 from ptft.train.step import TrainState
@@ -167,16 +165,46 @@ def _bytes(run: Run, names: Sequence[str]) -> int:
     return own + 2 * tokens * blocks * (34 * dims.hidden + 5 * dims.heads * c.objective.seq_len)
 
 
+class Trained(NamedTuple):
+    """What a training leaves of all members; arrays have a leading axis of members."""
+
+    state: TrainState  # after the last step
+    best: Flat  # trainable parameters of the step that is best on dev; else of the last
+    progress: list[Progress]
+    alive: np.ndarray  # bool: the loss stayed finite
+    splits: dict[str, list[dict[str, float]]]  # split -> member -> metrics of `best`
+
+
 def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
-    first, n, begun = members[0].run, len(members), time.perf_counter()
-    c, d = first.config, first.durations
+    begun = time.perf_counter()
     frozen = tree.split(members[0].params, names)[1]
+    trained = _steps(members, names, frozen)
+    seconds = (time.perf_counter() - begun) / len(members)
+    out: list[Outcome] = []
+    for i, m in enumerate(members):
+        if not trained.alive[i]:
+            why = "the training loss is not a number: the run diverged; lower optim.lr or optim.clip"
+            out.append(FloatingPointError(why))
+            continue
+        own, total = trained.progress[i]._replace(seconds=seconds), m.run.durations.total
+        at = total if own.best is None else own.best_step
+        ended = Ended(total, at, {name: scores[i] for name, scores in trained.splits.items()})
+        known = result.of(m.run, description.header(m.run), own, ended, None)
+        last = {**frozen, **{name: x[i] for name, x in trained.state.params.items()}}
+        # of the last step, as a run's ledger
+        proof = ledger.make(m.run.plan, m.params, last, _own(trained.state.opt, m.run.plan.trainable))
+        kept = {**frozen, **{name: x[i] for name, x in trained.best.items()}}
+        out.append(_outcome(m.run, kept, proof, known, len(members)))
+    return out
+
+
+def _steps(members: Sequence[Member], names: tuple[str, ...], frozen: Flat) -> Trained:
+    first, n = members[0].run, len(members)
+    c, d = first.config, first.durations
     use = feature_cache.Use(many=True)
-    here = {m.run.config.seed: feature_cache.shorten(m.run, use, m.params) for m in members}
-    one = here[c.seed]
-    together = _program(
-        one.net, _decays(first), programs.no_dropout(first, 0), c.optim.replace(lr=1.0), d.warmup, d.total
-    )
+    by_seed = {m.run.config.seed: feature_cache.shorten(m.run, use, m.params) for m in members}
+    one = by_seed[c.seed]
+    together = vmapped.program(_recipe(first, one.net))
     stacked = {name: jnp.stack([m.params[name] for m in members]) for name in names}
     state = jax.device_put(together.init(stacked), mesh.replicated(first.mesh))
     seeds = np.asarray([m.run.config.seed for m in members], np.uint32)
@@ -185,7 +213,7 @@ def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
         name: np.asarray([m.run.plan.rates.get(name, 0.0) for m in members], np.float32) for name in names
     }
     batches = {
-        s: pipeline.train_batches(r.data.train, r.used, s, c.batch, 0, d.total) for s, r in here.items()
+        s: pipeline.train_batches(r.data.train, r.used, s, c.batch, 0, d.total) for s, r in by_seed.items()
     }
     progress, best = [Progress().at_cost(None)] * n, None
     alive = np.ones(n, bool)
@@ -193,7 +221,7 @@ def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
         for k in range(1, d.total + 1):
             parts = {s: next(b) for s, b in batches.items()}
             batch = {name: np.stack([parts[int(s)][name] for s in seeds]) for name in parts[c.seed]}
-            state, losses = together.train(state, frozen, _put(batch, first.mesh), seeds, lrs, factors)
+            state, losses = together.train(state, frozen, put(batch, first.mesh), seeds, lrs, factors)
             due = schedule.at(first, k)
             if due.log:
                 alive &= np.isfinite(np.asarray(losses))
@@ -203,50 +231,33 @@ def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
                 scores = evaluate_members(one.net, frozen, state.params, evaluate.splits(one)["dev"])
                 progress = [evaluate.judged(first, s, k, p) for s, p in zip(scores, progress, strict=True)]
                 better = np.asarray([p.best_step == k for p in progress])
-                best = _where(better, state.params, state.params if best is None else best)
+                best = where(better, state.params, state.params if best is None else best)
     last = state.params if best is None else best
     splits = {
         name: evaluate_members(one.net, frozen, last, split) for name, split in evaluate.splits(one).items()
     }
-    seconds = (time.perf_counter() - begun) / n
-    out: list[Outcome] = []
-    for i, m in enumerate(members):
-        if not alive[i]:
-            out.append(
-                FloatingPointError(
-                    "the training loss is not a number: the run diverged; lower optim.lr or optim.clip"
-                )
-            )
-            continue
-        kept, end = ({**frozen, **{name: x[i] for name, x in its.items()}} for its in (last, state.params))
-        # of the last step, as a run's ledger
-        proof = ledger.make(m.run.plan, m.params, end, _own(state.opt, m.run.plan.trainable))
-        its = progress[i]._replace(seconds=seconds)
-        ended = Ended(
-            d.total,
-            d.total if its.best is None else its.best_step,
-            {name: scores[i] for name, scores in splits.items()},
-        )
-        found = result.of(m.run, description.header(m.run), its, ended, None)
-        out.append(_outcome(m.run, kept, proof, found, n))
-    return out
+    return Trained(state, last, progress, alive, splits)
 
 
-def _outcome(run: Run, params: Flat, proof: Mapping[str, Any], found: RunResult, members: int) -> Outcome:
+def _recipe(run: Run, net: Net) -> vmapped.Recipe:
+    """Of a group, by its first run; `net` begins above what is cached."""
+    c, d = run.config, run.durations
+    decays = tuple((name, decay) for name, decay in run.plan.decays.items() if decay != 1)
+    dropout_free = programs.no_dropout(run, 0)
+    return vmapped.Recipe(net, decays, dropout_free, c.optim.replace(lr=1.0), d.warmup, d.total)
+
+
+def _outcome(run: Run, params: Flat, proof: Mapping[str, Any], known: RunResult, members: int) -> Outcome:
     """What is known of a member but for what a step costs, unless its freeze did not hold."""
     if not proof["holds"]:
         return RuntimeError(f"the freeze did not hold: {ledger.describe(proof)}")
     return CellResult.of(
-        found.to_json(),
+        known.to_json(),
         lower_is_better=sorted(run.net.objective.lower_is_better),
         drift=drift(proof),
         forgetting=forgetting.measure(run, params),
         members=members,
     )
-
-
-def _decays(run: Run) -> tuple[tuple[str, float], ...]:
-    return tuple((name, decay) for name, decay in run.plan.decays.items() if decay != 1)
 
 
 def _own(opt: Any, names: Sequence[str]) -> Any:
@@ -256,93 +267,3 @@ def _own(opt: Any, names: Sequence[str]) -> Any:
         return {n: x[n] for n in names if n in x} if isinstance(x, dict) else x
 
     return jax.tree.map(pick, opt, is_leaf=lambda x: isinstance(x, dict))
-
-
-def _put(batch: Mapping[str, np.ndarray], grid: Any) -> dict[str, jax.Array]:
-    """Arrays [members, B, …], their rows split over the devices."""
-    sharding = jax.sharding.NamedSharding(grid, jax.sharding.PartitionSpec(None, "data"))
-    return {name: jax.device_put(x, sharding) for name, x in batch.items()}
-
-
-@jax.jit
-def _where(better: jax.Array, new: Flat, old: Flat) -> Flat:
-    return jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
-
-
-class Together(NamedTuple):
-    init: Callable[[Flat], TrainState]
-    train: Callable[..., Any]
-
-
-def _scaled(
-    tx: optax.GradientTransformation, factors: Mapping[str, jax.Array]
-) -> optax.GradientTransformation:
-    """`tx` for the parameters whose factor is not 0, its updates times the factor."""
-
-    def update(grads: Flat, state: Any, params: Flat | None = None) -> tuple[Flat, Any]:
-        # no clip by a norm sees the others
-        mine = {n: jnp.where(factors[n] > 0, g, 0) for n, g in grads.items()}
-        updates, after = tx.update(mine, state, params)
-        return {n: factors[n] * u for n, u in updates.items()}, after
-
-    return optax.GradientTransformation(tx.init, update)
-
-
-@functools.lru_cache(maxsize=16)
-def _program(
-    net: Net,
-    decays: tuple[tuple[str, float], ...],
-    no_dropout: frozenset[str],
-    values: Config,
-    warmup: int,
-    total: int,
-) -> Together:
-
-    own_decay = dict(decays)
-
-    def tx(names: Iterable[str], lr: Any) -> optax.GradientTransformation:
-        groups = {n: optim.Group(wd_mult=own_decay.get(n, 1.0)) for n in names}
-        return optim.build(values.replace(lr=lr), groups, warmup, total)
-
-    def one(
-        state: TrainState,
-        frozen: Flat,
-        batch: Mapping[str, jax.Array],
-        seed: jax.Array,
-        lr: jax.Array,
-        factors: Mapping[str, jax.Array],
-    ) -> tuple[TrainState, jax.Array]:
-        recipe = step.Recipe(net, _scaled(tx(factors, lr), factors), no_dropout=no_dropout)
-        own = step.train_step(recipe)
-        after, sums = own(state, frozen, batch, seed, {})  # many runs' cached features lie on the host
-        # What is trainable in another member alone stays as it is, to the bit.
-        # No sum does that for -0.0 and denormal numbers on every device.
-        after = after._replace(
-            params={n: jnp.where(factors[n] > 0, x, state.params[n]) for n, x in after.params.items()}
-        )
-        return after, jnp.stack([sums[n][0] / jnp.maximum(sums[n][1], 1) for n in net.objective.loss]).sum()
-
-    init = jax.vmap(lambda p: step.init_train_state(p, tx(p, 1.0)))
-    return Together(jax.jit(init), jax.jit(jax.vmap(one, in_axes=(0, None, 0, 0, 0, 0)), donate_argnums=0))
-
-
-@functools.lru_cache(maxsize=32)
-def _eval(net: Net) -> Callable[..., Any]:
-    one = step.eval_step(net)
-
-    def member(
-        trainable: Flat, frozen: Flat, batch: Mapping[str, jax.Array], constants: Constants
-    ) -> record.Sums:
-        return one({**frozen, **trainable}, batch, constants)
-
-    return jax.jit(jax.vmap(member, in_axes=(0, None, None, None)))
-
-
-def evaluate_members(
-    net: Net, frozen: Flat, trainable: Flat, split: evaluate.Split
-) -> list[dict[str, float]]:
-    """Metrics of every member on a split; what is frozen is computed once for all."""
-    total = evaluate.sums(functools.partial(_eval(net), trainable, frozen), split)
-    members = len(next(iter(trainable.values())))
-    each = [{name: (s[i], w[i]) for name, (s, w) in total.items()} for i in range(members)]
-    return [net.objective.metrics(sums) for sums in each]

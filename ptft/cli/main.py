@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         unknown = [r for r in rest if not r.startswith("--config.") or not hasattr(args, "config")]
         if unknown:
             names = [k.replace("_", "-") for k in vars(args) if k not in ("verb", "folder", "checkpoint")]
-            known = [f"--{name}" for name in names] + ["--config.KEY=VALUE"] * hasattr(args, "config")
+            known = [f"--{name}" for name in names] + (
+                ["--config.KEY=VALUE"] if hasattr(args, "config") else []
+            )
             raise UserError(f"unknown argument {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
         from ptft.core import compiled, mesh, record
 

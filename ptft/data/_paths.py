@@ -20,7 +20,7 @@ def match(pattern: str) -> list[Path]:
     folder = Path(pattern).parent
     while not folder.is_dir():
         folder = folder.parent
-    beside = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    beside = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
     raise UserError(f"no file matches {pattern}; in {folder} {did_you_mean(Path(pattern).name, beside)}")
 
 

@@ -33,7 +33,7 @@ TFDS = {
     name: Task(
         f"glue/{name}@train[:95%]",
         f"glue/{name}@train[95%:]",
-        f"glue/{name}@validation" + "_matched" * (name == "mnli"),
+        f"glue/{name}@validation" + ("_matched" if name == "mnli" else ""),
         columns,
     )
     for name, columns in _GLUE.items()

@@ -1,11 +1,11 @@
-"""What data say of the parts of a pretrained model: a number a part, the higher the more there is to train.
+"""What data say of the pieces of a pretrained model: a number a piece, the higher the more there is to train.
 
   rgn          |gradient| / |weights| (Lee et al. 2022, arXiv 2210.11466, Auto-RGN)
   fisher       the trace of the empirical Fisher information (after Lodha et al. 2023, arXiv 2310.17041)
-  snr          |mean gradient|^2 / its variance over examples (Lee et al. 2022, Auto-SNR; of a whole part)
+  snr          |mean gradient|^2 / its variance over examples (Lee et al. 2022, Auto-SNR; of a whole piece)
   variability  of what a block gives, within classes over between them: tr(S_w S_b^+) / classes (Xie et al.
                2022, arXiv 2210.10041), of the mean over tokens. Where the classes lie apart already there is
-               less to learn. All parts of a block share its number, and the pooler has that of the last block
+               less to learn. All pieces of a block share its number; the pooler has that of the last block
   depth        a control: the higher the better
   random       a control: drawn by the seed
 
@@ -16,7 +16,7 @@ head are those of noise (the head first, then the rest: Kumar et al. 2022, arXiv
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ import numpy as np
 from ptft.core import config, mesh, tree
 from ptft.core.errors import UserError
 from ptft.core.tree import Flat
+from ptft.planning.pieces import Piece
 from ptft.train import optim, pipeline, step, weights
 from ptft.train.build import Run
 from ptft.train.net import Net
@@ -38,27 +39,19 @@ FIT_LR = 1e-3  # Adam's: enough to leave noise behind, too little to learn the s
 Batch = dict[str, jax.Array]
 
 
-class Part(NamedTuple):
-    """What is trainable or frozen as a whole; its name is a freeze strategy."""
-
-    name: str
-    block: int  # -1: the embeddings; one past the last block: the pooler
-    leaves: tuple[str, ...]
-
-
-def measure(run: Run, parts: Sequence[Part], score: str) -> list[float]:
-    """The score of each part.
+def measure(run: Run, pieces: Sequence[Piece], score: str) -> list[float]:
+    """The score of each piece.
 
     Args:
       run: one in which the head alone is trainable.
-      parts: from the input up.
+      pieces: from the input up.
     Raises:
       UserError: `variability` of examples that have no class, or a number that is not finite.
     """
     if score == "depth":
-        return [float(1 + i) for i in range(len(parts))]
+        return [float(1 + i) for i in range(len(pieces))]
     if score == "random":
-        return np.random.default_rng(run.config.seed).random(len(parts)).tolist()
+        return np.random.default_rng(run.config.seed).random(len(pieces)).tolist()
     batches = sample(run)
     if score == "variability" and "label" not in batches[0]:
         raise UserError(
@@ -66,17 +59,17 @@ def measure(run: Run, parts: Sequence[Part], score: str) -> list[float]:
             "such as rgn"
         )
     params = weights.start_params(run, quiet=True)
-    found = (
-        variability(run, parts, params, batches)
+    scores = (
+        variability(run, pieces, params, batches)
         if score == "variability"
-        else of_gradients(run, parts, params, batches, score)
+        else of_gradients(run, pieces, params, batches, score)
     )
-    if not np.isfinite(found).all():
+    if not np.isfinite(scores).all():
         raise UserError(
             f"score={score} is not a finite number on this model and these data; expected weights that give "
             "finite losses"
         )
-    return found
+    return scores
 
 
 def sample(run: Run) -> list[Batch]:
@@ -116,7 +109,7 @@ def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
 
 
 def of_gradients(
-    run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch], score: str
+    run: Run, pieces: Sequence[Piece], params: Flat, batches: Sequence[Batch], score: str
 ) -> list[float]:
     net = run.net
     params = fitted(run, params, batches)
@@ -151,13 +144,13 @@ def of_gradients(
         n: float(np.asarray(x, np.float64).sum() / rows) for n, x in jax.device_get(square or {}).items()
     }
     return [
-        _of_part(score, *(sum(of.get(n, 0.0) for n in p.leaves) for of in (lengths, means, traces)))
-        for p in parts
+        _of_piece(score, *(sum(of.get(n, 0.0) for n in p.leaves) for of in (lengths, means, traces)))
+        for p in pieces
     ]
 
 
-def _of_part(score: str, length: float, mean: float, trace: float) -> float:
-    """From squared norms of a part: of its weights, of its mean gradient, and the mean of those of its
+def _of_piece(score: str, length: float, mean: float, trace: float) -> float:
+    """From squared norms of a piece: of its weights, of its mean gradient, and the mean of those of its
     examples' gradients."""
     if score == "fisher":
         return trace
@@ -168,20 +161,20 @@ def _of_part(score: str, length: float, mean: float, trace: float) -> float:
     )
 
 
-def variability(run: Run, parts: Sequence[Part], params: Flat, batches: Sequence[Batch]) -> list[float]:
+def variability(run: Run, pieces: Sequence[Piece], params: Flat, batches: Sequence[Batch]) -> list[float]:
     depth = len(run.layout.blocks)
     label = np.concatenate(
         [jax.device_get(b["label"])[np.asarray(jax.device_get(b["weight"])) > 0] for b in batches]
     )
-    found = []
+    spreads = []
     for block in range(depth + 1):
         vectors = jax.jit(functools.partial(_mean_state, run.net, block))
         states = [
             np.asarray(vectors(params, b), np.float64)[np.asarray(jax.device_get(b["weight"])) > 0]
             for b in batches
         ]
-        found.append(within_over_between(np.concatenate(states), label))
-    return [found[min(p.block + 1, depth)] for p in parts]
+        spreads.append(within_over_between(np.concatenate(states), label))
+    return [spreads[min(p.block + 1, depth)] for p in pieces]
 
 
 def _mean_state(net: Net, block: int, params: Flat, batch: Batch) -> jax.Array:

@@ -61,7 +61,7 @@ def _time(line: Line) -> str:
 
 
 def _time_share(line: Line) -> str:
-    return format.times(line.step_ratio) + " (noise?)" * line.noisy
+    return format.times(line.step_ratio) + (" (noise?)" if line.noisy else "")
 
 
 def seeds(line: Line) -> str:

@@ -225,7 +225,7 @@ class LedgerPanel:
             self._box(ax, x, y, 12, "moved", 10.0**power)
             x = self._word(ax, x, y, f"1e{power}" if power else "1")
         x, y = MARGIN, y + 1.2 * CELL
-        for what in ["from zero"] * self.from_zero + self.legend:
+        for what in (["from zero"] if self.from_zero else []) + self.legend:
             self._box(ax, x, y, 12, "moved" if what == "from zero" else what, None)
             x = self._word(
                 ax,

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft.bench import vectorized
+from ptft.bench import vmapped
 from ptft.core import mesh, pages, record, tree
 from ptft.train import build, feature_cache, pipeline, programs, spec, weights
 
@@ -61,8 +61,10 @@ def together(members: list[build.Run], starts: list[Any]) -> Callable[[], None]:
     use = feature_cache.Use(many=True)
     here = [feature_cache.shorten(run, use, p) for run, p in zip(members, starts, strict=True)]
     c, d, moves = first.config, first.durations, first.plan.trainable
-    program = vectorized._program(
-        here[0].net, (), programs.no_dropout(first, 0), c.optim.replace(lr=1.0), d.warmup, d.total
+    program = vmapped.program(
+        vmapped.Recipe(
+            here[0].net, (), programs.no_dropout(first, 0), c.optim.replace(lr=1.0), d.warmup, d.total
+        )
     )
     frozen = tree.split(starts[0], moves)[1]
     state = [program.init({name: jnp.stack([p[name] for p in starts]) for name in moves})]
@@ -76,7 +78,7 @@ def together(members: list[build.Run], starts: list[Any]) -> Callable[[], None]:
         parts = [next(source) for source in sources]
         batch = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
         state[0], losses = program.train(
-            state[0], frozen, vectorized._put(batch, first.mesh), seeds, lrs, factors
+            state[0], frozen, vmapped.put(batch, first.mesh), seeds, lrs, factors
         )
         jax.block_until_ready(losses)
 
