@@ -21,9 +21,9 @@ from ptft.core.errors import UserError
 from ptft.freeze import ledger
 from ptft.freeze.resolve import plan as resolved
 from ptft.report import (
-    advice,
     bench_page,
-    bench_part,
+    command,
+    comparison,
     cost_panels,
     figures,
     format,
@@ -847,7 +847,7 @@ def test_names_do_not_overlap_in_the_figure():
         for i in range(9)
     }
     quoted = results.quoted(rows(strategies=crowd), "accuracy")
-    lines = bench_part.lines(quoted, list(crowd), "strategy-0", "accuracy", True)
+    lines = comparison.lines(quoted, list(crowd), "strategy-0", "accuracy", True)
     figure = figures.Figure(figsize=(5.2, 4))
     ax = figure.subplots()
     figures._draw(figure, {cost_panels.SharePanel(lines, "accuracy", "strategy-0"): ax})
@@ -1158,7 +1158,7 @@ def test_the_command_of_every_cell_gives_its_config(tmp_path):
             config = json.loads(json.dumps(cell.config.to_dict()))
             row = {**cell.labels, "freeze": config["freeze"], "config": config, "page": values}
             said = shlex.split(
-                advice.command({**row, "command": f"ptft bench --config {page} --only x --workdir runs/x"})
+                command.command({**row, "command": f"ptft bench --config {page} --only x --workdir runs/x"})
             )
             assert said[:4] == ["ptft", "train", "--config", str(page)] and said[-2] == "--workdir"
             loaded = pages.load(said[3])
@@ -1320,22 +1320,24 @@ def test_a_cell_is_as_dark_as_its_change():
     panel = ledger_page.LedgerPanel(proof()["rows"])
     panel.low, panel.high = -4, 0
     ax = figures.Figure().subplots()
-    shade = [panel._box(ax, 0, 0, 10, "moved", 10.0**p).get_alpha() for p in (-4, -3, -2, -1, 0)]
+    shade = [
+        panel._box(ax, ledger_page.Box(0, 0, 10), "moved", 10.0**p).get_alpha() for p in (-4, -3, -2, -1, 0)
+    ]
     steps = np.diff(shade)
     assert shade[-1] == 1 and shade[0] > 0 and steps == pytest.approx(steps[0])
-    frozen = panel._box(ax, 0, 0, 10, "frozen, the same", None)
+    frozen = panel._box(ax, ledger_page.Box(0, 0, 10), "frozen, the same", None)
     assert frozen.get_hatch() and frozen.get_facecolor()[3] == 0
 
 
 def test_one_cell_for_the_two_arrays_of_fish_shows_the_worse():
     rows = [{"name": f"adapter/block_0/ffn/up/kernel/fish/{n}", "verdict": v, "relative": r} for n, v, r in
             (("index", "frozen, the same", 0.0), ("values", "moved", 0.5))]  # fmt: skip
-    (part,) = ledger_page.parts(rows)
-    (cell,) = part.layers["block 0"].values()
+    (group,) = ledger_page.groups(rows)
+    (cell,) = group.layers["block 0"].values()
     assert len(cell) == 2 and ledger_page.verdict(cell) == "moved" and ledger_page.relative(cell) == 0.5
     rows[0]["verdict"] = "frozen, but moved"
     assert (
-        ledger_page.verdict(next(iter(ledger_page.parts(rows)[0].layers["block 0"].values())))
+        ledger_page.verdict(next(iter(ledger_page.groups(rows)[0].layers["block 0"].values())))
         == "frozen, but moved"
     )
 

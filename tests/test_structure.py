@@ -38,9 +38,8 @@ WINGS = {
         "schedule", "runner", "search_space", "study", "tune", "setting", "expectations",
     ],
     "report": [
-        "figures", "panels", "cost_panels", "format", "markdown", "ledger_page", "bench_part", "statements",
-        "bench_tables", "advice",
-        "bench_csv", "run_page", "bench_page", "files",
+        "figures", "panels", "cost_panels", "format", "markdown", "ledger_page", "comparison", "statements",
+        "bench_tables", "choice", "command", "advice", "bench_csv", "run_page", "bench_page", "files",
     ],
     "cli": ["tables", "texts", "predict", "exchange", "training", "benchmark", "using", "main"],
     "__main__": [""],

@@ -10,23 +10,25 @@ from typing import Any
 from ptft.bench import expectations, results, setting, stats
 from ptft.bench.cell_result import Row
 from ptft.bench.protocol import describe
-from ptft.report import advice, bench_part, bench_tables, cost_panels, format, panels, statements
-from ptft.report.bench_part import Part
+from ptft.report import advice, bench_tables, comparison, cost_panels, format, panels, statements
+from ptft.report.comparison import Comparison
 
 
 def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     """What the report says, and a list of figures for each of its sections."""
     rows, bench, order, notes, missing = results.merge(folders)
     ok, failed = [r for r in rows if r["status"] == "ok"], [r for r in rows if r["status"] == "failed"]
-    parts = [
-        bench_part.part(
+    compared = [
+        comparison.compare(
             title, here, order, here[0].get("baseline") or bench.get("baseline") or order[0], missing
         )
         for title, here in sections(rows)
     ]
-    shown = [(_section(part, part.title if len(parts) > 1 else ""), _panels(part)) for part in parts]
-    shown = [(_overview(parts, [section for section, _ in shown]), []), *shown] if len(parts) > 1 else shown
-    shown += _over_sizes(parts)
+    shown = [(_section(one, one.title if len(compared) > 1 else ""), _panels(one)) for one in compared]
+    shown = (
+        [(_overview(compared, [section for section, _ in shown]), []), *shown] if len(compared) > 1 else shown
+    )
+    shown += _over_sizes(compared)
     if expected := expectations.table(expectations.findings(rows)) if ok else []:
         shown.append((_expectations(expected), []))
     places = format.distinct(r.get("device") for r in ok) or format.distinct([bench.get("device")])
@@ -35,8 +37,8 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     )
     if max(len(places), len(versions)) > 1:
         notes.append("The runs come from more than one environment: their times do not compare.")
-    notes = _budgets(parts) + notes
-    if any(x.score.boot for part in parts for x in part.lines):
+    notes = _budgets(compared) + notes
+    if any(x.score.boot for one in compared for x in one.lines):
         notes = [stats.BOOTSTRAP, *notes]
     names, seeds = (
         {r[key] for r in rows if r["kind"] == "train" and not r["repeat"]} for key in ("strategy", "seed")
@@ -65,13 +67,13 @@ def _where(row: Row, rows: Sequence[Row]) -> str:
     return task + describe({**row, "seed": ""}).rpartition(", ")[0]
 
 
-def _budgets(parts: Sequence[Part]) -> list[str]:
-    """What every strategy could spend; where that is not the same in all parts, in which of them."""
+def _budgets(compared: Sequence[Comparison]) -> list[str]:
+    """What every strategy could spend; where that is not the same in all of them, in which of them."""
     found: dict[tuple[str, str], list[str]] = {}
-    for part in parts:
-        if part.lines:
-            kind = next(results.budget(r) for r in part.rows if r["kind"] == "train")
-            found.setdefault((kind, "" if kind == "steps" else part.baseline), []).append(part.title)
+    for one in compared:
+        if one.lines:
+            kind = next(results.budget(r) for r in one.rows if r["kind"] == "train")
+            found.setdefault((kind, "" if kind == "steps" else one.baseline), []).append(one.title)
     out = []
     for (kind, baseline), titles in found.items():
         unit = {"flops": "as many FLOPs", "seconds": "as long, by what a step takes alone,"}.get(kind)
@@ -104,10 +106,10 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     return out
 
 
-def _overview(parts: Sequence[Part], shown: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What to train in each of several parts."""
+def _overview(compared: Sequence[Comparison], shown: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What to train in each of several settings."""
     table = []
-    for part, section in zip(parts, shown, strict=True):
+    for one, section in zip(compared, shown, strict=True):
         found = section["advice"]
         row = next((r for r in section["table"] if found and r["name"] == found["name"]), None)
         if found and row:
@@ -121,7 +123,7 @@ def _overview(parts: Sequence[Part], shown: Sequence[Mapping[str, Any]]) -> dict
                 row["flops"],
                 row["peak_ratio"],
             ]
-            table.append({"name": part.title, "cells": cells})
+            table.append({"name": one.title, "cells": cells})
     lead = [
         "What to train in each part; why, and the command, stand below. FLOPs and memory are of a step, "
         "relative to the baseline."
@@ -136,19 +138,19 @@ def _overview(parts: Sequence[Part], shown: Sequence[Mapping[str, Any]]) -> dict
     }
 
 
-def _section(part: Part, folder: str = "") -> dict[str, Any]:
-    found = advice.of(part, folder)
+def _section(one: Comparison, folder: str = "") -> dict[str, Any]:
+    found = advice.of(one, folder)
     lead = (
         found["why"]
         if found
         else ["Every strategy has a failed run: none of them has a mean over all of its seeds."]
     )
-    if not part.strategies:
+    if not one.strategies:
         lead = ["No run has finished."]
-    share = cost_panels.SharePanel(part.lines, part.metric, part.baseline)
+    share = cost_panels.SharePanel(one.lines, one.metric, one.baseline)
     caption = (
-        f"Test {part.metric} against cost. Bars are 95 % intervals over seeds (an arrowhead: it goes on); "
-        f"the line is the highest mean up to a cost, with its interval; dashed: {part.baseline}. Time and "
+        f"Test {one.metric} against cost. Bars are 95 % intervals over seeds (an arrowhead: it goes on); "
+        f"the line is the highest mean up to a cost, with its interval; dashed: {one.baseline}. Time and "
         "memory are of a step that computes everything, in a process of its own."
     )
     if share.mixed:
@@ -159,32 +161,30 @@ def _section(part: Part, folder: str = "") -> dict[str, Any]:
             f"{format.listed([f'{x.name} ({x.score.mean:.3f})' for x in share.left_out])}."
         )
     return {
-        "kind": "bench", "task": part.title, "metric": part.metric, "baseline": part.baseline,
+        "kind": "bench", "task": one.title, "metric": one.metric, "baseline": one.baseline,
         "advice": found, "lead": lead,
-        "strip": bench_tables.strip_scale(part.lines),
-        "table": [bench_tables.row(line, part) for line in part.lines], "caption": caption,
-        "absent": statements.absent(part), "forgets": any(x.forgetting for x in part.lines),
-        "pairs": bench_tables.pairs(part),
-        "checks": [line for check in statements.CHECKS for line in check(part)],
-        "again": bench_tables.commands(part),
+        "strip": bench_tables.strip_scale(one.lines),
+        "table": [bench_tables.row(line, one) for line in one.lines], "caption": caption,
+        "absent": statements.absent(one), "forgets": any(x.forgetting for x in one.lines),
+        "pairs": bench_tables.pairs(one),
+        "checks": [line for check in statements.CHECKS for line in check(one)],
+        "again": bench_tables.commands(one),
     }  # fmt: skip
 
 
-def _panels(part: Part) -> list[Any]:
-    if not part.lines:
+def _panels(one: Comparison) -> list[Any]:
+    if not one.lines:
         return []
-    found: list[Any] = [
-        kind(part.lines, part.metric, part.baseline, part.higher) for kind in cost_panels.COSTS
-    ]
+    found: list[Any] = [kind(one.lines, one.metric, one.baseline, one.higher) for kind in cost_panels.COSTS]
     found = [panel for panel in found if len(panel.lines) > 1 or panel is found[0]]
     tried = {
         name: q.tried
-        for name, q in part.quoted.items()
+        for name, q in one.quoted.items()
         if len(q.tried) > 1 and q.rows[0].get("init_from") and not q.rows[0]["repeat"]
     }
     if tried:
-        found.append(panels.RatePanel(tried, {name: part.quoted[name].lr for name in tried}, part.metric))
-    drift = {x.name: found_ for x in part.strategies if (found_ := layer_drift(part.quoted[x.name].rows))}
+        found.append(panels.RatePanel(tried, {name: one.quoted[name].lr for name in tried}, one.metric))
+    drift = {x.name: found_ for x in one.strategies if (found_ := layer_drift(one.quoted[x.name].rows))}
     return [*found, panels.DriftPanel(drift)] if drift else found
 
 
@@ -202,14 +202,16 @@ def layer_drift(rows: Sequence[Row]) -> dict[str, float]:
     return {layer: statistics.median(changes) for layer, changes in found.items()}
 
 
-def _over_sizes(parts: Sequence[Part]) -> list[tuple[dict[str, Any], list[Any]]]:
+def _over_sizes(compared: Sequence[Comparison]) -> list[tuple[dict[str, Any], list[Any]]]:
     """A section for every task and model that has several sizes."""
     out = []
-    keys = list(dict.fromkeys((r["task"], r["model"]) for p in parts for r in p.rows if r["kind"] == "train"))
+    keys = list(
+        dict.fromkeys((r["task"], r["model"]) for p in compared for r in p.rows if r["kind"] == "train")
+    )
     for task, model in keys:
         mine = [
             p
-            for p in parts
+            for p in compared
             if any((r["task"], r["model"]) == (task, model) for r in p.rows if r["kind"] == "train")
         ]
         sizes = {next(r["size"] for r in p.rows if r["kind"] == "train"): p for p in mine}

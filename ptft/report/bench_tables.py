@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from ptft.bench import stats
 from ptft.report import format, statements
-from ptft.report.bench_part import Part
+from ptft.report.comparison import Comparison
 from ptft.report.cost_panels import Line
 
 # Of a table that has to fit a terminal.
@@ -20,17 +20,18 @@ SHORT = {
 }
 
 
-def row(line: Line, part: Part) -> dict[str, Any]:
+def row(line: Line, comparison: Comparison) -> dict[str, Any]:
     freeze = "" if line.freeze in (line.name, "") else f"freeze={line.freeze}"
     start = "" if line.init_from or line.reference else "random weights"
     of = f" of those {line.score.n} that finished" if line.failed else ""
     boot = line.score.boot if not line.failed and line.score.half else None
     gain = line.gain if line.gain and math.isfinite(line.gain.mean) else None
     score = f"{line.score.mean:.3f}" if line.failed else format.plus_minus(line.score)
+    end = statements.edge(comparison, line.name)
     return {
         "name": line.name, "again": line.again,
         "detail": ", ".join(filter(None, [freeze, start, line.chosen])),
-        "lr": (line.lr or "–") + (f" ({end} tried)" if (end := statements.edge(part, line.name)) else ""),
+        "lr": (line.lr or "–") + (f" ({end} tried)" if end else ""),
         "seeds": seeds(line), "score": score + of, "median": f"{line.score.median:.3f}",
         "boot": f"[{boot[0]:.3f},\N{NO-BREAK SPACE}{boot[1]:.3f}]" if boot else "",
         "rank": "–" if line.rank is None else f"{line.rank:.1f}",
@@ -42,7 +43,7 @@ def row(line: Line, part: Part) -> dict[str, Any]:
         "peak": format.size(line.peak),
         "peak_ratio": format.times(line.peak_ratio), "short": SHORT.get(line.verdict, line.verdict),
         "half": "" if gain is None else format.plus_minus_signed(gain),
-        "checkpoint": format.size(line.checkpoint), "strip": _strip(line, *_strip_limits(part.lines)),
+        "checkpoint": format.size(line.checkpoint), "strip": _strip(line, *_strip_limits(comparison.lines)),
         "forgetting": _forgetting(line),
         "forgets": format.interval(line.forgetting) if line.forgetting and line.forgetting.mean else "",
     }  # fmt: skip
@@ -68,10 +69,10 @@ def seeds(line: Line) -> str:
     return format.count(line.score.n, "seed") + (f" ({line.failed} failed)" if line.failed else "")
 
 
-def pairs(part: Part) -> dict[str, Any] | None:
+def pairs(comparison: Comparison) -> dict[str, Any] | None:
     """The corrected comparison of all pairs as a square: the row's strategy less the column's."""
-    found, tested = part.compared, len(part.tested)
-    if len(part.scores) < 3 or not tested:
+    found, tested = comparison.compared, len(comparison.tested)
+    if len(comparison.scores) < 3 or not tested:
         return None
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for p in found:
@@ -85,7 +86,7 @@ def pairs(part: Part) -> dict[str, Any] | None:
                 else f", p = {p.difference.adjusted:.2g}"
             )
             cells[a, b] = {"text": text, "verdict": other, "title": f"{a} less {b}: {other}{adjusted}"}
-    names = list(part.scores)
+    names = list(comparison.scores)
     apart = sum(p.verdict in ("better", "worse") for p in found)
     rest = (
         f"; {len(found) - tested} have too few common seeds, or a failed run" if tested < len(found) else ""
@@ -97,10 +98,10 @@ def pairs(part: Part) -> dict[str, Any] | None:
     }
 
 
-def commands(part: Part) -> list[dict[str, Any]]:
+def commands(comparison: Comparison) -> list[dict[str, Any]]:
     """How to run each quoted row again: what the commands have in common, and the hash of each."""
     found: dict[str, dict[str, list[str]]] = {}
-    for name, quoted in part.quoted.items():
+    for name, quoted in comparison.quoted.items():
         for row in quoted.rows:
             if parsed := re.fullmatch(r"(.*) --only (\w+) --workdir \S+", row.get("command") or ""):
                 found.setdefault(parsed[1], {}).setdefault(name, []).append(f"seed {row['seed']} {parsed[2]}")

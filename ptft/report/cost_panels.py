@@ -13,6 +13,8 @@ from ptft.bench import stats
 from ptft.report import figures
 from ptft.report.figures import ACCENT, INK, QUIET
 
+Rect = tuple[float, float, float, float]  # left, bottom, right, top, in typographic points
+
 
 @dataclass
 class Line:
@@ -202,58 +204,63 @@ def _place_labels(ax: Axes, points: list[tuple[str, Any, stats.Summary]]) -> Non
     figure = ax.get_figure(root=True)
     assert figure is not None
     unit = figure.dpi / 72  # pixels a typographic point; sizes below are typographic
-    spots = [ax.transData.transform((x, score.mean)) / unit for _, x, score in points]
+    spots = [tuple(ax.transData.transform((x, score.mean)) / unit) for _, x, score in points]
     taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in spots]
     for (_, x, score), (px, _) in zip(points, spots, strict=True):
         if score.lo is not None and score.hi is not None:
             low, high = (ax.transData.transform((x, y))[1] / unit for y in (score.lo, score.hi))
             taken.append((px - 2, low, px + 2, high))
-    x0, y0, x1, y1 = np.array(ax.bbox.extents) / unit
-    # keeps the baseline's dashes out of a name
-    halo = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+    room: Rect = tuple(np.array(ax.bbox.extents) / unit)
     for i in np.argsort([-spot[1] for spot in spots]):
-        (name, x, score), (px, py) = points[i], spots[i]
+        name, x, score = points[i]
         probe = ax.text(0, 0, name, fontsize=9)
         box = probe.get_window_extent()
         probe.remove()
-        w, h = box.width / unit, box.height / unit
-        best: tuple[float, tuple[float, float, float, float]] | None = None
-        for radius in (0, 8, 18, 30, 44, 60):
-            for angle in np.arange(0, 2 * np.pi, np.pi / 8):
-                # The label's centre: clear of the point by its own half size, then further out by `radius`.
-                cx = px + np.cos(angle) * (w / 2 + 9 + radius)
-                cy = py + np.sin(angle) * (h / 2 + 7 + radius)
-                a = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-                hidden = sum(
-                    max(0, min(a[2], b[2]) - max(a[0], b[0]) + 2)
-                    * max(0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
-                    for b in taken
-                )
-                outside = max(0, x0 - a[0]) + max(0, a[2] - x1) + max(0, y0 - a[1]) + max(0, a[3] - y1)
-                price = 50 * hidden + 200 * outside + radius + 4 * (1 - np.cos(angle))
-                if best is None or price < best[0]:
-                    best = (price, a)
-        assert best is not None
-        left, bottom, right, top = best[1]
-        taken.append(best[1])
-        cx, cy = (left + right) / 2, (bottom + top) / 2
-        near_x, near_y = float(np.clip(px, left, right)), float(np.clip(py, bottom, top))
-        style: dict[str, Any] = {
-            "ha": "center",
-            "va": "center",
-            "fontsize": 9,
-            "color": INK,
-            "bbox": halo,
-            "zorder": 1,
-        }
-        ax.annotate(name, (x, score.mean), (cx - px, cy - py), textcoords="offset points", **style)
-        if math.hypot(near_x - px, near_y - py) > 14:
-            line = {"arrowstyle": "-", "lw": 0.6, "color": QUIET, "shrinkA": 0, "shrinkB": 5}
-            ax.annotate(
-                "",
-                (x, score.mean),
-                (near_x - px, near_y - py),
-                textcoords="offset points",
-                arrowprops=line,
-                zorder=1,
+        place = _best_place(spots[i], (box.width / unit, box.height / unit), taken, room)
+        taken.append(place)
+        _write_label(ax, name, (x, score.mean), spots[i], place)
+
+
+def _best_place(
+    point: tuple[float, float], size: tuple[float, float], taken: Sequence[Rect], room: Rect
+) -> Rect:
+    """Where a label hides least, of places around its point."""
+    (px, py), (w, h), (x0, y0, x1, y1) = point, size, room
+    best: tuple[float, Rect] | None = None
+    for radius in (0, 8, 18, 30, 44, 60):
+        for angle in np.arange(0, 2 * np.pi, np.pi / 8):
+            # The label's centre: clear of the point by its own half size, then further out by `radius`.
+            cx = px + np.cos(angle) * (w / 2 + 9 + radius)
+            cy = py + np.sin(angle) * (h / 2 + 7 + radius)
+            a = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+            hidden = sum(
+                max(0, min(a[2], b[2]) - max(a[0], b[0]) + 2) * max(0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
+                for b in taken
             )
+            outside = max(0, x0 - a[0]) + max(0, a[2] - x1) + max(0, y0 - a[1]) + max(0, a[3] - y1)
+            price = 50 * hidden + 200 * outside + radius + 4 * (1 - np.cos(angle))
+            if best is None or price < best[0]:
+                best = (price, a)
+    assert best is not None
+    return best[1]
+
+
+def _write_label(
+    ax: Axes, name: str, at: tuple[float, float], point: tuple[float, float], place: Rect
+) -> None:
+    """A name where its place is, and a line to its point where that is not beside.
+
+    Args:
+      at: the point in the units of the axes.
+      point: the same, as the place, in typographic points.
+    """
+    (px, py), (left, bottom, right, top) = point, place
+    cx, cy = (left + right) / 2, (bottom + top) / 2
+    near_x, near_y = float(np.clip(px, left, right)), float(np.clip(py, bottom, top))
+    # keeps the baseline's dashes out of a name
+    halo = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "color": INK, "bbox": halo}
+    ax.annotate(name, at, (cx - px, cy - py), textcoords="offset points", zorder=1, **style)
+    if math.hypot(near_x - px, near_y - py) > 14:
+        line = {"arrowstyle": "-", "lw": 0.6, "color": QUIET, "shrinkA": 0, "shrinkB": 5}
+        ax.annotate("", at, (near_x - px, near_y - py), textcoords="offset points", arrowprops=line, zorder=1)

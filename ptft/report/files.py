@@ -24,18 +24,7 @@ def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[s
     folders = tuple(map(Path, folders))
     for folder in folders:
         if not results.is_bench(folder) and not ((folder / "metrics.jsonl").is_file() and len(folders) == 1):
-            names = (
-                sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:20] if folder.is_dir() else []
-            )
-            there = "it is empty" if folder.is_dir() else "the folder does not exist"
-            there = f"there is: {', '.join(names)}" if names else there
-            one = " or metrics.jsonl (of ptft train)" if len(folders) == 1 else "; only benchmarks are merged"
-            if (folder / "tune.json").is_file():
-                raise UserError(
-                    f"{folder}: a search has no report; `ptft tune` prints its trials, and tune.json has all "
-                    "of them"
-                )
-            raise UserError(f"{folder}: expected bench.json and cells/ (of ptft bench){one}; {there}")
+            raise UserError(_nothing_in(folder, len(folders) == 1))
     if table and not results.is_bench(folders[0]):
         raise UserError(
             f"{folders[0]}: --csv is of benchmarks; a run's numbers are lines of JSON, in metrics.jsonl"
@@ -67,3 +56,18 @@ def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[s
         with paths["csv"].open("w", encoding="utf-8", newline="") as f:
             bench_csv.write(results.merge(folders).rows, f)
     return paths
+
+
+def _nothing_in(folder: Path, alone: bool) -> str:
+    """Why there is no report of a folder."""
+    if (folder / "tune.json").is_file():
+        return (
+            f"{folder}: a search has no report; `ptft tune` prints its trials, and tune.json has all of them"
+        )
+    there = "it is empty" if folder.is_dir() else "the folder does not exist"
+    if folder.is_dir() and (
+        names := sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())[:20]
+    ):
+        there = f"there is: {', '.join(names)}"
+    one = " or metrics.jsonl (of ptft train)" if alone else "; only benchmarks are merged"
+    return f"{folder}: expected bench.json and cells/ (of ptft bench){one}; {there}"

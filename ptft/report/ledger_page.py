@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -21,11 +21,19 @@ WIDTH, MARGIN, CELL = 340.0, 52.0, 13.0  # of the picture, its names of layers, 
 
 
 @dataclass
-class Part:
+class Layers:
     """Layers that have the same parameters: the embeddings, the blocks, the pooler, the head."""
 
     columns: list[str]
     layers: dict[str, dict[str, list[dict[str, Any]]]]  # layer -> column -> rows of the ledger
+
+
+class Box(NamedTuple):
+    """Where a cell lies, in points."""
+
+    x: float
+    y: float
+    width: float
 
 
 def label(column: str) -> str:
@@ -33,20 +41,20 @@ def label(column: str) -> str:
     return " ".join(column.removesuffix("/embedding").split("/")[-2:]).replace("_", " ")
 
 
-def parts(rows: Sequence[Mapping[str, Any]]) -> list[Part]:
+def groups(rows: Sequence[Mapping[str, Any]]) -> list[Layers]:
     """From the input to the output; what is added stands beside what it is added to."""
-    found: dict[str, Part] = {}
+    by_kind: dict[str, Layers] = {}
     for row in rows:
         kind, layer, column = _place(row["name"])
-        part = found.setdefault(kind, Part([], {}))
-        part.layers.setdefault(layer, {}).setdefault(column, []).append(dict(row))
-    for part in found.values():
-        part.layers = dict(
-            sorted(part.layers.items(), key=lambda item: int("0" + re.sub(r"\D", "", item[0])))
+        group = by_kind.setdefault(kind, Layers([], {}))
+        group.layers.setdefault(layer, {}).setdefault(column, []).append(dict(row))
+    for group in by_kind.values():
+        group.layers = dict(
+            sorted(group.layers.items(), key=lambda item: int("0" + re.sub(r"\D", "", item[0])))
         )
-        part.columns = sorted(dict.fromkeys(c for layer in part.layers.values() for c in layer), key=_order)
+        group.columns = sorted(dict.fromkeys(c for layer in group.layers.values() for c in layer), key=_order)
     order = {"embeddings": 0, "block": 1, "head": 3}
-    return [found[kind] for kind in sorted(found, key=lambda kind: order.get(kind, 2))]
+    return [by_kind[kind] for kind in sorted(by_kind, key=lambda kind: order.get(kind, 2))]
 
 
 def _place(name: str) -> tuple[str, str, str]:
@@ -86,8 +94,8 @@ def relative(cell: Sequence[Mapping[str, Any]]) -> float | None:
 def section(ledger: Mapping[str, Any]) -> dict[str, Any]:
     """The ledger as a section of a report: sentences, a row a layer, and all tensors."""
     table = []
-    for part in parts(ledger["rows"]):
-        for layer, cells in part.layers.items():
+    for group in groups(ledger["rows"]):
+        for layer, cells in group.layers.items():
             rows = [r for cell in cells.values() for r in cell]
             moved = [r for r in rows if r["before"] != r["after"]]
             most = max(moved, key=lambda r: r["relative"] or 0, default=None)
@@ -140,8 +148,8 @@ class LedgerPanel:
     metric = "what moved: layers by parameters"
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]):
-        self.parts = parts(rows)
-        cells = [cell for part in self.parts for layer in part.layers.values() for cell in layer.values()]
+        self.groups = groups(rows)
+        cells = [cell for group in self.groups for layer in group.layers.values() for cell in layer.values()]
         changes = [math.log10(c) for cell in cells if verdict(cell) == "moved" and (c := relative(cell))]
         self.low, self.high = (math.floor(min(changes)), math.ceil(max(changes))) if changes else (-3, 0)
         self.high = max(self.high, self.low + 1)
@@ -149,37 +157,37 @@ class LedgerPanel:
         self.from_zero = any(verdict(cell) == "moved" and relative(cell) is None for cell in cells)
         self.legend = [v for v in VERDICTS if v in shown and v != "moved"]
         self.titles: dict[str, str] = {}  # of the cells, by the ids of their groups in an SVG
-        self.size = WIDTH / 72, (sum(map(self._height, self.parts)) + 3 * CELL) / 72
+        self.size = WIDTH / 72, (sum(map(self._height, self.groups)) + 3 * CELL) / 72
 
-    def _width(self, part: Part) -> float:
-        return (WIDTH - MARGIN) / len(part.columns)
+    def _width(self, group: Layers) -> float:
+        return (WIDTH - MARGIN) / len(group.columns)
 
-    def _upright(self, part: Part) -> bool:
-        return max(map(len, map(label, part.columns))) * 3.4 + 2 > self._width(part)
+    def _upright(self, group: Layers) -> bool:
+        return max(map(len, map(label, group.columns))) * 3.4 + 2 > self._width(group)
 
-    def _head(self, part: Part) -> float:
-        return 3.5 * max(map(len, map(label, part.columns))) + 6 if self._upright(part) else 12.0
+    def _head(self, group: Layers) -> float:
+        return 3.5 * max(map(len, map(label, group.columns))) + 6 if self._upright(group) else 12.0
 
-    def _height(self, part: Part) -> float:
-        return self._head(part) + CELL * len(part.layers) + 5
+    def _height(self, group: Layers) -> float:
+        return self._head(group) + CELL * len(group.layers) + 5
 
     def draw(self, ax: Axes) -> None:
         y = 0.0
-        for part in self.parts:
-            y += self._head(part)
-            width, upright = self._width(part), self._upright(part)
-            for i, column in enumerate(part.columns):
+        for group in self.groups:
+            y += self._head(group)
+            width, upright = self._width(group), self._upright(group)
+            for i, column in enumerate(group.columns):
                 turned = (
                     {"rotation": 90, "ha": "center", "va": "bottom"}
                     if upright
                     else {"ha": "center", "va": "bottom"}
                 )
                 ax.text(MARGIN + (i + 0.5) * width, y - 2, label(column), fontsize=6.5, color=QUIET, **turned)  # type: ignore[arg-type]
-            for layer, cells in part.layers.items():
+            for layer, cells in group.layers.items():
                 ax.text(MARGIN - 4, y + CELL / 2, layer, fontsize=7, color=INK, ha="right", va="center")
-                for i, column in enumerate(part.columns):
+                for i, column in enumerate(group.columns):
                     if column in cells:
-                        self._cell(ax, MARGIN + i * width, y, width, cells[column])
+                        self._cell(ax, Box(MARGIN + i * width, y, width), cells[column])
                 y += CELL
             y += 5
         self._legend(ax, y + 0.6 * CELL)
@@ -187,14 +195,15 @@ class LedgerPanel:
         ax.set_ylim(y + 3 * CELL, 0)
         ax.axis("off")
 
-    def _cell(self, ax: Axes, x: float, y: float, width: float, cell: Sequence[Mapping[str, Any]]) -> None:
+    def _cell(self, ax: Axes, at: Box, cell: Sequence[Mapping[str, Any]]) -> None:
         name, what, change = ", ".join(r["name"] for r in cell), verdict(cell), relative(cell)
         gid = f"cell{len(self.titles)}"
         self.titles[gid] = f"{name}: {what}" + (f", {change:.2e} of its largest element" if change else "")
-        self._box(ax, x, y, width, what, change).set_gid(gid)
+        self._box(ax, at, what, change).set_gid(gid)
 
-    def _box(self, ax: Axes, x: float, y: float, width: float, what: str, change: float | None) -> Rectangle:
+    def _box(self, ax: Axes, at: Box, what: str, change: float | None) -> Rectangle:
         """One cell; the colours are those that the page makes light or dark."""
+        x, y, width = at
         style: dict[str, Any] = {"facecolor": "none", "edgecolor": "none"}
         if what == "moved" and change:
             level = (math.log10(change) - self.low) / (self.high - self.low)
@@ -222,11 +231,11 @@ class LedgerPanel:
     def _legend(self, ax: Axes, y: float) -> None:
         x = MARGIN
         for power in range(self.low, self.high + 1, max(1, math.ceil((self.high - self.low) / 4))):
-            self._box(ax, x, y, 12, "moved", 10.0**power)
+            self._box(ax, Box(x, y, 12), "moved", 10.0**power)
             x = self._word(ax, x, y, f"1e{power}" if power else "1")
         x, y = MARGIN, y + 1.2 * CELL
         for what in (["from zero"] if self.from_zero else []) + self.legend:
-            self._box(ax, x, y, 12, "moved" if what == "from zero" else what, None)
+            self._box(ax, Box(x, y, 12), "moved" if what == "from zero" else what, None)
             x = self._word(
                 ax,
                 x,

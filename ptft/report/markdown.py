@@ -15,7 +15,7 @@ def write(page: dict[str, Any]) -> str:
         out += _advice(s["advice"]) if s.get("advice") else []
         out += [*s["lead"], ""]
         if s["kind"] == "bench":
-            out += [*_main_table(s), *[MORE, ""] * (i == 0), *_details(s)]
+            out += [*_main_table(s), *([MORE, ""] if i == 0 else []), *_details(s)]
         elif s["kind"] == "overview":
             out += [*_aligned(["", *s["columns"]], [[r["name"], *r["cells"]] for r in s["table"]]), MORE, ""]
         elif s["table"]:
@@ -67,51 +67,7 @@ def _main_table(s: dict[str, Any]) -> list[str]:
 
 def _details(s: dict[str, Any]) -> list[str]:
     """The rest of the table of strategies, what checks it, all pairs, and how to run the rows again."""
-    base = s["baseline"]
-    head = [
-        "strategy",
-        "learning rate",
-        "seeds",
-        "median",
-        "bootstrap",
-        "rank",
-        f"difference to {base}",
-        "verdict",
-    ]
-    head += [
-        "trainable parameters",
-        "time a step",
-        f"time, × {base}",
-        "time of all steps, nothing cached",
-        "peak memory",
-        "checkpoint",
-    ]
-    head += ["forgetting"] * s["forgets"]
-    keys = [
-        "lr",
-        "seeds",
-        "median",
-        "boot",
-        "rank",
-        "gain",
-        "verdict",
-        "share",
-        "step",
-        "step_ratio",
-        "time",
-        "peak",
-        "checkpoint",
-    ]
-    keys += ["forgetting"] * s["forgets"]
-    ranges = {"gain": "range", "forgetting": "forgets"}
-    body = [
-        [
-            r["name"] + (f" ({r['detail']})" if r["detail"] else ""),
-            *(f"{r[k]} {r.get(ranges.get(k), '')}".strip() for k in keys),
-        ]
-        for r in s["table"]
-    ]
-    out = [*_md_table(head, body), *(f"{line}\n" for line in s["checks"])]
+    out = [*_all_columns(s), *(f"{line}\n" for line in s["checks"])]
     if pairs := s["pairs"]:
         numbers = [str(i) for i in range(1, len(pairs["names"]) + 1)]
         squares = [
@@ -127,6 +83,26 @@ def _details(s: dict[str, Any]) -> list[str]:
         out += [f"Any row again, by its hash: `{again['command']}`", ""]
         out += [*(f"- {_md(name)}: {', '.join(hashes)}" for name, hashes in again["rows"]), ""]
     return out
+
+
+def _all_columns(s: dict[str, Any]) -> list[str]:
+    base, ranges = s["baseline"], {"gain": "range", "forgetting": "forgets"}
+    columns = {
+        "lr": "learning rate", "seeds": "seeds", "median": "median", "boot": "bootstrap", "rank": "rank",
+        "gain": f"difference to {base}", "verdict": "verdict", "share": "trainable parameters",
+        "step": "time a step", "step_ratio": f"time, × {base}", "time": "time of all steps, nothing cached",
+        "peak": "peak memory", "checkpoint": "checkpoint",
+    }  # fmt: skip
+    if s["forgets"]:
+        columns["forgetting"] = "forgetting"
+    body = [
+        [
+            r["name"] + (f" ({r['detail']})" if r["detail"] else ""),
+            *(f"{r[k]} {r.get(ranges.get(k), '')}".strip() for k in columns),
+        ]
+        for r in s["table"]
+    ]
+    return _md_table(["strategy", *columns.values()], body)
 
 
 def _bold_if_apart(cell: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 """A run's files as a page: its numbers, its curves, what moved."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +19,14 @@ def page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
             )
     result, run, config = (_json(folder / f"{name}.json") for name in ("result", "run", "config"))
     ledger = _json(folder / "freeze_ledger.json")
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}  # metric -> split -> points
-    for row in rows:
-        for key, value in row.items():
-            if key.endswith(("loss", "accuracy", "f1", "matthews")) and isinstance(value, int | float):
-                curves.setdefault(key, {}).setdefault(row["split"], []).append((row["step"], value))
-    curves = {
-        key: splits for key, splits in curves.items() if any(len(points) > 1 for points in splits.values())
-    }
     last = {row["split"]: row for row in rows if row["split"] != "train"}
     splits = {name: result.get(name) or last.get(name) or {} for name in ("dev", "test")}
     splits = {name: values for name, values in splits.items() if values}
     numbers = dict.fromkeys(
         k for v in splits.values() for k in v if k not in ("step", "split") and format.plain(v[k])
     )
-    lead = []
-    if result:
-        steps, pace = (
-            format.count(result.get("steps", 0), "step"),
-            format.seconds(result.get("seconds_per_step")),
-        )
-        lead.append(
-            f"{steps} in {format.seconds(result.get('seconds'))} with evaluations and checkpoints, {pace} a "
-            "step."
-        )
-        if result.get("total"):
-            share = format.percent(result["trainable"] / result["total"])
-            lead[0] += f" {result['trainable']:,} of {result['total']:,} parameters moved ({share})."
-        if result.get("flops_per_step"):
-            lead[0] += f" A step costs {result['flops_per_step'] / 1e9:.3g} GFLOP."
-        lead += (
-            [f"The numbers are of step {result['best_step']:,}, the best on dev."]
-            if result.get("chosen_by")
-            else []
-        )
-    else:
-        lead.append(
-            f"Not finished: the newest line is of step {rows[-1]['step']:,}."
-            if rows
-            else "Nothing has been logged yet."
-        )
-    if "freeze" in config:
-        lead.insert(0, _what(config, ledger.get("phases", ())))
+    lead = [_what(config, ledger.get("phases", ()))] if "freeze" in config else []
+    lead += _said(result) if result else [_unfinished(rows)]
     section = {
         "kind": "run",
         "task": "",
@@ -81,11 +47,42 @@ def page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
             result.get("config_hash") or run.get("config_hash"), run.get("command"),
         ),
     }  # fmt: skip
-    panels: list[list[Any]] = [[CurvePanel(key, its) for key, its in curves.items()]]
+    panels: list[list[Any]] = [[CurvePanel(key, its) for key, its in _curves(rows).items()]]
     if ledger:
         page["sections"].append(ledger_page.section(ledger))
         panels.append([ledger_page.LedgerPanel(ledger["rows"])])
     return page, panels
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Metric -> split -> points, of metrics that some split has several of."""
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key.endswith(("loss", "accuracy", "f1", "matthews")) and isinstance(value, int | float):
+                curves.setdefault(key, {}).setdefault(row["split"], []).append((row["step"], value))
+    return {key: its for key, its in curves.items() if any(len(points) > 1 for points in its.values())}
+
+
+def _said(result: Mapping[str, Any]) -> list[str]:
+    """How long a finished run took, what moved, and of which step its numbers are."""
+    steps, whole = format.count(result.get("steps", 0), "step"), format.seconds(result.get("seconds"))
+    pace = format.seconds(result.get("seconds_per_step"))
+    say = f"{steps} in {whole} with evaluations and checkpoints, {pace} a step."
+    if result.get("total"):
+        share = format.percent(result["trainable"] / result["total"])
+        say += f" {result['trainable']:,} of {result['total']:,} parameters moved ({share})."
+    if result.get("flops_per_step"):
+        say += f" A step costs {result['flops_per_step'] / 1e9:.3g} GFLOP."
+    if result.get("chosen_by"):
+        return [say, f"The numbers are of step {result['best_step']:,}, the best on dev."]
+    return [say]
+
+
+def _unfinished(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "Nothing has been logged yet."
+    return f"Not finished: the newest line is of step {rows[-1]['step']:,}."
 
 
 def _what(config: dict[str, Any], phases: Sequence[dict[str, Any]]) -> str:

@@ -7,7 +7,7 @@ from ptft.bench import stats
 from ptft.bench.section import AGAIN
 from ptft.bench.setting import MARGIN
 from ptft.report import format
-from ptft.report.bench_part import Part
+from ptft.report.comparison import Comparison
 
 
 def turned(verdict: str) -> str:
@@ -15,9 +15,9 @@ def turned(verdict: str) -> str:
     return {"better": "worse", "worse": "better"}.get(verdict, verdict)
 
 
-def unequal(part: Part) -> list[str]:
+def unequal(comparison: Comparison) -> list[str]:
     """A warning where means are over other seeds than differences."""
-    seeds = {x.name: set(x.scores) for x in part.lines if not x.reference}
+    seeds = {x.name: set(x.scores) for x in comparison.lines if not x.reference}
     every = set().union(*seeds.values())
     fewer = [
         f"{name} has {format.count(len(its), 'seed')} of {len(every)}"
@@ -31,18 +31,20 @@ def unequal(part: Part) -> list[str]:
     return [f"Not every strategy has the same seeds: {format.listed(fewer)}; {said}."] if fewer else []
 
 
-def evaluated(part: Part) -> list[str]:
+def evaluated(comparison: Comparison) -> list[str]:
     """How many rows the scores are of, and what these rows leave open, which seeds do not show."""
-    row = next((r for r in part.rows if r["kind"] == "train" and (r.get("data") or {}).get("notes")), None)
+    row = next(
+        (r for r in comparison.rows if r["kind"] == "train" and (r.get("data") or {}).get("notes")), None
+    )
     if row is None:
         return []
     config, notes = row.get("config") or {}, row["data"]["notes"]
     rows = {split: its["rows"] for split, its in notes.items()}
     limit = (config.get("data") or {}).get("dev_size") or math.inf
-    chosen = any(len(q.tried) > 1 for q in part.quoted.values())
+    chosen = any(len(q.tried) > 1 for q in comparison.quoted.values())
     dev = f", rates are chosen on {min(rows['dev'], limit):,} dev rows" if chosen and "dev" in rows else ""
     say = f"Scores are of {rows['test']:,} test rows{dev}."
-    if part.metric == "accuracy":
+    if comparison.metric == "accuracy":
         error = math.sqrt(0.25 / rows["test"])
         say += (
             f" Other rows would move an accuracy by up to {error:.3f} (one standard error), which intervals "
@@ -54,7 +56,7 @@ def evaluated(part: Part) -> list[str]:
             " Too long, and cut: "
             f"{format.listed([f'{format.percent(x)} of {split}' for split, x in cut.items() if x])}."
         )
-    steps = [r["steps"] for r in part.rows if r["kind"] == "train" and r.get("steps")]
+    steps = [r["steps"] for r in comparison.rows if r["kind"] == "train" and r.get("steps")]
     if not steps or "batch" not in config:
         return [say]
     few, many = min(steps), max(steps)
@@ -64,18 +66,19 @@ def evaluated(part: Part) -> list[str]:
     ]
 
 
-def edge(part: Part, name: str) -> str:
+def edge(comparison: Comparison, name: str) -> str:
     """Whether the rate that dev chose is the highest or the lowest of those tried."""
-    quoted = part.quoted[name]
-    if len(quoted.tried) < 2 or name in part.waiting:
+    quoted = comparison.quoted[name]
+    if len(quoted.tried) < 2 or name in comparison.waiting:
         return ""
     return {max(quoted.tried): "highest", min(quoted.tried): "lowest"}.get(quoted.lr or 0.0, "")
 
 
-def edges(part: Part) -> list[str]:
+def edges(comparison: Comparison) -> list[str]:
     """A warning where dev chose the first or last of the rates that a strategy tried."""
     ends = {
-        end: [x.name for x in part.strategies if edge(part, x.name) == end] for end in ("highest", "lowest")
+        end: [x.name for x in comparison.strategies if edge(comparison, x.name) == end]
+        for end in ("highest", "lowest")
     }
     found = [
         f"the {end} that was tried for {format.listed(names, len(names))}"
@@ -87,20 +90,20 @@ def edges(part: Part) -> list[str]:
         if found
         else []
     )
-    if open_ := [x.name for x in part.strategies if x.name in part.waiting]:
+    if open_ := [x.name for x in comparison.strategies if x.name in comparison.waiting]:
         say.append(f"Not all runs of {format.listed(open_)} are there yet: which rate counts may change.")
     return say
 
 
-def again(part: Part) -> list[str]:
+def again(comparison: Comparison) -> list[str]:
     """The A/A check in words."""
-    found = [x for x in part.lines if x.again]
+    found = [x for x in comparison.lines if x.again]
     if not found:
         return ["There is no A/A check: no strategy was entered twice (bench.repeat)."]
     out = []
     for line in found:
         name = line.name.removesuffix(AGAIN)
-        twin = next((x for x in part.lines if x.name == name), None)
+        twin = next((x for x in comparison.lines if x.name == name), None)
         difference, what = stats.same(line.scores, twin.scores) if twin else (None, "no common seed")
         if what == "exactly the same":
             out.append(
@@ -125,11 +128,11 @@ def again(part: Part) -> list[str]:
     return out
 
 
-def power(part: Part) -> list[str]:
+def power(comparison: Comparison) -> list[str]:
     """How many seeds a difference of a point takes, at the median spread of what is compared."""
-    base = next((x for x in part.strategies if x.name == part.baseline), None)
+    base = next((x for x in comparison.strategies if x.name == comparison.baseline), None)
     spread: list[tuple[float, list[float]]] = []
-    for x in part.strategies:
+    for x in comparison.strategies:
         values = (
             [x.scores[s] - base.scores[s] for s in x.scores.keys() & base.scores.keys()]
             if base and x is not base
@@ -143,18 +146,18 @@ def power(part: Part) -> list[str]:
     least, middle, most = (sorted(spread)[i][1] for i in (0, len(spread) // 2, -1))
     few, some, many = (stats.power(values)[1].removeprefix("about ") for values in (least, middle, most))
     say = (
-        f"To find a true difference of 0.01 to {part.baseline} on these rows four times in five takes about "
-        f"{some}"
+        f"To find a true difference of 0.01 to {comparison.baseline} on these rows four times in five takes "
+        f"about {some}"
     )
     say += f" ({few} where the differences spread least, {many} where most)" if few != many else ""
-    if (pairs := len(part.tested)) > 1:
+    if (pairs := len(comparison.tested)) > 1:
         say += f"; {stats.power(middle, alpha=stats.ALPHA / pairs)[1]} with the correction for {pairs} pairs"
     return [f"{say}."]
 
 
-def absent(part: Part) -> list[str]:
+def absent(comparison: Comparison) -> list[str]:
     """References that could not run, and why."""
-    found = {r["strategy"]: r["error"] for r in part.rows if r["status"] == "skipped"}
+    found = {r["strategy"]: r["error"] for r in comparison.rows if r["status"] == "skipped"}
     return (
         [f"Not in the table: {'; '.join(f'{name} ({error})' for name, error in found.items())}."]
         if found
@@ -162,13 +165,13 @@ def absent(part: Part) -> list[str]:
     )
 
 
-def times(part: Part) -> list[str]:
+def times(comparison: Comparison) -> list[str]:
     """A warning of shares of time that the shares of FLOPs contradict."""
     found = [(
-        f"{x.name} {format.times(x.step_ratio)} of {part.baseline}'s time at {format.times(x.flops_ratio)} "
-        "of its FLOPs"
+        f"{x.name} {format.times(x.step_ratio)} of {comparison.baseline}'s time at "
+        f"{format.times(x.flops_ratio)} of its FLOPs"
     )
-             for x in part.lines if x.noisy]  # fmt: skip
+             for x in comparison.lines if x.noisy]  # fmt: skip
     return (
         [
             f"Taken for noise of a busy machine: {format.listed(found)}. Go by FLOPs there, or measure on an "
@@ -179,12 +182,12 @@ def times(part: Part) -> list[str]:
     )
 
 
-def frozen(part: Part) -> list[str]:
+def frozen(comparison: Comparison) -> list[str]:
     """Whether what is frozen had dropout: a strategy that freezes more would else be regularized more, or
     less, than it seems."""
     off = {
         bool(r["config"].get("frozen_dropout", True))
-        for r in part.rows
+        for r in comparison.rows
         if r["kind"] == "train" and r.get("config")
     }
     said = (

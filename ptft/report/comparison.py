@@ -16,7 +16,7 @@ from ptft.report.cost_panels import Line
 SLACK = 0.1  # by how much a share of time may differ from that of FLOPs before anybody asks why
 
 
-class Part(NamedTuple):
+class Comparison(NamedTuple):
     """One task, model and size."""
 
     title: str
@@ -44,15 +44,15 @@ class Part(NamedTuple):
         return {x.name: x.scores for x in self.strategies}
 
 
-def part(
+def compare(
     title: str, rows: list[Row], order: Sequence[str], baseline: str, missing: Sequence[Mapping[str, Any]]
-) -> Part:
+) -> Comparison:
     """`missing`: labels of the cells that have not run yet, here and elsewhere."""
     metric = rows[0]["metric"]
     higher, quoted = results.higher_is_better(metric, rows), results.quoted(rows, metric)
     here = {(r["task"], r["model"], r["size"]) for r in rows if r["kind"] == "train"}
     waiting = frozenset(m["strategy"] for m in missing if (m["task"], m["model"], m["size"]) in here)
-    found = Part(
+    one = Comparison(
         title,
         rows,
         metric,
@@ -63,7 +63,7 @@ def part(
         [],
         waiting,
     )
-    return found._replace(compared=stats.pairwise(found.scores, higher))
+    return one._replace(compared=stats.pairwise(one.scores, higher))
 
 
 def lines(
@@ -75,46 +75,12 @@ def lines(
     every = sorted({r["seed"] for q in quoted.values() for r in q.rows if r["kind"] == "train"})
     out = []
     for name in order:
-        mine = quoted[name].rows if name in quoted else []
-        ok = [r for r in mine if r["status"] == "ok"]
-        if not ok:
-            continue
-        own = scores = _scores(mine, metric)
-        # it sees all examples, whatever the seed
-        if ok[0]["kind"] != "train" and not ok[0]["size"] and len(mine) == 1:
-            scores = dict.fromkeys(every or own, *own.values())
-        gain = None if name == baseline else stats.paired(scores, base)
-        out.append(
-            Line(
-                name=name,
-                freeze=_word(ok[0].get("freeze")),
-                lr=", ".join(f"{lr:g}" for lr in {r["lr"]: 0 for r in ok if r.get("lr") is not None}),
-                init_from=ok[0].get("init_from") or "",
-                scores=scores,
-                score=stats.summary([x for x in own.values() if math.isfinite(x)]),
-                gain=gain,
-                verdict="baseline" if name == baseline else stats.verdict(gain, higher),
-                share=_median(ok, "trainable_share"),
-                step=_median(ok, "seconds_per_step"),
-                time=_median(
-                    [
-                        {"all": r["steps"] * a_step}
-                        for r in ok
-                        if r.get("steps") and (a_step := r.get("seconds_per_step"))
-                    ],
-                    "all",
-                ),
-                flops=_median(ok, "flops_per_step"),
-                peak=_median([r.get("bytes") or {} for r in ok], "peak"),
-                checkpoint=_median([r.get("bytes") or {} for r in ok], "checkpoint"),
-                forgetting=_forgetting(ok),
-                failed=sum(r["status"] != "ok" for r in mine),
-                reference=ok[0]["kind"] != "train",
-                again=ok[0]["repeat"],
-                chosen=_chosen(ok),
-                quartiles=_quartiles(ok),
-            )
-        )
+        rows = quoted[name].rows if name in quoted else []
+        if any(r["status"] == "ok" for r in rows):
+            line = _line(name, rows, metric, every)
+            line.gain = None if name == baseline else stats.paired(line.scores, base)
+            line.verdict = "baseline" if name == baseline else stats.verdict(line.gain, higher)
+            out.append(line)
     compared = [line for line in out if line.gain]
     for line, gain in zip(compared, [_corrected(line, compared) for line in compared], strict=True):
         line.gain, line.verdict = gain, stats.verdict(gain, higher)
@@ -128,6 +94,44 @@ def lines(
     for line in out:
         line.rank = ranks.get(line.name)
     return out
+
+
+def _line(name: str, rows: Sequence[Row], metric: str, every: Sequence[int]) -> Line:
+    """A strategy by itself: not yet compared with any other.
+
+    Args:
+      every: the seeds of all strategies.
+    """
+    ok = [r for r in rows if r["status"] == "ok"]
+    own = scores = _scores(rows, metric)
+    # it sees all examples, whatever the seed
+    if ok[0]["kind"] != "train" and not ok[0]["size"] and len(rows) == 1:
+        scores = dict.fromkeys(every or own, *own.values())
+    times = [
+        {"all": r["steps"] * a_step} for r in ok if r.get("steps") and (a_step := r.get("seconds_per_step"))
+    ]
+    return Line(
+        name=name,
+        freeze=_word(ok[0].get("freeze")),
+        lr=", ".join(f"{lr:g}" for lr in {r["lr"]: 0 for r in ok if r.get("lr") is not None}),
+        init_from=ok[0].get("init_from") or "",
+        scores=scores,
+        score=stats.summary([x for x in own.values() if math.isfinite(x)]),
+        gain=None,
+        verdict="",
+        share=_median(ok, "trainable_share"),
+        step=_median(ok, "seconds_per_step"),
+        time=_median(times, "all"),
+        flops=_median(ok, "flops_per_step"),
+        peak=_median([r.get("bytes") or {} for r in ok], "peak"),
+        checkpoint=_median([r.get("bytes") or {} for r in ok], "checkpoint"),
+        forgetting=_forgetting(ok),
+        failed=sum(r["status"] != "ok" for r in rows),
+        reference=ok[0]["kind"] != "train",
+        again=ok[0]["repeat"],
+        chosen=_chosen(ok),
+        quartiles=_quartiles(ok),
+    )
 
 
 def _quartiles(rows: Sequence[Row]) -> tuple[float, float] | None:
@@ -162,13 +166,13 @@ def _scores(rows: Sequence[Row], metric: str) -> dict[int, float]:
 
 def _chosen(rows: Sequence[Row]) -> str:
     """What auto(…) came to, and in how many seeds."""
-    found = Counter(r["chosen"] for r in rows if r.get("chosen"))
-    return ", ".join(f"{name} in {n} of {len(rows)}" for name, n in found.most_common())
+    counts = Counter(r["chosen"] for r in rows if r.get("chosen"))
+    return ", ".join(f"{name} in {n} of {len(rows)}" for name, n in counts.most_common())
 
 
 def _forgetting(rows: Sequence[Row]) -> stats.Summary | None:
-    found = [f["after"] - f["before"] for r in rows if (f := r.get("forgetting"))]
-    return stats.summary(found) if found else None
+    losses = [f["after"] - f["before"] for r in rows if (f := r.get("forgetting"))]
+    return stats.summary(losses) if losses else None
 
 
 def _median(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
