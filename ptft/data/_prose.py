@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from collections.abc import Iterator
 
 FEWEST = 4  # words of a sentence; taking markup out adds none
 _UNDERLINE = re.compile(r"\s*([-=~^\"'*#+_`.])\1{2,}\s*")
@@ -34,95 +33,117 @@ _BULLET = re.compile(r"(?:[-*+•]|\(?\d{1,2}[.)]|\(?[a-z]\))\s+")
 def prose(doc: str) -> list[str]:
     """The paragraphs of a docstring that are prose, as plain words: no code, tables, signatures, references
     or markup."""
-    blocks = _blocks(inspect.cleandoc(doc).split("\n"))
+    blocks = _Reader(inspect.cleandoc(doc).split("\n")).read()
     return [p for block in blocks if len(block.split()) >= FEWEST and is_prose(p := plain(block))]
 
 
-def _blocks(lines: list[str]) -> Iterator[str]:
+class _Reader:
     """Joins the lines of each paragraph, in rst, NumPy and Google style, and leaves out what is not a
     paragraph."""
-    section = ""
-    drop = -1  # leave out everything that is indented by more than this
-    paragraph: list[str] = []
-    indent = 0
 
-    def flush() -> Iterator[str]:
-        if paragraph:
-            yield " ".join(paragraph)
-            paragraph.clear()
+    def __init__(self, lines: list[str]):
+        self.lines, self.at = lines, 0  # the next line
+        self.blocks: list[str] = []
+        self.paragraph: list[str] = []
+        self.indent = 0  # of the paragraph
+        self.section = ""
+        self.drop = -1  # leave out everything that is indented by more than this
 
-    i = 0
-    while i < len(lines):
-        line, i = lines[i], i + 1
-        text = line.strip()
-        here = len(line) - len(line.lstrip())
-        after = lines[i] if i < len(lines) else ""
-        if not text:
-            yield from flush()
-            continue
-        if drop >= 0:
-            if here > drop:
-                continue
-            drop = -1
-        if text.startswith((">>>", "... ", "In [")):  # a doctest and its output, up to the next blank line
-            yield from flush()
-            while i < len(lines) and lines[i].strip():
-                i += 1
-            continue
+    def read(self) -> list[str]:
+        while self.at < len(self.lines):
+            line = self.lines[self.at]
+            self.at += 1
+            text, here = line.strip(), len(line) - len(line.lstrip())
+            if not text:
+                self._flush()
+            elif not self._dropped(here) and not self._code(text) and not self._heading(line, text, here):
+                if self.section in _DROPPED:
+                    continue
+                if text.startswith(".."):  # a directive, a footnote, a comment, a target
+                    self._directive(text, here)
+                else:
+                    self._text(text, here)
+        self._flush()
+        return self.blocks
+
+    @property
+    def _after(self) -> str:
+        return self.lines[self.at] if self.at < len(self.lines) else ""
+
+    def _flush(self) -> None:
+        if self.paragraph:
+            self.blocks.append(" ".join(self.paragraph))
+            self.paragraph.clear()
+
+    def _dropped(self, here: int) -> bool:
+        if self.drop >= 0 and here > self.drop:
+            return True
+        self.drop = -1
+        return False
+
+    def _code(self, text: str) -> bool:
+        """Skips a doctest and its output, up to the next blank line, or a fenced block."""
+        if text.startswith((">>>", "... ", "In [")):
+            self._flush()
+            while self._after.strip():
+                self.at += 1
+            return True
         if text.startswith(("```", "~~~")):
-            yield from flush()
-            while i < len(lines) and not lines[i].strip().startswith(text[:3]):
-                i += 1
-            i += 1
-            continue
+            self._flush()
+            while self.at < len(self.lines) and not self._after.strip().startswith(text[:3]):
+                self.at += 1
+            self.at += 1
+            return True
+        return False
+
+    def _heading(self, line: str, text: str, here: int) -> bool:
+        """Whether a line begins a section, or underlines its title."""
         if _UNDERLINE.fullmatch(line):
-            yield from flush()
-            continue
-        google = _GOOGLE.fullmatch(text) if not paragraph or here < indent else None
-        if _UNDERLINE.fullmatch(after) and len(text) < 60 and not paragraph:
-            section, i = text.lower().rstrip(":"), i + 1
-            continue
-        if google and (
-            google[1].lower() in _ENTRIES | _DROPPED
-            or google[1].lower().startswith(("example", "note", "usage"))
-        ):
-            yield from flush()
-            section = google[1].lower()
-            drop = here if section in _DROPPED else -1
-            section = section if section in _ENTRIES else ""
-            continue
-        if section in _DROPPED:
-            continue
+            self._flush()
+            return True
+        google = _GOOGLE.fullmatch(text) if not self.paragraph or here < self.indent else None
+        if _UNDERLINE.fullmatch(self._after) and len(text) < 60 and not self.paragraph:
+            self.section = text.lower().rstrip(":")
+            self.at += 1
+            return True
+        name = google[1].lower() if google else ""
+        if name in _ENTRIES | _DROPPED or name.startswith(("example", "note", "usage")):
+            self._flush()
+            self.section = name if name in _ENTRIES else ""
+            self.drop = here if name in _DROPPED else -1
+            return True
+        return False
+
+    def _directive(self, text: str, here: int) -> None:
+        self._flush()
         directive = _DIRECTIVE.match(text)
-        if text.startswith(".."):  # a directive, a footnote, a comment, a target
-            yield from flush()
-            if directive and directive[1] in _PROSE_DIRECTIVES:
-                rest = directive[2]
-                if directive[1].startswith(("version", "deprecated")):
-                    rest = re.sub(r"^v?\d[\w.]*\s*", "", rest)
-                if rest:
-                    paragraph.append(rest)
-                    indent = here
-            else:
-                drop = here
-            continue
+        if not directive or directive[1] not in _PROSE_DIRECTIVES:
+            self.drop = here
+            return
+        rest = directive[2]
+        if directive[1].startswith(("version", "deprecated")):
+            rest = re.sub(r"^v?\d[\w.]*\s*", "", rest)
+        if rest:
+            self.paragraph.append(rest)
+            self.indent = here
+
+    def _text(self, text: str, here: int) -> None:
         # NumPy style: the line of a name and its type
-        if section in _ENTRIES and here == 0 and after.startswith(" ") and after.strip():
-            yield from flush()
-            continue
-        bullet = _BULLET.match(text)
-        entry = _ENTRY.match(text) if section in _ENTRIES and here > 0 else _FIELD.match(text)
-        if bullet or entry or (paragraph and here != indent and not (here > indent and len(paragraph) == 1)):
-            yield from flush()
-        start = (bullet or entry).end() if bullet or entry else 0  # type: ignore[union-attr]
-        if not paragraph or len(paragraph) == 1:
-            indent = here
-        paragraph.append(text[start:])
+        if self.section in _ENTRIES and here == 0 and self._after.startswith(" ") and self._after.strip():
+            self._flush()
+            return
+        entry = _ENTRY.match(text) if self.section in _ENTRIES and here > 0 else _FIELD.match(text)
+        mark = _BULLET.match(text) or entry
+        first_is_out = here > self.indent and len(self.paragraph) == 1
+        if mark or (self.paragraph and here != self.indent and not first_is_out):
+            self._flush()
+        if len(self.paragraph) < 2:
+            self.indent = here
+        self.paragraph.append(text[mark.end() if mark else 0 :])
         if text.endswith("::"):  # an indented literal block follows
-            paragraph[-1] = paragraph[-1][:-1]
-            yield from flush()
-            drop = here
-    yield from flush()
+            self.paragraph[-1] = self.paragraph[-1][:-1]
+            self._flush()
+            self.drop = here
 
 
 _MARKUP = [

@@ -18,7 +18,7 @@ columns; lines of comments (`#`) and a header are left out and counted.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,60 +59,48 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
     names = labels or [str(label) for label in options.labels]
     if (part := PART.fullmatch(rest)) and not os.path.exists(os.path.expanduser(rest)):
         rest = part[1]
-    found = match(rest)
-    if options.format == "folder" or (options.format == "auto" and all(_has_classes(p) for p in found)):
+    paths = match(rest)
+    if options.format == "folder" or (options.format == "auto" and all(_has_classes(p) for p in paths)):
         if part:
             raise UserError(
                 f"{rest}: its records lie class by class, so that a part, [{part[2]}:{part[3]}], would lack "
                 "some; leave it out"
             )
-        return labelled(_folders(found, rows), rows, names)
-    files = list(dict.fromkeys(f for p in found for f in ([p] if p.is_file() else sorted(below(p)))))
-    formats = [_format(f, options.format) for f in files]
-    if "conll" in formats:
-        return _tagged(files, formats, options, rows, names, part)
+        return labelled(_folders(paths, rows), rows, names)
+    files = dict.fromkeys(f for p in paths for f in ([p] if p.is_file() else sorted(below(p))))
+    formats = {f: _format(f, options.format) for f in files}
+    if "conll" in formats.values():
+        return tagged(_cut(_sentences_of(formats, options, rows), part), rows, names)
     if not options.label:
         if options.text_b:
             raise UserError("data.text_b is set but data.label is not: pairs need labels")
-        return documents(
-            _cut(
-                (d for f, how in zip(files, formats, strict=True) for d in _documents(f, how, options, rows)),
-                part,
-            ),
-            rows,
-        )
-    if plain := next(
-        (f for f, how in zip(files, formats, strict=True) if how in ("lines", "paragraphs", "wiki")), None
-    ):
+        texts = (d for f, how in formats.items() for d in _documents(f, how, options, rows))
+        return documents(_cut(texts, part), rows)
+    if plain := next((f for f, how in formats.items() if how in ("lines", "paragraphs", "wiki")), None):
         raise UserError(
             f"{plain} is plain text and has no column {options.label!r}: leave data.label empty, or set "
             "data.format"
         )
-    return labelled(
-        _cut(
-            (r for f, how in zip(files, formats, strict=True) for r in _labelled(f, how, options, rows)), part
-        ),
-        rows,
-        names,
-    )
+    examples = (r for f, how in formats.items() for r in _labelled(f, how, options, rows))
+    return labelled(_cut(examples, part), rows, names)
 
 
 def _cut(records: Iterable[Any], part: re.Match[str] | None) -> Iterable[Any]:
     """Those of a part; per cent are cut down to whole records, so that parts that meet share none."""
     if part is None:
         return records
-    found, ends = list(records), (part[2] or "0", part[3] or "100%")
+    every, ends = list(records), (part[2] or "0", part[3] or "100%")
     numbers = [
-        int(x.rstrip("%")) * (len(found) if x.endswith("%") else 100) // 100
+        int(x.rstrip("%")) * (len(every) if x.endswith("%") else 100) // 100
         for x in ends
         if re.fullmatch(r"\d+%?", x)
     ]
-    if len(numbers) < 2 or not numbers[0] <= numbers[1] <= len(found):
+    if len(numbers) < 2 or not numbers[0] <= numbers[1] <= len(every):
         raise UserError(
-            f"{part[0]}: expected [A:B], records or per cent from 0 up to all {len(found)}, such as [:90%] "
+            f"{part[0]}: expected [A:B], records or per cent from 0 up to all {len(every)}, such as [:90%] "
             "and [90%:] or [:500]"
         )
-    return found[numbers[0] : numbers[1]]
+    return every[numbers[0] : numbers[1]]
 
 
 def _format(path: Path, asked: str) -> str:
@@ -156,18 +144,14 @@ def _labelled(
         yield where, text, text_b[0] if text_b else None, label
 
 
-def _tagged(
-    files: Sequence[Path],
-    formats: Sequence[str],
-    options: Config,
-    rows: BadRows,
-    names: Sequence[str],
-    part: re.Match[str] | None,
-) -> Source:
-    if plain := next((f for f, how in zip(files, formats, strict=True) if how != "conll"), None):
+def _sentences_of(
+    formats: Mapping[Path, str], options: Config, rows: BadRows
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Tagged sentences; the columns of word and tag are checked before anything is read."""
+    if plain := next((f for f, how in formats.items() if how != "conll"), None):
+        tagged_file = next(f for f, how in formats.items() if how == "conll")
         raise UserError(
-            f"{plain} has no tags and {files[formats.index('conll')]} does: give files of one format, or set "
-            "data.format"
+            f"{plain} has no tags and {tagged_file} does: give files of one format, or set data.format"
         )
     numbers = {
         k: re.fullmatch(r"\d{,3}" if k != "text_b" else "", options[k]) for k in ("text", "text_b", "label")
@@ -178,7 +162,7 @@ def _tagged(
             "word and the last the tag, or those whose numbers, from 0, data.text and data.label give"
         )
     word, tag = int(options.text or 0), int(options.label or -1)
-    return tagged(_cut((s for f in files for s in read_sentences(f, rows, word, tag)), part), rows, names)
+    return (s for f in formats for s in read_sentences(f, rows, word, tag))
 
 
 def _classes(folder: Path) -> list[Path]:
