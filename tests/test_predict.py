@@ -195,7 +195,7 @@ def test_a_pipe_is_read_once(tags):
     os.write(write_end, b"a\nb O\n")
     os.close(write_end)
     path = Path(f"/dev/fd/{read_end}")
-    predict.check(None, path, (), None, False)
+    predict.check(predict.Request(file=path))
     assert said(texts.read_file(path, options(), False, "", tags)) == ["a", "b O"]
     os.close(read_end)
 
@@ -345,7 +345,7 @@ def test_a_column_that_the_first_row_lacks(tmp_path):
 def test_a_wrong_command_stops_before_anything_is_loaded(given, message, tmp_path):
     given = {**given, **({"to": tmp_path.__class__(given["to"])} if "to" in given else {})}
     with pytest.raises(UserError, match=message):
-        predict.run(tmp_path / "no run", **given)
+        predict.run(tmp_path / "no run", predict.Request(**given))
 
 
 def test_progress_is_said_every_ten_seconds(monkeypatch, capsys):

@@ -1,38 +1,34 @@
 """The verbs bench and report."""
 
+from __future__ import annotations
+
 import argparse
 import functools
 import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ptft.cli import training
 from ptft.core.errors import UserError
+
+if TYPE_CHECKING:
+    from ptft.bench import protocol, runner, running
 
 
 def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     # A process that took most of an accelerator's memory for itself would leave none to those that measure.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from ptft.bench import cell, identity, probe, protocol, results, runner, running, schedule, section
-    from ptft.core import mesh, record
-    from ptft.planning import auto
-    from ptft.train import spec, train
+    from ptft.bench import cell, results, runner, running, schedule, section
+    from ptft.core import record
 
     values, workdir = training.load_config(args, overrides), args.workdir
     record.claim(workdir, "bench.json")
     bench = section.of(values)
-    if bench.budget != "steps":  # what the price of each strategy is compared with is measured beside it
-        known = protocol.cells({**values, "bench": {**values["bench"], "budget": "steps"}}, spec.resolve)
-        probe.in_turns(
-            [c.config for c in known if c.kind == "train" and not auto.ask(c.config.freeze)], workdir
-        )
-    with mesh.preemption() as caught:
-        cells = protocol.cells(
-            values, spec.resolve, identity.content, probe.spend(bench.budget, workdir, caught)
-        )
-        if caught:
-            raise SystemExit(train.PREEMPTED)
+    cells = _cells(values, workdir)
     mine = runner.pick(cells, shard(args.shard), args.only)
     cell.check(mine, bench.metric)
     group_key = (lambda cell: None) if args.isolated or args.only else cell.group_key
@@ -59,17 +55,7 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     if not args.only:
         record.say(schedule.schedule(waiting, mine, have, expected))
     here = running.Bench(workdir, bench.metric, command, bench.budget)
-    if args.isolated:  # each process takes its cell
-        argv = [sys.executable, "-m", "ptft", *words]
-        workers = runner.Workers(lambda cell: running.run_in_subprocess(cell, here, argv), locked=False)
-    else:
-        do, alone = functools.partial(cell.run_cell, metric=bench.metric), bool(args.only)
-        share = functools.partial(cell.run_group, workdir=workdir)
-        workers = runner.Workers(
-            lambda cell: running.run_in_process(cell, here, do, alone),
-            lambda group: running.run_group(group, here, share),
-            group_key,
-        )
+    workers = _workers(here, args, words)
     rows = runner.run(mine, workdir, workers, expected)
     if not args.only:
         record.say(f"next: ptft report {workdir}")
@@ -78,10 +64,50 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         raise SystemExit(1)
 
 
+def _cells(values: Mapping[str, Any], workdir: Path) -> list[protocol.Cell]:
+    """All cells of the benchmark. Where a budget needs prices, they are measured first, in WORKDIR/probes."""
+    from ptft.bench import identity, probe, protocol, section
+    from ptft.core import mesh
+    from ptft.planning import auto
+    from ptft.train import spec, train
+
+    budget = section.of(values).budget
+    if budget != "steps":  # what the price of each strategy is compared with is measured beside it
+        known = protocol.cells({**values, "bench": {**values["bench"], "budget": "steps"}}, spec.resolve)
+        probe.in_turns(
+            [c.config for c in known if c.kind == "train" and not auto.ask(c.config.freeze)], workdir
+        )
+    with mesh.preemption() as caught:
+        cells = protocol.cells(values, spec.resolve, identity.content, probe.spend(budget, workdir, caught))
+        if caught:
+            raise SystemExit(train.PREEMPTED)
+    return cells
+
+
+def _workers(here: running.Bench, args: argparse.Namespace, words: Sequence[str]) -> runner.Workers:
+    """How cells are run: each in a process of its own, or in this one, those of a group together.
+
+    Args:
+      words: arguments of the command line that name the benchmark.
+    """
+    from ptft.bench import cell, runner, running
+
+    if args.isolated:  # each process takes its cell
+        argv = [sys.executable, "-m", "ptft", *words]
+        return runner.Workers(lambda c: running.run_in_subprocess(c, here, argv), locked=False)
+    do, alone = functools.partial(cell.run_cell, metric=here.metric), bool(args.only)
+    share = functools.partial(cell.run_group, workdir=here.workdir)
+    return runner.Workers(
+        lambda c: running.run_in_process(c, here, do, alone),
+        lambda group: running.run_group(group, here, share),
+        (lambda c: None) if alone else cell.group_key,
+    )
+
+
 def shard(text: str) -> tuple[int, int]:
     """ "2/4" -> (2, 4)."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    place, many = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    place, many = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= place <= many:
         raise UserError(f"--shard {text}: expected i/n, the i-th of n parts, such as 1/4 … 4/4")
     return place, many

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,7 @@ def import_run(where: str, workdir: Path) -> None:
     folder = folders.open_folder(where)
     tokenizer, labels = tokenizer_files.load(folder.path), config_json.labels(folder)
     keys = config_json.model_keys(folder)
-    nsp = folder.family.mlm.get("head/nsp", "no such head") + ".weight" in folder.tensors
-    objective = {
-        **({"name": config_json.task(folder)} if labels else {"name": "mlm_nsp", "nsp": nsp}),
-        "seq_len": min(512, keys.get("max_len", 512)),
-    }
-    if objective["name"] == "classify":
-        objective |= config_json.cuts(folder, objective["seq_len"])
+    objective = _objective(folder, labels, keys.get("max_len", 512))
     config = spec.resolve({"model": keys, "objective": objective, "data": {"names": labels}})
     # A pooler comes along even where the model's own pooling does not read it.
     whole = build.net(
@@ -72,6 +67,15 @@ def import_run(where: str, workdir: Path) -> None:
     record.say(
         f"next: {ready or f'ptft train --config configs/finetune.py:task=sst2,init={workdir} --workdir …'}"
     )
+
+
+def _objective(folder: folders.Folder, labels: Sequence[str], max_len: int) -> dict[str, Any]:
+    """What the checkpoint was trained for, as the section `objective` of a config."""
+    nsp = folder.family.mlm.get("head/nsp", "no such head") + ".weight" in folder.tensors
+    own = {"name": config_json.task(folder)} if labels else {"name": "mlm_nsp", "nsp": nsp}
+    seq_len = min(512, max_len)
+    cuts = config_json.cuts(folder, seq_len) if own["name"] == "classify" else {}
+    return {**own, "seq_len": seq_len, **cuts}
 
 
 def export_run(workdir: Path, to: Path, merge: bool = False) -> None:

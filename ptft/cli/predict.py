@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ def outputs(net: Net, params: Flat, rows: Rows, size: int) -> list[dict[str, Any
     """Each row's arrays with what the net makes of them. Rows of like length go together, so that short ones
     are not padded to the longest; there are few lengths, so that few programs are compiled."""
     batch, grid = rows.batch(np.arange(len(rows))), mesh.make(1)
-    order, found = np.argsort(batch["length"], kind="stable"), [dict[str, Any]()] * len(rows)
+    order, out = np.argsort(batch["length"], kind="stable"), [dict[str, Any]()] * len(rows)
     by_width: dict[int, list[int]] = {}
     for at in range(0, len(order), size):
         index = order[at : at + size]
@@ -63,24 +63,28 @@ def outputs(net: Net, params: Flat, rows: Rows, size: int) -> list[dict[str, Any
         cut = ArrayRows({**part, "tokens": part["tokens"][:, :width]}, {})
         made = evaluate.outputs(net, params, Split(cut, size, grid))
         for i, row in enumerate(numbers):
-            found[row] = {k: x[i] for k, x in {**part, **made}.items()}
-    return found
+            out[row] = {k: x[i] for k, x in {**part, **made}.items()}
+    return out
 
 
-def run(
-    workdir: Path,
-    text: Sequence[str] | None = None,
-    file: Path | None = None,
-    text_column: Sequence[str] = (),
-    to: Path | None = None,
-    as_json: bool = False,
-) -> None:
+class Request(NamedTuple):
+    """What the command line asks for."""
+
+    text: Sequence[str] | None = None
+    file: Path | None = None  # without either, texts are on standard input
+    text_column: Sequence[str] = ()
+    to: Path | None = None  # a table instead of standard output
+    as_json: bool = False
+
+
+def run(workdir: Path, request: Request) -> None:
     """Asks a run, and writes what it says to standard output, or to a table; all else goes to standard error.
 
     Raises:
       UserError: what cannot be read or asked, with its line; a table is then not written.
     """
-    check(text, file, text_column, to, as_json)
+    check(request)
+    text, file, text_column, to, as_json = request
     with contextlib.redirect_stdout(sys.stderr):
         config, tokenizer, net, params, labels = load_run(workdir)
     params, names = jax.device_put(params), list(config.data.names) or labels
@@ -128,14 +132,9 @@ def aside(text: str) -> None:
     print(f"ptft predict: {text}", file=sys.stderr)
 
 
-def check(
-    text: Sequence[str] | None,
-    file: Path | None,
-    text_column: Sequence[str],
-    to: Path | None,
-    as_json: bool,
-) -> None:
+def check(request: Request) -> None:
     """What is wrong with the command itself, before anything is loaded."""
+    text, file, text_column, to, as_json = request
     if text is not None and file:
         raise UserError("--text and --file were both given; expected one of them, or texts on standard input")
     if file and (file.is_dir() or not file.exists()):
@@ -177,10 +176,10 @@ def beside(own: dict[str, Any], answer: dict[str, Any], where: str) -> dict[str,
     """The input's columns and the answer's: a label that was there is not what was predicted."""
     if unknown := [k for k, v in own.items() if v is _tables.TWICE]:
         raise UserError(f"{where}: there is a column {unknown[0]!r} twice; rename one, or leave it out")
-    found = {f"predicted_{k}": v for k, v in answer.items()}
-    if twice := [k for k in found if k in own]:
+    predicted = {f"predicted_{k}": v for k, v in answer.items()}
+    if twice := [k for k in predicted if k in own]:
         raise UserError(f"{where}: there is a column {twice[0]!r} already; rename it, or leave it out")
-    return {**own, **found}
+    return {**own, **predicted}
 
 
 class Progress:

@@ -55,4 +55,5 @@ def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 def predict_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     from ptft.cli import predict
 
-    predict.run(args.workdir, args.text, args.file, args.text_column, args.to, args.json)
+    request = predict.Request(args.text, args.file, args.text_column, args.to, args.json)
+    predict.run(args.workdir, request)
