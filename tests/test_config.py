@@ -308,6 +308,13 @@ def test_a_page_without_get_config(tmp_path):
         pages.load(f"{tmp_path}/page.py")
 
 
+def test_a_page_forked_from_an_older_one_is_told_to_compare_its_imports(tmp_path):
+    page = tmp_path / "page.py"
+    page.write_text("from ptft.core.config import parse_arg\n\n\ndef get_config(arg=''):\n    return {}\n")
+    with pytest.raises(UserError, match=r"page.py: cannot import name 'parse_arg'.*; compare its imports"):
+        pages.load(str(page))
+
+
 def test_a_page_that_is_not_python(tmp_path):
     (tmp_path / "page.json").write_text("{}")
     with pytest.raises(UserError, match=r"page\.json is not a Python file"):

@@ -66,7 +66,10 @@ def load(path_and_arg: str) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     # From the source: Python's compiled file goes by the second and the size, so that a page that was changed
     # at once would be the old one.
-    exec(spec.loader.source_to_code(file.read_bytes(), path), module.__dict__)
+    try:
+        exec(spec.loader.source_to_code(file.read_bytes(), path), module.__dict__)
+    except ImportError as e:  # of a page that was forked from an older one
+        raise UserError(f"{path}: {e}; compare its imports with those of configs/finetune.py") from None
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} has no get_config()")
     out = module.get_config(arg)
