@@ -10,8 +10,8 @@ your own, as in configs/bench.py. What is frozen runs without dropout. The table
 (Lee, Tang & Lin 2019, arXiv 1911.03090), frozen layers x 50 to 1,000 examples (RoBERTa-base on SST-2), BitFit
 (Ben Zaken et al. 2021, arXiv 2106.10199), LoRA (Hu et al. 2021, arXiv 2106.09685), gradual unfreezing (Howard
 & Ruder 2018, arXiv 1801.06146, table 7), LayerNorm (Zhao et al. 2023, arXiv 2312.11420). Their models are
-larger and their data more, so numbers do not carry over; `ptft.bench.shapes` states what should, and the
-report says where it holds. Cost: 12 strategies, random weights and the A/A check x 3 rates x 5 seeds x 2
+larger and their data more, so numbers do not carry over; `ptft.bench.expectations` states what should, and
+the report says where it holds. Cost: 12 strategies, random weights and the A/A check x 3 rates x 5 seeds x 2
 sizes a task; it says how long before it starts. Result: which of the shapes show.
 """
 

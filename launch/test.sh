@@ -25,6 +25,6 @@ if (($#)); then
 fi
 "$VENV_PYTHON" -m pytest
 # Tests run programs as they compile fastest. What must be equal to the bit in two programs must be so as users compile them, too.
-PTFT_OPTIMIZED=1 "$VENV_PYTHON" -m pytest tests/test_prefix.py
+PTFT_OPTIMIZED=1 "$VENV_PYTHON" -m pytest tests/test_feature_cache.py
 # And that way of compiling rounds more than a comparison with torch may.
 [[ -z $peers ]] || PTFT_PEERS=1 "$VENV_PYTHON" -m pytest tests/test_peers.py tests/test_peft.py

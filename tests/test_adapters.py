@@ -212,7 +212,7 @@ def test_nonsense_gets_the_nearest_valid_thing(name, strategy, says):
 
 
 def test_an_unknown_kind_shows_the_nearest():
-    with pytest.raises(UserError, match="'lorra=8' is no strategy; did you mean 'lora'"):
+    with pytest.raises(UserError, match="'lorra=8' is no strategy; did you mean 'lora"):
         resolve.plan("lorra=8", models.anatomy("bert"), make("bert", "lorra=8").shapes())
 
 

@@ -1,6 +1,7 @@
 """Plug-ins from a folder of one's own: the README's strategy and adapter, and a toy model, through every
 verb."""
 
+import importlib
 import json
 import os
 import re
@@ -11,6 +12,12 @@ from pathlib import Path
 
 import flow
 import pytest
+import tiny
+
+from ptft import models
+from ptft.core import plugins
+from ptft.core.errors import UserError
+from ptft.freeze import language, resolve, strategies
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,12 +41,10 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ptft(mine: Path, *args: object) -> str:
-    # as users have it
     env = {
         **os.environ,
         "PTFT_PLUGINS": str(mine),
         "PYTHONPATH": str(ROOT),
-        "JAX_NUMPY_RANK_PROMOTION": "allow",
     }
     done = subprocess.run(
         [sys.executable, "-m", "ptft", *map(str, args)], capture_output=True, text=True, env=env, timeout=300
@@ -89,15 +94,15 @@ def test_a_toy_model_adapter_and_strategy_go_through_every_verb(mine, tmp_path):
     assert "backbone/embeddings/embedding" not in moved
     ptft(mine, "report", tmp_path / "run")
 
-    strategies = [{"name": name, "freeze": name, "lr": 1e-2} for name in ("full", "edges-1", "shift")]
+    entries = [{"name": name, "freeze": name, "lr": 1e-2} for name in ("full", "edges-1", "shift", "head")]
     bench = flow.page(
         tmp_path / "bench.py",
-        values(tmp_path, bench={"strategies": strategies, "seeds": [0], "repeat": False}),
+        values(tmp_path, bench={"strategies": entries, "seeds": [0], "repeat": False}),
     )
     ptft(mine, "bench", "--config", bench, "--workdir", tmp_path / "bench")
     cells = [json.loads(file.read_text()) for file in (tmp_path / "bench/cells").glob("*.json")]
     done = {c["strategy"]: c for c in cells if c.get("test")}
-    assert {"full", "edges-1", "shift"} <= set(done) and not any(c.get("error") for c in cells)
+    assert {"full", "edges-1", "shift", "head"} <= set(done) and not any(c.get("error") for c in cells)
 
     plain = flow.page(tmp_path / "plain.py", values(tmp_path, freeze="edges-1"))
     ptft(mine, "train", "--config", plain, "--workdir", tmp_path / "plain")
@@ -122,6 +127,78 @@ def test_what_cannot_be_merged_says_so(mine, tmp_path):
     ptft(mine, "train", "--config", page, "--workdir", tmp_path / "run")
     with pytest.raises(AssertionError, match="shift cannot be merged into the backbone's weights"):
         ptft(mine, "export", "--workdir", tmp_path / "run", "--to", tmp_path / "out", "--merge")
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes a file of one's own, in this process; what it has changed is put back."""
+    folders = [importlib.import_module(f"ptft.{package}") for package in plugins.EXPORTS]
+    paths, before = [list(f.__path__) for f in folders], set(sys.modules)
+    tables = [(table, dict(table)) for table in (strategies.TRAINS, strategies.RATES, strategies.CHANGES)]
+    monkeypatch.setenv("PTFT_PLUGINS", str(tmp_path))
+
+    def forget():
+        for f in (plugins._names, plugins._is_folder, language._of_text):
+            f.cache_clear()
+
+    def write(name, code):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(code)
+        forget()
+
+    yield write
+    for folder, path in zip(folders, paths, strict=True):
+        folder.__path__[:] = path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+    for table, old in tables:
+        table.clear()
+        table.update(old)
+    forget()
+
+
+HEADER = "from ptft.freeze.strategies import changes, rates, trains\n\n\n"
+STRATEGY, KIND = "freeze/strategies/mine.py", "freeze/adapters/mine.py"
+MISTAKES = {
+    (STRATEGY, "def ("): r"mine.py:1 cannot be imported: SyntaxError",
+    (STRATEGY, "import nosuch"): r"mine.py cannot be imported: ModuleNotFoundError: No module named",
+    (KIND, "x = 1"): r"mine.py has no Kind; ptft/freeze/adapters/__init__.py says what for",
+    (KIND, "class Kind: pass"): r"adapters/mine.py: its Kind has no grammar and no order",
+    ("freeze/adapters/lora.py", "x = 1"): r"lora.py has the name of a file of ptft's own; give it another",
+    ("freeze/adapters/top.py", "class Kind: grammar, order = 'top', 9"): r"'top' is a strategy and a kind",
+    (STRATEGY, HEADER + "@trains('top-K')\ndef f(model, k): ..."): r"'top-K' is registered by ptft\.freeze",
+    (STRATEGY, HEADER + "@trains('mine')\ndef f(model): return {'nix'}"): r"mine returns nix; expected a set",
+    (STRATEGY, HEADER + "@trains('mine')\ndef f(model): ..."): r"mine returns NoneType; expected a set",
+    (STRATEGY, HEADER + "@changes('mine')\ndef f(*_): return []"): r"mine gives no phase",
+    ("wrong/mine.py", ""): r"holds 'wrong'; expected one or more of data, models, objectives",
+}
+
+
+@pytest.mark.parametrize(("file", "says"), MISTAKES.items())
+def test_a_mistake_in_a_plug_in_is_said_with_its_file(own, file, says):
+    own(*file)
+    with pytest.raises(UserError, match=says):
+        flow_phases("mine")
+
+
+def flow_phases(strategy):
+    shapes, anatomy = tiny.net().shapes(), models.anatomy("bert")
+    return resolve.phases(language.parse(strategy), anatomy, shapes, strategies.Span(10, int, 0))
+
+
+def test_rates_that_ascend_are_refused(own):
+    own(
+        "freeze/strategies/mine.py",
+        HEADER + "@rates('down')\ndef f(model): return dict.fromkeys(model.params, -1.0)",
+    )
+    with pytest.raises(UserError, match="the learning-rate factor -1; expected one above 0"):
+        flow_phases("full@down")
+
+
+def test_a_folder_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setenv("PTFT_PLUGINS", "/no/such/folder")
+    with pytest.raises(UserError, match="PTFT_PLUGINS=/no/such/folder is no folder"):
+        plugins.names("models")
 
 
 def test_the_example_is_short():

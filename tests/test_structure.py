@@ -173,10 +173,10 @@ EXPORTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("package", EXPORTS)
+@pytest.mark.parametrize("package", plugins.EXPORTS)
 def test_every_plug_in_exports_what_its_folder_says(package):
     for name in plugins.names(package):
-        assert all(hasattr(plugins.get(package, name), what) for what in EXPORTS[package]), name
+        assert all(hasattr(plugins.get(package, name), what) for what in plugins.EXPORTS[package]), name
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -45,7 +45,7 @@ def forgotten(run: Run, folder: Path) -> dict[str, float] | None:
 
 
 def group_key(cell: Cell) -> str | None:
-    """Cells of one group may train together (`population`)."""
+    """Cells of one group may train together (`vectorized`)."""
     return vectorized.group_key(cell.config) if cell.kind == "train" else None
 
 

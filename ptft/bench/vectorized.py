@@ -9,7 +9,7 @@ those of solo runs up to the rounding of batched products. What a step costs can
 seconds, FLOPs and bytes are measured apart, of a step that computes everything (`ptft.bench.probe`).
 
 A CPU gains little from wide steps: per member, they took 0.8 to 1.4 times as long as one member alone
-(MiniLM, 3 to 15 members on two cores: tests/benchmarks/population_steps.py). There, members take turns in one
+(MiniLM, 3 to 15 members on two cores: tests/benchmarks/vectorized_steps.py). There, members take turns in one
 compiled step.
 
 What is due at a step, the judging, the evaluation and the result are `ptft.train`'s, the same as for a run
@@ -102,7 +102,7 @@ def _group_key(c: Config, across: bool) -> str | None:
     ):
         # nothing above the blocks has dropout
         blocks = {part for part in programs.no_dropout(run, 0) if part.startswith("block_")}
-        updated = feature_cache.entry(run, 0), sorted(blocks) if c.model.dropout else []
+        updated = feature_cache.entry(run, 0), sorted(blocks) if c.model.get("dropout", 0) else []
     # LoRA of rank 8 and of rank 16, or of another alpha, have the same names.
     return hashlib.sha256(
         repr((configs.to_json({**c.to_dict(), "freeze": ""}), updated, run.net.added)).encode()

@@ -70,10 +70,16 @@ def load(path_and_arg: str) -> dict[str, Any]:
         exec(spec.loader.source_to_code(file.read_bytes(), path), module.__dict__)
     except ImportError as e:  # of a page that was forked from an older one
         raise UserError(f"{path}: {e}; compare its imports with those of configs/finetune.py") from None
+    except SyntaxError as e:
+        raise UserError(f"{path}:{e.lineno}: {e.msg}; a config is a page of Python") from None
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} has no get_config()")
     out = module.get_config(arg)
-    return out.to_dict() if isinstance(out, ConfigDict) else out
+    if not isinstance(out, Mapping | ConfigDict):
+        raise UserError(
+            f"{path}: get_config() returned {type(out).__name__}; expected a ConfigDict or a dict"
+        )
+    return out.to_dict() if isinstance(out, ConfigDict) else dict(out)
 
 
 def literal(text: str) -> Any:

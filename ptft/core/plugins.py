@@ -2,7 +2,7 @@
 name.
 
 With PTFT_PLUGINS=FOLDER, files of FOLDER/models, FOLDER/freeze/adapters … count as if they lay in ptft's own
-folders.
+folders. What is wrong with them is a mistake of their author, and said as one.
 """
 
 import functools
@@ -12,33 +12,83 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 
-from ptft.core.errors import UserError, did_you_mean
+from ptft.core.errors import UserError, did_you_mean, listed
 
-SHARED = ("layers", "tasks")
+# Folder -> what each of its files exports.
+EXPORTS = {
+    "data": ("open",),
+    "models": ("SPEC", "build", "ANATOMY"),
+    "objectives": ("SPEC", "build"),
+    "freeze.strategies": (),
+    "freeze.adapters": ("Kind",),
+}
+SHARED = {"models": ("layers",), "data": ("tasks",)}  # files that are no plug-ins, besides those with a _
 
 
 def names(package: str) -> list[str]:
-    """The plug-ins of `ptft.PACKAGE`: its modules, but for those that plug-ins share: `SHARED`, or starting
-    with `_`."""
-    return list(_names(package, os.environ.get("PTFT_PLUGINS", "")))
+    """The plug-ins of `ptft.PACKAGE`."""
+    return list(_names(package, _own()))
+
+
+def get(package: str, name: str) -> ModuleType:
+    """The module `ptft/PACKAGE/NAME.py`; a missing one lists those that exist.
+
+    Raises:
+      UserError: there is none, or one of PTFT_PLUGINS that cannot be imported or lacks an export.
+    """
+    if name not in names(package):
+        raise UserError(
+            f"there is no {package.replace('.', '/')}/{name}.py; {did_you_mean(name, names(package))}"
+        )
+    own = Path(_own(), *package.split("."), f"{name}.py") if _own() else None
+    if own is None or not own.is_file():
+        return importlib.import_module(f"ptft.{package}.{name}")
+    try:
+        module = importlib.import_module(f"ptft.{package}.{name}")
+    except UserError:
+        raise
+    except Exception as e:
+        line = f":{e.lineno}" if isinstance(e, SyntaxError) else ""
+        raise UserError(f"{own}{line} cannot be imported: {type(e).__name__}: {e}") from e
+    if lost := [what for what in EXPORTS.get(package, ()) if not hasattr(module, what)]:
+        raise UserError(
+            f"{own} has no {' and no '.join(lost)}; ptft/{package.replace('.', '/')}/__init__.py says what "
+            "for"
+        )
+    return module
+
+
+def _own() -> str:
+    """The folder of PTFT_PLUGINS, or "". Raises UserError if it is none, or has no folder of plug-ins."""
+    own = os.environ.get("PTFT_PLUGINS", "")
+    return own if not own or _is_folder(own) else ""
+
+
+@functools.cache
+def _is_folder(own: str) -> bool:
+    if not Path(own).is_dir():
+        raise UserError(f"PTFT_PLUGINS={own} is no folder; expected one with models/, freeze/adapters/ …")
+    folders = [package.replace(".", "/") for package in EXPORTS]
+    if not any(Path(own, folder).is_dir() for folder in folders):
+        there = listed(sorted(p.name for p in Path(own).iterdir()))
+        raise UserError(f"PTFT_PLUGINS={own} holds {there}; expected one or more of {', '.join(folders)}")
+    return True
 
 
 @functools.cache
 def _names(package: str, own: str) -> tuple[str, ...]:
     path = importlib.import_module(f"ptft.{package}").__path__
-    if own:
-        path.append(str(Path(own, *package.split(".")).absolute()))
-    return tuple(
-        sorted(
-            m.name for m in pkgutil.iter_modules(path) if m.name not in SHARED and not m.name.startswith("_")
-        )
-    )
 
+    def inside(folders: list[str]) -> list[str]:
+        found = [m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_")]
+        return sorted(n for n in found if n not in SHARED.get(package, ()))
 
-def get(package: str, name: str) -> ModuleType:
-    """The module `ptft/PACKAGE/NAME.py`; a missing one lists those that exist."""
-    if name not in names(package):
-        raise UserError(
-            f"there is no {package.replace('.', '/')}/{name}.py; {did_you_mean(name, names(package))}"
-        )
-    return importlib.import_module(f"ptft.{package}.{name}")
+    ours = inside(list(path))
+    if not own:
+        return tuple(ours)
+    folder = str(Path(own, *package.split(".")).absolute())
+    mine = inside([folder])
+    if twice := sorted(set(ours) & set(mine)):
+        raise UserError(f"{folder}/{twice[0]}.py has the name of a file of ptft's own; give it another")
+    path.append(folder)
+    return tuple(sorted([*ours, *mine]))

@@ -131,6 +131,8 @@ def _phase(start: str, chosen: Any, said: Any) -> tuple[str, "Strategy | Rules"]
         raise UserError(
             f"freeze={said!r}: {chosen!r} has no start; expected START: {chosen}, such as 50%: {chosen}"
         )
+    if not isinstance(chosen, str | list | tuple):
+        raise UserError(f"freeze phase {start!r}: expected a strategy or a list of rules, got {chosen!r}")
     return start, strategy(chosen, said) if isinstance(chosen, str) else chosen
 
 
@@ -199,4 +201,5 @@ def _rates(texts: list[str], said: Any) -> tuple[tuple[Named, tuple[Any, ...]], 
 def grammars() -> list[str]:
     """Everything that a strategy may begin with."""
     strategies.load()
-    return [*strategies.TRAINS, *adapters.kinds(), *strategies.CHANGES, AUTO]
+    kinds = [kind.grammar for kind in adapters.kinds().values()]
+    return [*strategies.TRAINS, *kinds, *strategies.CHANGES, AUTO]

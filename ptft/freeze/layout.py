@@ -39,7 +39,7 @@ class Layout:
 
     def group(self, role: str) -> Names:
         """The parameters of a role, such as "attention". Raises UserError if the model has no such role."""
-        return self.matching(self.need(role, "it"))
+        return self.matching(self.need(role, "the strategy"))
 
     def need(self, role: str, what: str) -> str:
         """The pattern of a role, for something that cannot do without."""
@@ -53,8 +53,8 @@ class Layout:
     def some_blocks(self, numbers: Iterable[int]) -> Names:
         """All parameters of the blocks of these numbers. Raises UserError if there is no such block."""
         chosen, depth = sorted(numbers), len(self.need_blocks())
-        if chosen[-1] >= depth:
-            raise UserError(f"the model has the blocks 0 … {depth - 1}, not {chosen[-1]}")
+        if odd := [i for i in chosen[::-1] if not 0 <= i < depth]:
+            raise UserError(f"the model has the blocks 0 … {depth - 1}, not {odd[0]}")
         return frozenset[str]().union(*(self.blocks[i] for i in chosen))
 
     def need_blocks(self) -> tuple[Names, ...]:

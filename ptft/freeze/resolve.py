@@ -3,7 +3,7 @@ run."""
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from ptft.freeze import adapters, language
 from ptft.freeze.adapters import Adapter
 from ptft.freeze.language import Freeze, Strategy, Term, Timed
 from ptft.freeze.layout import Layout, Names
-from ptft.freeze.strategies import FACTOR, Span
+from ptft.freeze.strategies import FACTOR, Named, Span
 from ptft.models import Anatomy
 
 
@@ -124,20 +124,31 @@ def _by_hand(rules: Sequence[Sequence[str]], params: Mapping[str, Any]) -> Plan:
 def _rows(strategy: Strategy, model: Layout) -> tuple[Row, ...]:
     """Every parameter with what of the strategy claimed it."""
     claimed = _claimed(strategy, model)
-    if not claimed and [t.text for t in strategy.terms] != ["head"]:
+    if not claimed and {t.text for t in strategy.terms} != {"head"}:
         raise UserError("trains nothing but the head on this model; say freeze='head' if that is meant")
-    rates = [named.function(model, *values) for named, values in strategy.rates]
+    rates = [_factors_of(named, values, model) for named, values in strategy.rates]
 
     def row(name: str) -> Row:
         shape = tuple(model.params[name].shape)
         if name.startswith("head/"):
             return Row(name, shape, "head", 1.0)
-        rate = math.prod(factors.get(name, 1.0) for factors in rates)
-        return Row(
-            name, shape, claimed.get(name, "not named"), float(f"{rate:.6g}") if name in claimed else 0.0
-        )
+        rate = float(f"{math.prod(factors.get(name, 1.0) for factors in rates):.6g}")
+        if not 0 < rate < math.inf:
+            raise UserError(
+                f"gives {name} the learning-rate factor {rate:g}; expected one above 0, and finite"
+            )
+        return Row(name, shape, claimed.get(name, "not named"), rate if name in claimed else 0.0)
 
     return tuple(map(row, model.params))
+
+
+def _factors_of(named: Named, values: tuple[Any, ...], model: Layout) -> Mapping[str, float]:
+    """What a rule for rates returns, whose author may be the user."""
+    factors = named.function(model, *values)
+    if not isinstance(factors, Mapping) or (unknown := set(factors) - set(model.params)):
+        got = min(unknown) if isinstance(factors, Mapping) else type(factors).__name__
+        raise UserError(f"@{named.grammar} returns {got}; expected factors by the names of parameters")
+    return factors
 
 
 def _claimed(strategy: Strategy, model: Layout) -> dict[str, str]:
@@ -157,7 +168,13 @@ def _claimed(strategy: Strategy, model: Layout) -> dict[str, str]:
 def _names(term: Term, model: Layout) -> Names:
     if term.named is None:
         return adapters.trainable(model.params, term.kind)
-    return frozenset(term.named.function(model, *term.values))
+    names = term.named.function(model, *term.values)
+    if not isinstance(names, Set) or (unknown := names - model.backbone):
+        got = min(unknown) if isinstance(names, Set) else type(names).__name__
+        raise UserError(
+            f"{term.named.grammar} returns {got}; expected a set of names of the backbone's parameters"
+        )
+    return frozenset(names)
 
 
 def added(freeze: Freeze, anatomy: Anatomy, params: Mapping[str, Any]) -> tuple[Adapter, ...]:
@@ -170,14 +187,29 @@ def added(freeze: Freeze, anatomy: Anatomy, params: Mapping[str, Any]) -> tuple[
 
 def _added(strategy: Strategy, model: Layout) -> tuple[Adapter, ...]:
     kinds = adapters.kinds()
-    found = adapters.ordered(kinds[t.kind].parse(t.argument, model) for t in strategy.terms if t.kind)
     taken: set[tuple[str, str]] = set()
+    for term in strategy.terms:
+        if term.argument and "=" not in kinds[term.kind].grammar:
+            grammar = kinds[term.kind].grammar
+            raise UserError(f"{term.kind} has no option {term.argument!r}; expected {grammar}")
+    found = adapters.ordered(kinds[t.kind].parse(t.argument, model) for t in strategy.terms if t.kind)
+    modules = {m for n in model.backbone for m in _above(n.removeprefix("backbone/"))}
     for one in found:
+        if lost := [site for site, _ in one.sites if site not in modules]:
+            raise UserError(f"{one.kind()} attaches to {lost[0]}, which this model does not have")
+        if not one.sites:
+            raise UserError(f"{one.kind()} attaches to nothing of this model")
         sites = {(one.kind(), site) for site, _ in one.sites}
         if twice := taken & sites:
             raise UserError(f"adds {one.kind()} to {min(twice)[1]} twice, in different ways")
         taken |= sites
     return found
+
+
+def _above(name: str) -> list[str]:
+    """ "block_0/ffn/up/bias" -> itself and the modules that it lies in."""
+    parts = name.split("/")
+    return ["/".join(parts[:i]) for i in range(1, len(parts) + 1)]
 
 
 class BadStart(UserError):
@@ -200,6 +232,10 @@ def phases(freeze: Freeze, anatomy: Anatomy, params: Mapping[str, Any], span: Sp
     found: list[Phase] = []
     with _said(freeze.said):
         given = _timed(freeze.timed, Layout(anatomy, params), span) if freeze.timed else freeze.phases
+    if not given and freeze.timed:
+        raise UserError(
+            f"freeze={freeze.said!r}: {freeze.timed.named.grammar} gives no phase; expected one or more"
+        )
     if not given:
         raise language.undecided(freeze.said)
     for start, chosen in given:
@@ -228,7 +264,7 @@ def phases(freeze: Freeze, anatomy: Anatomy, params: Mapping[str, Any], span: Sp
 
 def _timed(timed: Timed, model: Layout, span: Span) -> list[tuple[str, Strategy]]:
     made = timed.named.function(timed.argument, len(model.blocks), span)
-    return [(start, language.strategy(text + timed.rates)) for start, text in made]
+    return [(str(start), language.strategy(text + timed.rates)) for start, text in made]
 
 
 def _start(said: Any, start: str, steps: Callable[[str], int]) -> tuple[int | None, int]:

@@ -156,7 +156,7 @@ def _kind(path: Path, config: Mapping[str, Any]) -> str:
 
 
 def _tensors(path: Path, family: Family, files: Iterable[Path]) -> dict[str, Tensor]:
-    """Every entry of the headers, by its name in `hub_names`."""
+    """Every entry of the headers, by its name in the table of its family."""
     entries = []
     for tensor in (t for file in files for t in _header(file)):
         # Old files say gamma and beta (TensorFlow's words) for a LayerNorm's weight and bias.

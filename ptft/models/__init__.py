@@ -6,6 +6,10 @@ A model file exports
   ANATOMY         its parameters by role and in the order of computation (`Anatomy`);
   FAMILIES        its names at Hugging Face, if it has any there (`Family`).
 
+The backbone's blocks are modules called `block_0`, `block_1` … from the input up, its stem `embeddings`, as
+in `stacks`. Where it has `dims` (layers, hidden, heads, dtype), what lies below a block may be kept in a
+feature cache, and `auto` may choose among its blocks. Dropout goes by the name `dropout` in its SPEC.
+
 A backbone is called as `module(batch, train=, start=0, hidden=None)`. `batch` holds `tokens` i32[B, T],
 `mask` bool[B, T] (True on real tokens) and `types` i32[B, T]. It returns named outputs: `hidden` f[B, T, D],
 `pooled` f[B, D], and `word_table` f[V, D], to which an objective may tie its decoder. With `start=k` it skips
@@ -19,6 +23,7 @@ from flax import linen as nn
 
 from ptft.core import plugins
 from ptft.core.config import Config, Field, Spec
+from ptft.core.errors import UserError
 
 
 class Anatomy(NamedTuple):
@@ -78,4 +83,7 @@ def anatomy(name: str) -> Anatomy:
 def families() -> dict[str, Family]:
     """Every `model_type` that a model file knows the names of."""
     found = [getattr(plugins.get("models", name), "FAMILIES", {}) for name in plugins.names("models")]
+    kinds = [kind for table in found for kind in table]
+    if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+        raise UserError(f"two files of models/ have FAMILIES[{twice[0]!r}]; give one another model_type")
     return {kind: family for table in found for kind, family in table.items()}

@@ -49,6 +49,8 @@ def ask(strategy: Any) -> Ask | None:
     if not isinstance(strategy, str) or not strategy.strip().startswith("auto"):
         return None
     match = re.fullmatch(rf"auto\(budget={FACTOR}([a-z]+)(?:,score=([a-z]+))?\)", "".join(strategy.split()))
+    if not match and "signal=" in strategy:
+        raise UserError(f"freeze={strategy!r}: signal= is called score= now")
     if not match:
         raise UserError(
             f"freeze={strategy!r}: expected auto(budget=0.5 flops) or auto(budget=0.5 flops, score=rgn), "

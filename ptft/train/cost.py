@@ -213,7 +213,9 @@ def _place(name: str, model: Layout, work: Work) -> tuple[float, float]:
     if level is None:
         return depth + 1, 0
     inner = model.inner(name)
-    index = next((i for i, pattern in enumerate(model.anatomy.order) if re.match(f"{pattern}/", inner)), 0)
+    index = next(
+        (i for i, pattern in enumerate(model.anatomy.order) if re.match(f"(?:{pattern})/", inner)), 0
+    )
     before = name.startswith("adapter/") and adapters.kinds()[adapters.split(name)[1]].before(
         adapters.split(name)[0]
     )

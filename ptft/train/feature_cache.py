@@ -100,14 +100,16 @@ def why_not(run: Run, use: Use) -> str:
     uses = (min([*ends, run.durations.total]) - use.begun) * c.batch
     if c.cache_features == "off":
         return "cache_features is off"
-    if block == 0 or not hasattr(run.net.backbone, "dims"):
+    if block == 0:
         return "no frozen block lies below the trainable ones"
+    if not hasattr(run.net.backbone, "dims"):
+        return "the backbone has no dims"
     if longer := [a.kind() for a in run.net.added if a.tokens]:
         return f"a {longer[0]} makes rows longer than their texts"
     if run.net.objective.stochastic:
         return f"{c.objective.name} draws other inputs every time"
     below = {"embeddings", *(f"block_{i}" for i in range(block))}
-    if c.model.dropout and not below <= programs.no_dropout(run, use.phase):
+    if c.model.get("dropout", 0) and not below <= programs.no_dropout(run, use.phase):
         return "the frozen blocks have dropout; frozen_dropout=False takes it away"
     if jax.process_count() > 1:
         return "there are several processes"

@@ -167,7 +167,9 @@ def final_metrics(run: Run, state: RunState, journal: Journal) -> Ended:
     if progress.best is not None:
         changed, loaded = checkpoint.load_params(journal.workdir, None, skip="", new_ok="")
         whole = quantize.computed(
-            {**state.frozen, **state.train_state.params, **changed}, loaded.meta["thin"], c.frozen_dtype
+            {**state.frozen, **state.train_state.params, **changed},
+            loaded.meta.get("thin", ()),
+            c.frozen_dtype,
         )
         params, best_step = jax.device_put(whole, mesh.replicated(run.mesh)), loaded.step
     scores = {}

@@ -126,6 +126,9 @@ class Adapter:
 def kinds() -> dict[str, type[Adapter]]:
     """Every kind by its name, in the order in which they attach."""
     found = {name: plugins.get("freeze.adapters", name).Kind for name in plugins.names("freeze.adapters")}
+    for name, kind in found.items():
+        if lost := [what for what in ("grammar", "order") if not hasattr(kind, what)]:
+            raise UserError(f"freeze/adapters/{name}.py: its Kind has no {' and no '.join(lost)}")
     return dict(sorted(found.items(), key=lambda item: item[1].order))
 
 

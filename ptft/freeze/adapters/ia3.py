@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ptft.core.errors import UserError
 from ptft.core.tree import Flat
 from ptft.freeze import adapters
 from ptft.freeze.adapters import Adapter
@@ -26,8 +25,6 @@ class Kind(Adapter):
 
     @classmethod
     def parse(cls, argument: str, model: Layout) -> Adapter:
-        if argument:
-            raise UserError(f"ia3 has no option {argument!r}; expected ia3")
         found = adapters.matrices(model, "ia3", "attention", "ffn")
         return cls(tuple(k for k in found if k[0].rpartition("/")[2] in ("key", "value", "down")))
 

@@ -47,7 +47,7 @@ class Kind(Adapter):
         alpha, blocks, targets = float(rank), None, []
         for option in options:
             name, _, value = option.partition("=")
-            if name == "alpha" and re.fullmatch(FACTOR, value) and float(value) > 0:
+            if name == "alpha" and re.fullmatch(FACTOR, value) and 0 < float(value) < math.inf:
                 alpha = float(value)
             elif name == "blocks":
                 blocks = numbers(value)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ptft.core import plugins
+from ptft.core.errors import UserError
 
 FACTOR = r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 
@@ -79,7 +80,12 @@ CHANGES: dict[str, Named] = {}
 
 def _register(table: dict[str, Named], grammars: tuple[str, ...]) -> Callable[..., Any]:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        table.update({grammar: Named(grammar, function) for grammar in grammars})
+        for grammar in grammars:
+            old = table.get(grammar)
+            if old and old.function.__module__ != function.__module__:
+                both = f"{old.function.__module__} and {function.__module__}"
+                raise UserError(f"the grammar {grammar!r} is registered by {both}; give one of them another")
+            table[grammar] = Named(grammar, function)
         return function
 
     return add
@@ -103,3 +109,6 @@ def load() -> None:
     for package in ("freeze.strategies", "freeze.adapters"):
         for name in plugins.names(package):
             plugins.get(package, name)
+    named = {re.split("[=-]", grammar)[0] for grammar in (*TRAINS, *CHANGES)}
+    if twice := sorted(named & set(plugins.names("freeze.adapters"))):
+        raise UserError(f"{twice[0]!r} is a strategy and a kind of added parameters; give one another name")

@@ -1,9 +1,9 @@
 """What the cached frozen prefix saves: seconds of an epoch with it, without it, and to fill it.
 
-    python tests/benchmarks/prefix_epochs.py INIT DATA OUT.json  # INIT: a run or a Hugging Face folder
+    python tests/benchmarks/feature_cache_epochs.py INIT DATA OUT.json  # INIT: a run or a Hugging Face folder
 
 An epoch of both, in turns; both see the same batches. That the results are the same to the bit is
-tests/test_prefix.py's.
+tests/test_feature_cache.py's.
 """
 
 import argparse

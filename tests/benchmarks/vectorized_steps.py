@@ -1,7 +1,7 @@
 """Steps of several members at once against steps of one: is it worth training runs side by side on this
 device?
 
-    python tests/benchmarks/population_steps.py INIT DATA OUT.json  # INIT: a run or a Hugging Face folder
+    python tests/benchmarks/vectorized_steps.py INIT DATA OUT.json  # INIT: a run or a Hugging Face folder
 
 Members differ in seed; all start above the cached prefix, as in a benchmark. Seconds a member and step, in
 turns: of the step that `ptft train` compiles, and of the population's with one and with several members.
