@@ -170,6 +170,14 @@ MISTAKES = {
     (STRATEGY, HEADER + "@trains('mine')\ndef f(model): return {'nix'}"): r"mine returns nix; expected a set",
     (STRATEGY, HEADER + "@trains('mine')\ndef f(model): ..."): r"mine returns NoneType; expected a set",
     (STRATEGY, HEADER + "@changes('mine')\ndef f(*_): return []"): r"mine gives no phase",
+    (
+        STRATEGY,
+        HEADER + "@trains('mine-DEPTH')\ndef f(model, k): ...",
+    ): r"DEPTH is no word of a grammar; there is K",
+    (
+        KIND,
+        "class Kind: grammar, order = 'other', 9",
+    ): r"its grammar is 'other'; expected one that begins with",
     ("wrong/mine.py", ""): r"holds 'wrong'; expected one or more of data, models, objectives",
 }
 

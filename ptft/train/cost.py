@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ptft.core.errors import UserError
 from ptft.freeze import adapters
 from ptft.freeze.adapters import Adapter
 from ptft.freeze.layout import Layout, Names
@@ -189,6 +190,10 @@ class _Step(NamedTuple):
             names = {leaf: f"adapter/{site}/{one.kind()}/{leaf}" for leaf, *_ in one.products(shape)}
             if not self.work.skipped.isdisjoint(names.values()):
                 continue
+            if lost := [leaf for leaf, name in names.items() if name not in self.place]:
+                raise UserError(
+                    f"{one.kind()}: products() names the leaf {lost[0]!r}, which init() does not make"
+                )
             yield Products(one.flops(shape), 0.0, 0.0)
             own = not self.chosen.isdisjoint({f"backbone/{site}/kernel", f"backbone/{site}/bias"})
             for leaf, size, reads in one.products(shape):

@@ -129,6 +129,9 @@ def kinds() -> dict[str, type[Adapter]]:
     for name, kind in found.items():
         if lost := [what for what in ("grammar", "order") if not hasattr(kind, what)]:
             raise UserError(f"freeze/adapters/{name}.py: its Kind has no {' and no '.join(lost)}")
+        if not re.match(rf"{re.escape(name)}\b", kind.grammar):
+            why = f"its grammar is {kind.grammar!r}; expected one that begins with the file's name"
+            raise UserError(f"freeze/adapters/{name}.py: {why}")
     return dict(sorted(found.items(), key=lambda item: item[1].order))
 
 

@@ -81,6 +81,11 @@ CHANGES: dict[str, Named] = {}
 def _register(table: dict[str, Named], grammars: tuple[str, ...]) -> Callable[..., Any]:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         for grammar in grammars:
+            if unknown := set(re.findall(r"\b[A-Z]+\b", grammar)) - set(WORDS):
+                words = ", ".join(WORDS)
+                raise UserError(
+                    f"the grammar {grammar!r}: {min(unknown)} is no word of a grammar; there is {words}"
+                )
             old = table.get(grammar)
             if old and old.function.__module__ != function.__module__:
                 both = f"{old.function.__module__} and {function.__module__}"
