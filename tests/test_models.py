@@ -19,7 +19,7 @@ from ptft.freeze import resolve
 from ptft.freeze.layout import Layout
 from ptft.models import modernbert
 from ptft.models.layers import NORMAL, LayerNorm, gelu
-from ptft.train.net import Net
+from ptft.train.net import Dropout, Net
 
 GOLDEN = Path(__file__).parent / "golden"
 T = 12
@@ -461,9 +461,8 @@ def test_bfloat16_computes_in_bfloat16_and_reports_in_float32(model, task):
     def outputs(p, batch, key):
         keys = jax.random.split(key, 4)
         ready = net.objective.prepare(batch, keys)
-        return net.backbone.apply({"params": tree.unflatten(p)["backbone"]}, ready), net.sums(
-            p, batch, key, key
-        )
+        out = net.backbone.apply({"params": tree.unflatten(p)["backbone"]}, ready)
+        return out, net.sums(p, batch, key, Dropout(key))
 
     out, sums = jax.eval_shape(outputs, shapes, tiny.batch(net, 4), jax.random.key(0))
     assert out["hidden"].dtype == out["pooled"].dtype == jnp.bfloat16
