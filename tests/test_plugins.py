@@ -17,7 +17,7 @@ import tiny
 from ptft import models
 from ptft.core import plugins
 from ptft.core.errors import UserError
-from ptft.freeze import language, resolve, strategies
+from ptft.freeze import adapters, language, resolve, strategies
 
 ROOT = Path(__file__).parents[1]
 
@@ -138,7 +138,7 @@ def own(tmp_path, monkeypatch):
     monkeypatch.setenv("PTFT_PLUGINS", str(tmp_path))
 
     def forget():
-        for f in (plugins._names, plugins._is_folder, language._of_text):
+        for f in (plugins._names, plugins._check, adapters._kinds, language._of_text):
             f.cache_clear()
 
     def write(name, code):

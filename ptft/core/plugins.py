@@ -61,18 +61,19 @@ def get(package: str, name: str) -> ModuleType:
 def _own() -> str:
     """The folder of PTFT_PLUGINS, or "". Raises UserError if it is none, or has no folder of plug-ins."""
     own = os.environ.get("PTFT_PLUGINS", "")
-    return own if not own or _is_folder(own) else ""
+    if own:
+        _check(own)
+    return own
 
 
 @functools.cache
-def _is_folder(own: str) -> bool:
+def _check(own: str) -> None:
     if not Path(own).is_dir():
         raise UserError(f"PTFT_PLUGINS={own} is no folder; expected one with models/, freeze/adapters/ …")
     folders = [package.replace(".", "/") for package in EXPORTS]
     if not any(Path(own, folder).is_dir() for folder in folders):
         there = listed(sorted(p.name for p in Path(own).iterdir()))
         raise UserError(f"PTFT_PLUGINS={own} holds {there}; expected one or more of {', '.join(folders)}")
-    return True
 
 
 @functools.cache

@@ -163,9 +163,8 @@ def _term(op: str, text: str, said: Any) -> Term:
     name, _, argument = text.partition("=")
     if name in adapters.kinds():
         return Term(text, op, kind=name, argument=argument)
-    for named in strategies.TRAINS.values():
-        if (values := named.read(text)) is not None:
-            return Term(text, op, named, values)
+    if fits := strategies.read(strategies.TRAINS, text):
+        return Term(text, op, *fits)
     if name.startswith("auto("):
         raise undecided(said)
     if _timed(name):
@@ -188,13 +187,13 @@ def undecided(said: Any) -> UserError:
 def _rates(texts: list[str], said: Any) -> tuple[tuple[Named, tuple[Any, ...]], ...]:
     found = []
     for text in texts:
-        read = {one: values for one in strategies.RATES.values() if (values := one.read(text)) is not None}
-        if not read:
+        fits = strategies.read(strategies.RATES, text)
+        if fits is None:
             raise UserError(
                 f"freeze={said!r}: {text!r} is no rule for rates; "
                 f"{did_you_mean(text, list(strategies.RATES))}"
             )
-        found += list(read.items())[:1]
+        found.append(fits)
     return tuple(found)
 
 

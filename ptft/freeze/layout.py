@@ -76,6 +76,10 @@ class Layout:
         own = name.replace("adapter/", "backbone/", 1)
         if re.fullmatch(self.anatomy.groups["stem"], own):
             return 0
-        return next(
-            (1 + i for i in range(len(self.blocks)) if re.fullmatch(self._block.format(i), own)), None
-        )
+        block = re.fullmatch(self._block.format(r"(\d+)"), own)
+        return 1 + int(block[1]) if block else None
+
+    def below(self, block: int) -> Names:
+        """All parameters that lie below a block, what is added there among them; of block 0, none."""
+        levels = {n: self.level(n) for n in self.params} if block else {}
+        return frozenset(n for n, level in levels.items() if level is not None and level <= block)

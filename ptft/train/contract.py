@@ -1,7 +1,6 @@
 """The cost contract: a compiled step must be the one that its plan promises."""
 
 import os
-import re
 from collections.abc import Collection
 from typing import Any
 
@@ -17,11 +16,12 @@ from ptft.train.programs import Program
 
 def products(run: Run, phase: int = 0) -> cost.Products | None:
     """The formula's FLOPs; None for a model that is no Transformer encoder."""
-    c, layout, cached = run.config, run.layout, programs.below(run, run.net.start)
+    c, layout, net = run.config, run.layout, run.net
     if not layout.anatomy.values:
         return None
-    skipped = frozenset(n for n in layout.params if re.fullmatch(cached, n))
-    work = cost.Work(c.batch, c.objective.seq_len, run.net.objective.head_rows, run.net.added, skipped)
+    work = cost.Work(
+        c.batch, c.objective.seq_len, net.objective.head_rows, net.added, layout.below(net.start)
+    )
     return cost.analytic(layout, run.phases[phase].plan.trainable, work)
 
 

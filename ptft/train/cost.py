@@ -218,13 +218,13 @@ def _place(name: str, model: Layout, work: Work) -> tuple[float, float]:
     if level is None:
         return depth + 1, 0
     inner = model.inner(name)
-    index = next(
+    index: float = next(
         (i for i, pattern in enumerate(model.anatomy.order) if re.match(f"(?:{pattern})/", inner)), 0
     )
-    before = name.startswith("adapter/") and adapters.kinds()[adapters.split(name)[1]].before(
-        adapters.split(name)[0]
-    )
-    return level, index - 0.5 * before
+    if name.startswith("adapter/"):
+        site, kind, _ = adapters.split(name)
+        index -= 0.5 * adapters.kinds()[kind].before(site)
+    return level, index
 
 
 def _rows(module: str, model: Layout, work: Work, length: int) -> int:

@@ -9,7 +9,6 @@ training starts at the first trainable block: the numbers are those of the run t
 
 import functools
 import hashlib
-import re
 import shutil
 import tempfile
 from collections import OrderedDict
@@ -108,7 +107,7 @@ def why_not(run: Run, use: Use) -> str:
         return f"a {longer[0]} makes rows longer than their texts"
     if run.net.objective.stochastic:
         return f"{c.objective.name} draws other inputs every time"
-    below = {"embeddings", *(f"block_{i}" for i in range(block))}
+    below = {name.split("/")[1] for name in run.layout.below(block)}
     if c.model.get("dropout", 0) and not below <= programs.no_dropout(run, use.phase):
         return "the frozen blocks have dropout; frozen_dropout=False takes it away"
     if jax.process_count() > 1:
@@ -190,8 +189,8 @@ class _Below(NamedTuple):
 
     def digest(self) -> str:
         """Of everything that decides the hidden states, but the split and the row."""
-        run, c, below = self.run, self.run.config, programs.below(self.run, self.block)
-        mine = {n: x for n, x in self.params.items() if re.fullmatch(below, n)}
+        run, c, below = self.run, self.run.config, self.run.layout.below(self.block)
+        mine = {n: x for n, x in self.params.items() if n in below}
         leaves = {f"{n} {i}": x for n, tree in mine.items() for i, x in enumerate(jax.tree.leaves(tree))}
         said = [
             run.net.added,

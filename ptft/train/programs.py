@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import optax
 
-from ptft import models
 from ptft.core import mesh, tree
 from ptft.core.config import Config
 from ptft.core.tree import Flat
@@ -72,15 +71,6 @@ def _optimizer(
 def fresh(run: Run, phase: int, params: Flat) -> step.TrainState:
     """The trainable parameters of a phase, with new optimizer state."""
     return jax.device_put(step.init_train_state(params, optimizer(run, phase)), mesh.replicated(run.mesh))
-
-
-def below(run: Run, block: int) -> str:
-    """A pattern of all parameters that lie below a block, what is added there among them; of block 0,
-    nothing."""
-    anatomy = models.anatomy(run.config.model.name)
-    (stack,) = anatomy.stacks.values()
-    parts = [anatomy.groups["stem"], *(stack.format(i) for i in range(block))] if block else []
-    return "|".join(f"(?:{p})" for p in parts).replace("backbone/", "(?:backbone|adapter)/") or "(?!)"
 
 
 class _Key(NamedTuple):

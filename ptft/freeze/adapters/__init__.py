@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -123,9 +123,14 @@ class Adapter:
         return 0
 
 
-def kinds() -> dict[str, type[Adapter]]:
+def kinds() -> Mapping[str, type[Adapter]]:
     """Every kind by its name, in the order in which they attach."""
-    found = {name: plugins.get("freeze.adapters", name).Kind for name in plugins.names("freeze.adapters")}
+    return _kinds(tuple(plugins.names("freeze.adapters")))
+
+
+@cache
+def _kinds(names: tuple[str, ...]) -> Mapping[str, type[Adapter]]:
+    found = {name: plugins.get("freeze.adapters", name).Kind for name in names}
     for name, kind in found.items():
         if lost := [what for what in ("grammar", "order") if not hasattr(kind, what)]:
             raise UserError(f"freeze/adapters/{name}.py: its Kind has no {' and no '.join(lost)}")

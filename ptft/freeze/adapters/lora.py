@@ -51,14 +51,16 @@ class Kind(Adapter):
                 alpha = float(value)
             elif name == "blocks":
                 blocks = numbers(value)
-                if not blocks or not any(re.match(rf"block_{max(blocks)}/", n) for n, _ in kernels):
+                if not blocks or max(blocks) >= len(model.blocks):
                     raise UserError(
                         f"{option!r} names no blocks of this model; expected such as blocks=0,2-3"
                     )
             elif option not in ("rs", "dora"):
                 targets.append(option)
         sites = [k for target in targets or ("query", "value") for k in _chosen(target, kernels, model)]
-        sites = [k for k in sites if blocks is None or any(k[0].startswith(f"block_{b}/") for b in blocks)]
+        if blocks is not None:
+            inside = model.some_blocks(blocks)
+            sites = [k for k in sites if f"backbone/{k[0]}/kernel" in inside]
         scale = alpha / (rank**0.5 if "rs" in options else rank)
         return cls(tuple(dict.fromkeys(sites)), rank, scale, "dora" in options)
 

@@ -73,6 +73,12 @@ class Named(NamedTuple):
         return None if found is None or [] in values else tuple(values)
 
 
+def read(table: Mapping[str, Named], text: str) -> tuple[Named, tuple[Any, ...]] | None:
+    """The first of a table whose grammar a text fits, with its values."""
+    values = ((named, named.read(text)) for named in table.values())
+    return next(((named, found) for named, found in values if found is not None), None)
+
+
 TRAINS: dict[str, Named] = {}
 RATES: dict[str, Named] = {}
 CHANGES: dict[str, Named] = {}
