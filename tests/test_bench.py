@@ -1458,9 +1458,9 @@ def test_frozen_features_are_those_of_the_encoder_and_computed_once(words):
         "example_id": row.astype(np.int32),
         "weight": np.ones(1, np.float32),
     }
-    hidden = np.asarray(run.net.below(params, jax.device_put(batch), run.net.backbone.dims.layers))[
-        0, : int(batch["length"][0])
-    ]
+    hidden = np.asarray(
+        run.net.between(params, jax.device_put(batch), run.layout.around(run.net.backbone.dims.layers))
+    )[0, : int(batch["length"][0])]
     views = features.of(words.replace(seed=5), {"train": np.array([3, 7])})
     assert views["mean"]["train"][1] == pytest.approx(hidden.mean(0), abs=1e-5)
     assert views["first token"]["train"][1] == pytest.approx(hidden[0], abs=1e-5)

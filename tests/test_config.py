@@ -407,3 +407,7 @@ def test_old_names_are_read_in_old_files():
         "text": "begun",
     }
     assert config.renamed(stored) == new == config.renamed(new)
+    # a class that a user calls by an old name of another file's key is left alone
+    mine = {"labels": {"signal": 1, "begun": 2, "cache_features": 3}}
+    assert config.renamed(mine) == mine
+    assert config.renamed({"signal": "snr", "begun": 1}, "auto") == {"score": "snr", "begun": 1}

@@ -247,7 +247,7 @@ def numpy_modernbert(w, batch, pooling):
     for i in range(size["layers"]):
         inside.append(x.astype(np.float32))
         p, local = w[f"block_{i}"], i % size["global_every"] > 0
-        seen = batch["mask"][:, None, :] & (~local | (np.abs(at[:, None] - at) <= size["window"] // 2))
+        seen = batch["mask"][:, None, :] & ((not local) | (np.abs(at[:, None] - at) <= size["window"] // 2))
         y = norm(x, p["attention_norm"], 1e-5) if i else x
         q, k, v = (linear(y, p["attention"][n]) for n in ("query", "key", "value"))
         mixed = []
@@ -436,7 +436,11 @@ def test_every_group_is_live_and_stem_and_blocks_do_not_overlap(model):
     groups, (stack,) = anatomy.groups, anatomy.stacks.values()
     for role, pattern in groups.items():
         assert 0 in tree.match(names, [(pattern, "train"), (".*", "freeze")]).values(), role
-    depth = len(Layout(anatomy, dict.fromkeys(names)).blocks)
+    layout = Layout(anatomy, dict.fromkeys(names))
+    depth = len(layout.blocks)
+    assert {n for n in names if layout.rows(n, 7)} == {n for n in names if n.endswith("/kernel")}
+    for pattern in anatomy.products:
+        assert layout.matching(pattern), pattern
     # ModernBERT's first block has no norm before attention.
     shapes = tiny.net(model, **({} if model == "lstm" else {"layers": 2})).shapes()
     inside = {re.sub(stack.format(r"\d+").removesuffix(".*"), "", n) for n in shapes if "/block_" in n}

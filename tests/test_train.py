@@ -138,16 +138,19 @@ def test_a_run_of_the_old_names_goes_on(home, tmp_path, monkeypatch):
         flow.at_batch(m, 5, flow.sigterm)
         with pytest.raises(SystemExit):
             flow.run(values, tmp_path / "run")
-    file, old = tmp_path / "run" / "config.json", {new: old for old, new in configs.RENAMED.items()}
+    file = tmp_path / "run" / "config.json"
 
-    def aged(stored):
+    def aged(stored, kind):
+        old = {new: old for old, new in configs.RENAMED[kind].items()}
         return {old.get(k, k): v for k, v in stored.items()}
 
-    file.write_text(json.dumps(aged(json.loads(file.read_text()))))
+    file.write_text(json.dumps(aged(json.loads(file.read_text()), "config")))
     assert "cache_prefix" in file.read_text()
     read_meta = checkpoint.read_meta
     monkeypatch.setattr(
-        checkpoint, "read_meta", lambda *a: (m := read_meta(*a)) | {"progress": aged(m["progress"])}
+        checkpoint,
+        "read_meta",
+        lambda *a: (m := read_meta(*a)) | {"progress": aged(m["progress"], "progress")},
     )
     result = flow.run(values, tmp_path / "run")
     assert (

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from ptft.bench import stats
 from ptft.bench.cell_result import Row
 from ptft.bench.setting import Setting, Verdict, all_corrected, are_no_worse, in_words, settings
+from ptft.core import tree
 
 
 class Finding(NamedTuple):
@@ -136,12 +137,8 @@ def seeds_decide_when_data_are_few(setting: Setting) -> tuple[Verdict, str] | No
 def freezing_some_layers_costs_nothing(setting: Setting) -> tuple[Verdict, str] | None:
     """2 to 8 of 12 layers frozen, to a hundredth; how many there are is read off the leaves that moved in
     full."""
-    blocks = {
-        m[1]
-        for r in setting.rows.get("full", ())
-        for n in r.get("drift") or {}
-        if (m := re.search(r"/block_(\d+)/", n))
-    }
+    layers = {n.split("/")[1] for r in setting.rows.get("full", ()) for n in r.get("drift") or {}}
+    blocks = {layer for layer in layers if tree.numbered(layer)[1] is not None}
     shares = {name: 1 - int(name[4:]) / len(blocks) for name in _tops(setting) if name != "head" and blocks}
     gains = {
         n: gain for n, share in shares.items() if 0.16 < share < 0.67 and (gain := setting.gain(n, "full"))

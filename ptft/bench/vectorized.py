@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ptft import models
 from ptft.bench import forgetting, vmapped
 from ptft.bench.cell_result import CellResult, drift
 from ptft.bench.vmapped import evaluate_members, put, where
@@ -101,7 +102,8 @@ def _group_key(c: Config, across: bool) -> str | None:
         and all(r.wd_mult == 1 for r in run.plan.rows)
     ):
         # nothing above the blocks has dropout
-        blocks = {part for part in programs.no_dropout(run, 0) if part.startswith("block_")}
+        layout = run.layout
+        blocks = {part for part in programs.no_dropout(run, 0) if layout.level(f"backbone/{part}/")}
         updated = feature_cache.entry(run, 0), sorted(blocks) if c.model.get("dropout", 0) else []
     # LoRA of rank 8 and of rank 16, or of another alpha, have the same names.
     return hashlib.sha256(
@@ -157,7 +159,7 @@ def _bytes(run: Run, names: Sequence[str]) -> int:
     """What one more member needs: its trainable parameters four times over, and activations from the lowest
     trainable block up (twice Korthikanti et al. 2022, arXiv 2205.05198, equation 2, which counts half
     precision)."""
-    dims, c = run.net.backbone.dims if hasattr(run.net.backbone, "dims") else None, run.config
+    dims, c = models.dims(run.net.backbone), run.config
     own = 16 * tree.count(tree.split(run.net.shapes(), names)[0])
     if dims is None:
         return 2 * own

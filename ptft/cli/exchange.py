@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ptft import models
 from ptft.core import checkpoint, record
 from ptft.core import config as configs
 from ptft.core.config import Config
@@ -98,7 +99,7 @@ def export_run(workdir: Path, to: Path, merge: bool = False) -> None:
     params = adapters.merge(net.added, computed)
     dtype = (run.get("imported") or {}).get("dtype", "float32")  # untouched weights go out as they came in
     dtype = dtype if dtype in folders.FLOATS.values() else "float32"
-    dims, told = getattr(net.backbone, "dims", None), (run.get("imported") or {}).get("sentence", {})
+    dims, told = models.dims(net.backbone), (run.get("imported") or {}).get("sentence", {})
     model = write.Model(config, dims, params, tokenizer, labels, dtype, told)
     part = to.absolute().with_name(f".{to.absolute().name}.part")  # the folder appears once it is whole
     shutil.rmtree(part, ignore_errors=True)

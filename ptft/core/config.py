@@ -27,12 +27,11 @@ FREE = (
     "strict_cost",
     "cache_features",
 )
-# Old name -> today's, of keys in the files of runs.
+# Old name -> today's, of keys in the files of runs, by what they say.
 RENAMED = {
-    "cache_prefix": "cache_features",  # config
-    "signal": "score",  # auto.json
-    "waited": "evals_since_best",  # progress in a checkpoint
-    "begun": "phase_starts",
+    "config": {"cache_prefix": "cache_features"},
+    "auto": {"signal": "score"},  # auto.json
+    "progress": {"waited": "evals_since_best", "begun": "phase_starts"},  # in a checkpoint
 }
 
 
@@ -171,16 +170,16 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
-def renamed(stored: Any) -> Any:
-    """What a run's file holds, under today's names."""
+def renamed(stored: Any, kind: str = "config") -> Any:
+    """What a run's file holds, under today's names (`RENAMED[kind]`)."""
     if isinstance(stored, list):
-        return [renamed(value) for value in stored]
+        return [renamed(value, kind) for value in stored]
     if not isinstance(stored, dict):
         return stored
-    found = {RENAMED.get(key, key): renamed(value) for key, value in stored.items()}
-    if str(found.get("freeze", "")).startswith("auto("):
-        found["freeze"] = found["freeze"].replace("signal=", "score=")
-    return found
+    new = {RENAMED[kind].get(key, key): renamed(value, kind) for key, value in stored.items()}
+    if str(new.get("freeze", "")).startswith("auto("):
+        new["freeze"] = new["freeze"].replace("signal=", "score=")
+    return new
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -213,7 +212,7 @@ def resolve(values: Mapping[str, Any], spec: Spec) -> Config:
         key = name.rpartition(".")[2]
         elsewhere = [k for k in known if k.rpartition(".")[2] == key and k != name]  # "lr" is optim.lr
         hint = did_you_mean(name, elsewhere) if elsewhere else did_you_mean(key, beside)
-        hint = f"it is called {RENAMED[key]} now" if key in RENAMED else hint
+        hint = f"it is called {RENAMED['config'][key]} now" if key in RENAMED["config"] else hint
         problems.append(f"unknown key {name}; {hint}")
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"

@@ -26,6 +26,21 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Flat:
     return flat
 
 
+def numbered(layer: str) -> tuple[str, int | None]:
+    """A layer's kind, and its number from the input up: "block_3" -> ("block", 3), "pooler" -> ("pooler",
+    None)."""
+    kind, _, number = layer.rpartition("_")
+    return (kind, int(number)) if kind and number.isdecimal() else (layer, None)
+
+
+def from_input(layer: str) -> tuple[int, int]:
+    """Sorts the layers of a model from the input up, by their names alone: embeddings, what is numbered,
+    anything else, the head."""
+    kind, number = numbered(layer)
+    place = 1 if number is not None else {"embeddings": 0, "head": 3}.get(kind, 2)
+    return place, number or 0
+
+
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """`{"a/b/c": leaf}` -> nested dict."""
     tree: dict[str, Any] = {}

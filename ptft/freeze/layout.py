@@ -79,6 +79,16 @@ class Layout:
         block = re.fullmatch(self._block.format(r"(\d+)"), own)
         return 1 + int(block[1]) if block else None
 
+    def around(self, block: int) -> tuple[str, str]:
+        """The modules below and above the entrance of a block: what the one gives, the other reads."""
+        module = self._block.removesuffix("/.*").removeprefix("backbone/")
+        return module.format(block - 1), module.format(block)
+
+    def rows(self, name: str, tokens: int) -> int | None:
+        """Rows of an example that a parameter multiplies, of so many tokens; None: it is in no product."""
+        kinds = (kind for pattern, kind in self.anatomy.products.items() if re.fullmatch(pattern, name))
+        return {"token": tokens, "example": 1, "": None}[next(kinds, "")]
+
     def below(self, block: int) -> Names:
         """All parameters that lie below a block, what is added there among them; of block 0, none."""
         levels = {n: self.level(n) for n in self.params} if block else {}

@@ -2,6 +2,7 @@
 (`ptft.models.Family`)."""
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ptft.models import Family
@@ -36,13 +37,11 @@ def places(family: Family, name: str, heads: tuple[str, ...] = ("classify", "mlm
       heads: the kinds of heads, "classify", "mlm" or "tag", that the file may have.
     """
     module, leaf = name.rsplit("/", 1)
-    number = re.search(r"block_(\d+)", module)
-    key = re.sub(r"block_\d+", "block_{}", module)
     tables = [*(getattr(family, kind) for kind in heads), family.body]
     found = []
-    for table in [t for t in tables if key in t]:
-        path, part, parts = re.fullmatch(r"([^\[]+)(?:\[(\d)/(\d)\])?", table[key]).groups()  # type: ignore[union-attr]
-        path = path.format(number[1] if number else "")
+    for table, theirs, number in [(t, *fits) for t in tables if (fits := _fits(t, module))]:
+        path, part, parts = re.fullmatch(r"([^\[]+)(?:\[(\d)/(\d)\])?", theirs).groups()  # type: ignore[union-attr]
+        path = path.format(number)
         found.append(
             Place(
                 f"{path}.{LEAVES[leaf]}",
@@ -53,3 +52,11 @@ def places(family: Family, name: str, heads: tuple[str, ...] = ("classify", "mlm
             )
         )
     return found
+
+
+def _fits(table: Mapping[str, str], module: str) -> tuple[str, str] | None:
+    """What a table calls a module, and the number of the module's block, "" outside of all blocks."""
+    if module in table:
+        return table[module], ""
+    numbered = ((re.sub(rf"(?<=_){n}\b", "{}", module), n) for n in re.findall(r"_(\d+)\b", module))
+    return next(((table[key], n) for key, n in numbered if key in table), None)

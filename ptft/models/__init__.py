@@ -6,9 +6,8 @@ A model file exports
   ANATOMY         its parameters by role and in the order of computation (`Anatomy`);
   FAMILIES        its names at Hugging Face, if it has any there (`Family`).
 
-The backbone's blocks are modules called `block_0`, `block_1` … from the input up, its stem `embeddings`, as
-in `stacks`. Where it has `dims` (layers, hidden, heads, dtype), what lies below a block may be kept in a
-feature cache, and `auto` may choose among its blocks. Dropout goes by the name `dropout` in its SPEC.
+Where the backbone has `dims` (layers, hidden, heads, dtype), what lies below a block may be kept in a feature
+cache, and `auto` may choose among its blocks. Dropout goes by the name `dropout` in its SPEC.
 
 A backbone is called as `module(batch, train=, start=0, hidden=None)`. `batch` holds `tokens` i32[B, T],
 `mask` bool[B, T] (True on real tokens) and `types` i32[B, T]. It returns named outputs: `hidden` f[B, T, D],
@@ -30,8 +29,12 @@ class Anatomy(NamedTuple):
     """A model's parameters as patterns over their names, from the input to the output."""
 
     groups: Mapping[str, str]  # role -> its parameters; every model has a "stem", below all blocks
-    # name -> the parameters of a block, with {} for its number; one stack needs no name: ""
+    # name -> the parameters of a block, `backbone/block_{}/.*` with {} for its number from the input up; what
+    # stands before /.* is the module. One stack needs no name: ""
     stacks: Mapping[str, str]
+    # its matrices, for the formula of `ptft plan` -> what each multiplies: every "token" of a row, or one
+    # vector an "example"; the first pattern that fits counts
+    products: Mapping[str, str] = {r"backbone/.*/kernel": "token"}
     # the modules inside a block in the order of computation, those side by side in one pattern
     order: tuple[str, ...] = ()
     table: str = ""  # the word table, to which an objective may tie its decoder
@@ -74,6 +77,11 @@ def spec(section: Mapping[str, Any]) -> Spec:
 def build(config: Config, vocab_size: int, dtype: Any) -> nn.Module:
     """The backbone that `config.model` describes; weights float32, computation in `dtype`."""
     return plugins.get("models", config.name).build(config, vocab_size, dtype)
+
+
+def dims(backbone: nn.Module) -> Any | None:
+    """Layers, hidden, heads, dtype of a backbone that has equal blocks; None for any other."""
+    return getattr(backbone, "dims", None)
 
 
 def anatomy(name: str) -> Anatomy:

@@ -80,6 +80,7 @@ ANATOMY = Anatomy(
         "prefix": r"backbone/block_\d+/attention/(key|value)/kernel",
     },
     stacks={"": r"backbone/block_{}/.*"},
+    products={r"backbone/pooler/kernel": "example", r"backbone/.*/kernel": "token"},
     order=(
         "attention/(query|key|value)",
         "attention/out",

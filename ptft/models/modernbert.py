@@ -64,6 +64,7 @@ ANATOMY = Anatomy(
         "ffn": r"backbone/block_\d+/ffn/.*",
     },
     stacks={"": r"backbone/block_{}/.*"},
+    products={r"backbone/pooler/.*kernel": "example", r"backbone/.*/kernel": "token"},
     order=(
         "attention_norm",
         "attention/(query|key|value)",

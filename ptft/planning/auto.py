@@ -28,6 +28,7 @@ from typing import Any
 
 import jax
 
+from ptft import models
 from ptft.core import config as configs
 from ptft.core import record, tree
 from ptft.core.config import Config
@@ -125,7 +126,7 @@ def decide(config: Config) -> dict[str, Any]:
         )
     # under pmap a step has no whole-program form
     run = build.build(config.replace(freeze="head", parallel="jit"))
-    if not hasattr(run.net.backbone, "dims"):
+    if models.dims(run.net.backbone) is None:
         raise UserError(
             f"freeze={config.freeze!r}: auto chooses among the blocks of a Transformer encoder; "
             f"{config.model.name!r} is none"

@@ -93,7 +93,7 @@ def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
         return params
     top = len(run.layout.blocks)
     short = run.net._replace(start=top)
-    below = jax.jit(lambda p, batch: run.net.below(p, batch, top))
+    below = jax.jit(functools.partial(run.net.between, modules=run.layout.around(top)))
     cached = [{**batch, "hidden": below(params, batch)} for batch in batches]
     head, rest = tree.split(params, [n for n in params if n.startswith("head/")])
     tx = optim.build(
@@ -168,7 +168,7 @@ def variability(run: Run, pieces: Sequence[Piece], params: Flat, batches: Sequen
     )
     spreads = []
     for block in range(depth + 1):
-        vectors = jax.jit(functools.partial(_mean_state, run.net, block))
+        vectors = jax.jit(functools.partial(_mean_state, run.net, run.layout.around(block)))
         states = [
             np.asarray(vectors(params, b), np.float64)[np.asarray(jax.device_get(b["weight"])) > 0]
             for b in batches
@@ -177,8 +177,8 @@ def variability(run: Run, pieces: Sequence[Piece], params: Flat, batches: Sequen
     return [spreads[min(p.block + 1, depth)] for p in pieces]
 
 
-def _mean_state(net: Net, block: int, params: Flat, batch: Batch) -> jax.Array:
-    hidden = net.below(params, batch, block)
+def _mean_state(net: Net, modules: tuple[str, str], params: Flat, batch: Batch) -> jax.Array:
+    hidden = net.between(params, batch, modules)
     mask = (jnp.arange(hidden.shape[1])[None] < batch["length"][:, None])[..., None].astype(hidden.dtype)
     return (hidden * mask).sum(1) / jnp.maximum(mask.sum(1), 1)
 

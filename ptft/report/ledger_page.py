@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from ptft.core import tree
 from ptft.freeze import adapters
 from ptft.report.figures import ACCENT, BAD, INK, QUIET
 
@@ -53,8 +54,8 @@ def groups(rows: Sequence[Mapping[str, Any]]) -> list[Layers]:
             sorted(group.layers.items(), key=lambda item: int("0" + re.sub(r"\D", "", item[0])))
         )
         group.columns = sorted(dict.fromkeys(c for layer in group.layers.values() for c in layer), key=_order)
-    order = {"embeddings": 0, "block": 1, "head": 3}
-    return [by_kind[kind] for kind in sorted(by_kind, key=lambda kind: order.get(kind, 2))]
+    first = {kind: min(its.layers).replace(" ", "_") for kind, its in by_kind.items()}
+    return [by_kind[kind] for kind in sorted(by_kind, key=lambda kind: tree.from_input(first[kind]))]
 
 
 def _place(name: str) -> tuple[str, str, str]:
@@ -64,7 +65,7 @@ def _place(name: str) -> tuple[str, str, str]:
     if root == "head":
         return "head", "head", "/".join([layer, *rest])
     column = _added(rest) if root == "adapter" else "/".join(rest)
-    return layer.partition("_")[0] if layer.startswith("block_") else layer, layer.replace("_", " "), column
+    return tree.numbered(layer)[0], layer.replace("_", " "), column
 
 
 def _added(parts: Sequence[str]) -> str:

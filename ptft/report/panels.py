@@ -1,7 +1,6 @@
 """Curves and maps: learning rates, sizes, drift by layer, metrics by step."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ptft.bench import stats
+from ptft.core import tree
 from ptft.report.figures import ACCENT, INK, QUIET, interval, limits, style
 
 
@@ -110,18 +110,12 @@ class DriftPanel:
     bit."""
 
     def __init__(self, drift: Mapping[str, Mapping[str, float]]):
-        def order(layer: str) -> tuple[int, int]:
-            return (
-                (1, int(layer[6:]))
-                if re.fullmatch(r"block_\d+", layer)
-                else (0 if layer.startswith("embed") else 2, 0)
-            )
-
         self.metric = (
             "how far each layer moved: largest change / largest element, median over its tensors (where "
             "there is any)"
         )
-        self.drift, self.layers = drift, sorted({layer for its in drift.values() for layer in its}, key=order)
+        layers = {layer for its in drift.values() for layer in its}
+        self.drift, self.layers = drift, sorted(layers, key=tree.from_input)
         self.size = (9.8, 1.1 + 0.26 * len(drift))
 
     def draw(self, ax: Axes) -> None:

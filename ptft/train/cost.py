@@ -160,6 +160,16 @@ class _Step(NamedTuple):
     def length(self) -> int:
         return self.work.tokens + sum(one.tokens for one in self.work.added)
 
+    def rows(self, name: str) -> int | None:
+        """Rows of an example that a parameter multiplies; None: it is in no product."""
+        if name.startswith("head/"):
+            return self.work.head.get(name.split("/")[1], 1) if name.endswith("/kernel") else None
+        return self.model.rows(name, self.length)
+
+    def above(self, module: str) -> tuple[float, float]:
+        """The place of a module of the head."""
+        return max(at for n, at in self.place.items() if n.startswith(f"head/{module}/"))
+
     def product(self, rows: int, size: float, trained: bool, passes_on: bool) -> Products:
         forward = 2 * self.work.batch * rows * size
         return Products(forward, forward * passes_on, forward * trained)
@@ -170,19 +180,19 @@ class _Step(NamedTuple):
         if name in work.skipped or name.startswith("adapter/"):
             return
         module, size, above = name.removesuffix("/kernel"), math.prod(leaf.shape), self.place[name]
-        if name.endswith("/kernel"):
-            rows = _rows(module, model, work, self.length)
+        if rows := self.rows(name):
             yield self.product(rows, size, name in self.chosen, above > self.lowest)
-        if model.inner(module) == model.anatomy.values:
+        if module != name and model.inner(module) == model.anatomy.values:
             site = module.removeprefix("backbone/")
             seen = self.length + sum(one.seen(site) for one in work.added if site in dict(one.sites))
             # scores and their sums; each has two inputs, so that twice as much passes a gradient on
             both = self.product(2 * self.length, seen * leaf.shape[1], False, above >= self.lowest)
             yield both._replace(activations=2 * both.activations)
-        tied = "decoder" in work.head and "head/decoder/kernel" not in model.params
-        if name == model.anatomy.table and tied:
-            passes_on = self.place["head/decoder/bias"] > self.lowest
-            yield self.product(work.head["decoder"], size, name in self.chosen, passes_on)
+        # a module of the head without a kernel of its own multiplies by the word table
+        tied = [m for m in work.head if f"head/{m}/kernel" not in model.params]
+        for module in tied if name == model.anatomy.table else ():
+            passes_on = self.above(module) > self.lowest
+            yield self.product(work.head[module], size, name in self.chosen, passes_on)
 
     def added(self, one: Adapter) -> Iterator[Products]:
         """The products of an adapter, site by site."""
@@ -225,10 +235,3 @@ def _place(name: str, model: Layout, work: Work) -> tuple[float, float]:
         site, kind, _ = adapters.split(name)
         index -= 0.5 * adapters.kinds()[kind].before(site)
     return level, index
-
-
-def _rows(module: str, model: Layout, work: Work, length: int) -> int:
-    """Rows of an example that a matrix multiplies: every token below the top of the last block."""
-    if module.startswith("head/"):
-        return work.head.get(module.removeprefix("head/"), 1)
-    return 1 if model.level(f"{module}/kernel") is None else length

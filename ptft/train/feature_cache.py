@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ptft import models
 from ptft.core import mesh, record
 from ptft.core.tree import Flat
 from ptft.freeze import ledger
@@ -101,7 +102,7 @@ def why_not(run: Run, use: Use) -> str:
         return "cache_features is off"
     if block == 0:
         return "no frozen block lies below the trainable ones"
-    if not hasattr(run.net.backbone, "dims"):
+    if models.dims(run.net.backbone) is None:
         return "the backbone has no dims"
     if longer := [a.kind() for a in run.net.added if a.tokens]:
         return f"a {longer[0]} makes rows longer than their texts"
@@ -214,7 +215,7 @@ class _Below(NamedTuple):
                 "example_id": np.arange(len(index), dtype=np.int32),
                 "weight": np.ones(len(index), np.float32),
             }
-            compiled = _compiled(self.run.net, self.block)
+            compiled = _compiled(self.run.net, self.run.layout.around(self.block))
             hidden = np.asarray(compiled(self.params, mesh.put(batch, self.run.mesh)))
             for row, i in enumerate(part):
                 begin, end = store.start[i : i + 2]
@@ -223,8 +224,8 @@ class _Below(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(net: Net, block: int) -> Callable[..., jax.Array]:
-    return jax.jit(lambda params, batch: net.below(params, batch, block))
+def _compiled(net: Net, modules: tuple[str, str]) -> Callable[..., jax.Array]:
+    return jax.jit(functools.partial(net.between, modules=modules))
 
 
 _stores: OrderedDict[str, Store] = OrderedDict()

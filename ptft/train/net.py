@@ -106,25 +106,25 @@ class Net(NamedTuple):
             )
         return self.head.apply({"params": p["head"]}, outputs, inputs, bool(keys), rngs=keys)
 
-    def below(self, params: Flat, batch: Mapping[str, jax.Array], block: int) -> jax.Array:
-        """What the block of this number reads, or what the last one gives where the number is one past it; no
-        dropout: f[B, T, D]."""
+    def between(self, params: Flat, batch: Mapping[str, jax.Array], modules: tuple[str, str]) -> jax.Array:
+        """What the first module gives and the second reads, one of which the backbone has
+        (`Layout.around`); no dropout: f[B, T, D]."""
         inputs = self.inputs(batch, jax.random.key(0), {})
-        found: list[jax.Array] = []
+        hidden: list[jax.Array] = []
 
         def catch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-            place = context.module.path if context.method_name == "__call__" else ()
-            if place == (f"block_{block}",):
-                found.append(args[0])
+            place = "/".join(context.module.path) if context.method_name == "__call__" else ""
+            if place == modules[1]:
+                hidden.append(args[0])
             out = call(*args, **kwargs)
-            if place == (f"block_{block - 1}",):
-                found.append(out)
+            if place == modules[0]:
+                hidden.append(out)
             return out
 
         wide = adapters.insert(self.added, quantize.dequantize(params))
         with adapters.attach(self.added, wide), nn.intercept_methods(catch):
             self.backbone.apply({"params": tree.unflatten(wide)["backbone"]}, inputs)
-        return found[0]
+        return hidden[0]
 
     def sums(
         self,

@@ -145,6 +145,7 @@ def read_run(workdir: Path, name: str) -> Any:
         what, near = (f"has no {name}", name) if workdir.is_dir() else ("does not exist", workdir.name)
         raise UserError(f"{workdir} is not the folder of a run: it {what}; {did_you_mean(near, beside)}")
     try:
-        return configs.renamed(json.loads(file.read_text(encoding="utf-8")))
+        kind = "auto" if name == "auto.json" else "config"
+        return configs.renamed(json.loads(file.read_text(encoding="utf-8")), kind)
     except ValueError as e:
         raise UserError(f"{file} is damaged ({e}); restore it, or train in another folder") from None

@@ -119,7 +119,7 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> RunState
             f"{' and '.join(changed)} changed since step {at} of {workdir}: the files that config.data names "
             "are not what they were; restore them, or train in another --workdir"
         )
-    progress = Progress(**configs.renamed(meta["progress"]))
+    progress = Progress(**configs.renamed(meta["progress"], "progress"))
     everywhere, shapes = mesh.replicated(run.mesh), run.net.shapes()
     names = run.phases[progress.phase].plan.trainable
     empty = jax.eval_shape(lambda p: programs.fresh(run, progress.phase, p), tree.split(shapes, names)[0])
