@@ -3,4 +3,4 @@
 import time
 
 __version__ = "0.1.0"
-BEGUN = time.perf_counter()  # about the start of the process: `startup`
+START_TIME = time.perf_counter()  # about the start of the process: `startup`

@@ -77,6 +77,9 @@ CONFIG = {
         "'accuracy'"
     )),
     "early stop without a best": (["early_stop=2", "best=last"], "early_stop needs data.dev and a metric"),
+    "another library's word": (["epochs=3", "learning_rate=1"], (
+        "unknown key epochs; expected train_for\n  unknown key learning_rate; expected optim.lr"
+    )),
     "no such strategy": (["freeze=tpo-1"], "'tpo-1' is no strategy; did you mean 'top-K'"),
     "too many blocks": (["freeze=top-3"], "freeze='top-3': the model has 1 blocks; expected top-1"),
     "a rule that matches nothing": (
@@ -293,6 +296,8 @@ def test_a_misspelt_flag(home, capsys):
     assert "unknown argument '--workdri'; did you mean '--workdir'" in mistake(
         capsys, "train", "--config", home / "fine.py", "--workdri", "x"
     )
+    why = mistake(capsys, "train", "--config", home / "fine.py", "--freeze", "full")
+    assert "unknown argument '--freeze'; it is a key of the config: --config.freeze=…" in why
     assert "unknown argument '--config.seed=1'" in mistake(
         capsys, "eval", "--workdir", home / "fine", "--config.seed=1"
     )
@@ -685,6 +690,9 @@ def test_plan_prints_counts_and_cost(home, capsys):
     said = capsys.readouterr().out
     counts = re.findall(r"trainable ([\d,]+) of ([\d,]+) parameters", said)
     assert counts[0][0] == "130" and counts[1][0] == counts[1][1] == counts[0][1]
+    verdicts = re.findall(r"^  (\S+/\S+) +[\d,]+ +(freeze|train) ", said, re.MULTILINE)
+    names = sum(name == "backbone/block_0/attention/query/bias" for name, _ in verdicts)
+    assert names == 2 and {v for n, v in verdicts if n.startswith("head/")} == {"train"}
     head, full = (line.split() for line in said.splitlines()[-2:])
     assert head[:2] == ["head", "130"] and full[:3] == ["full", counts[0][1], "100.00%"]
     assert float(head[4]) < 0.6 and float(full[4]) == 1 and flow.listing(home) == before

@@ -298,6 +298,8 @@ def test_wrong_overrides(item, part):
 
 def test_a_missing_page_shows_those_beside_it(tmp_path):
     (tmp_path / "pretrain.py").touch()
+    with pytest.raises(UserError, match=r"finetune.py does not exist; did you mean 'configs/finetune.py'"):
+        pages.load("finetune.py")
     with pytest.raises(UserError, match=r"pretrian.py does not exist; did you mean '.*pretrain\.py'"):
         pages.load(f"{tmp_path}/pretrian.py:size=tiny")
 

@@ -18,6 +18,7 @@ from ptft import models
 from ptft.core import plugins
 from ptft.core.errors import UserError
 from ptft.freeze import adapters, language, resolve, strategies
+from ptft.models import bert
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,11 +123,36 @@ def test_a_toy_model_adapter_and_strategy_go_through_every_verb(mine, tmp_path):
         assert list(a["probabilities"].values()) == pytest.approx(list(b["probabilities"].values()), abs=1e-6)
 
 
-def test_what_cannot_be_merged_says_so(mine, tmp_path):
+def test_what_cannot_be_merged_says_so_and_a_run_knows_its_plug_ins(mine, tmp_path):
     page = flow.page(tmp_path / "page.py", values(tmp_path, freeze="shift", train_for="1 steps"))
-    ptft(mine, "train", "--config", page, "--workdir", tmp_path / "run")
+    run = ("--workdir", tmp_path / "run")
+    ptft(mine, "train", "--config", page, *run)
     with pytest.raises(AssertionError, match="shift cannot be merged into the backbone's weights"):
-        ptft(mine, "export", "--workdir", tmp_path / "run", "--to", tmp_path / "out", "--merge")
+        ptft(mine, "export", *run, "--to", tmp_path / "out", "--merge")
+    other = shutil.copytree(mine, tmp_path / "other")
+    (other / "models" / "bag.py").unlink()
+    with pytest.raises(AssertionError, match=r"was made with models/bag\.py of its author's own; PTFT"):
+        ptft(other, "predict", *run, "--text", "good")
+
+
+def test_a_plug_in_that_changed_is_known(own, tmp_path):
+    own(STRATEGY, HEADER)
+    before = plugins.used()
+    assert plugins.check(before) == [] and list(before) == [STRATEGY]
+    own(STRATEGY, HEADER + "# more\n")
+    assert plugins.check(before) == [STRATEGY]
+    (tmp_path / STRATEGY).unlink()
+    with pytest.raises(UserError, match=f"the run was made with {STRATEGY} of its author's own"):
+        plugins.check(before)
+
+
+def test_a_model_that_gives_too_little_is_told_what_is_read(monkeypatch):
+    whole = bert.Bert.__call__
+    monkeypatch.setattr(
+        bert.Bert, "__call__", lambda self, *a, **k: {"hidden": whole(self, *a, **k)["hidden"]}
+    )
+    with pytest.raises(UserError, match="the objective reads 'pooled' of the model, which gives hidden"):
+        tiny.net().create(0)
 
 
 @pytest.fixture

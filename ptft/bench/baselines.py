@@ -92,13 +92,13 @@ def run(kind: str, config: Config, metric: str) -> CellResult:
 def records(config: Config) -> dict[str, Sequence[Mapping[str, Any]]]:
     """What every split holds; of dev, as much as is looked at."""
     sources = _sources(dataset.sources_of(config.data))
-    found = {split: source.records for split, source in sources.items()}
-    if dev := found.get("dev"):
+    splits = {split: source.records for split, source in sources.items()}
+    if dev := splits.get("dev"):
         labels = (
             np.asarray([r["label"] for r in dev]) if sources["dev"].labels and "label" in dev[0] else None
         )
-        found["dev"] = [dev[i] for i in pipeline.looked_at(len(dev), config.data.dev_size, labels)]
-    return found
+        splits["dev"] = [dev[i] for i in pipeline.looked_at(len(dev), config.data.dev_size, labels)]
+    return splits
 
 
 @functools.lru_cache(maxsize=2)
@@ -205,13 +205,13 @@ def _held_out(kind: str, x: np.ndarray, y: np.ndarray, k: int) -> tuple[dict[flo
     if second < 2:
         return {}, y
     parts = StratifiedKFold(min(FOLDS, second), shuffle=True, random_state=0).split(y, y)
-    found: list[tuple[np.ndarray, dict[float, np.ndarray]]] = []
+    folds: list[tuple[np.ndarray, dict[float, np.ndarray]]] = []
     for rest, held in itertools.islice(parts, FOLDS if len(y) <= MANY else 1):
-        found.append(
+        folds.append(
             (held, {c: _log_probabilities(m, x[held], k) for c, m in _fit(kind, x[rest], y[rest]).items()})
         )
-    joined = {c: np.concatenate([said[c] for _, said in found]) for c in STRENGTHS[kind]}
-    return joined, y[np.concatenate([held for held, _ in found])]
+    joined = {c: np.concatenate([said[c] for _, said in folds]) for c in STRENGTHS[kind]}
+    return joined, y[np.concatenate([held for held, _ in folds])]
 
 
 def _log_probabilities(model: Any, x: np.ndarray, k: int) -> np.ndarray:

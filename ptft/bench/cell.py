@@ -59,10 +59,10 @@ def run_group(cells: Sequence[Cell], workdir: Path) -> Iterator[dict[int, vector
         except UserError as e:  # of this strategy; the others go on
             yield {i: e}
     able = list(alone)
-    for found in vectorized.train_together([cells[i].config for i in able]) if able else ():
+    for outcomes in vectorized.train_together([cells[i].config for i in able]) if able else ():
         yield {
             able[k]: outcome.costing(alone[able[k]]) if isinstance(outcome, CellResult) else outcome
-            for k, outcome in found.items()
+            for k, outcome in outcomes.items()
         }
 
 
@@ -84,7 +84,7 @@ def expected(groups: Sequence[Sequence[Cell]], workdir: Path, isolated: bool = F
     Raises:
       SystemExit(75): stopped by SIGTERM or SIGINT.
     """
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     trained = [
         (cell, len(group))
         for group in groups
@@ -110,8 +110,8 @@ def expected(groups: Sequence[Sequence[Cell]], workdir: Path, isolated: bool = F
                 if new.get(probe.name(cell.config)) is cell:
                     record.say(f"  {cell.strategy}: {row['seconds_per_step']:.3g} s a step")
                 sharers = alike[_but_seed(cell)] if members == 1 and not isolated else members
-                found[cell.cell] = _expected(build.build(cell.config), row, members, sharers)
-    return found
+                seconds[cell.cell] = _expected(build.build(cell.config), row, members, sharers)
+    return seconds
 
 
 def _but_seed(cell: Cell) -> tuple[Any, ...]:

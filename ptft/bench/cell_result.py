@@ -1,4 +1,4 @@
-"""What a cell has come to, as a value and as the row that its file holds."""
+"""The result of a cell, as a value and as the row in its file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,7 +11,7 @@ NULL = ("chosen_by", "seconds_per_step", "seconds_low", "seconds_high", "flops_p
 
 @dataclass(frozen=True)
 class CellResult:
-    """None is what this kind of cell does not have, or what is not known of it."""
+    """A field is None where this kind of cell has none, or it is not known."""
 
     dev: Scores | None = None
     test: Scores | None = None
@@ -42,9 +42,9 @@ class CellResult:
     notes: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], **more: Any) -> "CellResult":
+    def of(cls, values: Mapping[str, Any], **more: Any) -> "CellResult":
         """From what a run's result or a cell's row holds, and what is known besides."""
-        return cls(**{f.name: found[f.name] for f in fields(cls) if f.name in found} | more)
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values} | more)
 
     def costing(self, row: Mapping[str, Any]) -> "CellResult":
         """With what a step costs, by the row of a probe."""

@@ -26,8 +26,8 @@ def of(config: Config, index: Mapping[str, np.ndarray]) -> dict[str, dict[str, n
     what is computed."""
     same = config.replace(seed=0, freeze="head", **{"data.train_size": 0, "optim.lr": 0.0})
     encoder = _encoder(same)
-    found = {split: encoder.encode(split, its) for split, its in index.items()}
-    return {view: {split: its[view] for split, its in found.items()} for view in found["train"]}
+    encoded = {split: encoder.encode(split, its) for split, its in index.items()}
+    return {view: {split: its[view] for split, its in encoded.items()} for view in encoded["train"]}
 
 
 @functools.lru_cache(maxsize=2)

@@ -60,27 +60,27 @@ def content(config: Config) -> dict[str, str]:
     that it names."""
     section = config.data.to_dict()
     sources = _sources(config.data.without(*NOT_SOURCES))
-    found = {f"data.{split}": print_ for split, (print_, _) in sources.items()}
+    digests = {f"data.{split}": print_ for split, (print_, _) in sources.items()}
     if "dev" in sources and 0 < section["dev_size"] < sources["dev"][1]:
-        found["data.dev"] += " drawn"  # before, the first rows were looked at
+        digests["data.dev"] += " drawn"  # before, the first rows were looked at
     if config.init_from:
-        found["init_from"] = _weights(config.init_from)
+        digests["init_from"] = _weights(config.init_from)
     if section["tokenizer"]:
-        found["data.tokenizer"] = _tokenizer(config.init_from, section["tokenizer"])
-    return found
+        digests["data.tokenizer"] = _tokenizer(config.init_from, section["tokenizer"])
+    return digests
 
 
 @functools.lru_cache(maxsize=256)
 def _sources(options: Config) -> dict[str, tuple[str, float]]:
     """Fingerprint of each split and how many rows it gives, of documents inf; a digest costs reading the
     files, once a process."""
-    found, labels = dict[str, tuple[str, float]](), tuple[str, ...]()
+    sources, labels = dict[str, tuple[str, float]](), tuple[str, ...]()
     for split in PLACES:
         if where := options[split]:
             source = data.load(where, options, labels)
             labels = labels or source.labels
-            found[split] = source.fingerprint, len(source.records) if source.labels else math.inf
-    return found
+            sources[split] = source.fingerprint, len(source.records) if source.labels else math.inf
+    return sources
 
 
 @functools.lru_cache(maxsize=256)

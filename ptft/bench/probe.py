@@ -68,9 +68,9 @@ def spend(budget: str, workdir: Path, caught: Sequence[int] = ()) -> Callable[[C
 def measure(config: Config, workdir: Path) -> dict[str, Any]:
     """The cost of a step (`plans.costs`), from `workdir/probes` or measured now."""
     in_turns([config], workdir)
-    if (found := known(config, workdir)) is None:
+    if (row := known(config, workdir)) is None:
         raise UserError(_failed[str(_file(config, workdir))])
-    return found
+    return row
 
 
 def in_turns(asked: Sequence[Config], workdir: Path) -> None:
@@ -84,7 +84,7 @@ def in_turns(asked: Sequence[Config], workdir: Path) -> None:
     new = {file: c for file, c in by_file.items() if str(file) not in _failed}
     if not new:
         return
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     code, out, err = _child(json.dumps([c.to_dict() for c in new.values()]))
     if -code in (signal.SIGTERM, signal.SIGINT):  # meant for all of us, as a scheduler's is
         record.say("stopped; the same command goes on from here")
@@ -100,9 +100,9 @@ def in_turns(asked: Sequence[Config], workdir: Path) -> None:
             f"{(err.strip() or '?').splitlines()[-1]}"
         )
         return
-    found = json.loads(out.splitlines()[-1])
-    overhead = (time.perf_counter() - begun - sum(row["timed_seconds"] for row in found)) / len(new)
-    for file, row in zip(new, found, strict=True):
+    rows = json.loads(out.splitlines()[-1])
+    overhead = (time.perf_counter() - start_time - sum(row["timed_seconds"] for row in rows)) / len(new)
+    for file, row in zip(new, rows, strict=True):
         for part in row["phases"]:
             _first(_of_phase(file, configs.digest({"freeze": part["freeze"]})), part)
         _first(file, {**row, "overhead_seconds": overhead})  # to start and to compile

@@ -39,7 +39,7 @@ def run_in_process(cell: Cell, bench: Bench, do: Work, alone: bool = False) -> R
     """
     folder = bench.workdir / "cells" / cell.cell
     _start_over(folder, cell.config.to_dict())
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     outcome: Outcome
     try:
         outcome = do(cell, folder)
@@ -47,7 +47,7 @@ def run_in_process(cell: Cell, bench: Bench, do: Work, alone: bool = False) -> R
         raise
     except Exception as e:
         outcome = e
-    took = {"wall_seconds": time.perf_counter() - begun, "isolated": alone}
+    took = {"wall_seconds": time.perf_counter() - start_time, "isolated": alone}
     row = row_of(_judged(cell, outcome, bench), took, probe.peaks() if alone else {})
     results.write(bench.workdir, row)
     if row["status"] == "ok":
@@ -60,21 +60,21 @@ def run_group(cells: Sequence[Cell], bench: Bench, do: Together) -> Iterator[dic
     parts of the time."""
     missing = set(range(len(cells)))
 
-    def keep(found: Mapping[int, Outcome], seconds: float) -> dict[int, Row]:
-        known = {"wall_seconds": seconds / len(found), "isolated": False}
-        rows = {i: row_of(_judged(cells[i], outcome, bench), known) for i, outcome in found.items()}
+    def keep(outcomes: Mapping[int, Outcome], seconds: float) -> dict[int, Row]:
+        known = {"wall_seconds": seconds / len(outcomes), "isolated": False}
+        rows = {i: row_of(_judged(cells[i], outcome, bench), known) for i, outcome in outcomes.items()}
         for row in rows.values():
             results.write(bench.workdir, row)
         missing.difference_update(rows)
         return rows
 
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     try:
-        for found in do(cells):
-            yield keep(found, time.perf_counter() - begun)
-            begun = time.perf_counter()
+        for outcomes in do(cells):
+            yield keep(outcomes, time.perf_counter() - start_time)
+            start_time = time.perf_counter()
     except Exception as e:
-        yield keep(dict.fromkeys(sorted(missing), e), time.perf_counter() - begun)
+        yield keep(dict.fromkeys(sorted(missing), e), time.perf_counter() - start_time)
 
 
 def _judged(cell: Cell, outcome: Outcome, bench: Bench) -> Row:
@@ -143,7 +143,7 @@ def run_in_subprocess(cell: Cell, bench: Bench, argv: Sequence[str]) -> Row:
     file, said = workdir / "cells" / f"{cell.cell}.json", workdir / "cells" / f"{cell.cell}.log"
     before = _stamp(file)  # of the row of a failed try
     said.parent.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     with said.open("wb") as log:
         code, stopped = mesh.child(
             [*argv, "--only", cell.cell, "--workdir", str(workdir)], stdout=log, stderr=log
@@ -165,7 +165,7 @@ def run_in_subprocess(cell: Cell, bench: Bench, argv: Sequence[str]) -> Row:
             if held.take(cell.cell) and not results.finished(workdir, cell.cell):
                 results.write(workdir, row)
     said.unlink()
-    return row_of(row, {"wall_seconds": time.perf_counter() - begun})
+    return row_of(row, {"wall_seconds": time.perf_counter() - start_time})
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

@@ -25,7 +25,7 @@ def predict(
         if row["status"] == "ok" and row.get("wall_seconds") is not None:
             for key in nearest(row):
                 times.setdefault(key, []).append(row["wall_seconds"])
-    medians = {key: statistics.median(found) for key, found in times.items()}
+    medians = {key: statistics.median(seconds) for key, seconds in times.items()}
     everything = times.get(("train",), []) or list(expected.values())
     if not everything and any(c.kind == "train" for c in todo):
         return None

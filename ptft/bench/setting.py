@@ -43,10 +43,10 @@ def settings(rows: Sequence[Row]) -> Iterator[Setting]:
         and isinstance(r.get("freeze"), str)
     ]
     for task, model, size in dict.fromkeys((r["task"], r["model"], r["size"]) for r in pretrained):
-        here = [r for r in pretrained if (r["task"], r["model"], r["size"]) == (task, model, size)]
-        metric = here[0]["metric"]
+        group = [r for r in pretrained if (r["task"], r["model"], r["size"]) == (task, model, size)]
+        metric = group[0]["metric"]
         by_freeze: dict[str, results.Quoted] = {}
-        for quoted in results.quoted(here, metric).values():
+        for quoted in results.quoted(group, metric).values():
             by_freeze.setdefault(quoted.rows[0]["freeze"], quoted)
         scores: dict[str, Scores] = {
             name: {r["seed"]: results.score(r, "test", metric) for r in q.rows}
@@ -55,7 +55,7 @@ def settings(rows: Sequence[Row]) -> Iterator[Setting]:
         tried = {name: (q.lr, sorted(q.tried)) for name, q in by_freeze.items() if q.lr is not None}
         title = ", ".join(filter(None, [task, model, f"{size:,} examples" if size else "all examples"]))
         kept = {name: q.rows for name, q in by_freeze.items()}
-        yield Setting(title, task, size, results.higher_is_better(metric, here), kept, scores, tried)
+        yield Setting(title, task, size, results.higher_is_better(metric, group), kept, scores, tried)
 
 
 def in_words(name: str, gain: stats.Difference) -> str:

@@ -124,10 +124,10 @@ def _expanded_percentile(values: Sequence[float]) -> tuple[float, float]:
     n = len(values)
     z = math.sqrt(n / (n - 1)) * stats.t.ppf(1 - ALPHA / 2, n - 1)
     # Sorted and with a generator of its own: the same values have the same interval, in any order.
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         (np.sort(values),), np.mean, confidence_level=1 - 2 * stats.norm.sf(z), method="percentile", rng=0
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def _equal(values: Sequence[float]) -> bool:
@@ -145,17 +145,17 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
     if not common:
         return None
     differences = [a[seed] - b[seed] for seed in common]
-    found, p = summary(differences), None
-    if found.lo is not None:
+    estimate, p = summary(differences), None
+    if estimate.lo is not None:
         from scipy import stats
 
         # Equal differences are no sign that nothing varies: accuracies count rows, and two seeds a row apart
         # are often chance. A t-test would divide by no spread and be certain; the signs alone are then the
         # evidence.
-        nothing, n = abs(found.mean) <= ROUNDING, len(differences)
+        nothing, n = abs(estimate.mean) <= ROUNDING, len(differences)
         chance = 1.0 if nothing else 2.0 ** (1 - n)
         p = chance if _equal(differences) else float(stats.ttest_1samp(differences, 0).pvalue)
-    return Difference(**vars(found), p=p)
+    return Difference(**vars(estimate), p=p)
 
 
 def apart(difference: Difference | None) -> bool | None:
@@ -170,9 +170,9 @@ def verdict(difference: Difference | None, higher_is_better: bool = True) -> str
     """A paired difference in words."""
     if difference is None:
         return "no common seed"
-    if (found := apart(difference)) is None:
+    if (differs := apart(difference)) is None:
         return "a run failed: no interval" if math.isnan(difference.mean) else "one seed: no interval"
-    if not found:
+    if not differs:
         return "cannot be told apart"
     return "better" if (difference.mean > 0) == higher_is_better else "worse"
 

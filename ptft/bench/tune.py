@@ -121,9 +121,9 @@ def _begun(file: Path, plain: dict[str, Any], config: Config, search: Search) ->
 
 def _trial(optuna: Any, study: Any, search: Search, label: str) -> None:
     """Runs one trial, cheaply and, if that is promising, as a whole."""
-    # As if it had never stopped: what is proposed hangs on the seed and on the trials that count.
+    # As if it had never stopped: what is proposed depends on the seed and on the trials that count.
     study.sampler = optuna.samplers.TPESampler(seed=search.base.seed + len(done(study)))
-    trial, begun, pruned = study.ask(), time.perf_counter(), optuna.trial.TrialState.PRUNED
+    trial, start_time, pruned = study.ask(), time.perf_counter(), optuna.trial.TrialState.PRUNED
     name = trial.suggest_categorical("freeze", list(search.space))
     config = search.config(name, trial.suggest_float("lr", search.low, search.high, log=True))
     cheap = cheaper(config)
@@ -134,13 +134,14 @@ def _trial(optuna: Any, study: Any, search: Search, label: str) -> None:
     record.say(f"{label} {name}, lr {config.optim.lr:g}: tried {less}")
     score, error = _score(cheap, search)
     trial.set_user_attr(
-        "cheap", {**how, "dev": record.plain(score), "error": error, "seconds": time.perf_counter() - begun}
+        "cheap",
+        {**how, "dev": record.plain(score), "error": error, "seconds": time.perf_counter() - start_time},
     )
     if math.isfinite(score):
         trial.report(score, 0)
         if not trial.should_prune():
             score, error = _score(config, search)
-            trial.set_user_attr("seconds", time.perf_counter() - begun)
+            trial.set_user_attr("seconds", time.perf_counter() - start_time)
             if math.isfinite(score):
                 study.tell(trial, score)
                 return

@@ -1,21 +1,22 @@
 """Runs that share frozen blocks train together: one compiled step, vmapped over what is trainable, one frozen
 part.
 
-Members differ in seed, learning rate and, where the lowest trainable block is the same, in strategy: what is
-trainable in any of them has a leading axis of members, and a factor a member says how fast, or that it does
-not. What lies below is computed once an example for all of them (`ptft.train.feature_cache`), for training
-and evaluation. Members do not touch each other: one that diverges fails, the others go on. The numbers are
-those of solo runs up to the rounding of batched products. What a step costs cannot be read off such a run:
-seconds, FLOPs and bytes are measured apart, of a step that computes everything (`ptft.bench.probe`).
+Members differ in seed, learning rate and, where the lowest trainable block is the same, in strategy. The
+parameters that any member trains have a leading axis of members. Each member has its own learning-rate
+factor for each of them; 0 freezes it. What lies below is computed once an example for all of them
+(`ptft.train.feature_cache`), for training and evaluation. Members do not touch each other: if one diverges,
+it fails, and the others go on. Their numbers are those of runs alone, up to the rounding of batched products.
+Such a run does not show what a step costs: `ptft.bench.probe` measures seconds, FLOPs and bytes apart, of a
+step that computes everything.
 
 A CPU gains little from wide steps: per member, they took 0.8 to 1.4 times as long as one member alone
 (MiniLM, 3 to 15 members on two cores: tests/benchmarks/vectorized_steps.py). There, members take turns in one
 compiled step.
 
-What is due at a step, the judging, the evaluation and the result are `ptft.train`'s, the same as for a run
-alone. The loop itself is not: a run alone has phases, checkpoints to resume from, a log and a pace, which
-members lack, and members have several seeds, a best each and a divergence of their own. One loop for both
-would ask at every line which it is.
+When to log and evaluate, how the best is chosen, the evaluation and the result are `ptft.train`'s, the same
+as for a run alone. The loop itself is not shared: a run alone has phases, checkpoints and a log, which
+members lack, and each member has a seed, a best and a divergence of its own. One loop for both would need a
+condition at almost every line.
 """
 
 import functools
@@ -73,8 +74,8 @@ def wide() -> bool:
 
 
 def group_key(config: Config) -> str | None:
-    """Configs of one group may train together; None: this one trains alone, as where each seed chooses what
-    is trainable."""
+    """Configs with the same key may train together. None: this one trains alone, such as one of auto(…),
+    where each seed may train other parameters."""
     if auto.ask(config.freeze):
         return None
     return _group_key(config.replace(seed=0, **{"optim.lr": 0.0}), wide())
@@ -178,10 +179,10 @@ class Trained(NamedTuple):
 
 
 def _train(members: Sequence[Member], names: tuple[str, ...]) -> list[Outcome]:
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     frozen = tree.split(members[0].params, names)[1]
     trained = _steps(members, names, frozen)
-    seconds = (time.perf_counter() - begun) / len(members)
+    seconds = (time.perf_counter() - start_time) / len(members)
     out: list[Outcome] = []
     for i, m in enumerate(members):
         if not trained.alive[i]:

@@ -54,8 +54,8 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     expected = {} if args.only else cell.expected(waiting, workdir, args.isolated)
     if not args.only:
         record.say(schedule.schedule(waiting, mine, have, expected))
-    here = running.Bench(workdir, bench.metric, command, bench.budget)
-    workers = _workers(here, args, words)
+    benchmark = running.Bench(workdir, bench.metric, command, bench.budget)
+    workers = _workers(benchmark, args, words)
     rows = runner.run(mine, workdir, workers, expected)
     if not args.only:
         record.say(f"next: ptft report {workdir}")
@@ -84,7 +84,7 @@ def _cells(values: Mapping[str, Any], workdir: Path) -> list[protocol.Cell]:
     return cells
 
 
-def _workers(here: running.Bench, args: argparse.Namespace, words: Sequence[str]) -> runner.Workers:
+def _workers(benchmark: running.Bench, args: argparse.Namespace, words: Sequence[str]) -> runner.Workers:
     """How cells are run: each in a process of its own, or in this one, those of a group together.
 
     Args:
@@ -94,12 +94,12 @@ def _workers(here: running.Bench, args: argparse.Namespace, words: Sequence[str]
 
     if args.isolated:  # each process takes its cell
         argv = [sys.executable, "-m", "ptft", *words]
-        return runner.Workers(lambda c: running.run_in_subprocess(c, here, argv), locked=False)
-    do, alone = functools.partial(cell.run_cell, metric=here.metric), bool(args.only)
-    share = functools.partial(cell.run_group, workdir=here.workdir)
+        return runner.Workers(lambda c: running.run_in_subprocess(c, benchmark, argv), locked=False)
+    do, alone = functools.partial(cell.run_cell, metric=benchmark.metric), bool(args.only)
+    share = functools.partial(cell.run_group, workdir=benchmark.workdir)
     return runner.Workers(
-        lambda c: running.run_in_process(c, here, do, alone),
-        lambda group: running.run_group(group, here, share),
+        lambda c: running.run_in_process(c, benchmark, do, alone),
+        lambda group: running.run_group(group, benchmark, share),
         (lambda c: None) if alone else cell.group_key,
     )
 

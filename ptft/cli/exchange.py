@@ -87,12 +87,13 @@ def export_run(workdir: Path, to: Path, merge: bool = False) -> None:
       merge: make one whole model of a delta and its base, and of the backbone and what was added to it.
     """
     _must_be_new(to)
+    config, tokenizer, net = weights.run_net(workdir)
+    adapters.must_merge(net.added)
     if (parts := weights.in_parts(workdir)) and not merge:
         raise UserError(
             f"{workdir} holds {parts}, and no whole model by itself; --merge makes one of it and what it was "
             "trained on"
         )
-    config, tokenizer, net = weights.run_net(workdir)
     run = spec.read_run(workdir, "run.json")
     labels = list(config.data.names) or run["labels"]
     computed, what = weights.computed_params(workdir, config, net)

@@ -27,7 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             known = [f"--{name}" for name in names] + (
                 ["--config.KEY=VALUE"] if hasattr(args, "config") else []
             )
-            raise UserError(f"unknown argument {unknown[0]!r}; {did_you_mean(unknown[0], known)}")
+            own = unknown[0].removeprefix("--").partition("=")[0]
+            near = did_you_mean(unknown[0], known)
+            if hasattr(args, "config") and _is_key(own):
+                near = f"it is a key of the config: --config.{own}=…"
+            raise UserError(f"unknown argument {unknown[0]!r}; {near}")
         from ptft.core import compiled, mesh, record
 
         mesh.start()
@@ -50,6 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ptft {args.verb}: {said}", file=sys.stderr)
         return 2
     return 0
+
+
+def _is_key(name: str) -> bool:
+    from ptft.core import config
+    from ptft.train import spec
+
+    return name in config.leaves(spec.SPEC)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,7 +141,10 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
                 "metavar": "N",
                 "help": "time N steps of each on this device; 0: none",
             },
-            "--rules": {"action": "store_true", "help": "also show what each strategy claims, rule by rule"},
+            "--rules": {
+                "action": "store_true",
+                "help": "also list every parameter, and which rule freezes or trains it",
+            },
             "--json": {"action": "store_true", "help": "the table as JSON"},
         },
     ),

@@ -86,14 +86,14 @@ def of_words(path: Path, data: Config) -> Iterator[Item]:
     lines = [(n, "" if line.startswith("-DOCSTART-") else line) for n, line in _reading.read_lines(path, bad)]
     lines = [(n, line) for n, line in lines if line[:1] != "#" or len(line.split()) == 1]  # "#" is a word
     if {len(line.split()) for _, line in lines} - {0} != {1}:
-        found: Iterable[tuple[str, list[str], Any]] = _conll.read_sentences(
+        examples: Iterable[tuple[str, list[str], Any]] = _conll.read_sentences(
             path, bad, int(data.text or 0), int(data.label or -1)
         )
     else:
         groups = itertools.groupby(lines, key=lambda line: bool(line[1].strip()))
         sentences = [list(lines) for words, lines in groups if words]
-        found = ((f"{path}:{lines[0][0]}", [word.strip() for _, word in lines], ()) for lines in sentences)
-    for where, words, _ in found:
+        examples = ((f"{path}:{lines[0][0]}", [word.strip() for _, word in lines], ()) for lines in sentences)
+    for where, words, _ in examples:
         yield {"words": words}, {"words": words, "where": where}
 
 

@@ -93,7 +93,7 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     if len(strategies) == 1 or args.rules:
         for run in resolved:
-            print("\n".join(description.describe_freeze(run)) + "\n")
+            print("\n".join(description.describe_freeze(run, args.rules)) + "\n")
     print(plans.text(rows))
 
 

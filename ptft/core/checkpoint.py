@@ -172,17 +172,17 @@ def choose(have: Flat, want: Flat, where: str, *, skip: str, new_ok: str) -> tup
     """What a model takes of the arrays (or shapes) of another, as `load_params` does; `where` is for the
     message."""
     offered = {name: leaf for name, leaf in have.items() if not re.fullmatch(skip, name)}
-    found = diff(offered, want)
-    rows = [(name, _shape(offered[name]), _shape(want[name])) for name, _, _ in found.shape]
+    comparison = diff(offered, want)
+    rows = [(name, _shape(offered[name]), _shape(want[name])) for name, _, _ in comparison.shape]
     rows += [
-        (name, "missing", _shape(want[name])) for name in found.missing if not re.fullmatch(new_ok, name)
+        (name, "missing", _shape(want[name])) for name in comparison.missing if not re.fullmatch(new_ok, name)
     ]
     if rows:
         raise UserError(
             f"{where} is of another model:\n{table(rows)}\nuse the configuration that it was trained with"
         )
-    unused = [name for name in have if name not in found.same]
-    return {name: have[name] for name in found.same}, Loaded(found.same, found.missing, unused)
+    unused = [name for name in have if name not in comparison.same]
+    return {name: have[name] for name in comparison.same}, Loaded(comparison.same, comparison.missing, unused)
 
 
 def _barrier(name: str) -> None:

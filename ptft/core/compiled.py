@@ -101,12 +101,12 @@ class Folder:
             self._remove_old(self._limit)
 
     def _remove_old(self, limit: int) -> None:
-        found = []
+        files = []
         for file in self.path.glob("*-cache*"):  # what a killed process left half written among them
             with contextlib.suppress(OSError):  # another process removed it
-                found.append((file.stat().st_mtime_ns, file.stat().st_size, file))
-        size = sum(n for _, n, _ in found)
-        for _, n, file in sorted(found):
+                files.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+        size = sum(n for _, n, _ in files)
+        for _, n, file in sorted(files):
             if size <= limit:
                 return
             with contextlib.suppress(OSError):
@@ -146,7 +146,7 @@ class Seen:
     @property
     def busy(self) -> float:
         """Seconds in which all else waited for a program."""
-        return sum(end - begun for begun, end in self._spans)
+        return sum(end - start_time for start_time, end in self._spans)
 
     def __str__(self) -> str:
         compiled = self.programs - self.read

@@ -47,6 +47,7 @@ class Field:
     # what is wrong with a value beyond type and range, or None
     check: Callable[[Any], str | None] | None = None
     doc: str = ""
+    also: tuple[str, ...] = ()  # what other libraries call it
 
     def problem(self, name: str, value: Any) -> str | None:
         """Why `value` cannot be `name`, or None."""
@@ -208,10 +209,12 @@ def resolve(values: Mapping[str, Any], spec: Spec) -> Config:
     unknown: dict[str, Spec] = {}
     filled = _resolve(values, spec, "", problems, unknown)
     known = leaves(filled)
+    others = {other: key for key, field in leaves(spec).items() for other in getattr(field, "also", ())}
     for name, beside in unknown.items():
         key = name.rpartition(".")[2]
         elsewhere = [k for k in known if k.rpartition(".")[2] == key and k != name]  # "lr" is optim.lr
         hint = did_you_mean(name, elsewhere) if elsewhere else did_you_mean(key, beside)
+        hint = f"expected {others[key]}" if key in others else hint
         hint = f"it is called {RENAMED['config'][key]} now" if key in RENAMED["config"] else hint
         problems.append(f"unknown key {name}; {hint}")
     if problems:

@@ -15,9 +15,9 @@ def steps(name: str, text: str | int, *, batch: int, examples: int, total: int |
     """
     if why := (check if total is None else check_share)(text):
         raise UserError(f"{name}: {why}")
-    found = _DURATION.fullmatch(str(text))
-    assert found
-    number, unit = float(found[1]), (found[2] or "steps").rstrip("s")
+    match = _DURATION.fullmatch(str(text))
+    assert match
+    number, unit = float(match[1]), (match[2] or "steps").rstrip("s")
     if unit == "%":
         return round((total or 0) * number / 100)
     if unit == "epoch":
@@ -27,18 +27,18 @@ def steps(name: str, text: str | int, *, batch: int, examples: int, total: int |
 
 def check(text: str | int) -> str | None:
     """Why `text` is not a duration, or None: the `check` of a `Field`."""
-    found = _DURATION.fullmatch(str(text))
-    if not found or found[2] == "%":
+    match = _DURATION.fullmatch(str(text))
+    if not match or match[2] == "%":
         return f"expected a duration such as '500 steps', '3 epochs' or '20000 examples', got {text!r}"
-    if not (found[2] or "steps").startswith(("epoch", "example")) and "." in found[1]:
+    if not (match[2] or "steps").startswith(("epoch", "example")) and "." in match[1]:
         return f"{text!r} is not a whole number of steps"
     return None
 
 
 def check_share(text: str | int) -> str | None:
     """The same for a duration that may also be a share of the run, such as '10%'."""
-    found = _DURATION.fullmatch(str(text))
-    if found and found[2] == "%":
-        return None if float(found[1]) <= 100 else f"{text!r} is more than the whole"
+    match = _DURATION.fullmatch(str(text))
+    if match and match[2] == "%":
+        return None if float(match[1]) <= 100 else f"{text!r} is more than the whole"
     why = check(text)
     return why and why.replace("'500 steps'", "'10%', '500 steps'")

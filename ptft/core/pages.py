@@ -58,8 +58,12 @@ def load(path_and_arg: str) -> dict[str, Any]:
     path, _, arg = path_and_arg.partition(":")
     file = Path(path)
     if not file.is_file():
-        here = sorted(str(p) for p in (file.parent if file.parent.is_dir() else Path("configs")).glob("*.py"))
-        raise UserError(f"config file {path} does not exist; {did_you_mean(path, here)}")
+        pages = {
+            str(p): None for folder in (file.parent, Path("configs")) for p in sorted(folder.glob("*.py"))
+        }
+        same = [page for page in pages if Path(page).name == file.name]
+        near = f"did you mean {same[0]!r}?" if same else did_you_mean(path, pages)
+        raise UserError(f"config file {path} does not exist; {near}")
     spec = importlib.util.spec_from_file_location(f"ptft_config_{file.stem}", file)
     if spec is None or not isinstance(spec.loader, importlib.abc.SourceLoader):
         raise UserError(f"{path} is not a Python file; a config is a page such as configs/pretrain.py")

@@ -6,13 +6,15 @@ folders. What is wrong with them is a mistake of their author, and said as one.
 """
 
 import functools
+import hashlib
 import importlib
 import os
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from ptft.core.errors import UserError, did_you_mean, listed
+from ptft.core.errors import UserError, did_you_mean, joined, listed
 
 # Folder -> what each of its files exports.
 EXPORTS = {
@@ -37,8 +39,9 @@ def get(package: str, name: str) -> ModuleType:
       UserError: there is none, or one of PTFT_PLUGINS that cannot be imported or lacks an export.
     """
     if name not in names(package):
+        hint = "" if _own() else "; if it is a file of your own, PTFT_PLUGINS=FOLDER says where"
         raise UserError(
-            f"there is no {package.replace('.', '/')}/{name}.py; {did_you_mean(name, names(package))}"
+            f"there is no {package.replace('.', '/')}/{name}.py; {did_you_mean(name, names(package))}{hint}"
         )
     own = Path(_own(), *package.split("."), f"{name}.py") if _own() else None
     if own is None or not own.is_file():
@@ -56,6 +59,29 @@ def get(package: str, name: str) -> ModuleType:
             "for"
         )
     return module
+
+
+def used() -> dict[str, str]:
+    """The files of PTFT_PLUGINS that count, such as models/mine.py -> their SHA-256."""
+    own = _own()
+    paths = {p.replace(".", "/"): Path(own, *p.split(".")) for p in EXPORTS if own}
+    files = {f"{folder}/{file.name}": file for folder, path in paths.items() for file in path.glob("*.py")}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(files.items())}
+
+
+def check(needed: Mapping[str, str]) -> list[str]:
+    """Files of a run's `used` that are others now.
+
+    Raises:
+      UserError: one is missing.
+    """
+    now = used()
+    if lost := [name for name in needed if name not in now]:
+        raise UserError(
+            f"the run was made with {joined(lost)} of its author's own; PTFT_PLUGINS=FOLDER says where "
+            "they are"
+        )
+    return [name for name, digest in needed.items() if now[name] != digest]
 
 
 def _own() -> str:
@@ -81,8 +107,8 @@ def _names(package: str, own: str) -> tuple[str, ...]:
     path = importlib.import_module(f"ptft.{package}").__path__
 
     def inside(folders: list[str]) -> list[str]:
-        found = [m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_")]
-        return sorted(n for n in found if n not in SHARED.get(package, ()))
+        modules = [m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_")]
+        return sorted(n for n in modules if n not in SHARED.get(package, ()))
 
     ours = inside(list(path))
     if not own:

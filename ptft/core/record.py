@@ -133,13 +133,13 @@ def versions() -> dict[str, str]:
         "tensorflow-datasets",
         "numpy",
     )
-    found = {"python": platform.python_version(), "ptft": ptft.__version__}
+    by_name = {"python": platform.python_version(), "ptft": ptft.__version__}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            by_name[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            by_name[name] = "absent"
+    return by_name
 
 
 def device() -> dict[str, Any]:

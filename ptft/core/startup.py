@@ -10,7 +10,7 @@ import jax
 import ptft
 from ptft.core import compiled, record
 
-_process: float | None = ptft.BEGUN  # taken by the first command of the process
+_process: float | None = ptft.START_TIME  # taken by the first command of the process
 _begun: float | None = None  # None: said, or not asked for
 _spent: dict[str, float] = {}
 
@@ -27,9 +27,9 @@ def imported() -> None:
 @contextlib.contextmanager
 def timed(name: str) -> Iterator[None]:
     """What is done here is a part of its own; nothing in it is compiled."""
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     yield
-    _spent[name] = _spent.get(name, 0.0) + time.perf_counter() - begun
+    _spent[name] = _spent.get(name, 0.0) + time.perf_counter() - start_time
 
 
 def stepped(sums: Any) -> None:

@@ -15,8 +15,8 @@ def match(pattern: str) -> list[Path]:
     pattern = os.path.expanduser(pattern)
     if os.path.lexists(pattern):
         return [real(Path(pattern))]
-    if found := sorted({Path(p) for p in _glob(pattern) if Path(p).name != "__MACOSX"}):
-        return list(map(real, found))
+    if paths := sorted({Path(p) for p in _glob(pattern) if Path(p).name != "__MACOSX"}):
+        return list(map(real, paths))
     folder = Path(pattern).parent
     while not folder.is_dir():
         folder = folder.parent

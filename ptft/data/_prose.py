@@ -53,16 +53,16 @@ class _Reader:
         while self.at < len(self.lines):
             line = self.lines[self.at]
             self.at += 1
-            text, here = line.strip(), len(line) - len(line.lstrip())
+            text, indent = line.strip(), len(line) - len(line.lstrip())
             if not text:
                 self._flush()
-            elif not self._dropped(here) and not self._code(text) and not self._heading(line, text, here):
+            elif not self._dropped(indent) and not self._code(text) and not self._heading(line, text, indent):
                 if self.section in _DROPPED:
                     continue
                 if text.startswith(".."):  # a directive, a footnote, a comment, a target
-                    self._directive(text, here)
+                    self._directive(text, indent)
                 else:
-                    self._text(text, here)
+                    self._text(text, indent)
         self._flush()
         return self.blocks
 
@@ -75,8 +75,8 @@ class _Reader:
             self.blocks.append(" ".join(self.paragraph))
             self.paragraph.clear()
 
-    def _dropped(self, here: int) -> bool:
-        if self.drop >= 0 and here > self.drop:
+    def _dropped(self, indent: int) -> bool:
+        if self.drop >= 0 and indent > self.drop:
             return True
         self.drop = -1
         return False
@@ -96,12 +96,12 @@ class _Reader:
             return True
         return False
 
-    def _heading(self, line: str, text: str, here: int) -> bool:
+    def _heading(self, line: str, text: str, indent: int) -> bool:
         """Whether a line begins a section, or underlines its title."""
         if _UNDERLINE.fullmatch(line):
             self._flush()
             return True
-        google = _GOOGLE.fullmatch(text) if not self.paragraph or here < self.indent else None
+        google = _GOOGLE.fullmatch(text) if not self.paragraph or indent < self.indent else None
         if _UNDERLINE.fullmatch(self._after) and len(text) < 60 and not self.paragraph:
             self.section = text.lower().rstrip(":")
             self.at += 1
@@ -110,40 +110,40 @@ class _Reader:
         if name in _ENTRIES | _DROPPED or name.startswith(("example", "note", "usage")):
             self._flush()
             self.section = name if name in _ENTRIES else ""
-            self.drop = here if name in _DROPPED else -1
+            self.drop = indent if name in _DROPPED else -1
             return True
         return False
 
-    def _directive(self, text: str, here: int) -> None:
+    def _directive(self, text: str, indent: int) -> None:
         self._flush()
         directive = _DIRECTIVE.match(text)
         if not directive or directive[1] not in _PROSE_DIRECTIVES:
-            self.drop = here
+            self.drop = indent
             return
         rest = directive[2]
         if directive[1].startswith(("version", "deprecated")):
             rest = re.sub(r"^v?\d[\w.]*\s*", "", rest)
         if rest:
             self.paragraph.append(rest)
-            self.indent = here
+            self.indent = indent
 
-    def _text(self, text: str, here: int) -> None:
+    def _text(self, text: str, indent: int) -> None:
         # NumPy style: the line of a name and its type
-        if self.section in _ENTRIES and here == 0 and self._after.startswith(" ") and self._after.strip():
+        if self.section in _ENTRIES and indent == 0 and self._after.startswith(" ") and self._after.strip():
             self._flush()
             return
-        entry = _ENTRY.match(text) if self.section in _ENTRIES and here > 0 else _FIELD.match(text)
+        entry = _ENTRY.match(text) if self.section in _ENTRIES and indent > 0 else _FIELD.match(text)
         mark = _BULLET.match(text) or entry
-        first_is_out = here > self.indent and len(self.paragraph) == 1
-        if mark or (self.paragraph and here != self.indent and not first_is_out):
+        first_is_out = indent > self.indent and len(self.paragraph) == 1
+        if mark or (self.paragraph and indent != self.indent and not first_is_out):
             self._flush()
         if len(self.paragraph) < 2:
-            self.indent = here
+            self.indent = indent
         self.paragraph.append(text[mark.end() if mark else 0 :])
         if text.endswith("::"):  # an indented literal block follows
             self.paragraph[-1] = self.paragraph[-1][:-1]
             self._flush()
-            self.drop = here
+            self.drop = indent
 
 
 _MARKUP = [

@@ -76,9 +76,9 @@ def read_columns(
                         "meant"
                     )
         values = [row.get(n) for n in names]
-        found = zip(keys, names, values, strict=True)
+        cells = zip(keys, names, values, strict=True)
         problem = next(
-            (f"expected text in {shown(n)}, got {shown(v)}" for k, n, v in found if not _fits(k, v)), None
+            (f"expected text in {shown(n)}, got {shown(v)}" for k, n, v in cells if not _fits(k, v)), None
         )
         if problem:
             rows.bad(where, problem)

@@ -45,8 +45,8 @@ def _doc_blocks(path: Path, rows: BadRows) -> Iterator[tuple[int, str, list[str]
         if line.startswith("<doc "):
             if opened:
                 rows.bad(f"{path}:{opened}", f"<doc> is not closed before the next one, line {number}")
-            found = re.search(r'title="(.*)">', line)
-            opened, title, lines = number, html.unescape(found[1]) if found else "", []
+            match = re.search(r'title="(.*)">', line)
+            opened, title, lines = number, html.unescape(match[1]) if match else "", []
         elif line.startswith("</doc>"):
             yield opened, title, lines
             opened = 0

@@ -51,11 +51,11 @@ def open(rest: str, options: Config, labels: Sequence[str]) -> Source:
     if not options.label:
         return documents(((where, sentences(row[0])) for where, row in _read(records, columns, rest)), rows)
     names = list(getattr(features[columns[-1]], "names", None) or ())
-    found = (
+    examples = (
         (where, row[0], row[1] if options.text_b else None, _label(row[-1], names))
         for where, row in _read(records, columns, rest)
     )
-    return labelled(found, rows, labels or [str(label) for label in options.labels] or names)
+    return labelled(examples, rows, labels or [str(label) for label in options.labels] or names)
 
 
 def data_source(builder: tfds.core.DatasetBuilder, split: str, where: str) -> Sequence[Mapping[str, Any]]:
@@ -136,13 +136,13 @@ def _needs_tensorflow(name: str) -> str:
 def _known() -> set[str]:
     """All names: those that load here, and those whose import needs TensorFlow, read from TFDS's own
     source."""
-    found = set(tfds.list_builders(with_community_datasets=False))
+    names = set(tfds.list_builders(with_community_datasets=False))
     for init in Path(tfds.__file__).parent.glob("*/__init__.py"):
         classes = re.findall(
             r"^from tensorflow_datasets\.[\w.]+ import ([A-Z]\w+)$", init.read_text(), re.MULTILINE
         )
-        found.update(map(tfds.core.naming.camelcase_to_snakecase, classes))
-    return found
+        names.update(map(tfds.core.naming.camelcase_to_snakecase, classes))
+    return names
 
 
 def _column(name: str, features: Any, key: str, asked: str) -> str:

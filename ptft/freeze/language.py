@@ -30,7 +30,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ptft.core.errors import UserError, did_you_mean
+from ptft.core.errors import UserError, did_you_mean, joined
 from ptft.freeze import adapters, strategies
 from ptft.freeze.strategies import Named
 
@@ -69,8 +69,8 @@ class Timed(NamedTuple):
 
 
 class Freeze(NamedTuple):
-    """`config.freeze`, parsed: either `phases`, each with its start, or a strategy that makes them of the
-    run's length; neither, where `auto(…)` is still to choose."""
+    """`config.freeze`, parsed. Either it has `phases`, each with its start, or it is `timed`: a strategy that
+    makes the phases once the run's length is known. `auto(…)` has neither until it has chosen."""
 
     said: Any
     phases: tuple[tuple[str, "Strategy | Rules"], ...]
@@ -160,8 +160,10 @@ def strategy(text: str, said: Any = None) -> Strategy:
 
 
 def _term(op: str, text: str, said: Any) -> Term:
-    name, _, argument = text.partition("=")
-    if name in adapters.kinds():
+    if not text:
+        raise UserError(f"freeze={said!r}: '' is no strategy; expected one before and after +, &, !, ; and :")
+    name, given, argument = text.partition("=")
+    if name in adapters.kinds() and bool(given) == bool(argument):
         return Term(text, op, kind=name, argument=argument)
     if fits := strategies.read(strategies.TRAINS, text):
         return Term(text, op, *fits)
@@ -172,9 +174,12 @@ def _term(op: str, text: str, said: Any) -> Term:
             f"freeze={said!r}: {name} decides what is trainable when, so it stands alone (rates may follow "
             f"it: {name}@ulmfit)"
         )
-    raise UserError(
-        f"freeze={said!r}: {text!r} is no strategy; {did_you_mean(text, grammars())} (or a list of rules)"
-    )
+    named = {g: re.split("[=-]", g)[0] for g in grammars()}
+    stem = re.split(r"[=-]|\d", text)[0]
+    expected = [g for g, its in named.items() if its == stem]
+    near = f"expected {joined(expected)}" if expected else did_you_mean(text, named)
+    words = strategies.explained(g for g in expected if g in strategies.TRAINS)
+    raise UserError(f"freeze={said!r}: {text!r} is no strategy; {near}{words} (or a list of rules)")
 
 
 def undecided(said: Any) -> UserError:
@@ -185,7 +190,7 @@ def undecided(said: Any) -> UserError:
 
 
 def _rates(texts: list[str], said: Any) -> tuple[tuple[Named, tuple[Any, ...]], ...]:
-    found = []
+    rates = []
     for text in texts:
         fits = strategies.read(strategies.RATES, text)
         if fits is None:
@@ -193,8 +198,8 @@ def _rates(texts: list[str], said: Any) -> tuple[tuple[Named, tuple[Any, ...]], 
                 f"freeze={said!r}: {text!r} is no rule for rates; "
                 f"{did_you_mean(text, list(strategies.RATES))}"
             )
-        found.append(fits)
-    return tuple(found)
+        rates.append(fits)
+    return tuple(rates)
 
 
 def grammars() -> list[str]:

@@ -29,10 +29,10 @@ class Layout:
     @cached_property
     def blocks(self) -> tuple[Names, ...]:
         """The backbone's blocks, from the input to the output."""
-        found: list[Names] = []
-        while block := self.matching(self._block.format(len(found))):
-            found.append(block)
-        return tuple(found)
+        blocks: list[Names] = []
+        while block := self.matching(self._block.format(len(blocks))):
+            blocks.append(block)
+        return tuple(blocks)
 
     def matching(self, pattern: str) -> Names:
         return frozenset(n for n in self.backbone if re.fullmatch(pattern, n))

@@ -67,10 +67,10 @@ def _factors(action: str) -> tuple[float, float]:
     -> (0.1, 0)."""
     if action in ("freeze", "train"):
         return float(action == "train"), 1.0
-    found = re.fullmatch(rf"train\((?:lr={FACTOR})?(?:(?<=[0-9]), )?(?:wd={FACTOR})?\)", action)
+    match = re.fullmatch(rf"train\((?:lr={FACTOR})?(?:(?<=[0-9]), )?(?:wd={FACTOR})?\)", action)
     try:
         rate, decay = (
-            (float(x) if x else 1.0 for x in found.groups()) if found and any(found.groups()) else (0.0, 0.0)
+            (float(x) if x else 1.0 for x in match.groups()) if match and any(match.groups()) else (0.0, 0.0)
         )
     except ValueError:
         rate = decay = 0.0
@@ -192,9 +192,9 @@ def _added(strategy: Strategy, model: Layout) -> tuple[Adapter, ...]:
         if term.argument and "=" not in kinds[term.kind].grammar:
             grammar = kinds[term.kind].grammar
             raise UserError(f"{term.kind} has no option {term.argument!r}; expected {grammar}")
-    found = adapters.ordered(kinds[t.kind].parse(t.argument, model) for t in strategy.terms if t.kind)
+    attached = adapters.ordered(kinds[t.kind].parse(t.argument, model) for t in strategy.terms if t.kind)
     modules = {m for n in model.backbone for m in _above(n.removeprefix("backbone/"))}
-    for one in found:
+    for one in attached:
         if lost := [site for site, _ in one.sites if site not in modules]:
             raise UserError(f"{one.kind()} attaches to {lost[0]}, which this model does not have")
         if not one.sites:
@@ -203,7 +203,7 @@ def _added(strategy: Strategy, model: Layout) -> tuple[Adapter, ...]:
         if twice := taken & sites:
             raise UserError(f"adds {one.kind()} to {min(twice)[1]} twice, in different ways")
         taken |= sites
-    return found
+    return attached
 
 
 def _above(name: str) -> list[str]:
@@ -229,7 +229,7 @@ class Phase(NamedTuple):
 def phases(freeze: Freeze, anatomy: Anatomy, params: Mapping[str, Any], span: Span) -> tuple[Phase, ...]:
     """The phases of a run, every one resolved. Raises UserError as `plan`, and where a start makes no
     sense."""
-    found: list[Phase] = []
+    resolved: list[Phase] = []
     with _said(freeze.said):
         given = _timed(freeze.timed, Layout(anatomy, params), span) if freeze.timed else freeze.phases
     if not given and freeze.timed:
@@ -241,25 +241,25 @@ def phases(freeze: Freeze, anatomy: Anatomy, params: Mapping[str, Any], span: Sp
     for start, chosen in given:
         said = chosen.text if isinstance(chosen, Strategy) else chosen
         at, waits = _start(freeze.said, start, span.steps)
-        if not found and at != 0:
+        if not resolved and at != 0:
             raise UserError(
                 f"freeze={freeze.said!r}: the first phase, {said!r}, begins at {start!r}; expected 0, or no "
                 "start at all"
             )
-        before = max((p.start or 0 for p in found), default=-1)
+        before = max((p.start or 0 for p in resolved), default=-1)
         if at is not None and at <= before:
             raise BadStart(
                 f"freeze={freeze.said!r}: {said!r} would begin at step {at} ({start!r}), one before it at "
                 f"step {before}; expected each phase later than those before it (the run has {span.total} "
                 "steps)"
             )
-        found.append(Phase(at, waits, said, plan(chosen, anatomy, params)))
-    if late := [p for p in found if p.start is not None and p.start >= span.total]:
+        resolved.append(Phase(at, waits, said, plan(chosen, anatomy, params)))
+    if late := [p for p in resolved if p.start is not None and p.start >= span.total]:
         raise BadStart(
             f"freeze={freeze.said!r}: the phase {late[0].strategy!r} would begin at step {late[0].start}, "
             f"the run has {span.total}; begin it earlier or train for longer"
         )
-    return tuple(found)
+    return tuple(resolved)
 
 
 def _timed(timed: Timed, model: Layout, span: Span) -> list[tuple[str, Strategy]]:
@@ -269,8 +269,8 @@ def _timed(timed: Timed, model: Layout, span: Span) -> list[tuple[str, Strategy]
 
 def _start(said: Any, start: str, steps: Callable[[str], int]) -> tuple[int | None, int]:
     """(the step, 0), or of a plateau (None, its evaluations)."""
-    if found := re.fullmatch(r"plateau\s*=\s*([1-9]\d*)", start):
-        return None, int(found[1])
+    if match := re.fullmatch(r"plateau\s*=\s*([1-9]\d*)", start):
+        return None, int(match[1])
     if start.startswith("plateau"):
         raise UserError(
             f"freeze={said!r}: {start!r} is no start; expected plateau=N, N evaluations without a better best"
@@ -281,20 +281,21 @@ def _start(said: Any, start: str, steps: Callable[[str], int]) -> tuple[int | No
         raise UserError(f"{e}; or plateau=N, N evaluations on dev without a better best") from None
 
 
-def union(found: Sequence[Phase]) -> Plan:
+def union(resolved: Sequence[Phase]) -> Plan:
     """Everything that is trainable in some phase, by the rule under which it first is."""
-    rows = list(found[0].plan.rows)
-    for phase in found[1:]:
+    rows = list(resolved[0].plan.rows)
+    for phase in resolved[1:]:
         rows = [old if old.lr_mult else new for old, new in zip(rows, phase.plan.rows, strict=True)]
     return Plan(tuple(rows))
 
 
-def describe(plan: Plan) -> str:
-    """The plan as text, one line a rule-and-module, with counts."""
-    lines, width = [], max(len(_module(r.name)) for r in plan.rows)
+def describe(plan: Plan, whole: bool = False) -> str:
+    """The plan as text, with counts: one line a rule-and-module, or one a parameter."""
+    lines, of = [], {r.name: r.name if whole else _module(r.name) for r in plan.rows}
+    width = max(map(len, of.values()))
     grouped: dict[tuple[str, str, str], int] = {}
     for r in plan.rows:
-        key = (_module(r.name), r.pattern, _action(r))
+        key = (of[r.name], r.pattern, _action(r))
         grouped[key] = grouped.get(key, 0) + tree.count({r.name: r})
     for (module, pattern, action), n in grouped.items():
         lines.append(f"  {module:<{width}}  {n:>12,}  {action:<14} {pattern}")

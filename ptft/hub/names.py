@@ -38,11 +38,11 @@ def places(family: Family, name: str, heads: tuple[str, ...] = ("classify", "mlm
     """
     module, leaf = name.rsplit("/", 1)
     tables = [*(getattr(family, kind) for kind in heads), family.body]
-    found = []
+    candidates = []
     for table, theirs, number in [(t, *fits) for t in tables if (fits := _fits(t, module))]:
         path, part, parts = re.fullmatch(r"([^\[]+)(?:\[(\d)/(\d)\])?", theirs).groups()  # type: ignore[union-attr]
         path = path.format(number)
-        found.append(
+        candidates.append(
             Place(
                 f"{path}.{LEAVES[leaf]}",
                 table is family.body,
@@ -51,7 +51,7 @@ def places(family: Family, name: str, heads: tuple[str, ...] = ("classify", "mlm
                 leaf == "kernel",
             )
         )
-    return found
+    return candidates
 
 
 def _fits(table: Mapping[str, str], module: str) -> tuple[str, str] | None:

@@ -37,7 +37,7 @@ def must_be_whole(folder: Folder, new: Iterable[str]) -> None:
         )
 
 
-class Found(NamedTuple):
+class Placed(NamedTuple):
     """A parameter of ours, the tensor that holds it, and the shape that this tensor must have."""
 
     name: str
@@ -58,7 +58,7 @@ def load_params(
       UserError: a tensor is missing, has another shape or no floating dtype (path, have, want), or holds NaN
         or infinity.
     """
-    found, new, rows = [], [], []
+    placed, new, rows = [], [], []
     tied = (
         _whole_mlm(folder)
         if any(n.startswith("head/decoder") and not re.fullmatch(skip, n) for n in want)
@@ -78,8 +78,8 @@ def load_params(
                 )
             continue
         shape = leaf.shape[::-1] if at[0].transposed else leaf.shape
-        found.append(Found(name, at[0], (shape[0] * at[0].parts, *shape[1:])))
-    for _, place, shape in found:
+        placed.append(Placed(name, at[0], (shape[0] * at[0].parts, *shape[1:])))
+    for _, place, shape in placed:
         have = folder.tensors[place.name]
         if have.shape != shape or have.dtype not in FLOATS:
             rows.append((have.name, f"{have.dtype}{list(have.shape)}", f"{'/'.join(FLOATS)}{list(shape)}"))
@@ -89,8 +89,8 @@ def load_params(
             f"it:\n{table(rows)}"
         )
     # on a CPU without a copy
-    params = {name: jax.device_put(_read(folder, place)) for name, place, _ in found}
-    used = {place.name for _, place, _ in found} | {folder.family.decoder if tied else ""}
+    params = {name: jax.device_put(_read(folder, place)) for name, place, _ in placed}
+    used = {place.name for _, place, _ in placed} | {folder.family.decoder if tied else ""}
     unused = [t.name for n, t in folder.tensors.items() if n not in used and not BUFFERS.fullmatch(n)]
     return params, checkpoint.Loaded(list(params), new, unused, 0)
 

@@ -54,7 +54,7 @@ def read(
     whole = {int(t["id"]): _entry(t, special=False) for t in inside}
     if decoder is not None:
         numbered = {int(i): _entry(t, special=False) for i, t in decoder.items()}
-        found = whole | numbered
+        by_id = whole | numbered
         _agree(settings, whole, numbered, set(named.values()))
     else:
         # transformers does not look into the map's additional_special_tokens here; for texts in lower case it
@@ -66,8 +66,8 @@ def read(
         ]
         special = {_entry(t)["content"] for t in told}
         numbered = {int(i): _entry(t, special=t in special) for t, i in numbers.items()}
-        found = numbered | whole
-    tokens = {t["content"]: t for _, t in sorted(found.items())}
+        by_id = numbered | whole
+    tokens = {t["content"]: t for _, t in sorted(by_id.items())}
     for token in map(_entry, [*roles, *extra]):
         tokens.setdefault(token["content"], token)
     ids = {t["content"]: i for part in (whole, numbered) for i, t in part.items()}

@@ -185,7 +185,7 @@ class Pretrained(Tokenizer):
 
 def _roles(settings: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, str]:
     """What the tokens of `ROLES` are called."""
-    found = {}
+    by_role = {}
     for role, names in ROLES.items():
         given = settings.get(f"{role}_token")
         given = given.get("content") if isinstance(given, Mapping) else given
@@ -195,8 +195,8 @@ def _roles(settings: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, str
                 f"the tokenizer has no {role} token; expected one of {', '.join(names)}, or {role}_token in "
                 "tokenizer_config.json"
             )
-        found[role] = there[0]
-    return found
+        by_role[role] = there[0]
+    return by_role
 
 
 def _write_settings(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -135,15 +135,15 @@ def _add(hf: tokenizers.Tokenizer, tokens: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _part(found: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _part(stored: Mapping[str, Any], key: str) -> dict[str, Any]:
     """A part of a tokenizer.json; {} for what the library will not read either."""
-    part = found.get(key)
+    part = stored.get(key)
     return part if isinstance(part, dict) else {}
 
 
-def _is_ours(found: Mapping[str, Any]) -> bool:
+def _is_ours(stored: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json was written by `Tokenizer.save`, and nothing was added to it since."""
-    model, normalizer, added = _part(found, "model"), _part(found, "normalizer"), found.get("added_tokens")
+    model, normalizer, added = _part(stored, "model"), _part(stored, "normalizer"), stored.get("added_tokens")
     plain = model.get("type") == "WordPiece" and model.get("max_input_chars_per_word") == MAX_WORD
     return (
         plain
@@ -154,8 +154,8 @@ def _is_ours(found: Mapping[str, Any]) -> bool:
 
 
 def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
-    found = read_object(file)
-    normalizer, splitter = _part(found, "normalizer"), _part(found, "pre_tokenizer")
+    stored = read_object(file)
+    normalizer, splitter = _part(stored, "normalizer"), _part(stored, "pre_tokenizer")
     # What tokenizer_config.json says goes before what tokenizer.json says.
     for key, name in (
         ("do_lower_case", "lowercase"),
@@ -166,12 +166,12 @@ def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
             normalizer[name] = settings[key]
     if splitter.get("type") == "ByteLevel" and isinstance(settings.get("add_prefix_space"), bool):
         splitter["add_prefix_space"] = settings["add_prefix_space"]
-    inside = found.get("added_tokens") or []
+    inside = stored.get("added_tokens") or []
     added = _added(file.parent, settings, inside)
     tokens = _to_find(added, settings)
-    found["added_tokens"] = [{"id": t["id"], **tokens[t["content"]]} for t in inside]
+    stored["added_tokens"] = [{"id": t["id"], **tokens[t["content"]]} for t in inside]
     try:
-        hf = tokenizers.Tokenizer.from_str(json.dumps(found))
+        hf = tokenizers.Tokenizer.from_str(json.dumps(stored))
     except Exception as e:  # the library raises Exception itself
         raise UserError(f"{file} is no tokenizer that the tokenizers library reads: {short(e)}") from None
     known = {t["content"] for t in inside}
@@ -190,7 +190,7 @@ def _from_json(file: Path, settings: Mapping[str, Any]) -> Tokenizer:
             added.tokens.keys() - _text(added)
             <= set(SPECIALS)
             <= ids.keys()
-            == found["model"]["vocab"].keys()
+            == stored["model"]["vocab"].keys()
         )
         if usual and plain and sorted(ids.values()) == list(range(len(ids))):
             return Tokenizer(sorted(ids, key=ids.__getitem__), lower)

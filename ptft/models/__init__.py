@@ -2,7 +2,7 @@
 
 A model file exports
   SPEC            the keys of `config.model` that it reads;
-  build(config, vocab_size, dtype) -> nn.Module   the backbone; its `style` says how a head on it looks;
+  build(config, vocab_size, dtype) -> nn.Module   the backbone; its `style` (`layers.Style`) is for heads;
   ANATOMY         its parameters by role and in the order of computation (`Anatomy`);
   FAMILIES        its names at Hugging Face, if it has any there (`Family`).
 
@@ -90,8 +90,8 @@ def anatomy(name: str) -> Anatomy:
 
 def families() -> dict[str, Family]:
     """Every `model_type` that a model file knows the names of."""
-    found = [getattr(plugins.get("models", name), "FAMILIES", {}) for name in plugins.names("models")]
-    kinds = [kind for table in found for kind in table]
+    tables = [getattr(plugins.get("models", name), "FAMILIES", {}) for name in plugins.names("models")]
+    kinds = [kind for table in tables for kind in table]
     if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
         raise UserError(f"two files of models/ have FAMILIES[{twice[0]!r}]; give one another model_type")
-    return {kind: family for table in found for kind, family in table.items()}
+    return {kind: family for table in tables for kind, family in table.items()}

@@ -97,13 +97,13 @@ class Tag:
     def places(self) -> list[tuple[str, str]]:
         """Each tag's letter and kind, ("B", "PER") of B-PER, ("O", "") of O; [] if they mark no whole
         entities."""
-        found = [PLACE.fullmatch(name) for name in self.labels]
-        split = [(m[1] or "O", m[2] or "") for m in found if m]
+        matches = [PLACE.fullmatch(name) for name in self.labels]
+        split = [(m[1] or "O", m[2] or "") for m in matches if m]
         letters = {letter for letter, _ in split} - {"O"}
         of_one = any(letters <= set(s) for s in SCHEMES)
         # S, M and L may be sizes
         sure = letters & {"B", "I"} or ("O" in self.labels and any(kind for _, kind in split))
-        return split if all(found) and of_one and sure else []
+        return split if all(matches) and of_one and sure else []
 
     @property
     def best(self) -> str:
@@ -131,9 +131,9 @@ class Tag:
             for word, tag in zip(r["words"], r["tags"], strict=True):
                 empty += not pieces[word]
                 lost += len(ids) >= self.seq_len - 2
-                found = pieces[word] or [tokenizer.unk]
-                ids += found
-                marks += [tag] + [NONE] * (len(found) - 1)
+                word_ids = pieces[word] or [tokenizer.unk]
+                ids += word_ids
+                marks += [tag] + [NONE] * (len(word_ids) - 1)
             cut += len(ids) > self.seq_len - 2
             tokens += [tokenizer.cls, *ids[: self.seq_len - 2], tokenizer.sep]
             tags += [NONE, *marks[: self.seq_len - 2], NONE]
@@ -213,13 +213,13 @@ class Tag:
 
     def entities(self, tags: Sequence[int]) -> list[tuple[str, int, int]]:
         """(kind, first word, the word after the last) of each entity, by the same rules as `_spans`."""
-        found, before = list[tuple[str, int, int]](), ("O", "")
+        entities, before = list[tuple[str, int, int]](), ("O", "")
         for at, (letter, kind) in enumerate(self.places[t] for t in tags):
             if letter != "O":
                 begins = letter in BEGIN or before[0] in "O" + END or before[1] != kind
-                found.append((kind, at if begins else found.pop()[1], at + 1))
+                entities.append((kind, at if begins else entities.pop()[1], at + 1))
             before = letter, kind
-        return found
+        return entities
 
     def ask(self, records: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> TaggedRows:
         """Of a text, the words are what blanks separate; a sentence without any is counted, if it is long."""

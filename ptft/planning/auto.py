@@ -78,12 +78,12 @@ def choose(config: Config, workdir: Path | None = None, quiet: bool = True) -> s
     if ask(config.freeze) is None:
         return ""
     file, asked = (workdir or Path()) / "auto.json", configs.digest(config)
-    begun = workdir is not None and (workdir / "run.json").is_file()
+    started = workdir is not None and (workdir / "run.json").is_file()
     # an error, if it is of another config
-    done = begun and workdir is not None and train.finished(config, workdir) is not None
-    known = spec.read_run(file.parent, file.name) if begun or (workdir and file.is_file()) else {}
+    done = started and workdir is not None and train.finished(config, workdir) is not None
+    known = spec.read_run(file.parent, file.name) if started or (workdir and file.is_file()) else {}
     # a file that is there is one of a start that ended before its first step
-    if not begun and known.get("config_hash") != asked:
+    if not started and known.get("config_hash") != asked:
         known = {"config_hash": asked, **decide(config)}
         if workdir:
             record.write_json(file, known)

@@ -29,12 +29,12 @@ def rows(run: Run, strategies: Sequence[Any], probe: int) -> list[dict[str, Any]
       probe: time so many steps of each on this device, with made-up tokens; 0: none.
     """
     full = row(run, "full", 0)
-    found = costs([build.refrozen(run, strategy) for strategy in strategies], probe)
-    for one in found:
+    costed = costs([build.refrozen(run, strategy) for strategy in strategies], probe)
+    for one in costed:
         for part in (one, *one["phases"]):
             for key in ("flops", "analytic_flops"):
                 part[f"{key}_share"] = part[key] / full[key] if part[key] and full[key] else None
-    return found
+    return costed
 
 
 def row(run: Run, strategy: Any, probe: int) -> dict[str, Any]:
@@ -79,12 +79,12 @@ def _row(run: Run, known: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def along(found: Mapping[str, Any], run: Run) -> dict[str, Any] | None:
+def along(measured: Mapping[str, Any], run: Run) -> dict[str, Any] | None:
     """A row with phases, for a run that has them for other lengths; None if the run has a phase that the row
     lacks."""
-    known = {json.dumps(record.plain(p["freeze"])): p for p in found["phases"]}
+    known = {json.dumps(record.plain(p["freeze"])): p for p in measured["phases"]}
     parts = [known.get(json.dumps(record.plain(p.strategy))) for p in run.phases]
-    return None if None in parts else {**found, **_of_phases(run, [p for p in parts if p])}
+    return None if None in parts else {**measured, **_of_phases(run, [p for p in parts if p])}
 
 
 def _of_phases(run: Run, costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -150,8 +150,8 @@ def in_turns(timed: Sequence[tuple[Run, int, Program]], steps: int) -> list[list
     nets = {run.net: run.mesh for run, *_ in timed}
     starts = {net: jax.device_put(net.init(0), mesh.replicated(grid)) for net, grid in nets.items()}
     taken: list[list[float]] = [[] for _ in timed]
-    begun, turns = time.perf_counter(), 0
-    while turns * TURN < steps and (turns < 2 or time.perf_counter() - begun < ENOUGH * len(timed)):
+    start_time, turns = time.perf_counter(), 0
+    while turns * TURN < steps and (turns < 2 or time.perf_counter() - start_time < ENOUGH * len(timed)):
         for (run, phase, program), mine in zip(timed, taken, strict=True):
             mine += _turn(run, phase, program, starts[run.net], min(TURN, steps - len(mine)))
         turns += 1
@@ -170,17 +170,17 @@ def _turn(run: Run, phase: int, program: Program, params: Flat, steps: int) -> l
     )
     taken = []
     for _ in range(steps + 1):
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         state, sums = program.train(state, on_device, batch, seed, {})
         jax.block_until_ready((state, sums))
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - start_time)
     return taken[1:]
 
 
 _quantized = jax.jit(quantize.quantize, static_argnums=1)
 
 
-def text(found: Sequence[dict[str, Any]]) -> str:
+def text(costed: Sequence[dict[str, Any]]) -> str:
     """The rows as a table for people."""
     head = [
         "strategy",
@@ -201,7 +201,7 @@ def text(found: Sequence[dict[str, Any]]) -> str:
         head,
         *(
             _cells(str(r["freeze"]), r) if part is r else _cells(f"  {_when(part)}: {part['freeze']}", part)
-            for r in found
+            for r in costed
             for part in (r, *r["phases"])
         ),
     ]
@@ -212,7 +212,7 @@ def text(found: Sequence[dict[str, Any]]) -> str:
         )
         for line in lines
     ]
-    return "\n".join([*table, *(f"WARNING: {r['freeze']}: {r['problem']}" for r in found if r["problem"])])
+    return "\n".join([*table, *(f"WARNING: {r['freeze']}: {r['problem']}" for r in costed if r["problem"])])
 
 
 def _when(phase: dict[str, Any]) -> str:

@@ -20,9 +20,9 @@ def page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Any]]]:
     ok, failed = [r for r in rows if r["status"] == "ok"], [r for r in rows if r["status"] == "failed"]
     compared = [
         comparison.compare(
-            title, here, order, here[0].get("baseline") or bench.get("baseline") or order[0], missing
+            title, group, order, group[0].get("baseline") or bench.get("baseline") or order[0], missing
         )
-        for title, here in sections(rows)
+        for title, group in sections(rows)
     ]
     shown = [(_section(one, one.title if len(compared) > 1 else ""), _panels(one)) for one in compared]
     shown = (
@@ -69,20 +69,20 @@ def _where(row: Row, rows: Sequence[Row]) -> str:
 
 def _budgets(compared: Sequence[Comparison]) -> list[str]:
     """What every strategy could spend; where that is not the same in all of them, in which of them."""
-    found: dict[tuple[str, str], list[str]] = {}
+    by_budget: dict[tuple[str, str], list[str]] = {}
     for one in compared:
         if one.lines:
             kind = next(results.budget(r) for r in one.rows if r["kind"] == "train")
-            found.setdefault((kind, "" if kind == "steps" else one.baseline), []).append(one.title)
+            by_budget.setdefault((kind, "" if kind == "steps" else one.baseline), []).append(one.title)
     out = []
-    for (kind, baseline), titles in found.items():
+    for (kind, baseline), titles in by_budget.items():
         unit = {"flops": "as many FLOPs", "seconds": "as long, by what a step takes alone,"}.get(kind)
         what = (
             f"for {unit} as the steps of {baseline} cost (bench.budget={kind})"
             if unit
             else "for as many steps"
         )
-        if len(found) > 1:
+        if len(by_budget) > 1:
             out.append(f"{format.listed(titles)}: every strategy was trained {what}.")
         elif unit:
             out.append(f"Every strategy was trained {what}.")
@@ -110,11 +110,11 @@ def _overview(compared: Sequence[Comparison], shown: Sequence[Mapping[str, Any]]
     """What to train in each of several settings."""
     table = []
     for one, section in zip(compared, shown, strict=True):
-        found = section["advice"]
-        row = next((r for r in section["table"] if found and r["name"] == found["name"]), None)
-        if found and row:
-            none = " (none beats the best reference)" if found["first"] else ""
-            name = found["name"] + none
+        advised = section["advice"]
+        row = next((r for r in section["table"] if advised and r["name"] == advised["name"]), None)
+        if advised and row:
+            none = " (none beats the best reference)" if advised["first"] else ""
+            name = advised["name"] + none
             cells = [
                 name,
                 row["score"],
@@ -139,10 +139,10 @@ def _overview(compared: Sequence[Comparison], shown: Sequence[Mapping[str, Any]]
 
 
 def _section(one: Comparison, folder: str = "") -> dict[str, Any]:
-    found = advice.of(one, folder)
+    advised = advice.of(one, folder)
     lead = (
-        found["why"]
-        if found
+        advised["why"]
+        if advised
         else ["Every strategy has a failed run: none of them has a mean over all of its seeds."]
     )
     if not one.strategies:
@@ -162,7 +162,7 @@ def _section(one: Comparison, folder: str = "") -> dict[str, Any]:
         )
     return {
         "kind": "bench", "task": one.title, "metric": one.metric, "baseline": one.baseline,
-        "advice": found, "lead": lead,
+        "advice": advised, "lead": lead,
         "strip": bench_tables.strip_scale(one.lines),
         "table": [bench_tables.row(line, one) for line in one.lines], "caption": caption,
         "absent": statements.absent(one), "forgets": any(x.forgetting for x in one.lines),
@@ -175,31 +175,31 @@ def _section(one: Comparison, folder: str = "") -> dict[str, Any]:
 def _panels(one: Comparison) -> list[Any]:
     if not one.lines:
         return []
-    found: list[Any] = [kind(one.lines, one.metric, one.baseline, one.higher) for kind in cost_panels.COSTS]
-    found = [panel for panel in found if len(panel.lines) > 1 or panel is found[0]]
+    drawn: list[Any] = [kind(one.lines, one.metric, one.baseline, one.higher) for kind in cost_panels.COSTS]
+    drawn = [panel for panel in drawn if len(panel.lines) > 1 or panel is drawn[0]]
     tried = {
         name: q.tried
         for name, q in one.quoted.items()
         if len(q.tried) > 1 and q.rows[0].get("init_from") and not q.rows[0]["repeat"]
     }
     if tried:
-        found.append(panels.RatePanel(tried, {name: one.quoted[name].lr for name in tried}, one.metric))
-    drift = {x.name: found_ for x in one.strategies if (found_ := layer_drift(one.quoted[x.name].rows))}
-    return [*found, panels.DriftPanel(drift)] if drift else found
+        drawn.append(panels.RatePanel(tried, {name: one.quoted[name].lr for name in tried}, one.metric))
+    drift = {x.name: moved for x in one.strategies if (moved := layer_drift(one.quoted[x.name].rows))}
+    return [*drawn, panels.DriftPanel(drift)] if drift else drawn
 
 
 def layer_drift(rows: Sequence[Row]) -> dict[str, float]:
     """Layer of the backbone -> how far it moved: the median over its tensors that moved, and over seeds, of
     the largest change relative to the largest element."""
-    found: dict[str, list[float]] = {}
+    by_layer: dict[str, list[float]] = {}
     for row in rows:
         layers: dict[str, list[float]] = {}
         for name, change in (row.get("drift") or {}).items():
             if change is not None and name.startswith("backbone/"):
                 layers.setdefault(name.split("/")[1], []).append(change)
         for layer, changes in layers.items():
-            found.setdefault(layer, []).append(statistics.median(changes))
-    return {layer: statistics.median(changes) for layer, changes in found.items()}
+            by_layer.setdefault(layer, []).append(statistics.median(changes))
+    return {layer: statistics.median(changes) for layer, changes in by_layer.items()}
 
 
 def _over_sizes(compared: Sequence[Comparison]) -> list[tuple[dict[str, Any], list[Any]]]:

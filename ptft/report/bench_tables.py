@@ -71,11 +71,11 @@ def seeds(line: Line) -> str:
 
 def pairs(comparison: Comparison) -> dict[str, Any] | None:
     """The corrected comparison of all pairs as a square: the row's strategy less the column's."""
-    found, tested = comparison.compared, len(comparison.tested)
+    compared, tested = comparison.compared, len(comparison.tested)
     if len(comparison.scores) < 3 or not tested:
         return None
     cells: dict[tuple[str, str], dict[str, str]] = {}
-    for p in found:
+    for p in compared:
         for a, b, factor in ((p.a, p.b, 1), (p.b, p.a, -1)):
             other = statements.turned(p.verdict) if factor < 0 else p.verdict
             known = p.difference is not None and math.isfinite(p.difference.mean)
@@ -87,9 +87,11 @@ def pairs(comparison: Comparison) -> dict[str, Any] | None:
             )
             cells[a, b] = {"text": text, "verdict": other, "title": f"{a} less {b}: {other}{adjusted}"}
     names = list(comparison.scores)
-    apart = sum(p.verdict in ("better", "worse") for p in found)
+    apart = sum(p.verdict in ("better", "worse") for p in compared)
     rest = (
-        f"; {len(found) - tested} have too few common seeds, or a failed run" if tested < len(found) else ""
+        f"; {len(compared) - tested} have too few common seeds, or a failed run"
+        if tested < len(compared)
+        else ""
     )
     return {
         "names": names,
@@ -100,14 +102,16 @@ def pairs(comparison: Comparison) -> dict[str, Any] | None:
 
 def commands(comparison: Comparison) -> list[dict[str, Any]]:
     """How to run each quoted row again: what the commands have in common, and the hash of each."""
-    found: dict[str, dict[str, list[str]]] = {}
+    by_command: dict[str, dict[str, list[str]]] = {}
     for name, quoted in comparison.quoted.items():
         for row in quoted.rows:
             if parsed := re.fullmatch(r"(.*) --only (\w+) --workdir \S+", row.get("command") or ""):
-                found.setdefault(parsed[1], {}).setdefault(name, []).append(f"seed {row['seed']} {parsed[2]}")
+                by_command.setdefault(parsed[1], {}).setdefault(name, []).append(
+                    f"seed {row['seed']} {parsed[2]}"
+                )
     return [
         {"command": f"{command} --only HASH --workdir runs/HASH", "rows": list(rows.items())}
-        for command, rows in found.items()
+        for command, rows in by_command.items()
     ]
 
 

@@ -50,8 +50,8 @@ def compare(
     """`missing`: labels of the cells that have not run yet, here and elsewhere."""
     metric = rows[0]["metric"]
     higher, quoted = results.higher_is_better(metric, rows), results.quoted(rows, metric)
-    here = {(r["task"], r["model"], r["size"]) for r in rows if r["kind"] == "train"}
-    waiting = frozenset(m["strategy"] for m in missing if (m["task"], m["model"], m["size"]) in here)
+    settings = {(r["task"], r["model"], r["size"]) for r in rows if r["kind"] == "train"}
+    waiting = frozenset(m["strategy"] for m in missing if (m["task"], m["model"], m["size"]) in settings)
     one = Comparison(
         title,
         rows,

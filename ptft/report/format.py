@@ -89,7 +89,7 @@ def facts(
     config_hash: str | None,
     command: str | None,
 ) -> list[tuple[str, str]]:
-    found = [("command", command), ("config", config_hash)]
-    found += [("device", ", ".join(f"{k} {v}" for k, v in place.items())) for place in places]
-    found += [("versions", ", ".join(f"{k} {v}" for k, v in v.items())) for v in versions]
-    return [(name, value) for name, value in found if value]
+    pairs = [("command", command), ("config", config_hash)]
+    pairs += [("device", ", ".join(f"{k} {v}" for k, v in place.items())) for place in places]
+    pairs += [("versions", ", ".join(f"{k} {v}" for k, v in v.items())) for v in versions]
+    return [(name, value) for name, value in pairs if value]

@@ -80,14 +80,14 @@ def edges(comparison: Comparison) -> list[str]:
         end: [x.name for x in comparison.strategies if edge(comparison, x.name) == end]
         for end in ("highest", "lowest")
     }
-    found = [
+    phrases = [
         f"the {end} that was tried for {format.listed(names, len(names))}"
         for end, names in ends.items()
         if names
     ]
     say = (
-        [f"The rate that dev chose is {', and '.join(found)}: beyond it may be a better one."]
-        if found
+        [f"The rate that dev chose is {', and '.join(phrases)}: beyond it may be a better one."]
+        if phrases
         else []
     )
     if open_ := [x.name for x in comparison.strategies if x.name in comparison.waiting]:
@@ -97,11 +97,11 @@ def edges(comparison: Comparison) -> list[str]:
 
 def again(comparison: Comparison) -> list[str]:
     """The A/A check in words."""
-    found = [x for x in comparison.lines if x.again]
-    if not found:
+    repeats = [x for x in comparison.lines if x.again]
+    if not repeats:
         return ["There is no A/A check: no strategy was entered twice (bench.repeat)."]
     out = []
-    for line in found:
+    for line in repeats:
         name = line.name.removesuffix(AGAIN)
         twin = next((x for x in comparison.lines if x.name == name), None)
         difference, what = stats.same(line.scores, twin.scores) if twin else (None, "no common seed")
@@ -157,27 +157,27 @@ def power(comparison: Comparison) -> list[str]:
 
 def absent(comparison: Comparison) -> list[str]:
     """References that could not run, and why."""
-    found = {r["strategy"]: r["error"] for r in comparison.rows if r["status"] == "skipped"}
+    errors = {r["strategy"]: r["error"] for r in comparison.rows if r["status"] == "skipped"}
     return (
-        [f"Not in the table: {'; '.join(f'{name} ({error})' for name, error in found.items())}."]
-        if found
+        [f"Not in the table: {'; '.join(f'{name} ({error})' for name, error in errors.items())}."]
+        if errors
         else []
     )
 
 
 def times(comparison: Comparison) -> list[str]:
     """A warning of shares of time that the shares of FLOPs contradict."""
-    found = [(
+    noisy = [(
         f"{x.name} {format.times(x.step_ratio)} of {comparison.baseline}'s time at "
         f"{format.times(x.flops_ratio)} of its FLOPs"
     )
              for x in comparison.lines if x.noisy]  # fmt: skip
     return (
         [
-            f"Taken for noise of a busy machine: {format.listed(found)}. Go by FLOPs there, or measure on an "
+            f"Taken for noise of a busy machine: {format.listed(noisy)}. Go by FLOPs there, or measure on an "
             "idle machine."
         ]
-        if found
+        if noisy
         else []
     )
 

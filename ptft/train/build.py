@@ -59,17 +59,17 @@ def phases(config: Config, net: Net, examples: int, total: int) -> tuple[resolve
         )
 
     span = Span(total, steps, config.seed)
-    found = resolve.phases(
+    resolved = resolve.phases(
         language.parse(config.freeze), models.anatomy(config.model.name), net.shapes(), span
     )
-    if any(p.start is None for p in found) and not (
+    if any(p.start is None for p in resolved) and not (
         config.data.dev and config.best != "last" and steps(config.eval_every)
     ):
         raise UserError(
             f"freeze={config.freeze!r}: a plateau is seen on dev; it needs data.dev, an eval_every above 0 "
             "and a metric that chooses the best (config.best is not 'last')"
         )
-    return found
+    return resolved
 
 
 class Durations(NamedTuple):
@@ -143,9 +143,9 @@ def build(config: Config, chosen: str = "") -> Run:
 
 
 def outline(config: Config) -> Run:
-    """A run without its data, for what hangs on shapes alone. Where the config leaves tokenizer or labels to
-    the data, of the usual size: `data.vocab_size` entries, two classes, epochs of `data.train_size` examples
-    or else of 1000 steps."""
+    """A run without its data, for what depends on shapes alone. Where the config leaves tokenizer or labels
+    to the data, of the usual size: `data.vocab_size` entries, two classes, epochs of `data.train_size`
+    examples or else of 1000 steps."""
     grid = mesh.make(config.devices)
     mesh.check_batch(config.batch, config.accumulate, grid)
     labels = tuple(map(str, config.data.labels or config.data.names or ("0", "1")))

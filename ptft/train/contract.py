@@ -81,10 +81,10 @@ def _of_flops(run: Run, program: Program, phase: int) -> str | None:
 
 
 def allowance(run: Run, formula: cost.Products, phase: int = 0) -> float:
-    """FLOPs that a step may cost whose products are these. What is not a product comes on top: some 250 FLOPs
-    a token and norm's channel for norms, softmax, activations and dropout, some twenty of the optimizer a
-    parameter, two to dequantize one that is quantized. What a step does once counts as often as it has parts,
-    as `cost.of` cannot part it from the loop."""
+    """The most FLOPs that a step with these matrix products may cost. The rest of a step comes on top: some
+    250 FLOPs a token and channel of each norm, for norms, softmax, activations and dropout; some twenty a
+    trainable parameter for the optimizer; two to dequantize a parameter. With accumulation, the optimizer's
+    count once a part, because `cost.of` multiplies the whole step by the number of parts."""
     plan = run.phases[phase].plan
     channels = sum(s.shape[0] for n, s in run.net.shapes().items() if n.endswith("/scale"))
     tokens = run.config.batch * run.config.objective.seq_len

@@ -110,8 +110,8 @@ def _load_data(options: Config, objective_options: Config, init_from: str) -> Da
         )
         raise UserError(f"{e}{hint}") from None
     cut = {split: rows(objective, source, tokenizer, f"data.{split}") for split, source in sources.items()}
-    for split, found in cut.items():
-        if not len(found):
+    for split, examples in cut.items():
+        if not len(examples):
             raise UserError(f"data.{split} {config.data[split]} gives no example")
     notes = {
         split: {**sources[split].notes, **cut[split].notes, "rows": len(cut[split])} for split in sources
@@ -129,11 +129,11 @@ def sources_of(options: Config) -> Config:
 def read_sources(options: Config) -> dict[str, data.Source]:
     """What `config.data` names, by split: train, and dev and test where they are; train's labels are those of
     all."""
-    found: dict[str, data.Source] = {}
+    sources: dict[str, data.Source] = {}
     for split in ("train", "dev", "test"):
         if where := options[split]:
-            found[split] = data.load(where, options, found["train"].labels if found else ())
-    return found
+            sources[split] = data.load(where, options, sources["train"].labels if sources else ())
+    return sources
 
 
 def rows(objective: Objective, source: data.Source, tokenizer: Tokenizer, where: str) -> Rows:

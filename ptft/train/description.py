@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ptft.core import config as configs
-from ptft.core import record
+from ptft.core import plugins, record
 from ptft.core.errors import listed, shown
 from ptft.core.tree import Flat
 from ptft.freeze import ledger, resolve
@@ -18,15 +18,15 @@ from ptft.train.build import Run
 UNKNOWN = 0.1  # a larger share of unknown tokens is a mistake
 
 
-def describe_freeze(run: Run) -> list[str]:
-    """What is trainable when, rule by rule."""
+def describe_freeze(run: Run, whole: bool = False) -> list[str]:
+    """What is trainable when, rule by rule, or parameter by parameter."""
     said, known = [], list[resolve.Plan]()
     for phase in run.phases:
         start = f"from step {phase.start}" if phase.start is not None else f"at a plateau of {phase.waits}"
         when = f", {start}" if len(run.phases) > 1 else ""
         said.append(
             f"freeze: {phase.strategy}{when}"
-            + ("" if phase.plan in known else f"\n{resolve.describe(phase.plan)}")
+            + ("" if phase.plan in known else f"\n{resolve.describe(phase.plan, whole)}")
         )
         known.append(phase.plan)
     return said
@@ -59,18 +59,20 @@ def describe(run: Run) -> None:
 
 def doubts(run: Run) -> list[str]:
     """What a run starts from or learns that is allowed, and seldom meant."""
-    start, found = run.config.init_from if run.config.init_weights else "", list(run.data.doubts)
+    start, warnings = run.config.init_from if run.config.init_weights else "", list(run.data.doubts)
     trainable = {n for p in run.phases for n in p.plan.trainable}
     if not start and any(n.startswith("backbone/") and n not in trainable for n in run.net.shapes()):
-        found.append("nothing is loaded (init_from, init_weights): what is frozen keeps its random weights")
+        warnings.append(
+            "nothing is loaded (init_from, init_weights): what is frozen keeps its random weights"
+        )
     if (
         start
         and not folders.is_folder(start)
         and (Path(start) / "metrics.jsonl").exists()
         and not (Path(start) / "result.json").exists()
     ):
-        found.append(f"{start} has not finished its training")
-    return found + pooler_doubts(run, start, trainable) + unknown_doubts(run) + label_doubts(run)
+        warnings.append(f"{start} has not finished its training")
+    return warnings + pooler_doubts(run, start, trainable) + unknown_doubts(run) + label_doubts(run)
 
 
 def pooler_doubts(run: Run, start: str, trainable: set[str]) -> list[str]:
@@ -109,16 +111,16 @@ def unknown_doubts(run: Run) -> list[str]:
 
 def label_doubts(run: Run) -> list[str]:
     """Labels that a split hardly has or lacks, and words that are cut off."""
-    train, names, found = run.data.train, run.data.labels, []
+    train, names, warnings = run.data.train, run.data.labels, []
     if (label := getattr(train, "label", None)) is not None:
         for name, n in zip(names, np.bincount(label, minlength=len(names)), strict=True):
             if n < 3 and 10 * n * len(names) < len(label):
                 few = f"label {shown(name)} has {n} of {len(label):,} training rows"
-                found.append(f"{few}: a slip? data.labels says which labels there are")
+                warnings.append(f"{few}: a slip? data.labels says which labels there are")
     lost = run.data.notes["train"].get("truncated_words", 0)
     if lost > (words := int(np.sum(getattr(train, "tags", np.zeros(0)) >= 0))):
         beyond = f"{lost:,} of {lost + words:,} training words lie beyond objective.seq_len"
-        found.append(f"{beyond}: is a blank line between the sentences?")
+        warnings.append(f"{beyond}: is a blank line between the sentences?")
     for split, size in (("dev", run.config.data.dev_size), ("test", 0)):
         rows = getattr(run.data, split)
         if missing := sorted(classes(train) - classes(rows, size)) if rows is not None else []:
@@ -126,10 +128,10 @@ def label_doubts(run: Run) -> list[str]:
                 f"{split} lacks {len(missing)} of the {len(names)} labels, "
                 f"{listed(names[i] for i in missing)}"
             )
-            found.append(
+            warnings.append(
                 f"{lacks}: its scores say nothing of them; shuffle a sorted table before it is parted"
             )
-    return found
+    return warnings
 
 
 def classes(rows: Rows, size: int = 0) -> set[int]:
@@ -151,6 +153,7 @@ def header(run: Run, base: Flat | None = None) -> dict[str, Any]:
         "labels": list(run.data.labels),
         "freeze": run.plan.table(),
         "phases": [{"start": p.start, "waits": p.waits, "strategy": p.strategy} for p in run.phases],
+        **({"plugins": own} if (own := plugins.used()) else {}),
         "base": base
         and ledger.digest_of({n: x for n, x in base.items() if n not in set(weights.changing(run))}),
         "imported": {"by": run.config.init_from}

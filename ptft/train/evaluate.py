@@ -33,10 +33,10 @@ class Split(NamedTuple):
 def splits(run: Run) -> dict[str, Split]:
     """Those of dev and test that a run has."""
     c = run.config
-    found = {"dev": (run.data.dev, c.data.dev_size), "test": (run.data.test, 0)}
+    by_name = {"dev": (run.data.dev, c.data.dev_size), "test": (run.data.test, 0)}
     return {
         name: Split(rows, c.eval_batch or c.batch, run.mesh, limit)
-        for name, (rows, limit) in found.items()
+        for name, (rows, limit) in by_name.items()
         if rows is not None
     }
 

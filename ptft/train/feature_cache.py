@@ -88,7 +88,7 @@ class Use(NamedTuple):
     """Who trains on a feature cache."""
 
     phase: int = 0
-    begun: int = 0  # the step at which the phase begins
+    start: int = 0  # the step at which the phase begins
     # Several runs do, on different rows at a time: the states stay on the host, and test has some, too.
     many: bool = False
 
@@ -97,7 +97,7 @@ def why_not(run: Run, use: Use) -> str:
     """What keeps a phase from using the feature cache; "" if nothing does."""
     block, c = entry(run, use.phase), run.config
     ends = [p.start for p in run.phases[use.phase + 1 :] if p.start is not None]
-    uses = (min([*ends, run.durations.total]) - use.begun) * c.batch
+    uses = (min([*ends, run.durations.total]) - use.start) * c.batch
     if c.cache_features == "off":
         return "cache_features is off"
     if block == 0:
@@ -167,13 +167,13 @@ def shorten(run: Run, use: Use, params: Flat, quiet: bool = True) -> Run:
 def _splits(run: Run, many: bool) -> dict[str, tuple[Rows, np.ndarray]]:
     """The rows of each split that has hidden states, and the numbers of those that are used."""
     train, dev, test = run.data.train, run.data.dev, run.data.test
-    found = {"train": (train, run.used)}
+    splits = {"train": (train, run.used)}
     if dev is not None:
         size, labels = run.config.data.dev_size, getattr(dev, "label", None)
-        found["dev"] = (dev, pipeline.looked_at(len(dev), size, labels))
+        splits["dev"] = (dev, pipeline.looked_at(len(dev), size, labels))
     if many and test is not None:
-        found["test"] = (test, np.arange(len(test)))
-    return found
+        splits["test"] = (test, np.arange(len(test)))
+    return splits
 
 
 def constants(rows: Any) -> Constants:

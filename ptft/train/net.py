@@ -11,14 +11,15 @@ import numpy as np
 from flax import linen as nn
 
 from ptft.core import tree
+from ptft.core.errors import UserError
 from ptft.core.record import Sums
 from ptft.core.tree import Flat
 from ptft.freeze import adapters, quantize
 from ptft.freeze.adapters import Adapter
 from ptft.objectives import Objective
 
-# Arrays that a step reads and nothing changes, though they are no parameters; {} where there are none.
-# `hidden` f[N, D]: the cached hidden states of all real tokens, row by row (`ptft.train.feature_cache`).
+# Arrays that a step reads besides its parameters and its batch, and that stay the same in all steps:
+# `hidden` f[N, D], the hidden states of all real tokens, row by row (`ptft.train.feature_cache`), or none.
 Constants = Mapping[str, jax.Array]
 
 
@@ -27,6 +28,17 @@ class Dropout(NamedTuple):
 
     key: jax.Array
     without: frozenset[str] = frozenset()  # parts of the backbone, such as "block_0", that have none
+
+
+class Outputs(dict[str, Any]):
+    """What a backbone gives, by name; an objective that reads more says so."""
+
+    def __init__(self, given: Any):
+        super().__init__(given)
+
+    def __missing__(self, name: str) -> Any:
+        there = ", ".join(self) or "nothing"
+        raise UserError(f"the objective reads {name!r} of the model, which gives {there}")
 
 
 class Net(NamedTuple):
@@ -52,7 +64,7 @@ class Net(NamedTuple):
         body, top = jax.random.split(key)
         inputs = self.objective.prepare(_on_device(self.example(1)), row_keys(key, jnp.zeros(1, jnp.int32)))
         backbone = self.backbone.init(body, inputs)["params"]
-        outputs = self.backbone.apply({"params": backbone}, inputs)
+        outputs = Outputs(self.backbone.apply({"params": backbone}, inputs))
         own = tree.flatten(
             {"backbone": backbone, "head": self.head.init(top, outputs, inputs, False)["params"]}
         )
@@ -101,8 +113,8 @@ class Net(NamedTuple):
             nn.intercept_methods(functools.partial(_skip_dropout, without)),
         ):
             entry: dict[str, Any] = {"start": self.start, "hidden": inputs["hidden"]} if self.start else {}
-            outputs = self.backbone.apply(
-                {"params": p["backbone"]}, inputs, train=bool(keys), rngs=keys, **entry
+            outputs = Outputs(
+                self.backbone.apply({"params": p["backbone"]}, inputs, train=bool(keys), rngs=keys, **entry)
             )
         return self.head.apply({"params": p["head"]}, outputs, inputs, bool(keys), rngs=keys)
 

@@ -16,7 +16,7 @@ from ptft.freeze.resolve import Plan
 
 SPEC = {
     "name": Field("adamw", str, choices=("adamw", "lamb", "adafactor", "sgd")),
-    "lr": Field(1e-4, float, lo=0, doc="the highest learning rate"),
+    "lr": Field(1e-4, float, lo=0, doc="the highest learning rate", also=("learning_rate",)),
     "decay": Field(
         "linear", str, choices=("linear", "cosine", "constant"), doc="after the warm-up, down to 0"
     ),

@@ -1,4 +1,4 @@
-"""What a run has come to, the same for a run alone and for runs side by side."""
+"""The result of a run; a run alone and runs side by side have the same."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -8,7 +8,7 @@ from ptft.train.state import Progress
 
 
 class Due(NamedTuple):
-    """What is to be done once a step has been dispatched."""
+    """What to do after a step."""
 
     log: bool
     evaluate: bool
@@ -16,8 +16,8 @@ class Due(NamedTuple):
 
 
 def at(run: Run, k: int) -> Due:
-    """What is due at step `k`. The last one is evaluated after the loop anyway, and in it only to choose the
-    best."""
+    """What to do after step `k`. The last step is evaluated here only where the best is chosen on dev; the
+    final scores come after the loop."""
     d, last = run.durations, k == run.durations.total
     chooses = build.metric(run) != "last"
     evaluate = run.data.dev is not None and ((last and chooses) or (d.evaluate > 0 and k % d.evaluate == 0))

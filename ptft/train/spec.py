@@ -18,10 +18,18 @@ SPEC: Spec = {
     "seed": Field(
         0, int, lo=0, hi=2**31 - 1, doc="initial weights, order of batches, dropout, masks, training subset"
     ),
-    "batch": Field(32, int, lo=1, doc="global batch size"),
+    "batch": Field(
+        32, int, lo=1, doc="global batch size", also=("batch_size", "per_device_train_batch_size")
+    ),
     "eval_batch": Field(0, int, lo=0, doc="0: as batch"),
-    "accumulate": Field(1, int, lo=1, doc="parts a batch is cut into"),
-    "train_for": Field("3 epochs", (str, int), check=duration.check, doc="steps, epochs or examples"),
+    "accumulate": Field(1, int, lo=1, doc="parts a batch is cut into", also=("gradient_accumulation_steps",)),
+    "train_for": Field(
+        "3 epochs",
+        (str, int),
+        check=duration.check,
+        doc="steps, epochs or examples",
+        also=("steps", "epochs", "max_steps", "num_epochs", "num_train_epochs"),
+    ),
     "warmup": Field(
         "10%", (str, int), check=duration.check_share, doc="a share of train_for, or steps, epochs, examples"
     ),

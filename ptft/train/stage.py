@@ -52,5 +52,5 @@ def enter(run: Run, state: RunState, quiet: bool) -> Stage:
 def following(run: Run, state: RunState, done: int, quiet: bool) -> tuple[Stage, float]:
     """`enter` for the phase that is due, and the seconds that it took: compiling is not the steps' time."""
     jax.block_until_ready(state.train_state)
-    begun = time.perf_counter()
-    return enter(run, states.enter(run, state, done), quiet), time.perf_counter() - begun
+    start_time = time.perf_counter()
+    return enter(run, states.enter(run, state, done), quiet), time.perf_counter() - start_time

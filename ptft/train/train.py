@@ -75,9 +75,9 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
         ended = final_metrics(run, state, journal)
     progress = state.progress
     a_step = statistics.median(pace[1:] or pace) if pace else progress.seconds / max(ended.steps, 1)
-    found = result.of(run, header, progress, ended, a_step).to_json()
-    record.write_json(workdir / "result.json", found)
-    return found
+    outcome = result.of(run, header, progress, ended, a_step).to_json()
+    record.write_json(workdir / "result.json", outcome)
+    return outcome
 
 
 def prove(run: Run, state: RunState, journal: Journal) -> None:
@@ -91,8 +91,8 @@ def prove(run: Run, state: RunState, journal: Journal) -> None:
         state.train_state.opt,
         reached[-1].plan,
     )
-    begun = [*state.progress.phase_starts, *[None] * (len(run.phases) - len(reached))]
-    proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(run.phases, begun, strict=True)]
+    starts = [*state.progress.phase_starts, *[None] * (len(run.phases) - len(reached))]
+    proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(run.phases, starts, strict=True)]
     record.write_json(journal.workdir / "freeze_ledger.json", proof)
     if not journal.quiet or not proof["holds"]:
         unread = () if run.net.objective.reads_pooled else ("backbone/pooler/",)
@@ -112,12 +112,12 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
     done = at == last or schedule.stopped_early(run, stage.state.progress)
     with mesh.preemption() as caught:
         clock = time.perf_counter()
-        begun = clock - stage.state.progress.seconds
+        start_time = clock - stage.state.progress.seconds
         for k in range(at + 1, at + 1 if done else last + 1):
             if states.due(run, stage.state, k - 1):
                 stage, paused = stages.following(run, stage.state, k - 1, quiet)
                 batches = stage.batches(k - 1)
-                clock, begun = clock + paused, begun + paused
+                clock, start_time = clock + paused, start_time + paused
             stage, sums = stage.step(next(batches), seed)
             if not quiet:
                 startup.stepped(sums)
@@ -137,7 +137,7 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
             progress = judged(run, stage, journal, k) if due.evaluate else stage.state.progress
             done = k == last or schedule.stopped_early(run, progress)
             rest = evaluate.as_plain(window[0]) if window else None
-            stage = stage.at(progress._replace(seconds=time.perf_counter() - begun, window=rest))
+            stage = stage.at(progress._replace(seconds=time.perf_counter() - start_time, window=rest))
             if due.save or done or stop:
                 journal.save(run, stage.state, k)
             if stop:

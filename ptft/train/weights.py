@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft.core import checkpoint, mesh, record
+from ptft.core import checkpoint, mesh, plugins, record
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError, joined
@@ -58,9 +58,12 @@ def in_parts(workdir: Path) -> str:
 
 def run_net(workdir: Path) -> tuple[Config, Tokenizer, Net]:
     """What a run's folder says of its model, without any data."""
-    config = configs.resolve(spec.read_run(workdir, "config.json"), SPEC)
+    values, known = spec.read_run(workdir, "config.json"), spec.read_run(workdir, "run.json")
+    if other := plugins.check(known.get("plugins", {})):
+        record.note(f"WARNING: {joined(other)} changed since {workdir} was trained")
+    config = configs.resolve(values, SPEC)
     tokenizer = dataset.run_tokenizer(workdir)
-    return config, tokenizer, build.net(config, tokenizer, spec.read_run(workdir, "run.json")["labels"])
+    return config, tokenizer, build.net(config, tokenizer, known["labels"])
 
 
 def run_params(workdir: Path, config: Config, net: Net) -> tuple[Flat, checkpoint.Loaded]:
@@ -127,6 +130,6 @@ def squares(run: Run, params: Flat) -> Flat | None:
             "example_id": part.astype(np.int32),
             "weight": np.ones(len(part), np.float32),
         }
-        found = add(params, jax.device_put(rows, everywhere))
-        total = found if total is None else jax.tree.map(jnp.add, total, found)
+        sums = add(params, jax.device_put(rows, everywhere))
+        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     return total

@@ -100,7 +100,8 @@ class Adapter:
 
     @classmethod
     def inside(cls, site: str) -> str:
-        """The parameter of the backbone in whose gradient its own lies; "" if it has none there."""
+        """The parameter of the backbone whose elements it trains, so that its gradient is a part of that
+        parameter's; "" if it trains none."""
         return ""
 
     @classmethod
@@ -130,14 +131,14 @@ def kinds() -> Mapping[str, type[Adapter]]:
 
 @cache
 def _kinds(names: tuple[str, ...]) -> Mapping[str, type[Adapter]]:
-    found = {name: plugins.get("freeze.adapters", name).Kind for name in names}
-    for name, kind in found.items():
+    by_name = {name: plugins.get("freeze.adapters", name).Kind for name in names}
+    for name, kind in by_name.items():
         if lost := [what for what in ("grammar", "order") if not hasattr(kind, what)]:
             raise UserError(f"freeze/adapters/{name}.py: its Kind has no {' and no '.join(lost)}")
         if not re.match(rf"{re.escape(name)}\b", kind.grammar):
             why = f"its grammar is {kind.grammar!r}; expected one that begins with the file's name"
             raise UserError(f"freeze/adapters/{name}.py: {why}")
-    return dict(sorted(found.items(), key=lambda item: item[1].order))
+    return dict(sorted(by_name.items(), key=lambda item: item[1].order))
 
 
 def split(name: str) -> tuple[str, str, str]:
@@ -256,17 +257,22 @@ def insert(added: Sequence[Adapter], params: Flat) -> Flat:
     return out
 
 
+def must_merge(added: Sequence[Adapter]) -> None:
+    """Raises UserError: a kind that computes what no weight of the backbone can."""
+    if alone := [one.kind() for one in added if not one.mergeable]:
+        able = [kind for kind, its in kinds().items() if its.mergeable]
+        raise UserError(
+            f"{alone[0]} cannot be merged into the backbone's weights; those that can are {', '.join(able)}"
+        )
+
+
 def merge(added: Sequence[Adapter], params: Flat) -> Flat:
     """One set of weights that computes the same, without any `adapter/…`.
 
     Raises:
       UserError: a kind that computes what no weight of the backbone can.
     """
-    if alone := [one.kind() for one in added if not one.mergeable]:
-        able = [kind for kind, its in kinds().items() if its.mergeable]
-        raise UserError(
-            f"{alone[0]} cannot be merged into the backbone's weights; those that can are {', '.join(able)}"
-        )
+    must_merge(added)
     out = insert(added, params)
     for one in added:
         for site, _ in one.sites:

@@ -27,8 +27,8 @@ class Bottleneck(Adapter):
     @classmethod
     def parse(cls, argument: str, model: Layout) -> Adapter:
         width = adapters.only_size(argument, cls.kind(), 32)
-        found = adapters.matrices(model, cls.kind(), "attention", "ffn")
-        return cls(tuple(k for k in found if k[0].rpartition("/")[2] in cls.behind), width)
+        matrices = adapters.matrices(model, cls.kind(), "attention", "ffn")
+        return cls(tuple(k for k in matrices if k[0].rpartition("/")[2] in cls.behind), width)
 
     def init(self, site: str, shape: tuple[int, ...], key: jax.Array) -> Flat:
         down = {"down_kernel": NORMAL(key, (shape[-1], self.width)), "down_bias": jnp.zeros(self.width)}

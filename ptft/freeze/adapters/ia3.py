@@ -25,8 +25,8 @@ class Kind(Adapter):
 
     @classmethod
     def parse(cls, argument: str, model: Layout) -> Adapter:
-        found = adapters.matrices(model, "ia3", "attention", "ffn")
-        return cls(tuple(k for k in found if k[0].rpartition("/")[2] in ("key", "value", "down")))
+        matrices = adapters.matrices(model, "ia3", "attention", "ffn")
+        return cls(tuple(k for k in matrices if k[0].rpartition("/")[2] in ("key", "value", "down")))
 
     def init(self, site: str, shape: tuple[int, ...], key: jax.Array) -> Flat:
         return {"factor": jnp.ones(shape[0] if self.before(site) else shape[-1])}

@@ -14,7 +14,7 @@ The words in capitals are what the function gets. There are three kinds:
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ptft.core import plugins
@@ -32,16 +32,23 @@ def numbers(text: str) -> list[int]:
     return sorted({i for a, b in ranges for i in range(a, b + 1)}) if all(a <= b for a, b in ranges) else []
 
 
-# A grammar's word -> what stands for it, and its value.
-WORDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
-    "K": (r"(\d{1,4})", int),
-    "N": (r"(\d{1,4})", int),
-    "SEED": (r"(\d+)", int),
-    "R": (FACTOR, float),
-    "SHARE": (FACTOR, float),
-    "LIST": (r"([\d,-]+)", numbers),
-    "MODULES": (r"([\w/]+(?:,[\w/]+)*)", lambda text: text.split(",")),
-    "EVERY": (r"(.*)", str),
+class Word(NamedTuple):
+    """What may stand for a word of a grammar."""
+
+    pattern: str
+    read: Callable[[str], Any]
+    said: str
+
+
+WORDS: Mapping[str, Word] = {
+    "K": Word(r"(\d{1,4})", int, "a number"),
+    "N": Word(r"(\d{1,4})", int, "a number"),
+    "SEED": Word(r"(\d+)", int, "a whole number"),
+    "R": Word(FACTOR, float, "a number such as 0.9"),
+    "SHARE": Word(FACTOR, float, "a number such as 0.3"),
+    "LIST": Word(r"([\d,-]+)", numbers, "numbers from low to high such as 0,2,5-7"),
+    "MODULES": Word(r"([\w/]+(?:,[\w/]+)*)", lambda text: text.split(","), "modules such as query,up"),
+    "EVERY": Word(r"(.*)", str, "a duration"),
 }
 _WORD = re.compile("|".join(rf"\b{word}\b" for word in WORDS))
 
@@ -64,19 +71,29 @@ class Named(NamedTuple):
         """The values of the grammar's words in a text; None if it is no such text."""
         words = _WORD.findall(self.grammar)
         pattern = "".join(
-            WORDS[p][0] if p in words else re.escape(p) for p in re.split(f"({_WORD.pattern})", self.grammar)
+            WORDS[p].pattern if p in words else re.escape(p)
+            for p in re.split(f"({_WORD.pattern})", self.grammar)
         )
-        found = re.fullmatch(pattern, text)
+        match = re.fullmatch(pattern, text)
         values = (
-            [WORDS[word][1](part) for word, part in zip(words, found.groups(), strict=True)] if found else []
+            [WORDS[word].read(part) for word, part in zip(words, match.groups(), strict=True)]
+            if match
+            else []
         )
-        return None if found is None or [] in values else tuple(values)
+        return None if match is None or [] in values else tuple(values)
 
 
 def read(table: Mapping[str, Named], text: str) -> tuple[Named, tuple[Any, ...]] | None:
     """The first of a table whose grammar a text fits, with its values."""
     values = ((named, named.read(text)) for named in table.values())
-    return next(((named, found) for named, found in values if found is not None), None)
+    return next(((named, parsed) for named, parsed in values if parsed is not None), None)
+
+
+def explained(grammars: Iterable[str]) -> str:
+    """What the words of grammars stand for: "; K: a number"."""
+    return "".join(
+        f"; {word}: {WORDS[word].said}" for word in dict.fromkeys(_WORD.findall(" ".join(grammars)))
+    )
 
 
 TRAINS: dict[str, Named] = {}
