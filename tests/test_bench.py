@@ -770,7 +770,8 @@ def test_one_cell_alone_and_one_that_is_none():
 OTHER = """
 import sys, time
 from pathlib import Path
-from ptft.bench import locks, results
+from ptft.bench import results
+from ptft.core import locks
 workdir, cell, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 with locks.of(workdir) as held:
     assert held.take(cell)

@@ -289,7 +289,7 @@ def test_the_best_survives_a_kill_before_the_manifest(tmp_path, monkeypatch, cap
     with pytest.raises(Killed):
         checkpoint.save_best(tmp_path, 2, make(2), {})
     same(checkpoint.load_params(tmp_path, like(make()), skip="", new_ok="")[0], make(1))
-    assert "step 2" in capsys.readouterr().out
+    assert "step 2" in capsys.readouterr().err
 
 
 # Damage: whatever happens to any file of a step, the step before is used, and the file is named.
@@ -326,7 +326,7 @@ def test_no_damaged_file_is_ever_used(tmp_path, capsys, harm):
         kept = path.read_bytes()
         HARM[harm](path)
         assert checkpoint.newest(tmp_path) == 1, path
-        said = capsys.readouterr().out
+        said = capsys.readouterr().err
         assert "WARNING" in said and str(path.relative_to(tmp_path)) in said
         with pytest.raises(UserError, match=re.escape(path.name)):
             checkpoint.restore(tmp_path, 2, like(new[0]), like(new[1]))
@@ -351,13 +351,15 @@ def test_orbax_alone_would_have_used_a_flipped_bit(tmp_path):
         checkpoint.restore(tmp_path, 1, params, ())
 
 
-def test_damaged_best_falls_back_to_the_newest_checkpoint(tmp_path, capsys):
+def test_the_newest_checkpoint_is_no_stand_in_for_a_damaged_best(tmp_path):
     checkpoint.save(tmp_path, 2, make(2), (), {})
     checkpoint.save_best(tmp_path, 1, make(1), {})
     damage_one(tmp_path / "best" / "1")
-    got, loaded = checkpoint.load_params(tmp_path, like(make()), skip="", new_ok="")
-    same(got, make(2))
-    assert loaded.step == 2 and "WARNING: step 1" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=r"the best step of .* is damaged: .*best/1.*; restore .*best, or remove"
+    ):
+        checkpoint.load_params(tmp_path, like(make()), skip="", new_ok="")
+    same(checkpoint.load_params(tmp_path, like(make()), skip="", new_ok="", best=False)[0], make(2))
 
 
 def test_a_step_without_manifest_is_not_used_and_is_cleared_away(tmp_path, capsys):
@@ -365,7 +367,7 @@ def test_a_step_without_manifest_is_not_used_and_is_cleared_away(tmp_path, capsy
     checkpoint.save(tmp_path, 2, make(2), (), {})
     (tmp_path / "manifests" / "checkpoints-2.json").unlink()
     assert checkpoint.newest(tmp_path) == 1
-    assert "interrupted" in capsys.readouterr().out
+    assert "interrupted" in capsys.readouterr().err
     checkpoint.save(tmp_path, 3, make(3), (), {}, keep=2)
     assert names(tmp_path / "checkpoints") == ["1", "3"]  # 2 does not count as one of the two
 

@@ -13,11 +13,11 @@ import pytest
 import tiny
 
 from ptft import models
-from ptft.core import checkpoint, mesh, tree
+from ptft.core import checkpoint, mesh, signals, tree
 from ptft.core.errors import UserError
 from ptft.freeze import ledger, quantize
 from ptft.freeze.layout import Layout
-from ptft.train import build, cost, evaluate, programs, spec, state, step, train, weights
+from ptft.train import build, cost, evaluate, programs, spec, state, step, weights
 from ptft.train.net import Dropout
 
 EXPLICIT = "head; 3 steps: top-1@decay=0.5; 6 steps: bitfit"
@@ -123,7 +123,7 @@ def test_a_run_that_is_stopped_in_every_phase_ends_in_the_same_bytes(
             flow.at_batch(m, k, flow.sigterm)
             with pytest.raises(SystemExit) as e:
                 flow.run(values(home, case), cut)
-        assert e.value.code == train.PREEMPTED and checkpoint.newest(cut) == k
+        assert e.value.code == signals.PREEMPTED and checkpoint.newest(cut) == k
     flow.run(values(home, case), cut)
     once = whole(case)[0]
     one, two = flow.state(cut, 8), flow.state(once, 8)

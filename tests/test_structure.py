@@ -13,9 +13,10 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A wing imports from the wings below it; a file from those that stand before it in its
 # own wing. A plug-in that is not named here imports nothing of its wing but what is named.
 WINGS = {
-    "core": ["errors", "plugins", "cache", "tree", "record", "config", "duration", "pages", "compiled",
-    "startup", "mesh", "integrity",
-        "checkpoint"],
+    "core": [
+        "signals", "errors", "plugins", "cache", "tree", "record", "config", "duration", "pages", "compiled",
+        "startup", "locks", "mesh", "integrity", "checkpoint",
+    ],
     "data": [
         "_sentences", "_labels", "", "tasks", "_prose", "_docstrings", "_blanks", "_paths", "_reading",
         "_tables", "_conll", "_wiki", "tfds",
@@ -33,7 +34,7 @@ WINGS = {
     ],
     "planning": ["pieces", "importance", "plans", "knapsack", "auto"],
     "bench": [
-        "stats", "ranking", "identity", "section", "problems", "protocol", "cell_result", "results", "locks",
+        "stats", "ranking", "identity", "section", "problems", "protocol", "cell_result", "results",
         "features", "baselines", "forgetting", "vmapped", "vectorized", "probe", "cell", "running",
         "schedule", "runner", "search_space", "study", "tune", "setting", "expectations",
     ],

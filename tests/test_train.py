@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 from ptft import objectives
-from ptft.core import checkpoint, mesh, record
+from ptft.core import checkpoint, record, signals
 from ptft.core import config as configs
 from ptft.core.errors import UserError
 from ptft.train import build, dataset, evaluate, programs, spec, train, weights
@@ -58,7 +58,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(home, stage, k, tmp_path, mon
         flow.at_batch(m, k, flow.sigterm)
         with pytest.raises(SystemExit) as e:
             flow.run(values, tmp_path / "run")
-    assert e.value.code == train.PREEMPTED == 75
+    assert e.value.code == signals.PREEMPTED == 75
     assert checkpoint.newest(tmp_path / "run") == k
     assert not (tmp_path / "run" / "result.json").exists()
     assert f"stopped by signal {signal.SIGTERM.value} and saved step {k}" in capsys.readouterr().out
@@ -415,12 +415,12 @@ def test_without_a_dev_split_the_last_step_counts(home, tmp_path):
 
 
 def test_a_second_signal_ends_at_once_but_no_echo(monkeypatch):
-    with mesh.preemption() as caught:  # a scheduler signals the process, and its parent does so once more
+    with signals.preemption() as caught:  # a scheduler signals the process, and its parent does so once more
         flow.sigterm()
         flow.sigterm()
         assert caught == [signal.SIGTERM]
-    monkeypatch.setattr(mesh, "ECHO", 0.0)
-    with pytest.raises(KeyboardInterrupt), mesh.preemption() as caught:
+    monkeypatch.setattr(signals, "ECHO", 0.0)
+    with pytest.raises(KeyboardInterrupt), signals.preemption() as caught:
         flow.sigterm()
         assert caught == [signal.SIGTERM]
         flow.sigterm()

@@ -10,6 +10,7 @@ import flow
 import pytest
 
 from ptft.bench import identity, tune
+from ptft.core import signals
 from ptft.core.errors import UserError
 from ptft.train import spec, train
 
@@ -161,7 +162,7 @@ def test_a_search_that_is_stopped_goes_on(home, tmp_path, monkeypatch):
 
     def stop(config):
         if len(cut.asked) == 20:
-            raise SystemExit(train.PREEMPTED)  # as train.run does, once it has saved
+            raise SystemExit(signals.PREEMPTED)  # as train.run does, once it has saved
         return near(config)
 
     cut.say = stop  # among those that TPE proposes: the first ten are drawn at random
@@ -299,8 +300,8 @@ def test_other_data_under_the_same_path_need_another_folder(home, tmp_path, monk
 def test_two_searches_in_one_folder_are_refused(home, tmp_path, monkeypatch):
     Runs(monkeypatch, near)
     hold = (
-        "import sys; from pathlib import Path; from ptft.bench import locks, tune\nwith "
-        "locks.of(Path(sys.argv[1])) as held: print(held.take(tune.ALL), flush=True); sys.stdin.readline()"
+        "import sys; from pathlib import Path; from ptft.bench import tune; from ptft.core import locks\n"
+        "with locks.of(Path(sys.argv[1])) as held: print(held.take(tune.ALL), flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", hold, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -8,7 +8,7 @@ from typing import Any
 from ptft.bench import baselines, forgetting, probe, vectorized
 from ptft.bench.cell_result import CellResult, drift
 from ptft.bench.protocol import Cell
-from ptft.core import mesh, record
+from ptft.core import record, signals
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
 from ptft.planning import auto
@@ -98,14 +98,14 @@ def expected(groups: Sequence[Sequence[Cell]], workdir: Path, isolated: bool = F
             f"measuring what a step costs of {len(new)} kinds of cells, in turns, in a process of its own"
         )
         probe.in_turns([cell.config for cell in new.values()], workdir)
-    with mesh.preemption() as caught:
+    with signals.preemption() as caught:
         for cell, members in trained:
             try:
                 row = probe.measure(cell.config, workdir)
             except UserError:
                 continue  # what is wrong, the cell will say
             if caught:
-                raise SystemExit(train.PREEMPTED)
+                raise SystemExit(signals.PREEMPTED)
             if row["seconds_per_step"] is not None:
                 if new.get(probe.name(cell.config)) is cell:
                     record.say(f"  {cell.strategy}: {row['seconds_per_step']:.3g} s a step")

@@ -8,8 +8,6 @@ throw away. An order of strategies is not to be expected: full finetuning does n
 import functools
 from pathlib import Path
 
-import jax
-
 from ptft import data
 from ptft.core import checkpoint, mesh
 from ptft.core.errors import UserError
@@ -74,5 +72,5 @@ def _kept(start: str) -> tuple[Net, Flat, Rows, float] | None:
 
 def _loss(net: Net, params: Flat, rows: Rows) -> float:
     grid = mesh.make()
-    params = jax.device_put(params, mesh.replicated(grid))
+    params = mesh.place(params, grid)
     return evaluate.evaluate(net, params, evaluate.Split(rows, 64, grid, ROWS))["mlm_loss"]

@@ -25,12 +25,12 @@ from typing import Any
 import jax
 
 from ptft.bench import identity, results
-from ptft.core import compiled, mesh, record
+from ptft.core import compiled, record, signals
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError
 from ptft.planning import auto, plans
-from ptft.train import build, train
+from ptft.train import build
 
 STEPS = 10
 KEY = {"flops": "flops", "seconds": "seconds_per_step"}
@@ -40,7 +40,7 @@ def spend(budget: str, workdir: Path, caught: Sequence[int] = ()) -> Callable[[C
     """For `protocol.cells`: the steps that a config trains for, and what a step costs in the budget's unit.
 
     Args:
-      caught: signals (`mesh.preemption`): after one, nothing more is measured.
+      caught: signals (`signals.preemption`): after one, nothing more is measured.
     """
 
     @functools.cache
@@ -59,7 +59,7 @@ def spend(budget: str, workdir: Path, caught: Sequence[int] = ()) -> Callable[[C
             )
         if caught:
             record.say("stopped; the same command goes on from here")
-            raise SystemExit(train.PREEMPTED)
+            raise SystemExit(signals.PREEMPTED)
         return run.durations.total, cost
 
     return spent
@@ -88,7 +88,7 @@ def in_turns(asked: Sequence[Config], workdir: Path) -> None:
     code, out, err = _child(json.dumps([c.to_dict() for c in new.values()]))
     if -code in (signal.SIGTERM, signal.SIGINT):  # meant for all of us, as a scheduler's is
         record.say("stopped; the same command goes on from here")
-        raise SystemExit(train.PREEMPTED)
+        raise SystemExit(signals.PREEMPTED)
     if code and len(new) > 1:  # which of them ended it, shows alone
         for config in new.values():
             in_turns([config], workdir)
@@ -117,7 +117,7 @@ def _child(given: str) -> tuple[int, str, str]:
         ]
         stdin.write(given)
         stdin.seek(0)
-        code, stopped = mesh.child(
+        code, stopped = signals.child(
             [sys.executable, "-m", "ptft.bench.probe"], stdin=stdin, stdout=out, stderr=err
         )
         for file in files:

@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptft.bench import locks, protocol, results, schedule, section
+from ptft.bench import protocol, results, schedule, section
 from ptft.bench.cell_result import Row, row_of
 from ptft.bench.protocol import Cell
 from ptft.core import config as configs
-from ptft.core import mesh, record
+from ptft.core import locks, record, signals
 from ptft.core.errors import UserError, did_you_mean
-from ptft.train import train
 
 
 class Workers(NamedTuple):
@@ -90,7 +89,7 @@ def run(
         record.say(f"{len(cells) - len(todo)} of {len(cells)} cells are there already, {len(todo)} to run")
     with (
         record.bar(len(cells), len(cells) - len(todo)) as advance,
-        mesh.preemption() as caught,
+        signals.preemption() as caught,
         locks.of(workdir) as held,
     ):
         tally = _Tally(cells, rows, todo, expected, advance)
@@ -104,7 +103,7 @@ def run(
                     for i, row in some.items():
                         tally.keep(group[i], row, f"{row['wall_seconds']:.1f} s")
                     if caught and tally.todo:
-                        raise SystemExit(train.PREEMPTED)
+                        raise SystemExit(signals.PREEMPTED)
             except (KeyboardInterrupt, SystemExit):
                 tally.stopped(group)
                 raise
@@ -176,7 +175,7 @@ def _taken(
                 held.give_back(cell)
         in_vain = 0 if mine else in_vain + 1
         if in_vain and caught:
-            raise SystemExit(train.PREEMPTED)
+            raise SystemExit(signals.PREEMPTED)
         if in_vain >= max(1, len(waiting)):
             time.sleep(0.5)
 

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptft.bench import locks, probe, results
+from ptft.bench import probe, results
 from ptft.bench.baselines import Unavailable
 from ptft.bench.cell_result import CellResult, Row, row_of
 from ptft.bench.protocol import Cell
 from ptft.core import config as configs
-from ptft.core import mesh
+from ptft.core import locks, signals
 from ptft.core.errors import UserError
-from ptft.train import train
 
 Outcome = CellResult | Exception
 Work = Callable[[Cell, Path], CellResult]
@@ -145,11 +144,11 @@ def run_in_subprocess(cell: Cell, bench: Bench, argv: Sequence[str]) -> Row:
     said.parent.mkdir(parents=True, exist_ok=True)
     start_time = time.perf_counter()
     with said.open("wb") as log:
-        code, stopped = mesh.child(
+        code, stopped = signals.child(
             [*argv, "--only", cell.cell, "--workdir", str(workdir)], stdout=log, stderr=log
         )
     if stopped:
-        raise SystemExit(train.PREEMPTED)
+        raise SystemExit(signals.PREEMPTED)
     if _stamp(file) != before or results.finished(workdir, cell.cell):
         row = row_of(results.read_json(file))
     else:  # it ended without a word, as a process does that runs out of memory

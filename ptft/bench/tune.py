@@ -25,13 +25,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from ptft.bench import cell, identity, locks, results, search_space
+from ptft.bench import cell, identity, results, search_space
 from ptft.bench.search_space import Search
 from ptft.bench.study import done, load_optuna, opened, retry, winner
 from ptft.core import config as configs
-from ptft.core import mesh, record
+from ptft.core import locks, mesh, record, signals
 from ptft.core.config import Config
 from ptft.core.errors import UserError
 from ptft.planning import auto
@@ -62,7 +60,7 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
     with (
         locks.of(workdir) as held,
         opened(optuna, workdir, search.falls) as study,
-        mesh.preemption() as caught,
+        signals.preemption() as caught,
     ):
         if not held.take(ALL):
             raise UserError(
@@ -73,7 +71,7 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
         while len(done(study)) < trials:
             if caught:
                 record.say(f"stopped by signal {caught[0]}; the same command goes on from here")
-                raise SystemExit(train.PREEMPTED)
+                raise SystemExit(signals.PREEMPTED)
             _trial(optuna, study, search, f"trial {len(done(study)) + 1}/{trials}")
             state["trials"] = _rows(study)
             record.write_json(file, state)
@@ -219,7 +217,7 @@ def _best(study: Any, search: Search, before: Any, rows: Sequence[Mapping[str, A
 def _test(config: Config, folder: Path) -> dict[str, float]:
     run = auto.built(config, folder)
     computed, _ = weights.computed_params(folder, config, run.net)
-    params = jax.device_put(computed, mesh.replicated(run.mesh))
+    params = mesh.place(computed, run.mesh)
     return evaluate.evaluate(run.net, params, evaluate.splits(run)["test"])
 
 

@@ -34,7 +34,7 @@ from ptft.bench import forgetting, vmapped
 from ptft.bench.cell_result import CellResult, drift
 from ptft.bench.vmapped import evaluate_members, put, where
 from ptft.core import config as configs
-from ptft.core import mesh, tree
+from ptft.core import mesh, signals, tree
 from ptft.core.config import Config
 from ptft.core.tree import Flat
 from ptft.freeze import ledger
@@ -48,7 +48,6 @@ from ptft.train import (
     programs,
     result,
     schedule,
-    train,
     weights,
 )
 from ptft.train.build import Run
@@ -209,7 +208,7 @@ def _steps(members: Sequence[Member], names: tuple[str, ...], frozen: Flat) -> T
     one = by_seed[c.seed]
     together = vmapped.program(_recipe(first, one.net))
     stacked = {name: jnp.stack([m.params[name] for m in members]) for name in names}
-    state = jax.device_put(together.init(stacked), mesh.replicated(first.mesh))
+    state = mesh.place(together.init(stacked), first.mesh)
     seeds = np.asarray([m.run.config.seed for m in members], np.uint32)
     lrs = np.asarray([m.run.config.optim.lr for m in members], np.float32)
     factors = {
@@ -220,7 +219,7 @@ def _steps(members: Sequence[Member], names: tuple[str, ...], frozen: Flat) -> T
     }
     progress, best = [Progress().at_cost(None)] * n, None
     alive = np.ones(n, bool)
-    with mesh.preemption() as caught:
+    with signals.preemption() as caught:
         for k in range(1, d.total + 1):
             parts = {s: next(b) for s, b in batches.items()}
             batch = {name: np.stack([parts[int(s)][name] for s in seeds]) for name in parts[c.seed]}
@@ -229,7 +228,7 @@ def _steps(members: Sequence[Member], names: tuple[str, ...], frozen: Flat) -> T
             if due.log:
                 alive &= np.isfinite(np.asarray(losses))
             if caught:
-                raise SystemExit(train.PREEMPTED)
+                raise SystemExit(signals.PREEMPTED)
             if due.evaluate and build.metric(first) != "last":
                 scores = evaluate_members(one.net, frozen, state.params, evaluate.splits(one)["dev"])
                 progress = [evaluate.judged(first, s, k, p) for s, p in zip(scores, progress, strict=True)]

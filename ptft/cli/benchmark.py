@@ -29,7 +29,7 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     record.claim(workdir, "bench.json")
     bench = section.of(values)
     cells = _cells(values, workdir)
-    mine = runner.pick(cells, shard(args.shard), args.only)
+    mine = runner.pick(cells, _shard(args.shard), args.only)
     cell.check(mine, bench.metric)
     group_key = (lambda cell: None) if args.isolated or args.only else cell.group_key
     there, ours = results.read(workdir), {c.cell for c in cells}
@@ -67,9 +67,9 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 def _cells(values: Mapping[str, Any], workdir: Path) -> list[protocol.Cell]:
     """All cells of the benchmark. Where a budget needs prices, they are measured first, in WORKDIR/probes."""
     from ptft.bench import identity, probe, protocol, section
-    from ptft.core import mesh
+    from ptft.core import signals
     from ptft.planning import auto
-    from ptft.train import spec, train
+    from ptft.train import spec
 
     budget = section.of(values).budget
     if budget != "steps":  # what the price of each strategy is compared with is measured beside it
@@ -77,10 +77,10 @@ def _cells(values: Mapping[str, Any], workdir: Path) -> list[protocol.Cell]:
         probe.in_turns(
             [c.config for c in known if c.kind == "train" and not auto.ask(c.config.freeze)], workdir
         )
-    with mesh.preemption() as caught:
+    with signals.preemption() as caught:
         cells = protocol.cells(values, spec.resolve, identity.content, probe.spend(budget, workdir, caught))
         if caught:
-            raise SystemExit(train.PREEMPTED)
+            raise SystemExit(signals.PREEMPTED)
     return cells
 
 
@@ -102,6 +102,16 @@ def _workers(benchmark: running.Bench, args: argparse.Namespace, words: Sequence
         lambda group: running.run_group(group, benchmark, share),
         (lambda c: None) if alone else cell.group_key,
     )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """The part of the cells that is asked for. Of processes that were launched together, each takes one."""
+    from ptft.core import mesh
+
+    number, count = mesh.launched()
+    if count > 1 and text != "1/1":
+        raise UserError(f"--shard {text}: {count} processes were launched, and each takes a shard by itself")
+    return (number + 1, count) if count > 1 else shard(text)
 
 
 def shard(text: str) -> tuple[int, int]:

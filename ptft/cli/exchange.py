@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from ptft import models
-from ptft.core import checkpoint, record
+from ptft.core import checkpoint, mesh, record
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError, joined
@@ -54,7 +56,8 @@ def import_run(where: str, workdir: Path) -> None:
     }
     record.write_json(workdir / "config.json", config.to_dict())
     tokenizer.save(workdir / "tokenizer")
-    checkpoint.save_best(workdir, 0, params, header)
+    many = jax.process_count() > 1  # which write together only what lies on the devices of all
+    checkpoint.save_best(workdir, 0, mesh.place(params, mesh.make()) if many else params, header)
     record.write_json(workdir / "run.json", header)
     record.say(f"{where}: {folder.kind}, {len(params)} tensors, {folder.dtype} in the file, float32 here")
     record.say("  model: " + ", ".join(f"{k} {v}" for k, v in keys.items()))
@@ -102,6 +105,8 @@ def export_run(workdir: Path, to: Path, merge: bool = False) -> None:
     dtype = dtype if dtype in folders.FLOATS.values() else "float32"
     dims, told = models.dims(net.backbone), (run.get("imported") or {}).get("sentence", {})
     model = write.Model(config, dims, params, tokenizer, labels, dtype, told)
+    if not record.is_lead():
+        return
     part = to.absolute().with_name(f".{to.absolute().name}.part")  # the folder appears once it is whole
     shutil.rmtree(part, ignore_errors=True)
     try:

@@ -5,10 +5,11 @@ else a crash.
 """
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +21,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses, runs one verb, and turns a user's mistake into exit code 2."""
     args, rest = parser().parse_known_args(argv)
     try:
-        overrides = [r.removeprefix("--config.") for r in rest if r.startswith("--config.")]
-        unknown = [r for r in rest if not r.startswith("--config.") or not hasattr(args, "config")]
-        if unknown:
-            names = [k.replace("_", "-") for k in vars(args) if k not in ("verb", "folder", "checkpoint")]
-            known = [f"--{name}" for name in names] + (
-                ["--config.KEY=VALUE"] if hasattr(args, "config") else []
-            )
-            own = unknown[0].removeprefix("--").partition("=")[0]
-            near = did_you_mean(unknown[0], known)
-            if hasattr(args, "config") and _is_key(own):
-                near = f"it is a key of the config: --config.{own}=…"
-            raise UserError(f"unknown argument {unknown[0]!r}; {near}")
+        overrides = _overrides(args, rest)
         from ptft.core import compiled, mesh, record
 
-        mesh.start()
+        if args.verb != "bench":  # whose processes each take cells of their own
+            mesh.start()
         compiled.start()
-        VERBS[args.verb][0](args, overrides)
+        with contextlib.nullcontext() if record.is_lead() else _silence():
+            VERBS[args.verb][0](args, overrides)
+        mesh.wait("done")  # what one process has written, another may read next
         # which says nothing unless there is something to say of the texts
         if compiled.seen.programs and args.verb != "predict":
             record.note(f"compiled programs: {compiled.seen}")
+        return 0
     except KeyboardInterrupt:
         print(f"ptft {args.verb}: stopped at once", file=sys.stderr)
         return 130
     except BrokenPipeError:  # | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UserError, OSError) as e:
         full = isinstance(e, OSError) and e.errno == errno.ENOSPC
         if args.debug or (isinstance(e, OSError) and e.filename is None and not full):
@@ -53,7 +48,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = f"{e.filename or 'the disk is full'}: {e.strerror}" if isinstance(e, OSError) else str(e)
         print(f"ptft {args.verb}: {said}", file=sys.stderr)
         return 2
-    return 0
+
+
+def _overrides(args: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+    """The changes of the config among what the parser does not know. Raises UserError for all else."""
+    unknown = [r for r in rest if not r.startswith("--config.") or not hasattr(args, "config")]
+    if unknown:
+        names = [k.replace("_", "-") for k in vars(args) if k not in ("verb", "folder", "checkpoint")]
+        known = [f"--{name}" for name in names]
+        known += ["--config.KEY=VALUE"] if hasattr(args, "config") else []
+        own = unknown[0].removeprefix("--").partition("=")[0]
+        near = did_you_mean(unknown[0], known)
+        if hasattr(args, "config") and _is_key(own):
+            near = f"it is a key of the config: --config.{own}=…"
+        raise UserError(f"unknown argument {unknown[0]!r}; {near}")
+    return [r.removeprefix("--config.") for r in rest]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Of several processes one speaks."""
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+        yield
 
 
 def _is_key(name: str) -> bool:
@@ -170,7 +186,7 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
             "--shard": {
                 "default": "1/1",
                 "metavar": "i/n",
-                "help": "run the i-th of n parts; they may share the folder",
+                "help": "run the i-th of n parts; they may share the folder, as processes of a launcher do",
             },
             "--only": {"default": "", "metavar": "HASH", "help": "run one cell alone"},
             "--isolated": {

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from ptft.cli import tables, texts
-from ptft.core import checkpoint, mesh
+from ptft.core import checkpoint, mesh, record
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
 from ptft.core.tree import Flat
@@ -51,7 +51,7 @@ def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[st
 def outputs(net: Net, params: Flat, rows: Rows, size: int) -> list[dict[str, Any]]:
     """Each row's arrays with what the net makes of them. Rows of like length go together, so that short ones
     are not padded to the longest; there are few lengths, so that few programs are compiled."""
-    batch, grid = rows.batch(np.arange(len(rows))), mesh.make(1)
+    batch, grid = rows.batch(np.arange(len(rows))), mesh.alone()
     order, out = np.argsort(batch["length"], kind="stable"), [dict[str, Any]()] * len(rows)
     by_width: dict[int, list[int]] = {}
     for at in range(0, len(order), size):
@@ -62,6 +62,9 @@ def outputs(net: Net, params: Flat, rows: Rows, size: int) -> list[dict[str, Any
         part = {k: x[numbers] for k, x in batch.items()}
         cut = ArrayRows({**part, "tokens": part["tokens"][:, :width]}, {})
         made = evaluate.outputs(net, params, Split(cut, size, grid))
+        for x in made.values():
+            if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+                raise UserError("the weights make no numbers of these texts: their training diverged")
         for i, row in enumerate(numbers):
             out[row] = {k: x[i] for k, x in {**part, **made}.items()}
     return out
@@ -95,7 +98,7 @@ def run(workdir: Path, request: Request) -> None:
     tags = labels if config.objective.name == "tag" else ()
     items = read(text, file, texts.columns(config.data, text_column), bool(text_column), pairs, tags)
     size, notes, progress = 0, Counter[str](), Progress()
-    with tables.writer(to) if to else contextlib.nullcontext() as write:
+    with tables.writer(to) if to and record.is_lead() else contextlib.nullcontext() as write:
         while chunk := list(itertools.islice(items, CHUNK)):
             rows = ask(net, [one for _, one in chunk], tokenizer, workdir)
             notes.update(rows.notes)

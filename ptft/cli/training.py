@@ -98,9 +98,13 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def tune_verb(args: argparse.Namespace, overrides: list[str]) -> None:
+    import jax
+
     from ptft.bench import tune
     from ptft.core import record
 
+    if jax.process_count() > 1:
+        raise UserError("ptft tune runs in one process: each trial depends on those before; start one alone")
     if args.trials < 1:
         raise UserError(f"--trials {args.trials}: expected a number above 0")
     values = load_run_config(args, overrides)

@@ -22,7 +22,6 @@ def export_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     """A split of the run's own data, or any other source of the same kind."""
-    import jax
 
     from ptft import data
     from ptft.cli import predict, texts
@@ -44,7 +43,7 @@ def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:
         rows = dataset.rows(net.objective, source, tokenizer, where)
         limit = config.data.dev_size if args.split == "dev" and not args.data else 0  # as in training
         grid = mesh.make()
-        params = jax.device_put(params, mesh.replicated(grid))
+        params = mesh.place(params, grid)
         split = evaluate.Split(rows, config.eval_batch or config.batch, grid, limit)
         metrics = evaluate.evaluate(net, params, split)
     print(

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 import absl.logging
 import jax
-from jax.experimental import multihost_utils
 
-from ptft.core import integrity, record
+from ptft.core import integrity, mesh, record
 from ptft.core.errors import UserError, table
 from ptft.core.integrity import BEST, RESUME
 from ptft.core.tree import Flat, diff, flatten, unflatten
@@ -62,7 +61,7 @@ def save(workdir: Path, step: int, params: Flat, opt: Any, meta: Mapping[str, An
             if s <= step and integrity.manifest_file(workdir, RESUME, s).exists()
         ]
         integrity.remove(workdir, RESUME, set(integrity.steps(workdir, RESUME)) - set(trusted[:keep]))
-    _barrier("ptft.save")
+    mesh.wait("ptft.save")
 
 
 def save_best(workdir: Path, step: int, params: Flat, meta: Mapping[str, Any]) -> None:
@@ -71,7 +70,7 @@ def save_best(workdir: Path, step: int, params: Flat, meta: Mapping[str, Any]) -
     _write(workdir, BEST, step, params, {}, {"step": step, "meta": meta, "opt": []})
     if record.is_lead():
         integrity.remove(workdir, BEST, set(integrity.steps(workdir, BEST)) - {step})
-    _barrier("ptft.save_best")
+    mesh.wait("ptft.save_best")
 
 
 def newest(workdir: Path) -> int | None:
@@ -119,7 +118,35 @@ def read_meta(workdir: Path, step: int | None = None, best: bool = False) -> dic
             raise UserError(integrity.nothing(workdir))
     else:
         integrity.trust(workdir, kind, step)
-    return json.loads((integrity.step_folder(workdir, kind, step) / "meta" / "metadata").read_text())["meta"]
+    return _meta(integrity.step_folder(workdir, kind, step))
+
+
+def known(workdir: Path) -> dict[str, Any]:
+    """The `meta` of the step that a run stands for. Raises UserError as `stands_for`."""
+    return _meta(integrity.step_folder(workdir, *stands_for(workdir)))
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "meta" / "metadata").read_text())["meta"]
+
+
+def stands_for(workdir: Path, best: bool = True) -> tuple[str, int]:
+    """The step that a run stands for: (`BEST`, the best) if it has one, else (or when not `best`) (`RESUME`,
+    the newest).
+
+    Raises:
+      UserError: no intact step, or a best one that is damaged: the last is no stand-in for it.
+    """
+    if best and integrity.steps(workdir, BEST):
+        if (step := integrity.newest(workdir, BEST)) is not None:
+            return BEST, step
+        raise UserError(
+            f"the best step of {workdir} is damaged: {integrity.damages(workdir, BEST)}; restore "
+            f"{Path(workdir) / BEST}, or remove that folder to take the last step instead"
+        )
+    if (step := newest(workdir)) is None:
+        raise UserError(integrity.nothing(workdir))
+    return RESUME, step
 
 
 class Loaded(NamedTuple):
@@ -143,18 +170,13 @@ def load_params(
         is stored.
       skip: a pattern (full match) of names that are never taken.
       new_ok: a pattern (full match) of names that may be absent from the checkpoint.
-      best: take the best step if there is one, else (or when False) the newest.
+      best: as in `stands_for`.
     Returns:
       (the taken leaves only, what was taken, new and unused)
     Raises:
       UserError: no intact step; a shape that differs or a name that is missing and may not be (with a table).
     """
-    kind = BEST
-    step = integrity.newest(workdir, BEST) if best else None
-    if step is None:
-        kind, step = RESUME, newest(workdir)
-    if step is None:
-        raise UserError(integrity.nothing(workdir))
+    kind, step = stands_for(workdir, best)
     folder = integrity.step_folder(workdir, kind, step)
     have = _stored(folder, "params")
     want = (
@@ -164,8 +186,7 @@ def load_params(
     )
     _, what = choose(have, want, f"the checkpoint {folder}", skip=skip, new_ok=new_ok)
     params = _read(folder, "params", {name: _abstract(want[name]) for name in what.loaded})
-    meta = json.loads((folder / "meta" / "metadata").read_text())["meta"]
-    return {name: params[name] for name in what.loaded}, what._replace(step=step, meta=meta)
+    return {name: params[name] for name in what.loaded}, what._replace(step=step, meta=_meta(folder))
 
 
 def choose(have: Flat, want: Flat, where: str, *, skip: str, new_ok: str) -> tuple[Flat, Loaded]:
@@ -183,11 +204,6 @@ def choose(have: Flat, want: Flat, where: str, *, skip: str, new_ok: str) -> tup
         )
     unused = [name for name in have if name not in comparison.same]
     return {name: have[name] for name in comparison.same}, Loaded(comparison.same, comparison.missing, unused)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _write(workdir: Path, kind: str, step: int, params: Flat, opt: Flat, meta: Mapping[str, Any]) -> None:

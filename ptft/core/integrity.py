@@ -77,10 +77,15 @@ def newest(workdir: Path, kind: str) -> int | None:
         damage = _damage(workdir, kind, step)
         if damage is None:
             return step
-        record.say(
+        record.note(
             f"WARNING: step {step} in {Path(workdir) / kind} cannot be trusted and is skipped: {damage}"
         )
     return None
+
+
+def damages(workdir: Path, kind: str) -> str:
+    """What is wrong with each step of a kind."""
+    return "; ".join(why for step in steps(workdir, kind) if (why := _damage(workdir, kind, step)))
 
 
 def trust(workdir: Path, kind: str, step: int) -> None:

@@ -1,12 +1,9 @@
-"""Devices and processes: one mesh axis, `data`; batches split over it, parameters on every device; how a run
-is asked to stop."""
+"""Devices and processes: one mesh axis, `data`; batches split over it, parameters on every device."""
 
+import hashlib
 import os
-import signal
-import subprocess
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,23 +11,38 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ptft.core.errors import UserError
+from ptft.core.errors import UserError, joined
 
-ECHO = 2.0  # seconds
+HEARTBEAT = 20  # seconds without a sign of life of a process, after which JAX ends the others
 
 
 def start() -> None:
-    """Joins the other processes of a multi-process run, when the environment names a coordinator.
+    """Joins the other processes of a multi-process run, when the environment names a coordinator. Once.
 
     `launch/local.sh` and `slurm.sbatch` set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; on
     Cloud TPU JAX_DISTRIBUTED=auto lets JAX find them itself.
     """
+    if jax.distributed.is_initialized():
+        return
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        jax.distributed.initialize(
-            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-        )
+        number, count = launched()
+        jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=HEARTBEAT)
     elif os.environ.get("JAX_DISTRIBUTED") == "auto":
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+
+
+def leave(code: int) -> None:
+    """Ends this process at once if it is one of several: at an orderly end it would wait for the others, and
+    they would wait for it."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def launched() -> tuple[int, int]:
+    """(number, count) of this process among those that a launcher has started, without joining them."""
+    return int(os.environ.get("JAX_PROCESS_ID", 0)), int(os.environ.get("JAX_NUM_PROCESSES", 1))
 
 
 def make(devices: int = 0) -> Mesh:
@@ -38,8 +50,31 @@ def make(devices: int = 0) -> Mesh:
     have = jax.devices()
     if devices > len(have):
         raise UserError(f"devices: asked for {devices}, this machine has {len(have)} ({have[0].platform})")
-    chosen = np.asarray(have[: devices or len(have)])
-    return Mesh(chosen, ("data",), axis_types=(AxisType.Auto,))
+    if devices and devices < len(have) and jax.process_count() > 1:
+        raise UserError(
+            f"devices: {devices} of {len(have)} leaves out those of some process; expected 0 (all), as there "
+            f"are {jax.process_count()} processes"
+        )
+    return _over(have[: devices or len(have)])
+
+
+def alone() -> Mesh:
+    """A mesh of one device of this process: what every process can do by itself."""
+    return _over(jax.local_devices()[:1])
+
+
+def _over(devices: Sequence[Any]) -> Mesh:
+    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def mine(batch: int, mesh: Mesh | None = None) -> slice:
+    """The rows of a global batch that this process feeds; without a mesh, all processes take part."""
+    feeding = list(range(jax.process_count()))
+    if mesh is not None:
+        feeding = sorted({device.process_index for device in mesh.devices.flat})
+    share = batch // len(feeding)
+    at = feeding.index(jax.process_index()) * share
+    return slice(at, at + share)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -67,6 +102,40 @@ def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
+def place(tree: Any, mesh: Mesh) -> Any:
+    """The arrays of a tree on every device of the mesh. Each process has all of their values, and those are
+    the same."""
+    everywhere = replicated(mesh)
+
+    def one(x: Any) -> Any:
+        if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
+            return jax.device_put(x, everywhere)
+        # device_put would send values from one process to another, which no CPU does
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
+
+    return jax.device_put(tree, everywhere) if jax.process_count() == 1 else jax.tree.map(one, tree)
+
+
+def alike(values: dict[str, str]) -> None:
+    """Raises UserError where the processes of a run were given different things: `{what: digest}`."""
+    if jax.process_count() == 1:
+        return
+    own = [int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) for text in values.values()]
+    every = multihost_utils.process_allgather(np.asarray(own, np.uint32))
+    if other := [what for what, column in zip(values, every.T, strict=True) if len({*column.tolist()}) > 1]:
+        raise UserError(
+            f"the {jax.process_count()} processes of this run have different {joined(other)}; expected "
+            "the same command, files and code on every host"
+        )
+
+
+def wait(name: str) -> None:
+    """Returns when all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
 def agreed(stop: bool, due: bool) -> bool:
     """Whether any process was asked to stop: all must leave the loop at the same step.
 
@@ -76,43 +145,3 @@ def agreed(stop: bool, due: bool) -> bool:
     if jax.process_count() == 1:
         return stop
     return due and bool(multihost_utils.process_allgather(np.asarray(stop)).any())
-
-
-@contextmanager
-def preemption() -> Iterator[list[int]]:
-    """A list that SIGTERM or SIGINT fills; another signal ends the process at once, unless it is the first
-    one's echo: a scheduler signals every process, and a parent its child."""
-    caught: list[int] = []
-    first = 0.0
-
-    def handler(number: int, frame: Any) -> None:
-        nonlocal first
-        if caught and time.monotonic() - first > ECHO:
-            raise KeyboardInterrupt
-        if not caught:
-            first = time.monotonic()
-            caught.append(number)
-
-    try:
-        old = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread: the caller handles signals
-        old = {}
-    try:
-        yield caught
-    finally:
-        for number, before in old.items():
-            signal.signal(number, before)
-
-
-def child(argv: Sequence[str], **streams: Any) -> tuple[int, bool]:
-    """Runs a process to its end -> (exit code, whether this one was asked to stop, which it hands on)."""
-    with preemption() as caught:
-        # A session of its own: Ctrl-C reaches it once, from here, and not twice.
-        process = subprocess.Popen(argv, start_new_session=True, **streams)
-        told = False
-        while process.poll() is None:
-            if caught and not told:
-                process.send_signal(signal.SIGTERM)
-                told = True
-            time.sleep(0.05)
-    return process.returncode, bool(caught)

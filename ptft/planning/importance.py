@@ -83,7 +83,7 @@ def sample(run: Run) -> list[Batch]:
         place = np.arange(at, at + BATCH, dtype=np.int32)
         rows = run.data.train.batch(chosen[np.minimum(place, len(chosen) - 1)])
         batch = {**rows, "example_id": place, "weight": (place < len(chosen)).astype(np.float32)}
-        batches.append(jax.device_put(batch, mesh.replicated(run.mesh)))
+        batches.append(mesh.place(batch, run.mesh))
     return batches
 
 

@@ -148,7 +148,7 @@ def in_turns(timed: Sequence[tuple[Run, int, Program]], steps: int) -> list[list
     what else the machine does meets all of them; nothing but the weights that a turn begins with lives on
     between turns. Of slow ones fewer steps, at least two turns."""
     nets = {run.net: run.mesh for run, *_ in timed}
-    starts = {net: jax.device_put(net.init(0), mesh.replicated(grid)) for net, grid in nets.items()}
+    starts = {net: mesh.place(net.init(0), grid) for net, grid in nets.items()}
     taken: list[list[float]] = [[] for _ in timed]
     start_time, turns = time.perf_counter(), 0
     while turns * TURN < steps and (turns < 2 or time.perf_counter() - start_time < ENOUGH * len(timed)):
@@ -160,14 +160,11 @@ def in_turns(timed: Sequence[tuple[Run, int, Program]], steps: int) -> list[list
 
 def _turn(run: Run, phase: int, program: Program, params: Flat, steps: int) -> list[float]:
     """Seconds of steps, after one to warm up."""
-    everywhere = mesh.replicated(run.mesh)
     trainable, frozen = tree.split(params, run.phases[phase].plan.trainable)
     state = programs.fresh(run, phase, jax.tree.map(jnp.copy, trainable))  # a step writes over its state
-    on_device = jax.device_put(_quantized(frozen, run.config.frozen_dtype), everywhere)
-    batch, seed = (
-        mesh.put(run.net.example(run.config.batch), run.mesh),
-        jax.device_put(np.uint32(0), everywhere),
-    )
+    on_device = mesh.place(_quantized(frozen, run.config.frozen_dtype), run.mesh)
+    own, seed = mesh.mine(run.config.batch), mesh.place(np.uint32(0), run.mesh)
+    batch = mesh.put({k: x[own] for k, x in run.net.example(run.config.batch).items()}, run.mesh)
     taken = []
     for _ in range(steps + 1):
         start_time = time.perf_counter()

@@ -92,7 +92,7 @@ def _over(compiled: Callable[..., Any], split: Split) -> list[Any]:
     """What a compiled step gives for each batch; the last is filled up with rows that do not count."""
     size = math.ceil(split.batch / split.grid.size) * split.grid.size
     constants, made = feature_cache.constants(split.rows), list[Any]()
-    for batch in pipeline.eval_batches(split.rows, size, split.limit):
+    for batch in pipeline.eval_batches(split.rows, size, split.limit, split.grid):
         made.append(compiled(mesh.put(batch, split.grid), constants))
         jax.block_until_ready(made[-3:-2])  # with hidden states batches are large: few wait on the devices
     return made

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ptft import models
@@ -281,5 +280,5 @@ def _resident(run: Run, rows: Rows, used: np.ndarray, store: Store) -> Cached:
     at = np.zeros(len(rows), np.int32)
     at[used] = np.concatenate([[0], np.cumsum(size)[:-1]])
     flat = np.concatenate([store.flat[store.start[i] : store.start[i + 1]] for i in used])
-    placed = jax.device_put(jnp.asarray(flat), mesh.replicated(run.mesh))
+    placed = mesh.place(flat, run.mesh)
     return Cached(rows, store, {"hidden": placed}, at, rows.notes)

@@ -8,9 +8,10 @@ O(1).
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from ptft.core import mesh
 from ptft.objectives import Rows
 
 Batch = dict[str, np.ndarray]
@@ -46,12 +47,6 @@ def looked_at(n: int, size: int, labels: np.ndarray | None = None) -> np.ndarray
     return np.sort(drawn[by_label[np.lexsort((by_label, turn))[:size]]])
 
 
-def mine(batch: int) -> slice:
-    """The rows of a global batch that this process feeds."""
-    share = batch // jax.process_count()
-    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-
-
 def train_batches(
     rows: Rows, index: np.ndarray, seed: int, batch: int, start: int, stop: int
 ) -> Iterator[Batch]:
@@ -63,7 +58,7 @@ def train_batches(
     import grain.python as grain
 
     numbers = order(len(index), seed)
-    place = np.arange(batch, dtype=np.int32)[mine(batch)]
+    place = np.arange(batch, dtype=np.int32)[mesh.mine(batch)]
 
     def cut(k: int) -> Batch:
         chosen = index[np.asarray([numbers[int(k) * batch + int(i)] for i in place])]
@@ -73,12 +68,12 @@ def train_batches(
     yield from dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
 
 
-def eval_batches(rows: Rows, batch: int, limit: int = 0) -> Iterator[Batch]:
+def eval_batches(rows: Rows, batch: int, limit: int = 0, grid: Mesh | None = None) -> Iterator[Batch]:
     """Every row once (or `limit` of them, `looked_at`), in order; the last batch is filled up with rows of
-    `weight` 0."""
+    `weight` 0. This process's part of each, on this mesh."""
     index = looked_at(len(rows), limit, getattr(rows, "label", None))
     for at in range(0, len(index), batch):
-        row = np.arange(at, at + batch)[mine(batch)]
+        row = np.arange(at, at + batch)[mesh.mine(batch, grid)]
         filled = index[np.minimum(row, len(index) - 1)]
         yield {
             **rows.batch(filled),

@@ -70,7 +70,7 @@ def _optimizer(
 
 def fresh(run: Run, phase: int, params: Flat) -> step.TrainState:
     """The trainable parameters of a phase, with new optimizer state."""
-    return jax.device_put(step.init_train_state(params, optimizer(run, phase)), mesh.replicated(run.mesh))
+    return mesh.place(step.init_train_state(params, optimizer(run, phase)), run.mesh)
 
 
 class _Key(NamedTuple):

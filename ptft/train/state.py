@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ptft.core import checkpoint, mesh, record, tree
+from ptft.core import checkpoint, integrity, mesh, record, tree
 from ptft.core import config as configs
 from ptft.core.errors import UserError
 from ptft.core.tree import Flat
@@ -70,6 +71,20 @@ def meta(run: Run, state: RunState, header: dict[str, Any]) -> dict[str, Any]:
     return {**header, "progress": state.progress._asdict(), "thin": quantized}
 
 
+@jax.jit
+def _is_finite(params: Flat) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+
+
+def must_be_finite(state: RunState, k: int) -> None:
+    """Raises UserError where an update has left a parameter that is no finite number."""
+    if not bool(_is_finite(state.train_state.params)):
+        raise UserError(
+            f"after step {k} some parameter is not a finite number: the run diverged; lower optim.lr or "
+            "optim.clip. Earlier checkpoints stay"
+        )
+
+
 class Journal(NamedTuple):
     """Where a run is written down."""
 
@@ -79,12 +94,17 @@ class Journal(NamedTuple):
     quiet: bool  # towards people
 
     def save(self, run: Run, state: RunState, k: int) -> None:
-        """A checkpoint of step `k`, to resume from."""
+        """A checkpoint of step `k`, to resume from. Raises UserError as `must_be_finite`."""
+        must_be_finite(state, k)
         params, said = stored(run, state), meta(run, state, self.header)
         checkpoint.save(self.workdir, k, params, state.train_state.opt, said, keep=run.config.keep)
 
     def save_best(self, run: Run, state: RunState, k: int) -> None:
-        """The parameters of step `k`, the best so far."""
+        """The parameters of step `k`, the best so far. Raises UserError as `must_be_finite`."""
+        must_be_finite(state, k)
+        there = k in integrity.steps(self.workdir, integrity.BEST)
+        if there and integrity.newest(self.workdir, integrity.BEST) == k:
+            return  # saved before a start that fell back: a kill while it is replaced would leave none
         checkpoint.save_best(self.workdir, k, stored(run, state), meta(run, state, self.header))
 
 
@@ -119,7 +139,7 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> RunState
             f"{' and '.join(changed)} changed since step {at} of {workdir}: the files that config.data names "
             "are not what they were; restore them, or train in another --workdir"
         )
-    progress = Progress(**configs.renamed(meta["progress"], "progress"))
+    progress = _with_best(workdir, Progress(**configs.renamed(meta["progress"], "progress")))
     everywhere, shapes = mesh.replicated(run.mesh), run.net.shapes()
     names = run.phases[progress.phase].plan.trainable
     empty = jax.eval_shape(lambda p: programs.fresh(run, progress.phase, p), tree.split(shapes, names)[0])
@@ -133,13 +153,31 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> RunState
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (want, empty.opt)
     )
     params, opt = checkpoint.restore(workdir, at, *like)
-    trainable, frozen = tree.split({**jax.device_put(base, everywhere), **params}, names)
+    trainable, frozen = tree.split({**mesh.place(base, run.mesh), **params}, names)
     record.say(f"resuming at step {at} of {run.durations.total}")
     return RunState(
-        step.TrainState(jax.device_put(np.int32(at), everywhere), trainable, opt),
+        step.TrainState(mesh.place(np.int32(at), run.mesh), trainable, opt),
         *place(run, frozen),
         progress,
     )
+
+
+def _with_best(workdir: Path, progress: Progress) -> Progress:
+    """The progress, if the best step that it knows of is there; without a best, if its folder was removed.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    if progress.best is None:
+        return progress
+    if integrity.steps(workdir, integrity.BEST):
+        checkpoint.stands_for(workdir)
+        return progress
+    record.say(
+        f"WARNING: the best step so far, {progress.best_step}, is not in {workdir} any more; the best is "
+        "chosen among the evaluations from now on"
+    )
+    return progress._replace(best=None, best_step=0)
 
 
 def due(run: Run, state: RunState, done: int) -> bool:
@@ -159,9 +197,7 @@ def enter(run: Run, state: RunState, done: int) -> RunState:
     trainable, frozen = tree.split(whole, run.phases[phase].plan.trainable)
     fresh = programs.fresh(run, phase, trainable)
     opt = optim.carry(state.train_state.opt, fresh.opt, programs.came_from(run, phase))
-    train_state = jax.device_put(
-        step.TrainState(state.train_state.step, fresh.params, opt), mesh.replicated(run.mesh)
-    )
+    train_state = mesh.place(step.TrainState(state.train_state.step, fresh.params, opt), run.mesh)
     there = RunState(
         train_state,
         *place(run, frozen, state.frozen_on_device),

@@ -1,16 +1,18 @@
 """The one loop, for pretraining and finetuning."""
 
 import importlib.util
+import math
 import statistics
 import time
-from contextlib import closing
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from ptft.core import checkpoint, mesh, record, startup
+from ptft.core import checkpoint, integrity, locks, mesh, record, signals, startup
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError
@@ -22,8 +24,6 @@ from ptft.train.build import Run
 from ptft.train.result import Ended
 from ptft.train.stage import Stage
 from ptft.train.state import Journal, Progress, RunState
-
-PREEMPTED = 75  # exit code: stopped from outside, and saved
 
 
 def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") -> dict[str, Any]:
@@ -38,36 +38,44 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
       UserError: a mistake in config or data, or a loss that is not finite.
       SystemExit(75): stopped by SIGTERM or SIGINT, and saved.
     """
-    if (done := finished(config, workdir)) is not None:
+    with ExitStack() as held:
+        if workdir.exists():
+            held.enter_context(locks.only(workdir))
+        if (done := finished(config, workdir)) is not None:
+            if not quiet:
+                record.say(f"{workdir} holds this run, finished; its result (the data were not read again):")
+            return done
+        run = build.build(config, chosen)
+        mesh.alike({"config": configs.digest(config), "data": run.data.fingerprint})
         if not quiet:
-            record.say(f"{workdir} holds this run, finished; its result (the data were not read again):")
-        return done
-    run = build.build(config, chosen)
-    if not quiet:
-        description.describe(run)
-    at = checkpoint.newest(workdir)
-    # before compiling: what does not fit shows early
-    fresh = weights.start_params(run, quiet) if at is None else {}
-    header = description.header(
-        run,
-        base=None if config.checkpoint == "full" else fresh or weights.start_params(run, quiet=True, like={}),
-    )
-    state = states.start(run, fresh) if at is None else states.resume(run, workdir, at, header)
-    del fresh  # or the devices would hold it beside what is kept quantized
-    stage = stages.enter(run, state, quiet)
+            description.describe(run)
+        at = checkpoint.newest(workdir)
+        # before compiling: what does not fit shows early
+        fresh = weights.start_params(run, quiet) if at is None else {}
+        base = None
+        if config.checkpoint == "delta":
+            base = fresh or weights.start_params(run, quiet=True, like={})
+        header = description.header(run, base)
+        state = states.start(run, fresh) if at is None else states.resume(run, workdir, at, header)
+        del fresh, base  # or the devices would hold them beside what is kept quantized
+        stage = stages.enter(run, state, quiet)
+        if not workdir.exists():  # a mistake so far has left nothing behind
+            held.enter_context(locks.only(workdir))
+        return _train(run, stage, workdir, header, quiet)
+
+
+def _train(run: Run, stage: Stage, workdir: Path, header: dict[str, Any], quiet: bool) -> dict[str, Any]:
+    """From where `stage` is to the end; the result."""
+    config, total = run.config, run.durations.total
     record.write_json(workdir / "config.json", config.to_dict())
     record.write_json(workdir / "run.json", {**header, "cost": stage.program.cost._asdict()})
     if record.is_lead():
         run.data.tokenizer.save(workdir / "tokenizer")
-
-    total = run.durations.total
-    board = (
-        importlib.util.find_spec("tensorboardX") is not None
-        if config.tensorboard is None
-        else config.tensorboard
-    )
+    there = importlib.util.find_spec("tensorboardX") is not None
+    board = there if config.tensorboard is None else config.tensorboard
+    at = int(stage.state.train_state.step)
     with closing(
-        record.Log(workdir, resume_step=at or 0, tensorboard=board, total_steps=total, quiet=quiet)
+        record.Log(workdir, resume_step=at, tensorboard=board, total_steps=total, quiet=quiet)
     ) as log:
         journal = Journal(workdir, header, log, quiet)
         state, pace = fit(run, stage, journal)
@@ -105,12 +113,12 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
     """The loop, from the step that `stage` is at; also returns the seconds a step between two lines of the
     log."""
     at, last, quiet = int(stage.state.train_state.step), run.durations.total, journal.quiet
-    seed = jax.device_put(np.uint32(run.config.seed), mesh.replicated(run.mesh))
+    seed = mesh.place(np.uint32(run.config.seed), run.mesh)
     batches, cut_short = stage.batches(at), stage.state.progress.window
     window: list[record.Sums] = [evaluate.as_sums(cut_short)] if cut_short else []
     pace: list[float] = []
     done = at == last or schedule.stopped_early(run, stage.state.progress)
-    with mesh.preemption() as caught:
+    with signals.preemption() as caught:
         clock = time.perf_counter()
         start_time = clock - stage.state.progress.seconds
         for k in range(at + 1, at + 1 if done else last + 1):
@@ -143,7 +151,7 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
             if stop:
                 why = f"signal {caught[0]}" if caught else "a signal to another process"
                 record.say(f"stopped by {why} and saved step {k}; the same command goes on from here")
-                raise SystemExit(PREEMPTED)
+                raise SystemExit(signals.PREEMPTED)
             if done:
                 break
             clock, at = time.perf_counter(), k
@@ -166,26 +174,43 @@ def final_metrics(run: Run, state: RunState, journal: Journal) -> Ended:
     best_step = steps
     if progress.best is not None:
         changed, loaded = checkpoint.load_params(journal.workdir, None, skip="", new_ok="")
+        if loaded.step != progress.best_step:
+            raise UserError(
+                f"{journal.workdir}/best holds step {loaded.step}, and the best of this run is step "
+                f"{progress.best_step}; restore that folder"
+            )
         whole = quantize.computed(
             {**state.frozen, **state.train_state.params, **changed},
             loaded.meta.get("thin", ()),
             c.frozen_dtype,
         )
-        params, best_step = jax.device_put(whole, mesh.replicated(run.mesh)), loaded.step
-    scores = {}
-    for name, split in evaluate.splits(run).items():
+        params, best_step = mesh.place(whole, run.mesh), loaded.step
+    scores, splits = {}, evaluate.splits(run)
+    if not splits:  # whether the last update has left a network that computes
+        batch = evaluate.Split(run.data.train, c.batch, run.mesh, c.batch)
+        _must_compute("train", evaluate.evaluate(run.net, params, batch))
+    for name, split in splits.items():
         scores[name] = evaluate.evaluate(run.net, params, split)
+        _must_compute(name, scores[name])
         if name == "test" or not schedule.at(run, steps).evaluate:  # or the loop has written it
             journal.log.write(best_step, name, scores[name])
     return Ended(steps, best_step, scores)
+
+
+def _must_compute(split: str, scores: Mapping[str, float]) -> None:
+    if not math.isfinite(scores["loss"]):
+        raise UserError(
+            f"the loss on {split} is {scores['loss']}: the run diverged; lower optim.lr or optim.clip. "
+            "Checkpoints stay"
+        )
 
 
 def finished(config: Config, workdir: Path) -> dict[str, Any] | None:
     """The stored result of a finished run, else None. Raises UserError if the folder holds a run of another
     config."""
     record.claim(workdir, "run.json")
-    if (workdir / "config.json").exists():
-        changes = configs.difference(spec.read_run(workdir, "config.json"), config.to_dict())
+    if (stored := _config(workdir)) is not None:
+        changes = configs.difference(stored, config.to_dict())
         if changes:
             raise UserError(
                 f"{workdir} holds a run of another config; these keys differ (there -> asked):\n  "
@@ -193,3 +218,19 @@ def finished(config: Config, workdir: Path) -> dict[str, Any] | None:
                 + "\nchoose another --workdir, or go back to that config"
             )
     return spec.read_run(workdir, "result.json") if (workdir / "result.json").exists() else None
+
+
+def _config(workdir: Path) -> dict[str, Any] | None:
+    """The config that a folder was trained with, from the first place that has it; None: nothing was."""
+    if (workdir / "config.json").exists():
+        return spec.read_run(workdir, "config.json")
+    if (workdir / "run.json").exists():
+        return spec.read_run(workdir, "run.json")["config"]
+    if any(integrity.steps(workdir, kind) for kind in (integrity.BEST, integrity.RESUME)):
+        return configs.renamed(checkpoint.known(workdir)["config"])
+    if (workdir / "result.json").exists():
+        raise UserError(
+            f"{workdir} holds a result, and neither config.json nor run.json say of what; restore them, or "
+            "choose another --workdir"
+        )
+    return None

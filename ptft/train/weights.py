@@ -1,6 +1,7 @@
 """The weights that a run starts on, and those that a run's folder stands for."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from ptft.core import checkpoint, mesh, plugins, record
 from ptft.core import config as configs
 from ptft.core.config import Config
-from ptft.core.errors import UserError, joined
+from ptft.core.errors import UserError, joined, shown
 from ptft.core.tree import Flat
 from ptft.freeze import adapters, ledger, quantize
 from ptft.hub import folders, read
@@ -41,8 +42,19 @@ def initial(config: Config, net: Net, quiet: bool = True) -> Flat:
             record.say(f"from {start} ({origin}): loaded {len(what.loaded)} tensors")
             record.say(f"  new: {joined(what.new) or 'none'}")
             record.say(f"  unused: {joined(what.unused) or 'none'}")
+    must_be_finite(loaded, start)
     fresh = net.init(config.seed, tuple(n for n in want if n not in loaded))
     return {n: loaded[n] if n in loaded else fresh[n] for n in want}
+
+
+def must_be_finite(params: Mapping[str, Any], where: Any) -> None:
+    """Raises UserError where weights that were read are not all finite numbers."""
+    for name, x in params.items():
+        if not np.isfinite(np.asarray(x)).all():
+            raise UserError(
+                f"{where}: {name} holds values that are no finite numbers: its training diverged, or the "
+                "file is damaged; take another checkpoint"
+            )
 
 
 def in_parts(workdir: Path) -> str:
@@ -61,14 +73,34 @@ def run_net(workdir: Path) -> tuple[Config, Tokenizer, Net]:
     values, known = spec.read_run(workdir, "config.json"), spec.read_run(workdir, "run.json")
     if other := plugins.check(known.get("plugins", {})):
         record.note(f"WARNING: {joined(other)} changed since {workdir} was trained")
-    config = configs.resolve(values, SPEC)
+    config, meta = configs.resolve(values, SPEC), checkpoint.known(workdir)
+    _must_agree(workdir, config, known, meta)
     tokenizer = dataset.run_tokenizer(workdir)
     return config, tokenizer, build.net(config, tokenizer, known["labels"])
+
+
+def _must_agree(workdir: Path, config: Config, known: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Raises UserError where config.json or run.json say what the run's checkpoint, whose files have hashes,
+    does not."""
+    trained = configs.resolve(configs.renamed(meta["config"]), SPEC)
+    lines = [f"config.json: {line}" for line in configs.difference(trained, config)]
+    lines += [
+        f"run.json: {key}: {shown(meta[key], 200)} -> {shown(known.get(key), 200)}"
+        for key in ("labels", "tokenizer")
+        if known.get(key) != meta[key]
+    ]
+    if lines:
+        raise UserError(
+            f"files of {workdir} were changed after it was trained (trained -> there now):\n  "
+            + "\n  ".join(lines)
+            + "\nrestore them; another config is another run"
+        )
 
 
 def run_params(workdir: Path, config: Config, net: Net) -> tuple[Flat, checkpoint.Loaded]:
     """All that the best (or newest) checkpoint of a run stands for; a delta is put on its base."""
     params, what = checkpoint.load_params(workdir, None, skip="")
+    must_be_finite(params, workdir)
     if config.checkpoint == "delta":
         params |= on_base(config, net, spec.read_run(workdir, "run.json")["base"], workdir, params)
     return params, what
@@ -110,7 +142,7 @@ def on_base(config: Config, net: Net, digest: str, workdir: Path, changed: Any) 
 def start_params(run: Run, quiet: bool, like: Flat | None = None) -> Flat:
     """All parameters at step 0. `like`: those of a later step, for what was chosen by data and is not to be
     chosen again."""
-    params = jax.device_put(initial(run.config, run.net, quiet), mesh.replicated(run.mesh))
+    params = mesh.place(initial(run.config, run.net, quiet), run.mesh)
     if like is None:
         return adapters.fill(run.net.added, params, squares(run, params)) if run.net.added else params
     return adapters.fill(run.net.added, params | {n: like[n] for n in like if adapters.is_fixed(n)})
@@ -123,13 +155,13 @@ def squares(run: Run, params: Flat) -> Flat | None:
         return None
     numbers = pipeline.order(len(run.used), run.config.seed)
     chosen = run.used[[numbers[i] for i in range(min(examples, len(run.used)))]]
-    add, everywhere, total = jax.jit(run.net.squares), mesh.replicated(run.mesh), None
+    add, total = jax.jit(run.net.squares), None
     for part in np.array_split(chosen, math.ceil(len(chosen) / 64)):
         rows = {
             **run.data.train.batch(part),
             "example_id": part.astype(np.int32),
             "weight": np.ones(len(part), np.float32),
         }
-        sums = add(params, jax.device_put(rows, everywhere))
+        sums = add(params, mesh.place(rows, run.mesh))
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     return total
