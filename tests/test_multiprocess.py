@@ -208,11 +208,34 @@ def test_the_death_of_a_process_ends_the_others(tmp_path, victim):
         while not (log.exists() and log.stat().st_size) and both[0].poll() is None:
             time.sleep(0.2)
         both[victim].send_signal(signal.SIGKILL)
-        # JAX ends it, with SIGABRT; 30 s are promised
-        assert both[1 - victim].wait(timeout=3 * mesh.HEARTBEAT) not in (0, 75)
     finally:
-        for process in both:
-            process.kill()
+        ended(both, 3 * mesh.HEARTBEAT)  # JAX ends it, with SIGABRT; 30 s are promised
+    assert both[1 - victim].returncode not in (0, 75)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_hangs_ends_all_with_its_stack(tmp_path, victim):
+    script = """
+import time
+import jax
+from ptft.core import watchdog
+from ptft.train import pipeline
+watchdog.LEAST, watchdog.TIMES, batches = 10, 1, pipeline.train_batches
+def stuck(*args):
+    for k, batch in enumerate(batches(*args), 1):
+        while k == 5 and jax.process_index() == VICTIM:
+            time.sleep(1)  # where it hangs
+        yield batch
+pipeline.train_batches = stuck
+""".replace("VICTIM", str(victim))
+    values = flow.pretraining(tmp_path, train_for="100000 steps", eval_every="0", save_every="0")
+    page = flow.page(tmp_path / "long.py", values)
+    argv = ["train", "--config", str(page), "--workdir", str(tmp_path / "run")]
+    both = start(2, script + VERBS, json.dumps([argv]))
+    outs = ended(both, 240)
+    assert all(process.returncode not in (0, 75) for process in both)
+    assert any("Timeout" in err and "in stuck" in err for _, err in outs), [err[:3000] for _, err in outs]
 
 
 def test_fewer_devices_than_all_leave_no_process_out(monkeypatch):

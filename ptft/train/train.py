@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft.core import checkpoint, integrity, locks, mesh, record, signals, startup
+from ptft.core import checkpoint, integrity, locks, mesh, record, signals, startup, watchdog
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError
@@ -118,15 +118,20 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
     window: list[record.Sums] = [evaluate.as_sums(cut_short)] if cut_short else []
     pace: list[float] = []
     done = at == last or schedule.stopped_early(run, stage.state.progress)
-    with signals.preemption() as caught:
+    with signals.preemption() as caught, watchdog.watching() as dog:
         clock = time.perf_counter()
         start_time = clock - stage.state.progress.seconds
         for k in range(at + 1, at + 1 if done else last + 1):
+            dog.step()
             if states.due(run, stage.state, k - 1):
+                dog.pause()
                 stage, paused = stages.following(run, stage.state, k - 1, quiet)
                 batches = stage.batches(k - 1)
                 clock, start_time = clock + paused, start_time + paused
-            stage, sums = stage.step(next(batches), seed)
+                dog.resume()
+            batch = next(batches)
+            dog.waits()  # a step may be begun only once all have ended one before
+            stage, sums = stage.step(batch, seed)
             if not quiet:
                 startup.stepped(sums)
             window.append(sums)
@@ -142,6 +147,7 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
                 pace.append((time.perf_counter() - clock) / (k - at))
                 journal.log.write(k, "train", values)
                 window = []
+            dog.pause()
             progress = judged(run, stage, journal, k) if due.evaluate else stage.state.progress
             done = k == last or schedule.stopped_early(run, progress)
             rest = evaluate.as_plain(window[0]) if window else None
@@ -155,6 +161,7 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
             if done:
                 break
             clock, at = time.perf_counter(), k
+            dog.resume()
     return stage.state, pace
 
 
