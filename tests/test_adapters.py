@@ -167,8 +167,9 @@ def test_the_shapes_of_all_other_kinds():
 @pytest.mark.parametrize(
     ("name", "strategy", "says"),
     [
-        ("bert", "lora=four", "lora: expected a whole number above 0, such as lora=8, not 'four'"),
-        ("bert", "lora=0", "expected a whole number above 0"),
+        ("bert", "lora=four", "lora: expected a whole number from 1 to 1000000, such as lora=8, not 'four'"),
+        ("bert", "lora=0", "expected a whole number from 1 to 1000000"),
+        ("bert", "lora=1000001", "expected a whole number from 1 to 1000000"),
         ("bert", "lora=query", "such as lora=8, not 'query'"),
         ("bert", "lora=8,16", "such as lora=8, not '8,16'"),
         ("bert", "houlsby=1.5", "such as houlsby=8"),

@@ -14,9 +14,12 @@ from pathlib import Path
 import flow
 import pytest
 
+from ptft import data
+from ptft.cli import predict as predicting
+from ptft.cli import using
 from ptft.cli.main import main
 from ptft.core import checkpoint
-from ptft.train import build, contract, dataset, spec
+from ptft.train import build, contract, dataset, evaluate, spec
 
 ROOT = Path(__file__).parents[1]
 
@@ -427,6 +430,45 @@ def test_damaged_files_of_a_run(home, tmp_path, capsys):
     assert "there is no vocabulary at" in mistake(capsys, "predict", "--workdir", run, "--text", "x")
 
 
+ABSURD = {
+    "model.layers": 2_000_000,
+    "model.hidden": 64_000_000,
+    "model.heads": 2**40,
+    "model.ffn": 2**40,
+    "model.embedding": 2**40,
+    "model.vocab": 2**40,
+    "model.max_len": 2**40,
+    "model.offset": 2**40,
+    "model.types": 2**40,
+    "objective.seq_len": 2**40,
+    "freeze": "+".join(["head"] * 100_000),
+}
+
+
+@pytest.mark.parametrize("key", ABSURD)
+def test_a_strangers_config_is_refused_before_anything_is_built(key, home, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(home / "fine", run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(flow.changed(config, {key: ABSURD[key]})))
+    monkeypatch.setattr(build, "net", None)
+    said = mistake(capsys, "predict", "--workdir", run, "--text", "x")
+    assert said.startswith(f"the config has a problem:\n  {key}: ") and len(said) < 200
+    assert re.search("is out of range; expected .* … |of 499,999 characters; expected at most 10,000", said)
+
+
+@pytest.mark.parametrize("verb", ["predict", "eval", "export"])
+def test_more_layers_than_a_checkpoint_has_are_not_traced(verb, home, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(home / "fine", run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(flow.changed(config, {"model.layers": 900})))
+    monkeypatch.setattr(build, "net", None)
+    more = {"predict": ["--text", "x"], "eval": [], "export": ["--to", tmp_path / "out"]}[verb]
+    said = mistake(capsys, verb, "--workdir", run, *more)
+    assert re.search(r"model.layers is 900, and the checkpoint holds \d+ parameters; restore the file", said)
+
+
 def test_a_flipped_bit_is_found(home, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(home / "fine", run)
@@ -678,6 +720,42 @@ def test_eval_on_other_data(home, capsys):
         )
         == 0
     )
+
+
+def test_eval_says_what_the_run_names_before_it_reads_it(home, tmp_path, capsys, monkeypatch):
+    def opened(*args):
+        assert f"test: 'files:{home}/test.tsv', as the run's config names it; --data ev" in err()
+        raise build.UserError("no file matches it")
+
+    def err():
+        return capsys.readouterr().err
+
+    err()
+    monkeypatch.setattr(data, "load", opened)
+    assert flow.ptft("eval", "--workdir", home / "fine") == 2
+    more = "\nthe run's own data.test cannot be read here; name another source with --data\n"
+    assert err() == "ptft eval: no file matches it" + more
+    monkeypatch.undo()
+    assert flow.ptft("eval", "--workdir", home / "fine", "--data", "files:nowhere.tsv") == 2
+    said = err()
+    assert "no file matches nowhere.tsv" in said and "run's" not in said
+
+
+def test_eval_makes_no_batch_far_above_the_rows(home, tmp_path, capsys, monkeypatch):
+    made = []
+    monkeypatch.setattr(using, "MOST", 16)
+    monkeypatch.setattr(evaluate, "evaluate", lambda net, params, split: made.append(split.batch) or {})
+    loaded = _with_batch(predicting.load_run(home / "fine"))
+    monkeypatch.setattr(predicting, "load_run", lambda workdir: loaded)
+    for part, size in (("", 20), ("[:3]", 16)):
+        where = f"files:{home}/train.tsv{part}"
+        assert flow.ptft("eval", "--workdir", home / "fine", "--data", where) == 0
+        assert made.pop() == size
+
+
+def _with_batch(loaded):
+    config, *rest = loaded
+    return config.replace(eval_batch=10**12), *rest
 
 
 def test_plan_prints_counts_and_cost(home, capsys):

@@ -50,6 +50,20 @@ def test_prepared_data_is_read_with_its_label_names(toy):
     assert len(load("toy_pairs@train[:2]", label="label").records) == 2
 
 
+def test_a_name_runs_no_code_of_others(toy, tmp_path, monkeypatch):
+    """TFDS imports the modules that a prepared data set names; one below another folder is nobody's."""
+    stranger, made = tmp_path / "stranger", tmp_path / "made"
+    stranger.mkdir()
+    (tmp_path / "toy_pairs").rename(stranger / "toy_pairs")
+    file = stranger / "toy_pairs" / "1.0.0" / "features.json"
+    file.write_text(file.read_text().replace("tensorflow_datasets.core.features.text_feature", "strangers"))
+    (tmp_path / "strangers.py").write_text(f"open({str(made)!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="expected tfds:NAME"):
+        load(f"toy_pairs/data_dir={stranger}@train", label="label")
+    assert not made.exists()
+
+
 def test_without_a_label_column_every_text_is_a_document(toy):
     source = load("toy_pairs@train")
     assert sorted(r["sentences"] for r in source.records)[0] == ["Été 0.", "Fin."]
@@ -71,6 +85,8 @@ def test_a_record_without_a_label_is_named(toy):
         ("toy_pairs@train[:x]", {}, "train\\[:x\\]"),
         ("toy_pairs@train", {"label": "lable"}, r"no column 'lable' \(data.label\); it has '"),
         ("imdb_revews@train", {}, "no data set 'imdb_revews'; did you mean 'imdb_reviews'"),
+        ("kaggle:toy@train", {}, "tfds:kaggle:toy: expected tfds:NAME, tfds:NAME/CONFIG or"),
+        ("toy_pairs/data_dir=x@train", {}, "expected tfds:NAME, tfds:NAME/CONFIG or .*read them with files"),
         ("imdb_reviews/plain@train", {}, "no config 'plain'; did you mean 'plain_text'"),
     ],
 )

@@ -97,6 +97,11 @@ def quiet() -> Iterator[None]:
 
 
 def _builder(name: str) -> tfds.core.DatasetBuilder:
+    # a name may come from a stranger's run, and TFDS runs code for more: a namespace's (`NS:NAME`) is
+    # downloaded, and a data set below `data_dir=…` names modules to import
+    if not re.fullmatch(r"\w+(/[\w.+-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?", name):
+        expected = "tfds:NAME, tfds:NAME/CONFIG or tfds:NAME/CONFIG:1.0.0"
+        raise UserError(f"tfds:{name}: expected {expected}{INSTEAD}")
     with quiet(), contextlib.suppress(tfds.core.DatasetNotFoundError):
         return read_only_builder.builder_from_files(name)  # any version and format that is prepared
     base, _, config = name.partition("/")

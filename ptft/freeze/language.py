@@ -35,6 +35,7 @@ from ptft.freeze import adapters, strategies
 from ptft.freeze.strategies import Named
 
 AUTO = "auto(budget=SHARE UNIT)"
+LONGEST = 10_000  # characters of a strategy: a config may be a stranger's
 
 
 class Term(NamedTuple):
@@ -145,6 +146,8 @@ def _timed(name: str) -> Named | None:
 def strategy(text: str, said: Any = None) -> Strategy:
     """Reads a strategy without time. `said`: all of `config.freeze`, for messages."""
     strategies.load()
+    if len(text) > LONGEST:
+        raise UserError(f"a strategy of {len(text):,} characters; expected at most {LONGEST:,}")
     said = text if said is None else said
     sets, *rates = "".join(text.split()).split("@")
     parts = re.split(r"([+&!])", "+" + sets)[1:]

@@ -24,6 +24,10 @@ from ptft.core import plugins
 from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError
 
+# The most that keys of a SPEC may ask for, far above what is trained: a config may be a stranger's, and to
+# build more would take a machine's hours or its memory.
+MOST_LAYERS, MOST_WIDE, MOST_WORDS, MOST_TOKENS = 1000, 2**18, 2**24, 2**17
+
 
 class Anatomy(NamedTuple):
     """A model's parameters as patterns over their names, from the input to the output."""

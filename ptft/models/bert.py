@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ptft.core.config import Config, Field
 from ptft.core.errors import UserError
-from ptft.models import Anatomy
+from ptft.models import MOST_LAYERS, MOST_TOKENS, MOST_WIDE, MOST_WORDS, Anatomy
 from ptft.models._bert_names import FAMILIES as FAMILIES
 from ptft.models.layers import (
     ACTIVATIONS,
@@ -44,17 +44,23 @@ KNOWN = ("bert", "roberta", "xlm-roberta", "distilbert", "electra")
 SPEC = {
     "family": Field("bert", str, choices=KNOWN, doc="whose names and files it has outside of ptft"),
     "size": Field("mini", str, choices=tuple(SIZES)),
-    "layers": Field(0, int, lo=0, doc="0: as the size says"),
-    "hidden": Field(0, int, lo=0, doc="0: as the size says"),
-    "heads": Field(0, int, lo=0, doc="0: as many as are 64 wide"),
-    "ffn": Field(0, int, lo=0, doc="width of the feed-forward layer; 0: 4 times hidden"),
+    "layers": Field(0, int, lo=0, hi=MOST_LAYERS, doc="0: as the size says"),
+    "hidden": Field(0, int, lo=0, hi=MOST_WIDE, doc="0: as the size says"),
+    "heads": Field(0, int, lo=0, hi=MOST_WIDE, doc="0: as many as are 64 wide"),
+    "ffn": Field(0, int, lo=0, hi=MOST_WIDE, doc="width of the feed-forward layer; 0: 4 times hidden"),
     "embedding": Field(
-        0, int, lo=0, doc="width of the embeddings, projected to hidden; 0: hidden, no projection"
+        0,
+        int,
+        lo=0,
+        hi=MOST_WIDE,
+        doc="width of the embeddings, projected to hidden; 0: hidden, no projection",
     ),
-    "vocab": Field(0, int, lo=0, doc="rows of the word table; 0: as many as the tokenizer has entries"),
-    "max_len": Field(512, int, lo=1, doc="tokens a row may have"),
-    "offset": Field(0, int, lo=0, doc="row of the position table for the first token"),
-    "types": Field(2, int, lo=0, doc="token types; 1: all tokens are of type 0; 0: no table"),
+    "vocab": Field(
+        0, int, lo=0, hi=MOST_WORDS, doc="rows of the word table; 0: as many as the tokenizer has entries"
+    ),
+    "max_len": Field(512, int, lo=1, hi=MOST_TOKENS, doc="tokens a row may have"),
+    "offset": Field(0, int, lo=0, hi=MOST_WORDS, doc="row of the position table for the first token"),
+    "types": Field(2, int, lo=0, hi=MOST_WORDS, doc="token types; 1: all tokens are of type 0; 0: no table"),
     "activation": Field(
         "gelu", str, choices=("gelu", "gelu_new", "relu", "silu"), doc="of the feed-forward layers"
     ),

@@ -12,12 +12,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ptft.core.config import Config, Field
-from ptft.models import Anatomy
+from ptft.models import MOST_WIDE, Anatomy
 from ptft.models.layers import Style, masked_mean
 
 SPEC = {
-    "embedding": Field(100, int, lo=1),
-    "hidden": Field(128, int, lo=1),
+    "embedding": Field(100, int, lo=1, hi=MOST_WIDE),
+    "hidden": Field(128, int, lo=1, hi=MOST_WIDE),
     "pooling": Field("last", str, choices=("last", "mean")),
     "dropout": Field(0.0, float, lo=0, hi=0.99, doc="of the embeddings"),
 }

@@ -17,20 +17,28 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ptft.core.config import Config, Field
 from ptft.core.errors import UserError
-from ptft.models import Anatomy
+from ptft.models import MOST_LAYERS, MOST_TOKENS, MOST_WIDE, MOST_WORDS, Anatomy
 from ptft.models._modernbert_names import FAMILIES as FAMILIES
 from ptft.models.layers import ACTIVATIONS, NORMAL, LayerNorm, Style, attend, dense, masked_mean
 
 # The defaults are ModernBERT-base; large is layers=28, hidden=1024, heads=16, ffn=2624.
 SPEC = {
-    "layers": Field(22, int, lo=1),
-    "hidden": Field(768, int, lo=1),
-    "heads": Field(12, int, lo=1),
-    "ffn": Field(1152, int, lo=1, doc="width of the feed-forward layer, and as much again for its gate"),
-    "vocab": Field(0, int, lo=0, doc="rows of the word table; 0: as many as the tokenizer has entries"),
-    "max_len": Field(8192, int, lo=1, doc="tokens a row may have"),
+    "layers": Field(22, int, lo=1, hi=MOST_LAYERS),
+    "hidden": Field(768, int, lo=1, hi=MOST_WIDE),
+    "heads": Field(12, int, lo=1, hi=MOST_WIDE),
+    "ffn": Field(
+        1152, int, lo=1, hi=MOST_WIDE, doc="width of the feed-forward layer, and as much again for its gate"
+    ),
+    "vocab": Field(
+        0, int, lo=0, hi=MOST_WORDS, doc="rows of the word table; 0: as many as the tokenizer has entries"
+    ),
+    "max_len": Field(8192, int, lo=1, hi=MOST_TOKENS, doc="tokens a row may have"),
     "window": Field(
-        128, int, lo=0, doc="tokens in sight of a local block, half of them (rounded down) to each side"
+        128,
+        int,
+        lo=0,
+        hi=2 * MOST_TOKENS,
+        doc="tokens in sight of a local block, half of them (rounded down) to each side",
     ),
     "global_every": Field(3, int, lo=1, doc="block 0 and every so many-th after it is global"),
     "global_theta": Field(160_000.0, float, lo=1, doc="base of the rotary positions in global blocks"),

@@ -19,11 +19,12 @@ from ptft.core.errors import UserError
 from ptft.core.record import Sums, divide
 from ptft.data import Source
 from ptft.inputs.tokenizer import Tokenizer
+from ptft.models import MOST_TOKENS
 from ptft.models.layers import Style, dense
 from ptft.objectives import pair_inputs, plain_text, token_dtype
 
 SPEC = {
-    "seq_len": Field(128, int, lo=3, doc="tokens a row, [CLS] and [SEP] among them"),
+    "seq_len": Field(128, int, lo=3, hi=MOST_TOKENS, doc="tokens a row, [CLS] and [SEP] among them"),
     "truncate": Field("head", str, choices=("head", "tail"), doc="which end of a long text is kept"),
     "dropout": Field(0.1, float, lo=0, hi=0.99),
     "blank": Field(

@@ -23,20 +23,27 @@ from ptft.core.errors import UserError
 from ptft.core.record import Sums, divide
 from ptft.data import Source
 from ptft.inputs.tokenizer import Tokenizer
+from ptft.models import MOST_TOKENS
 from ptft.models.layers import Style
 from ptft.objectives import ArrayRows, _documents, pair_inputs, plain_text, token_dtype
 from ptft.objectives._documents import RANDOM, PairRows, RowShape
 from ptft.objectives._mlm_head import Head
 
 SPEC = {
-    "seq_len": Field(128, int, lo=8, doc="tokens a row, [CLS] and [SEP] among them"),
+    "seq_len": Field(128, int, lo=8, hi=MOST_TOKENS, doc="tokens a row, [CLS] and [SEP] among them"),
     "nsp": Field(True, bool, doc="False: one segment a row and no next-sentence loss"),
     "passes": Field(
-        1, int, lo=1, doc="how often the corpus is cut into pairs, each time differently (dupe_factor)"
+        1,
+        int,
+        lo=1,
+        hi=1000,
+        doc="how often the corpus is cut into pairs, each time differently (dupe_factor)",
     ),
     "short_prob": Field(0.1, float, lo=0, hi=1, doc="share of documents cut to a random shorter length"),
     "mask_prob": Field(0.15, float, lo=0.01, hi=0.9),
-    "max_predictions": Field(0, int, lo=0, doc="masked positions a row; 0: mask_prob of seq_len, rounded up"),
+    "max_predictions": Field(
+        0, int, lo=0, hi=MOST_TOKENS, doc="masked positions a row; 0: mask_prob of seq_len, rounded up"
+    ),
     "whole_word": Field(
         False,
         (bool, str),

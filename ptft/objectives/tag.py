@@ -27,11 +27,12 @@ from ptft.core.errors import UserError
 from ptft.core.record import Sums, divide
 from ptft.data import Source
 from ptft.inputs.tokenizer import Tokenizer
+from ptft.models import MOST_TOKENS
 from ptft.models.layers import Style, dense
 from ptft.objectives import pair_inputs, token_dtype
 
 SPEC = {
-    "seq_len": Field(128, int, lo=3, doc="tokens a row, [CLS] and [SEP] among them"),
+    "seq_len": Field(128, int, lo=3, hi=MOST_TOKENS, doc="tokens a row, [CLS] and [SEP] among them"),
     "dropout": Field(0.1, float, lo=0, hi=0.99),
 }
 NONE = -1  # of a token that is not the first piece of a word

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ptft.core import plugins
-from ptft.core.errors import UserError
+from ptft.core.errors import UserError, shown
 from ptft.core.tree import Flat
 from ptft.freeze.layout import Layout
 
@@ -169,10 +169,11 @@ def trainable(params: Iterable[str], kind: str) -> frozenset[str]:
 
 
 def whole(text: str, kind: str, such: str = "") -> int:
-    """A whole number above 0 of an option. Raises UserError."""
-    if not re.fullmatch(r"[1-9]\d*", text):
+    """A whole number of an option, from 1 up to a million. Raises UserError."""
+    if not re.fullmatch(r"[1-9]\d{0,5}|1000000", text):
         raise UserError(
-            f"{kind}: expected a whole number above 0, such as {such or f'{kind}=8'}, not {text!r}"
+            f"{kind}: expected a whole number from 1 to 1000000, such as {such or f'{kind}=8'}, not "
+            f"{shown(text)}"
         )
     return int(text)
 
