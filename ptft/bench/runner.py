@@ -20,7 +20,7 @@ from ptft.bench import protocol, results, schedule, section
 from ptft.bench.cell_result import Row, row_of
 from ptft.bench.protocol import Cell
 from ptft.core import config as configs
-from ptft.core import locks, record, signals
+from ptft.core import locks, progress, record, signals
 from ptft.core.errors import UserError, did_you_mean
 
 
@@ -88,7 +88,7 @@ def run(
     if len(todo) < len(cells):
         record.say(f"{len(cells) - len(todo)} of {len(cells)} cells are there already, {len(todo)} to run")
     with (
-        record.bar(len(cells), len(cells) - len(todo)) as advance,
+        progress.bar(len(cells), len(cells) - len(todo)) as advance,
         signals.preemption() as caught,
         locks.of(workdir) as held,
     ):

@@ -29,7 +29,7 @@ from ptft.bench import cell, identity, results, search_space
 from ptft.bench.search_space import Search
 from ptft.bench.study import done, load_optuna, opened, retry, winner
 from ptft.core import config as configs
-from ptft.core import locks, mesh, record, signals
+from ptft.core import locks, mesh, progress, record, signals
 from ptft.core.config import Config
 from ptft.core.errors import UserError
 from ptft.planning import auto
@@ -174,7 +174,8 @@ def _score(config: Config, search: Search) -> tuple[float, str]:
     """(the dev metric, ""), or of a run that diverged (nan, why)."""
     try:
         folder = search.folder(config)
-        result = train.run(config, folder, quiet=True, chosen=auto.choose(config, folder))
+        with progress.silence():
+            result = train.run(config, folder, quiet=True, chosen=auto.choose(config, folder))
         score = float(result["dev"][search.metric])
         return score, "" if math.isfinite(score) else f"dev {search.metric} is {score}"
     except UserError as e:

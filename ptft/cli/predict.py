@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from ptft.cli import tables, texts
-from ptft.core import checkpoint, mesh, record
+from ptft.core import checkpoint, mesh, progress, record
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
 from ptft.core.tree import Flat
@@ -36,6 +36,11 @@ PAUSE = 10.0  # seconds between two lines of progress
 def load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[str]]:
     """A run from its folder alone: the JSON config, the tokenizer, the best (or newest) parameters, the
     labels."""
+    with progress.doing(f"loading {workdir}", watch=True):
+        return _load_run(workdir)
+
+
+def _load_run(workdir: Path) -> tuple[Config, build.Tokenizer, Net, Flat, list[str]]:
     config, tokenizer, net = weights.run_net(workdir)
     run = spec.read_run(workdir, "run.json")
     if (run.get("imported") or {}).get("head") is False:

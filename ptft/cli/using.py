@@ -13,15 +13,19 @@ MOST = 4096  # rows of a batch that a run may ask for, whatever there is to eval
 
 def import_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     from ptft.cli import exchange
+    from ptft.core import progress
 
-    exchange.import_run(args.checkpoint, args.workdir)
+    with progress.doing(f"importing {args.checkpoint}", watch=True):
+        exchange.import_run(args.checkpoint, args.workdir)
 
 
 def export_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     from ptft.cli import exchange
+    from ptft.core import progress
 
     _check_depth(args.workdir)
-    exchange.export_run(args.workdir, args.to, args.merge)
+    with progress.doing(f"exporting {args.workdir}", watch=True):
+        exchange.export_run(args.workdir, args.to, args.merge)
 
 
 def eval_verb(args: argparse.Namespace, overrides: list[str]) -> None:

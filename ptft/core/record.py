@@ -11,8 +11,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -51,15 +50,9 @@ def note(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-@contextmanager
-def bar(total: int, done: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar below what is said, where there is a terminal; what it gives advances the bar by one and
-    says something beside it."""
-    # things that differ much in length: the caller knows better
-    columns = [c for c in COLUMNS if not isinstance(c, TimeRemainingColumn)]
-    with Progress(*columns, console=_console, disable=not (is_lead() and _console.is_terminal)) as shown:
-        task = shown.add_task("", total=total, completed=done)
-        yield lambda text: shown.update(task, advance=1, description=text)
+def screen() -> Console | None:
+    """Where a progress bar may be drawn, below what is said; None: there is no terminal."""
+    return _console if is_lead() and _console.is_terminal else None
 
 
 def add(a: Sums | None, b: Sums) -> Sums:

@@ -6,11 +6,11 @@ Each kind exports `open(rest, options, labels) -> Source` and usually ends in `d
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ptft.core import plugins
+from ptft.core import plugins, progress
 from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError, listed, shown
 from ptft.data import _labels
@@ -93,10 +93,18 @@ class BadRows:
         self.notes["skipped_rows"] += 1
 
 
+def read(records: Iterable[Any]) -> Iterator[Any]:
+    """The records as they come, whose first field is where they came from; says how far that is."""
+    with progress.doing("reading", "records") as advance:
+        for one in records:
+            advance(place=one[0])
+            yield one
+
+
 def documents(texts: Iterable[tuple[str, list[str]]], rows: BadRows) -> Source:
     """A source from (where, sentences); documents without a sentence are left out and counted."""
     records, digest = [], hashlib.sha256(b"documents")
-    for where, parts in texts:
+    for where, parts in read(texts):
         if not parts:
             rows.notes["empty_documents"] += 1
             continue
@@ -114,7 +122,7 @@ def labelled(
     texts: Iterable[tuple[str, str, str | None, str]], rows: BadRows, labels: Sequence[str]
 ) -> Source:
     """A source from (where, text, text_b or None, label); `labels` empty: the distinct ones, sorted."""
-    examples = list(texts)
+    examples = list(read(texts))
     spelled = {label: _labels.whole(label) for label in {e[3] for e in examples}}
     names = _labels.names_of(
         {name for name in spelled.values() if name.strip()}, [_labels.whole(str(label)) for label in labels]
@@ -143,7 +151,7 @@ def labelled(
 
 def tagged(texts: Iterable[tuple[str, list[str], list[str]]], rows: BadRows, labels: Sequence[str]) -> Source:
     """A source from (where, words, their tags); `labels` empty: the distinct tags, sorted."""
-    sentences = list(texts)
+    sentences = list(read(texts))
     names = _labels.names_of({tag for _, _, tags in sentences for tag in tags}, labels)
     ids = {name: i for i, name in enumerate(names)}
     records, digest = [], hashlib.sha256("\n".join(["tagged", *names]).encode())

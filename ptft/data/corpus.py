@@ -28,7 +28,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from ptft.core import cache
+from ptft.core import cache, progress
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
 from ptft.core.record import say
@@ -127,8 +127,8 @@ def prepare() -> Path:
     say(f"corpus: preparing it from this environment's documentation, once, in {folder} (some seconds)")
     temporary = Path(tempfile.mkdtemp(prefix="corpus-", suffix=".tmp", dir=folder.parent))
     try:
-        modules = harvest()
-        with quiet():
+        with quiet(), progress.doing("preparing the corpus", watch=True):
+            modules = harvest()
             for config in ("documents", "blanks"):
                 PythonDocs(modules=modules, config=config, data_dir=temporary).download_and_prepare()
         (temporary / FILES).write_text(json.dumps(_sizes(temporary)))

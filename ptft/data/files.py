@@ -24,7 +24,7 @@ from typing import Any
 
 from ptft.core.config import Config
 from ptft.core.errors import UserError, shown
-from ptft.data import BadRows, Source, documents, labelled, tagged
+from ptft.data import BadRows, Source, documents, labelled, read, tagged
 from ptft.data._conll import read_sentences
 from ptft.data._paths import below, hidden, match, real
 from ptft.data._reading import DIRTY, UNDECODED, first_bytes, read_lines, read_text
@@ -89,7 +89,7 @@ def _cut(records: Iterable[Any], part: re.Match[str] | None) -> Iterable[Any]:
     """Those of a part; per cent are cut down to whole records, so that parts that meet share none."""
     if part is None:
         return records
-    every, ends = list(records), (part[2] or "0", part[3] or "100%")
+    every, ends = list(read(records)), (part[2] or "0", part[3] or "100%")
     numbers = [
         int(x.rstrip("%")) * (len(every) if x.endswith("%") else 100) // 100
         for x in ends

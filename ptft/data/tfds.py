@@ -20,6 +20,7 @@ from absl import logging
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.core.download import downloader
 
+from ptft.core import progress
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean, install
 from ptft.core.record import say
@@ -111,7 +112,7 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
             prepared = builder.is_prepared()
         if not prepared:
             say(f"tfds: downloading and preparing {name} in {builder.data_dir}")
-            with quiet():
+            with quiet(), progress.doing(f"preparing tfds:{name}", watch=True):
                 builder.download_and_prepare()
         return builder
     except tfds.core.DatasetNotFoundError as e:

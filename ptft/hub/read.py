@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from ptft import models
-from ptft.core import checkpoint
+from ptft.core import checkpoint, progress
 from ptft.core.errors import UserError, short, table
 from ptft.core.tree import Flat
 from ptft.hub import config_json
@@ -89,7 +89,8 @@ def load_params(
             f"it:\n{table(rows)}"
         )
     # on a CPU without a copy
-    params = {name: jax.device_put(_read(folder, place)) for name, place, _ in placed}
+    counted = progress.each(placed, f"loading {folder.path}", "tensors", len(placed))
+    params = {name: jax.device_put(_read(folder, place)) for name, place, _ in counted}
     used = {place.name for _, place, _ in placed} | {folder.family.decoder if tied else ""}
     unused = [t.name for n, t in folder.tensors.items() if n not in used and not BUFFERS.fullmatch(n)]
     return params, checkpoint.Loaded(list(params), new, unused, 0)

@@ -9,8 +9,9 @@ text; tokens that somebody added are found in it.
 """
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from ptft.core import progress
 from ptft.core.errors import UserError, shown
 from ptft.inputs import added_tokens
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 200  # BERT: a longer word is [UNK]
+PART = 2000  # texts that are tokenized at a time
 ROLES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -86,11 +89,19 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, no special tokens added; uses all cores."""
-        try:
-            encoded = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
-        except TypeError:  # half a surrogate pair, as broken JSON has it, cannot cross into the library
-            encoded = self._hf.encode_batch_fast([whole(t) for t in texts], add_special_tokens=False)
-        return [e.ids for e in encoded]
+        return list(self.encode_each(texts, len(texts)))
+
+    def encode_each(self, texts: Iterable[str], total: int) -> Iterator[list[int]]:
+        """`encode`, a part at a time, of so many texts; says how far it is."""
+        left = iter(texts)
+        with progress.doing("tokenizing", "texts", total) as advance:
+            while part := list(itertools.islice(left, PART)):
+                try:
+                    encoded = self._hf.encode_batch_fast(part, add_special_tokens=False)
+                except TypeError:  # half a surrogate pair, as broken JSON has it, cannot cross over
+                    encoded = self._hf.encode_batch_fast([whole(t) for t in part], add_special_tokens=False)
+                advance(len(part))
+                yield from (e.ids for e in encoded)
 
     def encode_words(self, words: Sequence[str]) -> list[list[int]]:
         """Ids of each word as it stands inside of a text; [] for one that holds control characters alone."""

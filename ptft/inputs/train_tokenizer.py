@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from ptft.core import progress
 from ptft.core.errors import UserError
 from ptft.inputs.tokenizer import SPECIALS, Tokenizer, bert_normalizer, bert_splitter, whole
 
@@ -46,7 +47,9 @@ def train(
         special_tokens=[*SPECIALS, *letters],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_repeat({w: n for w, n in words.items() if known.issuperset(w)}), trainer)
+    counted = {w: n for w, n in words.items() if known.issuperset(w)}
+    with progress.doing(f"training a tokenizer on {len(counted):,} distinct words", watch=True):
+        tokenizer.train_from_iterator(_repeat(counted), trainer)
     ids = tokenizer.get_vocab()
     return Tokenizer(sorted(ids, key=ids.__getitem__), lowercase)
 
@@ -54,7 +57,7 @@ def train(
 def _count_words(texts: Iterable[str], lowercase: bool) -> Counter[str]:
     normalizer, splitter = bert_normalizer(lowercase), bert_splitter()
     chunks: Counter[str] = Counter()
-    for text in texts:
+    for text in progress.each(texts, "counting words for a tokenizer", "texts"):
         chunks.update(normalizer.normalize_str(whole(text)).split())
     words: Counter[str] = Counter()
     for chunk, n in chunks.items():

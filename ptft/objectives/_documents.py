@@ -1,5 +1,6 @@
 """A corpus as one array of ids, and how its documents are cut into rows of one or two segments."""
 
+import itertools
 import random
 import re
 import warnings
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ptft.core import progress
 from ptft.core.errors import UserError, install
 from ptft.data import Source
 from ptft.inputs.tokenizer import Tokenizer
@@ -33,21 +35,20 @@ class Documents:
         return len(self.document) - 1
 
 
-def tokenize(source: Source, tokenizer: Tokenizer, chunk: int = 2000) -> Documents:
-    """Encodes a corpus, `chunk` documents at a time; empty sentences and documents are dropped."""
+def tokenize(source: Source, tokenizer: Tokenizer) -> Documents:
+    """Encodes a corpus; empty sentences and documents are dropped."""
     tokens: list[np.ndarray] = []
     sentence, document = [0], [0]
     dtype = token_dtype(tokenizer.vocab_size)
-    for at in range(0, len(source.records), chunk):
-        texts = [source.records[i]["sentences"] for i in range(at, min(at + chunk, len(source.records)))]
-        ids = iter(tokenizer.encode([s for sentences in texts for s in sentences]))
-        for sentences in texts:
-            for _ in sentences:
-                if piece := next(ids):
-                    tokens.append(np.asarray(piece, dtype))
-                    sentence.append(sentence[-1] + len(piece))
-            if len(sentence) - 1 > document[-1]:
-                document.append(len(sentence) - 1)
+    texts = [record["sentences"] for record in source.records]
+    ids = tokenizer.encode_each(itertools.chain.from_iterable(texts), sum(map(len, texts)))
+    for sentences in texts:
+        for piece in itertools.islice(ids, len(sentences)):
+            if piece:
+                tokens.append(np.asarray(piece, dtype))
+                sentence.append(sentence[-1] + len(piece))
+        if len(sentence) - 1 > document[-1]:
+            document.append(len(sentence) - 1)
     if len(document) == 1:
         raise UserError(f"the corpus has no text: {len(source.records)} documents, all empty")
     return Documents(np.concatenate(tokens), np.asarray(sentence), np.asarray(document))
@@ -64,7 +65,8 @@ def inside_words(source: Source, docs: Documents, tokenizer: Tokenizer) -> np.nd
     jieba.setLogLevel(60)
     out, known = tokenizer.continues[docs.tokens], dict[str, list[int]]()
     places = iter(zip(docs.sentence[:-1], docs.sentence[1:], strict=True))
-    for text in (s for record in source.records for s in record["sentences"]):
+    texts = [s for record in source.records for s in record["sentences"]]
+    for text in progress.each(texts, "finding Chinese words", "sentences", len(texts)):
         parts = [
             w
             for run in CHINESE.split(text)

@@ -14,6 +14,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
+from ptft.core import progress
 from ptft.core.config import Config, Field
 from ptft.core.errors import UserError
 from ptft.core.record import Sums, divide
@@ -125,7 +126,8 @@ class Classify:
         )
         b = tokenizer.encode([r.get("text_b", "") for r in records])
         rows, second, truncated = [], [], 0
-        for r, x, y in zip(records, a, b, strict=True):
+        counted = progress.each(records, "cutting rows", "texts", len(records))
+        for r, x, y in zip(counted, a, b, strict=True):
             pair = "text_b" in r
             room = self.seq_len - (2 + tokenizer.between if pair else 2)
             truncated += len(x) + len(y) > room

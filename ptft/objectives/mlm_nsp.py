@@ -6,6 +6,7 @@ The decoder is tied to the word embeddings, so a plan that freezes the embedding
 too; its bias and the transform before it belong to the head and stay trainable.
 """
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from ptft.core import progress
 from ptft.core.config import Config, Field
 from ptft.core.errors import UserError
 from ptft.core.record import Sums, divide
@@ -131,12 +133,11 @@ class MlmNsp:
             )
         cut = _documents.cut_pairs if self.nsp else _documents.cut_single
         room = self.seq_len - (3 if self.nsp else 2)
-        rows = [
-            row
-            for n in range(self.passes)
-            for d in range(len(docs))
-            for row in cut(docs, d, room, self.short_prob, random.Random(f"{n} {d}"))
-        ]
+        rows = []
+        with progress.doing("cutting rows", "documents", self.passes * len(docs)) as advance:
+            for n, d in itertools.product(range(self.passes), range(len(docs))):
+                rows += cut(docs, d, room, self.short_prob, random.Random(f"{n} {d}"))
+                advance()
         special = (tokenizer.cls, tokenizer.sep, tokenizer.pad)
         notes = {
             "documents": len(docs),

@@ -22,6 +22,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from ptft.core import progress
 from ptft.core.config import Config, Field
 from ptft.core.errors import UserError
 from ptft.core.record import Sums, divide
@@ -125,7 +126,7 @@ class Tag:
         pieces = dict(zip(words, tokenizer.encode_words(words), strict=True))
         tokens, tags, start = [], [], [0]
         cut = lost = empty = 0
-        for r in records:
+        for r in progress.each(records, "cutting rows", "sentences", len(records)):
             if bad := [t for t in r["tags"] if not 0 <= t < len(self.labels)]:
                 raise UserError(f"{r['where']}: tag {bad[0]} is outside 0 … {len(self.labels) - 1}")
             ids, marks = list[int](), list[int]()

@@ -30,7 +30,7 @@ import jax
 
 from ptft import models
 from ptft.core import config as configs
-from ptft.core import record, tree
+from ptft.core import progress, record, tree
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
 from ptft.freeze.strategies import FACTOR
@@ -134,9 +134,15 @@ def decide(config: Config) -> dict[str, Any]:
     shapes = run.net.shapes()
     pieces = split(run.layout)
     value = importance.measure(run, pieces, wanted.score)
-    price = functools.cache(lambda strategy: cost(run, strategy, wanted.unit))
-    own, reach = estimates(run, pieces, wanted.unit, price)
-    chosen, tried = solve(Items(pieces, value, own, reach), wanted, price)
+    with progress.doing("measuring what choices cost", "strategies") as advance:
+
+        @functools.cache
+        def price(strategy: str) -> float:
+            advance(place=strategy)
+            return cost(run, strategy, wanted.unit)
+
+        own, reach = estimates(run, pieces, wanted.unit, price)
+        chosen, tried = solve(Items(pieces, value, own, reach), wanted, price)
     rows = [
         {"part": p.name, "score": v, "parameters": tree.count({n: shapes[n] for n in p.leaves}),
         "own": a / GRID, "reach": b / GRID,

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft.core import config, mesh, tree
+from ptft.core import config, mesh, progress, tree
 from ptft.core.errors import UserError
 from ptft.core.tree import Flat
 from ptft.planning.pieces import Piece
@@ -103,7 +103,7 @@ def fitted(run: Run, params: Flat, batches: Sequence[Batch]) -> Flat:
         FIT,
     )
     state, update = step.init_train_state(head, tx), jax.jit(step.train_step(step.Recipe(short, tx)))
-    for k in range(FIT):
+    for k in progress.each(range(FIT), "fitting a head to score with", "steps", FIT, watch=True):
         state, _ = update(state, rest, cached[k % len(cached)], np.uint32(run.config.seed), {})
     return {**rest, **state.params}
 
@@ -128,7 +128,7 @@ def of_gradients(
     rows = float(sum(np.asarray(jax.device_get(batch["weight"].sum())) for batch in batches))
     total: Mapping[str, Any] | None = None
     square: Mapping[str, Any] | None = None
-    for batch in batches:
+    for batch in progress.each(batches, f"scoring by {score}", "batches", len(batches), watch=True):
         new = gradient(body, head, batch)
         total = new if total is None else jax.tree.map(jnp.add, total, new)
         if score != "rgn":
@@ -167,7 +167,7 @@ def variability(run: Run, pieces: Sequence[Piece], params: Flat, batches: Sequen
         [jax.device_get(b["label"])[np.asarray(jax.device_get(b["weight"])) > 0] for b in batches]
     )
     spreads = []
-    for block in range(depth + 1):
+    for block in progress.each(range(depth + 1), "scoring by variability", "blocks", depth + 1, watch=True):
         vectors = jax.jit(functools.partial(_mean_state, run.net, run.layout.around(block)))
         states = [
             np.asarray(vectors(params, b), np.float64)[np.asarray(jax.device_get(b["weight"])) > 0]

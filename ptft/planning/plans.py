@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft.core import mesh, record, tree
+from ptft.core import mesh, progress, record, tree
 from ptft.core.tree import Flat
 from ptft.freeze import quantize, resolve
 from ptft.train import build, contract, cost, programs, weights
@@ -49,13 +49,13 @@ def costs(runs: Sequence[Run], probe: int) -> list[dict[str, Any]]:
     known: list[dict[int, dict[str, Any]]] = []
     timed: list[tuple[Run, int, Program]] = []
     into: list[dict[str, Any]] = []
-    with record.bar(len(runs), 0) as advance:
+    with progress.doing("compiling", "strategies", len(runs)) as advance:
         for run in runs:
             known.append({i: _phase(run, i) for i in _different(run).values()})
             fitting = [i for i, its in known[-1].items() if probe and its["fits"]]
             timed += [(run, i, programs.program(run, i)) for i in fitting]
             into += [known[-1][i] for i in fitting]
-            advance(str(run.config.freeze))
+            advance(place=str(run.config.freeze))
     for its, taken in zip(into, in_turns(timed, probe), strict=True):
         times = map(float, np.quantile(taken, (0.5, 0.25, 0.75)))
         its |= {**dict(zip(TIMES, times, strict=True)), "timed_seconds": sum(taken)}
@@ -151,10 +151,12 @@ def in_turns(timed: Sequence[tuple[Run, int, Program]], steps: int) -> list[list
     starts = {net: mesh.place(net.init(0), grid) for net, grid in nets.items()}
     taken: list[list[float]] = [[] for _ in timed]
     start_time, turns = time.perf_counter(), 0
-    while turns * TURN < steps and (turns < 2 or time.perf_counter() - start_time < ENOUGH * len(timed)):
-        for (run, phase, program), mine in zip(timed, taken, strict=True):
-            mine += _turn(run, phase, program, starts[run.net], min(TURN, steps - len(mine)))
-        turns += 1
+    with progress.doing("timing steps", "turns") as advance:
+        while turns * TURN < steps and (turns < 2 or time.perf_counter() - start_time < ENOUGH * len(timed)):
+            for (run, phase, program), mine in zip(timed, taken, strict=True):
+                mine += _turn(run, phase, program, starts[run.net], min(TURN, steps - len(mine)))
+                advance(place=str(run.config.freeze))
+            turns += 1
     return taken
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ptft import objectives
-from ptft.core import mesh, record
+from ptft.core import mesh, progress, record
 from ptft.core.errors import UserError
 from ptft.core.tree import Flat
 from ptft.objectives import Rows
@@ -92,9 +92,13 @@ def _over(compiled: Callable[..., Any], split: Split) -> list[Any]:
     """What a compiled step gives for each batch; the last is filled up with rows that do not count."""
     size = math.ceil(split.batch / split.grid.size) * split.grid.size
     constants, made = feature_cache.constants(split.rows), list[Any]()
-    for batch in pipeline.eval_batches(split.rows, size, split.limit, split.grid):
-        made.append(compiled(mesh.put(batch, split.grid), constants))
-        jax.block_until_ready(made[-3:-2])  # with hidden states batches are large: few wait on the devices
+    batches = math.ceil(min(len(split.rows), split.limit or len(split.rows)) / size)
+    with progress.doing("evaluating", "batches", batches, watch=True) as advance:  # the first compiles
+        for batch in pipeline.eval_batches(split.rows, size, split.limit, split.grid):
+            made.append(compiled(mesh.put(batch, split.grid), constants))
+            # with hidden states batches are large: few wait on the devices
+            jax.block_until_ready(made[-3:-2])
+            advance()
     return made
 
 

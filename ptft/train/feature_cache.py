@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from ptft import models
-from ptft.core import mesh, record
+from ptft.core import mesh, progress, record
 from ptft.core.tree import Flat
 from ptft.freeze import ledger
 from ptft.objectives import Rows
@@ -206,20 +206,26 @@ class _Below(NamedTuple):
         """Computes what the store lacks of these rows, in batches of the training's shape: other shapes may
         round otherwise."""
         missing, size = used[~store.have[used]], self.run.config.batch
-        for at in range(0, len(missing), size):
-            part = missing[at : at + size]
-            index = np.concatenate([part, np.repeat(part[-1:], size - len(part))])
-            batch = {
-                **rows.batch(index),
-                "example_id": np.arange(len(index), dtype=np.int32),
-                "weight": np.ones(len(index), np.float32),
-            }
-            compiled = _compiled(self.run.net, self.run.layout.around(self.block))
-            hidden = np.asarray(compiled(self.params, mesh.put(batch, self.run.mesh)))
-            for row, i in enumerate(part):
-                begin, end = store.start[i : i + 2]
-                store.flat[begin:end] = hidden[row, : end - begin]
-            store.have[part] = True
+        with progress.doing("filling the feature cache", "rows", len(missing), watch=True) as advance:
+            for at in range(0, len(missing), size):
+                part = missing[at : at + size]
+                self._fill(store, rows, part)
+                advance(len(part))
+
+    def _fill(self, store: Store, rows: Rows, part: np.ndarray) -> None:
+        """One batch of `fill`."""
+        index = np.concatenate([part, np.repeat(part[-1:], self.run.config.batch - len(part))])
+        batch = {
+            **rows.batch(index),
+            "example_id": np.arange(len(index), dtype=np.int32),
+            "weight": np.ones(len(index), np.float32),
+        }
+        compiled = _compiled(self.run.net, self.run.layout.around(self.block))
+        hidden = np.asarray(compiled(self.params, mesh.put(batch, self.run.mesh)))
+        for row, i in enumerate(part):
+            begin, end = store.start[i : i + 2]
+            store.flat[begin:end] = hidden[row, : end - begin]
+        store.have[part] = True
 
 
 @functools.lru_cache(maxsize=16)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from ptft.core import mesh, tree
+from ptft.core import mesh, progress, tree
 from ptft.core.config import Config
 from ptft.core.tree import Flat
 from ptft.freeze import quantize
@@ -95,6 +95,11 @@ def program(run: Run, phase: int = 0) -> Program:
 
 @functools.lru_cache(maxsize=64)
 def _program(key: _Key) -> Program:
+    with progress.doing("compiling the step", watch=True):
+        return _compile(key)
+
+
+def _compile(key: _Key) -> Program:
     net, tx, accumulate, _ = key.recipe
     compiled = step.compile_train(key.recipe, key.grid, key.parallel)
     if key.parallel != "jit":
