@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 # own wing. A plug-in that is not named here imports nothing of its wing but what is named.
 WINGS = {
     "core": [
-        "signals", "watchdog", "errors", "plugins", "cache", "tree", "record", "progress", "config", "duration",
-        "pages", "compiled", "startup", "locks", "mesh", "integrity", "checkpoint",
+        "signals", "watchdog", "errors", "plugins", "cache", "tree", "record", "progress", "config",
+        "duration", "pages", "compiled", "startup", "locks", "mesh", "integrity", "checkpoint",
     ],
     "data": [
         "_sentences", "_labels", "", "tasks", "_prose", "_docstrings", "_blanks", "_paths", "_reading",
