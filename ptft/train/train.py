@@ -38,6 +38,7 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
       UserError: a mistake in config or data, or a loss that is not finite.
       SystemExit(75): stopped by SIGTERM or SIGINT, and saved.
     """
+    record.claim(workdir, "run.json")
     with ExitStack() as held:
         if workdir.exists():
             held.enter_context(locks.only(workdir))

@@ -1,6 +1,7 @@
 """The weights that a run starts on, and those that a run's folder stands for."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from ptft.train import build, dataset, pipeline, spec
 from ptft.train.build import Run
 from ptft.train.net import Net
 from ptft.train.spec import SPEC
+
+# The keys of a config that decide what a run's weights answer; paths may change when a folder moves.
+DECIDES = re.compile(r"(model|objective)\.|(freeze|dtype|frozen_dtype|checkpoint|data\.names):")
 
 
 def initial(config: Config, net: Net, quiet: bool = True) -> Flat:
@@ -83,7 +87,7 @@ def _must_agree(workdir: Path, config: Config, known: Mapping[str, Any], meta: M
     """Raises UserError where config.json or run.json say what the run's checkpoint, whose files have hashes,
     does not."""
     trained = configs.resolve(configs.renamed(meta["config"]), SPEC)
-    lines = [f"config.json: {line}" for line in configs.difference(trained, config)]
+    lines = [f"config.json: {x}" for x in configs.difference(trained, config) if DECIDES.match(x)]
     lines += [
         f"run.json: {key}: {shown(meta[key], 200)} -> {shown(known.get(key), 200)}"
         for key in ("labels", "tokenizer")
