@@ -135,6 +135,30 @@ def ptft(*args: Any) -> int:
     return main([str(a) for a in args])
 
 
+def flipped(file: Path, many: int) -> Iterator[bool]:
+    """The file with one of its bits flipped, at that many places; gives whether its values are as many and of
+    the same types as before. Afterwards it is as it was."""
+    whole, rng = file.read_bytes(), random.Random(file.name)
+    for _ in range(many):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        file.write_bytes(damaged)
+        yield _types(damaged) == _types(whole)
+    file.write_bytes(whole)
+
+
+def _types(text: bytes) -> Any:
+    """Of the values in a JSON text, whatever their keys."""
+
+    def of(value: Any) -> Any:
+        return [of(x) for x in value] if isinstance(value, list) else type(value)
+
+    try:
+        return of(json.loads(text, object_pairs_hook=lambda pairs: [x for _, x in pairs]))
+    except ValueError:
+        return None
+
+
 def at_batch(monkeypatch: pytest.MonkeyPatch, k: int, action: Callable[[], Any]) -> None:
     """Does something just before step `k`."""
     original = pipeline.train_batches

@@ -39,7 +39,7 @@ from ptft.core.config import Field
 from ptft.core.config import resolve as check
 from ptft.core.errors import UserError
 from ptft.freeze.resolve import BadStart
-from ptft.report import files
+from ptft.report import figures, files
 from ptft.train import build, dataset, pipeline, spec, weights
 
 FINETUNE = {
@@ -633,11 +633,68 @@ def test_a_broken_file_is_named(tmp_path):
     rows = bench(tmp_path, Train())
     file = tmp_path / "cells" / f"{rows[0]['cell']}.json"
     file.write_text("{")
-    with pytest.raises(UserError, match=rf"{rows[0]['cell']}\.json: not JSON .* remove the file"):
+    with pytest.raises(UserError, match=rf"{file.name} is damaged \(not JSON: .* remove the file"):
         bench(tmp_path, Train())
     file.write_text("{}")
-    with pytest.raises(UserError, match="expected the row of a cell"):
+    with pytest.raises(UserError, match=r"is damaged \(cell is missing\)"):
         bench(tmp_path, Train())
+
+
+def test_the_row_of_another_cell_is_no_result_of_this_one(tmp_path):
+    rows = bench(tmp_path, Train())
+    a, b = (tmp_path / "cells" / f"{row['cell']}.json" for row in rows[:2])
+    a.write_bytes(b.read_bytes())
+    for do in (
+        lambda: bench(tmp_path, Train()),
+        lambda: results.finished(tmp_path, a.stem),
+        lambda: files.write(tmp_path),
+    ):
+        with pytest.raises(UserError, match=rf"{a.name} holds the row of another cell, {b.stem} \(head, "):
+            do()
+    a.unlink()
+    again = Train()
+    assert bench(tmp_path, again)[0]["cell"] == a.stem and len(again.calls) == 1
+
+
+def test_a_changed_number_is_seen(tmp_path):
+    rows = bench(tmp_path, Train())
+    file = tmp_path / "cells" / f"{rows[0]['cell']}.json"
+    file.write_text(file.read_text().replace('"accuracy": 0.8,', '"accuracy": 0.9,'))
+    for do in (lambda: bench(tmp_path, Train()), lambda: results.merge([tmp_path])):
+        with pytest.raises(UserError, match=rf"{file.name} is damaged \(its digest is not that of what it"):
+            do()
+    older = {k: v for k, v in json.loads(file.read_text()).items() if k != "digest"}
+    file.write_text(json.dumps(older))  # as before there were digests
+    assert results.merge([tmp_path]).rows[0]["test"]["accuracy"] == 0.9
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_flipped_bit_in_a_json_file_of_a_benchmark_is_seen(tmp_path, capsys, monkeypatch, sealed):
+    """Without a digest, as older files are, a number or a name may be another; but nothing crashes."""
+    monkeypatch.setattr(figures, "png", lambda panels: b"")
+    monkeypatch.setattr(figures, "svg", lambda panel: "")
+    bench(tmp_path, Train(), config(seeds=[0]))
+    results.write_json(tmp_path / "bench.json", json.loads((tmp_path / "bench.json").read_text()))
+    names = ["bench.json", *(f"cells/{p.name}" for p in sorted((tmp_path / "cells").glob("*.json")))]
+    if not sealed:
+        for name in names:
+            values = json.loads((tmp_path / name).read_text())
+            del values["digest"]
+            (tmp_path / name).write_text(json.dumps(values, indent=1))
+
+    def report():
+        code = flow.ptft("report", tmp_path, "--to", tmp_path / "out")
+        return code, capsys.readouterr(), flow.listing(tmp_path / "out") if code == 0 else {}
+
+    code, clean, page = report()
+    assert code == 0
+    for name in names:
+        for same_types in flow.flipped(tmp_path / name, 60):
+            code, said, made = report()
+            if code == 0:
+                assert (said, made) == (clean, page) or (same_types and not sealed)
+            else:
+                assert code == 2 and (f"{tmp_path}/{name} is" in said.err or (not sealed and same_types))
 
 
 def test_a_failed_cell_is_recorded_shown_and_tried_again(tmp_path, capsys):
@@ -1249,7 +1306,7 @@ def test_a_probe_is_made_once(home, tmp_path, monkeypatch):
     assert probe.measure(config, tmp_path) == made
     assert probe.spend("flops", tmp_path)(config) == (8, made["flops"])
     # a slower shard goes by the first one's
-    probe._first(tmp_path / "probes" / f"{probe.name(config)}.json", {"flops": 1})
+    probe._first(tmp_path / "probes" / f"{probe.name(config)}.json", {**ROW, "freeze": "", "flops": 1})
     assert probe.measure(config, tmp_path) == made
 
 
@@ -1267,7 +1324,7 @@ def probed(home, monkeypatch, answer):
     return [one.replace(freeze=freeze, seed=seed) for seed in (0, 1) for freeze in ("full", "head")], asked
 
 
-ROW = {"seconds_per_step": 0.1, "flops": 1.0, "phases": [], "timed_seconds": 1.0}
+ROW = {"seconds_per_step": 0.1, "flops": 1.0, "problem": None, "phases": [], "timed_seconds": 1.0}
 
 
 def test_strategies_are_measured_side_by_side_in_one_process(home, tmp_path, monkeypatch):

@@ -1663,6 +1663,49 @@ def test_import_wants_a_new_folder(tmp_path, capsys):
     said(flow.ptft, "import", GOLDEN / "bert_bare", "--workdir", tmp_path / "empty")
 
 
+# Files of more than 4 KiB cannot be written.
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, 2**12))
+from ptft.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_where_a_disk_is_full_nothing_is_left(trip, tmp_path):
+    """And the same command goes through once there is space."""
+    t = trip("bert_classify")
+    for command, made in (
+        (("import", t.source, "--workdir", tmp_path / "run"), tmp_path / "run"),
+        (("export", "--workdir", t.run, "--to", tmp_path / "out"), tmp_path / "out"),
+    ):
+        done = subprocess.run([sys.executable, "-c", LIMITED, *command], capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert f"ptft {command[0]}: {made} cannot be written: file too large (" in done.stderr
+        assert "free some space, and run the same command again" in done.stderr
+        assert list(tmp_path.iterdir()) == []
+    said(flow.ptft, "import", t.source, "--workdir", tmp_path / "run")
+    said(flow.ptft, "export", "--workdir", t.run, "--to", tmp_path / "out")
+    assert flow.listing(tmp_path / "out") == flow.listing(t.out)
+
+
+def test_an_import_that_is_killed_leaves_no_half_run(trip, tmp_path, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    t = trip("bert_classify")
+    (tmp_path / "run").mkdir()
+    (tmp_path / ".run.part").mkdir()  # as an earlier kill left it
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "save_best", killed)
+        assert flow.ptft("import", t.source, "--workdir", tmp_path / "run") == 130
+    assert [p.name for p in tmp_path.iterdir()] == ["run"] and not list((tmp_path / "run").iterdir())
+    said(flow.ptft, "import", t.source, "--workdir", tmp_path / "run")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in t.run.iterdir()}
+
+
 def test_export_wants_a_new_folder(trip, tmp_path, capsys):
     t = trip("bert_bare")
     before = flow.listing(t.out)
@@ -1923,6 +1966,14 @@ def test_the_model_card(finetuned):
         card.startswith("---\nlibrary_name: transformers\n") and "pipeline_tag: text-classification\n" in card
     )
     assert json.loads(card.split("```json\n")[1].split("```")[0])["optim"]["name"] == "adamw"
+
+
+def test_names_in_the_model_card_are_text(finetuned):
+    folder, names = finetuned[0], ["a|b", "<img src=x onerror=alert(1)>\n"]
+    run = spec.read_run(folder / "run", "run.json")
+    values = config.resolve(spec.read_run(folder / "run", "config.json"), spec.SPEC)
+    card = exchange.card(values.replace(**{"data.names": names}), run, {}, 1)
+    assert "| labels | a\\|b, &lt;img src=x onerror=alert(1)>␊ |" in card
 
 
 def test_the_model_card_of_an_import(trip):

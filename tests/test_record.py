@@ -1,5 +1,7 @@
+import errno
 import io
 import json
+import re
 import sys
 import types
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ptft.core import record
+from ptft.core import record, writing
 from ptft.core.errors import UserError
 
 
@@ -101,6 +103,26 @@ def test_resume_survives_any_torn_line(tmp_path, torn):
     assert (tmp_path / "metrics.jsonl").read_bytes() == good
 
 
+@pytest.mark.parametrize("step", [0, 3])
+def test_resume_says_which_lines_it_cannot_read_and_keeps_them(tmp_path, step, capsys):
+    path, good = tmp_path / "metrics.jsonl", [b'{"step": %d, "split": "dev"}\n' % k for k in (1, 2, 3)]
+    torn = [good[0].replace(b"step", b"stfp"), good[1].replace(b"}", b"}\x00"), good[2], b'{"step": 4']
+    damaged = b"".join(torn)
+    for copy in ("metrics.damaged.jsonl", "metrics.damaged1.jsonl"):
+        path.write_bytes(damaged)
+        record.Log(tmp_path, resume_step=step, quiet=True).close()
+        assert path.read_bytes() == (good[2] if step else b"")
+        assert (tmp_path / copy).read_bytes() == damaged
+        said = f"WARNING: {path}: 2 of 3 lines cannot be read (the first is line 1) and are left out"
+        assert capsys.readouterr().out == f"{said}; the file as it was is kept as {tmp_path / copy}\n"
+
+
+def test_a_torn_line_at_the_end_is_no_damage(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "split": "dev"}\n{"step": 2, "sp')
+    record.Log(tmp_path, resume_step=1, quiet=True).close()
+    assert capsys.readouterr().out == "" and [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 def test_a_complete_last_line_without_its_newline_is_not_glued_to_the_next(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}')
     log = record.Log(tmp_path, resume_step=1, quiet=True)
@@ -155,6 +177,38 @@ def test_write_json_is_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         record.write_json(path, {"a": object()})
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["result.json"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        Exception("No space left on device (os error 28)"),  # as tokenizers says it
+    ],
+)
+def test_a_full_disk_is_said_and_nothing_is_left(tmp_path, error):
+    file = tmp_path / "result.json"
+    file.write_text("before")
+    with pytest.raises(UserError) as e, writing.at_once(file) as part:
+        part.write_text("half")
+        raise error
+    assert re.fullmatch(
+        rf"{file} cannot be written: (no space left on device|disk quota exceeded) \([\d,.]+ MiB are free in "
+        rf"{tmp_path}\); free some space, and run the same command again",
+        str(e.value),
+    )
+    with pytest.raises(UserError), writing.folder_at_once(tmp_path / "run") as part:
+        (part / "config.json").write_text("half")
+        raise error
+    assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), ValueError("x"), UserError("os error 28")])
+def test_other_errors_are_no_full_disk(tmp_path, error):
+    with pytest.raises(type(error)) as e, writing.at_once(tmp_path / "a"):
+        raise error
+    assert e.value is error and list(tmp_path.iterdir()) == []
 
 
 def test_only_the_lead_process_writes_and_prints(tmp_path, monkeypatch, capsys):

@@ -2,16 +2,19 @@
 
 import csv
 import json
+import random
 import re
 import shlex
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 
 import flow
 import numpy as np
 import optax
 import pytest
+from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
 from ptft import models
@@ -912,10 +915,10 @@ def test_bad_folders_and_lines(tmp_path):
         report.write(tmp_path)
     put(tmp_path, [{"cell": "a", "strategy": "s", "seed": 0, "status": "failed"}])
     (tmp_path / "cells" / "b.json").write_text("not json")
-    with pytest.raises(UserError, match=r"cells/b\.json: not JSON"):
+    with pytest.raises(UserError, match=r"cells/b\.json is damaged \(not JSON"):
         report.write(tmp_path)
     (tmp_path / "cells" / "b.json").write_text('{"step": 1}')
-    with pytest.raises(UserError, match="without cell"):
+    with pytest.raises(UserError, match=r"b\.json is damaged \(cell is missing\)"):
         report.write(tmp_path)
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{\n')
@@ -1194,6 +1197,41 @@ def test_a_terminal_shows_the_first_screen(tmp_path):
     )
     run = texts(put_run(tmp_path / "run", [{"step": 1, "split": "dev", "loss": 1.0}]))[0]
     assert markdown.first_screen(run).count("loss") == run.count("loss")
+
+
+TITLES = ["<img src=x onerror=alert(1)>", "a|b\nc `x` *y* _z_ [l](http://e) &amp; $x^$ ", "# h ~~s~~ \\"]
+
+
+@pytest.mark.picture
+def test_names_are_shown_as_they_are(tmp_path):
+    names = dict(zip(STRATEGIES, TITLES, strict=False))
+    lines = [{**r, "strategy": names.get(r["strategy"], r["strategy"]), "task": TITLES[0]} for r in rows()]
+    lines[3] |= {"status": "failed", "error": "<b>|\n# no"}
+    md, html = texts(put(tmp_path, lines))
+    page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(md)
+    ours = {"h1", "h2", "p", "strong", "img", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}
+    assert set(re.findall(r"<(\w+)", page)) == ours
+    assert page.count("<img") == 1 and "<img" not in html  # ours
+    shown = unescape(page)
+    for name in names.values():
+        seen = name.replace("\n", "␊").strip()
+        assert f"<td>{seen}</td>" in shown and f"<td>{name} (freeze=".replace("\n", "␊") in shown
+    assert f"<h2>{TITLES[0]}</h2>" in shown and "<li>" + TITLES[0] + ", # h" not in shown
+    assert all(name.replace("\n", "␊").strip() in markdown.first_screen(md) for name in names.values())
+
+
+def test_any_text_is_shown_as_it_is():
+    longer = ["&lt;", "[a](b)", "**", "__", "~~", "```", "1. ", "- ", " #", "<!--"]
+    signs = [*"ab1 .)#>+=-_*`~|\\[]()<>&;:!\n\t", *longer]
+    render, rng = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render, random.Random(0)
+    for _ in range(3000):
+        text = "".join(rng.choices(signs, k=rng.randint(1, 8)))
+        if not (seen := text.replace("\n", "␊").replace("\t", "␉").strip()):
+            continue
+        assert unescape(render(markdown.line(text))) == f"<p>{seen}</p>\n"
+        assert unescape(render(f"## {markdown.inline(text)}")) == f"<h2>{seen}</h2>\n"
+        table = render(f"| a | b |\n|---|---|\n| {markdown.inline(text)} | c |")
+        assert unescape(table).endswith(f"<td>{seen}</td>\n<td>c</td>\n</tr>\n</tbody>\n</table>\n")
 
 
 def test_no_table_is_wider_than_the_page(tmp_path):
@@ -1585,12 +1623,9 @@ def test_cells_as_a_table(tmp_path):
 def test_a_run_says_what_moved_when_and_at_what_cost(tmp_path):
     put_run(tmp_path, [{"step": 1, "split": "train", "loss": 1.0}])
     config = {"freeze": "head; 50%: top-1", "init_from": "minilm", "frozen_dtype": "int8"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "result.json").write_text(
-        json.dumps(
-            {"steps": 8, "seconds": 2.0, "seconds_per_step": 0.1, "flops_per_step": 7.46e9, "best_step": 8}
-        )
-    )
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model": {"name": "bert"}}))
+    result = {"steps": 8, "seconds": 2.0, "seconds_per_step": 0.1, "flops_per_step": 7.46e9, "best_step": 8}
+    (tmp_path / "result.json").write_text(json.dumps({**result, "trainable": 10, "total": 100}))
     phases = [{"strategy": "head", "began": 0}, {"strategy": "top-1", "began": 4}]
     assert run_page._what(config, phases) == (
         "freeze: head; 50%: top-1; from minilm; phases: head from step 0, top-1 from step 4; frozen "

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 # own wing. A plug-in that is not named here imports nothing of its wing but what is named.
 WINGS = {
     "core": [
-        "signals", "watchdog", "errors", "plugins", "cache", "tree", "record", "progress", "config",
-        "duration", "pages", "compiled", "startup", "locks", "mesh", "integrity", "checkpoint",
+        "signals", "watchdog", "errors", "plugins", "cache", "tree", "writing", "record", "progress",
+        "config", "stored", "duration", "pages", "compiled", "startup", "locks", "mesh", "integrity", "checkpoint",
     ],
     "data": [
         "_sentences", "_labels", "", "tasks", "_prose", "_docstrings", "_blanks", "_paths", "_reading",
@@ -28,8 +28,8 @@ WINGS = {
     "freeze": ["layout", "strategies", "adapters", "adapters._bottleneck", "language", "resolve", "quantize",
     "ledger"],
     "train": [
-        "pipeline", "optim", "net", "step", "cost", "spec", "dataset", "build", "programs", "weights",
-        "description", "contract", "state",
+        "pipeline", "optim", "net", "step", "cost", "run_files", "spec", "dataset", "build", "programs",
+        "weights", "description", "contract", "state",
         "feature_cache", "stage", "evaluate", "schedule", "result", "train",
     ],
     "planning": ["pieces", "importance", "plans", "knapsack", "auto"],

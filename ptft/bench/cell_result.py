@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict, cast
+from typing import Any, Required, TypedDict, cast
+
+from ptft.train.run_files import Data
 
 Scores = Mapping[str, float | None]
 # rows of runs say null
@@ -61,29 +63,48 @@ class CellResult:
         return {f.name: x for f in fields(self) if (x := getattr(self, f.name)) is not None or f.name in kept}
 
 
+class Budget(TypedDict, total=False):
+    kind: str
+    share: float
+
+
+class Forgetting(TypedDict):
+    before: float
+    after: float
+
+
+class Bytes(TypedDict, total=False):
+    parameters: int | None
+    gradients: int | None
+    optimizer: int | None
+    checkpoint: int | None
+    temporary: int | None
+    peak: int | None
+
+
 class Row(TypedDict, total=False):
     """What a cell's file holds, as JSON has it. Rows of other versions and of cells that failed lack some of
     it."""
 
-    cell: str  # the hash, then the labels (`protocol.LABELS`)
-    strategy: str
+    cell: Required[str]  # the hash, then the labels (`protocol.LABELS`)
+    strategy: Required[str]
     task: str
     model: str
     size: int
     lr: float | None
-    seed: int
+    seed: Required[int]
     kind: str
     repeat: bool
 
-    status: str  # "ok", "failed" or "skipped"
+    status: Required[str]  # "ok", "failed" or "skipped"
     error: str
     traceback: str | None
 
     metric: str  # by which it is judged
     freeze: Any
     train_for: str | int
-    budget: Mapping[str, Any]
-    init_from: str
+    budget: Budget
+    init_from: str | None
     config: Mapping[str, Any]
     command: str  # that runs it alone
 
@@ -94,23 +115,23 @@ class Row(TypedDict, total=False):
     config_hash: str
     versions: Mapping[str, str]
     device: Mapping[str, Any]
-    data: Mapping[str, Any]
+    data: Data
     best_step: int
     steps: int
     chosen_by: str | None
-    seconds: float
+    seconds: float | None
     trainable: int
     total: int
-    trainable_share: float
+    trainable_share: float | None
     drift: Mapping[str, float | None]
-    forgetting: Mapping[str, float] | None
+    forgetting: Forgetting | None
     chosen: str
     members: int
     seconds_per_step: float | None
     seconds_low: float | None
     seconds_high: float | None
     flops_per_step: float | None
-    bytes: Mapping[str, int | None] | None
+    bytes: Bytes | None
     notes: Mapping[str, Any]
 
     wall_seconds: float  # of all that was done for it

@@ -20,12 +20,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import jax
 
 from ptft.bench import identity, results
-from ptft.core import compiled, record, signals
+from ptft.core import compiled, record, signals, stored, writing
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError
@@ -34,6 +34,20 @@ from ptft.train import build
 
 STEPS = 10
 KEY = {"flops": "flops", "seconds": "seconds_per_step"}
+
+
+class Row(TypedDict, total=False):
+    """What a probe's file holds (`plans.costs`), as far as it is read here; of a phase, without the
+    overhead."""
+
+    freeze: Required[Any]
+    flops: Required[float | None]
+    seconds_per_step: float | None
+    seconds_low: float | None
+    seconds_high: float | None
+    problem: Required[str | None]
+    phases: Sequence[stored.Object]
+    overhead_seconds: float
 
 
 def spend(budget: str, workdir: Path, caught: Sequence[int] = ()) -> Callable[[Config], tuple[int, float]]:
@@ -133,11 +147,11 @@ def known(config: Config, workdir: Path) -> dict[str, Any] | None:
     """What was measured before, if it was. Where the trainable set changes with time, its means are those of
     this config's steps."""
     file = _file(config, workdir)
-    row = results.read_json(file) if file.exists() else {}
+    row = results.read_json(file, Row) if file.exists() else {}
     if not row.get("phases"):
         return row or None
     return plans.along(
-        {**row, "phases": [results.read_json(f) for f in file.parent.glob(_of_phase(file, "*").name)]},
+        {**row, "phases": [results.read_json(f, Row) for f in file.parent.glob(_of_phase(file, "*").name)]},
         build.build(config),
     )
 
@@ -174,15 +188,14 @@ def peaks() -> dict[str, int | None]:
 
 def _first(file: Path, row: Mapping[str, Any]) -> None:
     """Of several shards that measure the same, all go by whose file is there first."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     own = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    own.write_text(json.dumps(record.plain(row)), encoding="utf-8")
-    try:
-        os.link(own, file)
-    except FileExistsError:
-        pass
-    finally:
-        own.unlink()
+    with writing.room_for(file), contextlib.suppress(FileExistsError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            own.write_text(json.dumps(stored.sealed(row)), encoding="utf-8")
+            os.link(own, file)
+        finally:
+            own.unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -1,22 +1,68 @@
 """What the folders of a benchmark hold, one JSON file a cell: reading, merging, and which learning rate
 counts."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Required, TypedDict
 
 from ptft.bench import ranking
 from ptft.bench.cell_result import Row, row_of
 from ptft.bench.protocol import LABELS, describe
 from ptft.core import config as configs
-from ptft.core import record
+from ptft.core import record, stored
 from ptft.core.errors import UserError
+from ptft.core.stored import Object
 
 Split = Literal["dev", "test"]
+CURE = "remove the file: the same command makes it again"
 # what rows of old lack
 OLDER = {"task": "task", "model": "", "size": 0, "lr": None, "kind": "train", "repeat": False, "error": ""}
+
+
+class Labels(TypedDict, total=False):
+    """`protocol.LABELS`."""
+
+    strategy: Required[str]
+    task: str
+    model: str
+    size: int
+    lr: float | None
+    seed: Required[int]
+    kind: str
+    repeat: bool
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class _Section(TypedDict, total=False):
+    strategies: Sequence[_Named]
+    tasks: Sequence[_Named]
+    models: Sequence[_Named]
+
+
+class _Page(TypedDict, total=False):
+    bench: _Section
+
+
+class BenchFile(TypedDict, total=False):
+    """bench.json (`runner.describe`)."""
+
+    command: str
+    versions: Mapping[str, str]
+    device: Object
+    config_hash: str
+    task: str
+    metric: str
+    baseline: str
+    budget: str
+    repeat: str | bool
+    seeds: Sequence[int]
+    order: Sequence[str]
+    cells: Mapping[str, Labels]
+    config: _Page
 
 
 def higher_is_better(metric: str, rows: Iterable[Mapping[str, Any]]) -> bool:
@@ -34,41 +80,42 @@ def is_bench(folder: Path) -> bool:
 
 def write(folder: Path, row: Row) -> None:
     """At once or not at all."""
-    record.write_json(folder / "cells" / f"{row['cell']}.json", row)
+    write_json(folder / "cells" / f"{row['cell']}.json", row)
+
+
+def write_json(file: Path, values: Object) -> None:
+    """With a digest of what it holds, by which `read_json` sees that it was changed."""
+    record.write_json(file, stored.sealed(values))
 
 
 def read(folder: Path) -> list[Row]:
     """Every cell's row, by name.
 
     Raises:
-      UserError: a file that is no cell's, by its name.
+      UserError: a file that is damaged, or another cell's, by its name.
     """
-    rows = []
-    for file in sorted((folder / "cells").glob("*.json")):
-        row = read_json(file)
-        if missing := [k for k in ("cell", "strategy", "seed", "status") if k not in row]:
-            raise UserError(
-                f"{file}: expected the row of a cell, got one without {', '.join(missing)}; remove the file"
-            )
-        rows.append(row_of(OLDER, row))
-    return rows
+    return [row_of(OLDER, read_row(file)) for file in sorted((folder / "cells").glob("*.json"))]
 
 
 def finished(folder: Path, cell: str) -> Row | None:
     """The row of a cell that has finished."""
     file = folder / "cells" / f"{cell}.json"
-    row = row_of(read_json(file) if file.exists() else {})
+    row = read_row(file) if file.exists() else row_of()
     return row if row.get("status") == "ok" else None
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = configs.renamed(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as e:
-        raise UserError(f"{file}: not JSON ({e}); remove the file: the same command makes it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: expected a JSON object, got {type(value).__name__}; remove the file")
-    return value
+def read_row(file: Path) -> Row:
+    """A cell's row, which says of which cell it is."""
+    row = row_of(read_json(file, Row))
+    if row["cell"] != file.stem:
+        what = f"the row of another cell, {row['cell']} ({describe(row)})"
+        raise UserError(f"{file} holds {what}: it was renamed or copied; give it back its name, or {CURE}")
+    return row
+
+
+def read_json(file: Path, kind: Any = Object) -> dict[str, Any]:
+    """A file of a benchmark's folder. Raises UserError where it is damaged, or holds no such `kind`."""
+    return stored.read(file, kind, CURE)
 
 
 class Merged(NamedTuple):
@@ -93,11 +140,13 @@ def merge(folders: Sequence[Path]) -> Merged:
         other rules on one task.
     """
     benches = [
-        read_json(folder / "bench.json") if (folder / "bench.json").is_file() else {} for folder in folders
+        read_json(folder / "bench.json", BenchFile) if (folder / "bench.json").is_file() else {}
+        for folder in folders
     ]
     listed = _listed(benches)
     rows, source, notes = _rows(list(zip(folders, benches, strict=True)), listed)
     called = [_called({"metric": "accuracy", **row}, listed.get(cell, {})) for cell, row in rows.items()]
+    _refuse_unjudged(called, source)
     _refuse_mixed(called, source)
     _refuse_twins(called, source)
     place = {cell: i for i, cell in enumerate(listed)}
@@ -166,6 +215,17 @@ def _called(row: Row, now: Mapping[str, Any]) -> Row:
 
 def budget(row: Row) -> str:
     return (row.get("budget") or {}).get("kind", "steps")
+
+
+def _refuse_unjudged(rows: Sequence[Row], source: Mapping[str, Path]) -> None:
+    """A run that has finished has what it is judged by."""
+    for row in rows:
+        if row["status"] == "ok" and math.isnan(score(row, "test", row["metric"])):
+            folder, reports = source[row["cell"]], ", ".join(row.get("test") or {}) or "nothing"
+            raise UserError(
+                f"{folder}/cells/{row['cell']}.json is judged by test {row['metric']} and reports {reports}: "
+                f"it is damaged, or {folder}/bench.json is; {CURE}"
+            )
 
 
 def _refuse_mixed(rows: Sequence[Row], source: Mapping[str, Path]) -> None:

@@ -150,7 +150,7 @@ def run_in_subprocess(cell: Cell, bench: Bench, argv: Sequence[str]) -> Row:
     if stopped:
         raise SystemExit(signals.PREEMPTED)
     if _stamp(file) != before or results.finished(workdir, cell.cell):
-        row = row_of(results.read_json(file))
+        row = results.read_row(file)
     else:  # it ended without a word, as a process does that runs out of memory
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         last = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]

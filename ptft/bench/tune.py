@@ -23,7 +23,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from ptft.bench import cell, identity, results, search_space
 from ptft.bench.search_space import Search
@@ -32,11 +32,21 @@ from ptft.core import config as configs
 from ptft.core import locks, mesh, progress, record, signals
 from ptft.core.config import Config
 from ptft.core.errors import UserError
+from ptft.core.stored import Object
 from ptft.planning import auto
 from ptft.train import build, evaluate, spec, train, weights
 
 SHARE = 0.4  # of the blocks that a cheap try trains, at most
 ALL = "0"  # the one thing there is to lock
+
+
+class TuneFile(TypedDict, total=False):
+    """tune.json, as far as it is read again."""
+
+    config: Required[Object]
+    content: Mapping[str, str]
+    trials: Sequence[Object]
+    best: Any
 
 
 def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[str]) -> dict[str, Any]:
@@ -66,7 +76,7 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
             raise UserError(
                 f"another process searches in {workdir}; wait for it, or choose another --workdir"
             )
-        record.write_json(file, state)
+        results.write_json(file, state)
         retry(optuna, study)
         while len(done(study)) < trials:
             if caught:
@@ -74,14 +84,14 @@ def run(values: Mapping[str, Any], workdir: Path, trials: int, page: Sequence[st
                 raise SystemExit(signals.PREEMPTED)
             _trial(optuna, study, search, f"trial {len(done(study)) + 1}/{trials}")
             state["trials"] = _rows(study)
-            record.write_json(file, state)
+            results.write_json(file, state)
             _clear(study, search)
             record.say(f"trial {len(state['trials'])}/{trials} {_news(state['trials'][-1], search.metric)}")
         state["trials"] = _rows(study)
         tried = {row["freeze"] for row in state["trials"]}
         state["untried"] = [name for name in search.space if name not in tried]
         state["best"] = _best(study, search, state["best"], state["trials"])
-    record.write_json(file, state)
+    results.write_json(file, state)
     return state
 
 
@@ -93,7 +103,7 @@ def _begun(file: Path, plain: dict[str, Any], config: Config, search: Search) ->
     Raises:
       UserError: the file is of another config, or of other files.
     """
-    known = results.read_json(file) if file.exists() else {}
+    known = results.read_json(file, TuneFile) if file.exists() else {}
     if known and (changes := configs.difference(known["config"], plain)):
         raise UserError(
             f"{search.workdir} holds a search of another config (there -> asked):\n  "

@@ -48,7 +48,7 @@ def bench_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     # one cell alone changes nothing of what the benchmark is
     if not (args.only and (workdir / "bench.json").exists()):
         whole = f"{command} --workdir {shlex.quote(str(workdir))}"
-        record.write_json(
+        results.write_json(
             workdir / "bench.json", runner.describe(values, mine if args.only else cells, whole)
         )
     expected = {} if args.only else cell.expected(waiting, workdir, args.isolated)

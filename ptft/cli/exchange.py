@@ -1,21 +1,22 @@
 """A checkpoint from outside becomes the folder of a run; a run becomes a folder that transformers loads."""
 
 import json
-import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from ptft import models
-from ptft.core import checkpoint, mesh, record
+from ptft.core import checkpoint, mesh, record, writing
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError, joined
 from ptft.freeze import adapters
 from ptft.hub import config_json, folders, read, write
 from ptft.inputs import tokenizer_files
+from ptft.report import markdown
 from ptft.train import build, spec, weights
 
 
@@ -54,11 +55,14 @@ def import_run(where: str, workdir: Path) -> None:
         "labels": labels,
         "imported": origin,
     }
-    record.write_json(workdir / "config.json", config.to_dict())
-    tokenizer.save(workdir / "tokenizer")
-    many = jax.process_count() > 1  # which write together only what lies on the devices of all
-    checkpoint.save_best(workdir, 0, mesh.place(params, mesh.make()) if many else params, header)
-    record.write_json(workdir / "run.json", header)
+    lead, many = record.is_lead(), jax.process_count() > 1
+    with writing.folder_at_once(workdir) if lead else nullcontext(writing.beside(workdir)) as part:
+        record.write_json(part / "config.json", config.to_dict())
+        if lead:
+            tokenizer.save(part / "tokenizer")
+        # several processes write together only what lies on the devices of all
+        checkpoint.save_best(part, 0, mesh.place(params, mesh.make()) if many else params, header)
+        record.write_json(part / "run.json", header)
     record.say(f"{where}: {folder.kind}, {len(params)} tensors, {folder.dtype} in the file, float32 here")
     record.say("  model: " + ", ".join(f"{k} {v}" for k, v in keys.items()))
     record.say(
@@ -107,16 +111,9 @@ def export_run(workdir: Path, to: Path, merge: bool = False) -> None:
     model = write.Model(config, dims, params, tokenizer, labels, dtype, told)
     if not record.is_lead():
         return
-    part = to.absolute().with_name(f".{to.absolute().name}.part")  # the folder appears once it is whole
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with writing.folder_at_once(to) as part:
         left = write.write(part, model)
-        (part / "README.md").write_text(card(config, run, _result(workdir), what.step), encoding="utf-8")
-        if to.exists():
-            to.rmdir()
-        part.rename(to)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        writing.write_text(part / "README.md", card(config, run, _result(workdir), what.step))
     record.say(
         f"{to}: {len(params) - len(left)} tensors of step {what.step}, {dtype}; "
         f"{', '.join(sorted(p.name for p in to.iterdir()))}"
@@ -128,6 +125,8 @@ def export_run(workdir: Path, to: Path, merge: bool = False) -> None:
 def _must_be_new(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already; expected the name of a new folder")
+    if folder.is_mount():  # it cannot be made under another name, and renamed
+        raise UserError(f"{folder} is a disk's own folder; expected the name of a new folder in it")
 
 
 def _result(workdir: Path) -> dict[str, Any]:
@@ -174,7 +173,8 @@ def card(config: Config, run: dict[str, Any], result: dict[str, Any], step: int)
         ("config hash", run["config_hash"]),
         ("versions", ", ".join(f"{k} {v}" for k, v in run["versions"].items())),
     ]
-    lines += ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
+    lines += ["| | |", "|---|---|"]
+    lines += [*(f"| {markdown.inline(k)} | {markdown.inline(str(v))} |" for k, v in rows), ""]
     lines += [
         "The configuration that made it:",
         "",

@@ -3,14 +3,13 @@
 import contextlib
 import csv
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ptft.core import record
+from ptft.core import record, writing
 from ptft.core.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -26,22 +25,21 @@ def to_json(row: Row | Sequence[Any]) -> str:
 
 @contextlib.contextmanager
 def writer(path: Path) -> Iterator[Callable[[Row], None]]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part = None
     try:
         # A lone half of a surrogate pair, which no file can hold, is written as its number.
-        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as f:
+        with (
+            writing.at_once(path) as part,
+            part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as f,
+        ):
             if path.suffix == ".jsonl":
                 yield lambda row: print(to_json(row), file=f)
             else:
                 yield _table(f, path.suffix == ".tsv")
-        os.replace(part, path)
     except OSError as e:
         if e.filename != str(part):  # another file's
             raise
         raise UserError(f"--to {path} cannot be written: {e.strerror}") from e
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _table(f: TextIO, tabs: bool) -> Callable[[Row], None]:

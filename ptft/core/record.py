@@ -6,10 +6,11 @@ that a mean over a short last batch or over masked tokens is the mean over all o
 
 import importlib
 import importlib.metadata
+import itertools
 import json
 import math
-import os
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import ptft
+from ptft.core import writing
 from ptft.core.errors import UserError, install
 
 Sums = dict[str, tuple[Any, Any]]
@@ -101,15 +103,9 @@ def claim(workdir: Path, file: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` to `path` at once or not at all; NaN and infinity become null. Only the lead process
     writes."""
-    if not is_lead():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # several processes may write the same file: the shards of a benchmark
-    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    tmp.write_text(
-        json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    os.replace(tmp, path)
+    if is_lead():
+        text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+        writing.write_text(path, text + "\n")
 
 
 def versions() -> dict[str, str]:
@@ -147,17 +143,36 @@ def device() -> dict[str, Any]:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Cuts a metrics file back to the lines up to `step`; a torn line goes, whatever its step."""
-    kept = []
-    for line in path.read_bytes().splitlines():
-        try:
-            if 0 < step >= json.loads(line)["step"]:  # step 0 is a fresh start: nothing stays
-                kept.append(line + b"\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    tmp = path.with_name(path.name + ".tmp")
-    tmp.write_bytes(b"".join(kept))
-    os.replace(tmp, path)
+    """Cuts a metrics file back to the lines up to `step`.
+
+    Half a line at the end, as a killed writer leaves it, goes whatever its step. Where other lines cannot be
+    read, the file as it was is kept beside it, and that is said.
+    """
+    *lines, last = path.read_bytes().split(b"\n")
+    steps = [_step_of(line) for line in lines]
+    if unreadable := steps.count(None):
+        names = (path.with_name(f"{path.stem}.damaged{i or ''}{path.suffix}") for i in itertools.count())
+        copy = next(name for name in names if not name.exists())
+        with writing.at_once(copy) as part:
+            shutil.copyfile(path, part)
+        say(
+            f"WARNING: {path}: {unreadable} of {len(lines)} lines cannot be read (the first is line "
+            f"{steps.index(None) + 1}) and are left out; the file as it was is kept as {copy}"
+        )
+    both = zip([*lines, last], [*steps, _step_of(last)], strict=True)
+    # step 0 is a fresh start: nothing stays
+    kept = [line + b"\n" for line, k in both if k is not None and 0 < step >= k]
+    with writing.at_once(path) as part:
+        part.write_bytes(b"".join(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """None: the line cannot be read."""
+    try:
+        step, split = (json.loads(line)[key] for key in ("step", "split"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int and isinstance(split, str) else None
 
 
 class Log:

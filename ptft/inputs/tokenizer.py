@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from ptft.core import progress
+from ptft.core import progress, writing
 from ptft.core.errors import UserError, shown
 from ptft.inputs import added_tokens
 
@@ -128,11 +128,8 @@ class Tokenizer:
         """Writes vocab.txt, tokenizer.json (for the `tokenizers` library) and tokenizer_config.json
         (lower-casing, and `settings`)."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "vocab.txt").write_text(
-            "".join(t + "\n" for t in self.vocab), encoding="utf-8", newline="\n"
-        )
-        self._hf.save(str(folder / "tokenizer.json"))
+        writing.write_text(folder / "vocab.txt", "".join(t + "\n" for t in self.vocab))
+        writing.write_text(folder / "tokenizer.json", self._hf.to_str(pretty=True))
         names = {f"{role}_token": name for role, (name, _) in ROLES.items()}
         types = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
         _write_settings(folder, {"do_lower_case": self.lowercase, **names, **types, **settings})
@@ -184,8 +181,7 @@ class Pretrained(Tokenizer):
     def save(self, folder: Path | str, **settings: Any) -> None:
         """Writes tokenizer.json and tokenizer_config.json."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._hf.save(str(folder / "tokenizer.json"))
+        writing.write_text(folder / "tokenizer.json", self._hf.to_str(pretty=True))
         # tokenizer.json says which tokens were added; said again here, they would be special and so cut like
         # text.
         gone = ("name_or_path", "tokenizer_file", "added_tokens_decoder", *added_tokens.LISTS)
@@ -215,7 +211,7 @@ def _write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     vocabulary, which differs."""
     plain = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
     text = json.dumps({**settings, **plain}, indent=2, ensure_ascii=False)
-    (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+    writing.write_text(folder / "tokenizer_config.json", text + "\n")
 
 
 def whole(text: str) -> str:

@@ -1,8 +1,9 @@
 """A benchmark's cells as a table, one line a cell, for other tools."""
 
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from ptft.bench.cell_result import Row
 
@@ -17,13 +18,15 @@ COLUMNS = (
 NESTED = ("budget", "bytes", "forgetting", "device", "versions")
 
 
-def write(rows: Sequence[Row], to: TextIO) -> None:
+def write(rows: Sequence[Row]) -> str:
     """RFC 4180; what is not known is empty."""
+    to = io.StringIO(newline="")
     flat = [dict(_flat(row)) for row in rows]
     more = sorted({key for row in flat for key in row} - {*COLUMNS, "config_hash", "command"})
     out = csv.DictWriter(to, [*COLUMNS, *more, "config_hash", "command"], restval="", lineterminator="\n")
     out.writeheader()
     out.writerows(flat)
+    return to.getvalue()
 
 
 def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -71,6 +71,7 @@ def _draw(figure: Figure, places: Mapping[Any, Axes]) -> None:
         panel.label(ax)
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a $ in a name is one
 def png(panels: Sequence[Sequence[Any]]) -> bytes:
     """All panels on one picture, two a row; a wide one has a row to itself."""
     rows: list[list[Any]] = []
@@ -100,7 +101,7 @@ def png(panels: Sequence[Sequence[Any]]) -> bytes:
 
 def svg(panel: Any) -> Markup:
     """One panel as inline SVG: text stays text, colours are the page's."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ptft"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ptft", "text.parse_math": False}):
         figure = Figure(figsize=getattr(panel, "size", SIZE), layout="constrained")
         figure.patch.set_alpha(0)
         ax = figure.subplots()

@@ -7,6 +7,7 @@ Reads `bench.json` and `cells/*.json` of one or several folders, or `metrics.jso
 from pathlib import Path
 
 from ptft.bench import results
+from ptft.core import writing
 from ptft.core.errors import UserError
 
 
@@ -35,11 +36,7 @@ def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[s
     from ptft.report import bench_csv, bench_page, figures, markdown, run_page
 
     page, panels = bench_page.page(folders) if results.is_bench(folders[0]) else run_page.page(folders[0])
-    into = Path(to or folders[0])
-    into.mkdir(parents=True, exist_ok=True)
-    paths = {kind: into / f"report.{kind}" for kind in ("md", "png", "html")}
-    paths["png"].write_bytes(figures.png(panels))
-    paths["md"].write_text(markdown.write(page), encoding="utf-8")
+    png, md = figures.png(panels), markdown.write(page)
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -50,11 +47,13 @@ def write(*folders: Path, to: Path | None = None, table: bool = False) -> dict[s
         section["figures"] = [
             {"svg": figures.svg(panel), "broad": figures.broad(panel)} for panel in its_panels
         ]
-    paths["html"].write_text(env.get_template("page.html.j2").render(page), encoding="utf-8")
+    made = {"md": md.encode(), "png": png, "html": env.get_template("page.html.j2").render(page).encode()}
     if table:
-        paths["csv"] = into / "report.csv"
-        with paths["csv"].open("w", encoding="utf-8", newline="") as f:
-            bench_csv.write(results.merge(folders).rows, f)
+        made["csv"] = bench_csv.write(results.merge(folders).rows).encode()
+    paths = {kind: Path(to or folders[0]) / f"report.{kind}" for kind in made}
+    for kind, path in paths.items():
+        with writing.at_once(path) as part:
+            part.write_bytes(made[kind])
     return paths
 
 

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ptft.core import stored
 from ptft.core.errors import UserError
 from ptft.report import format, ledger_page
 from ptft.report.panels import CurvePanel
+from ptft.train import run_files
 
 
 def page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
@@ -17,8 +19,8 @@ def page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
             raise UserError(
                 f"{folder / 'metrics.jsonl'}:{i + 1}: expected a step and a split, got {json.dumps(row)[:80]}"
             )
-    result, run, config = (_json(folder / f"{name}.json") for name in ("result", "run", "config"))
-    ledger = _json(folder / "freeze_ledger.json")
+    names = ("result", "run", "config", "freeze_ledger")
+    result, run, config, ledger = (_json(folder / f"{name}.json") for name in names)
     last = {row["split"]: row for row in rows if row["split"] != "train"}
     splits = {name: result.get(name) or last.get(name) or {} for name in ("dev", "test")}
     splits = {name: values for name, values in splits.items() if values}
@@ -122,7 +124,4 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as e:
-        raise UserError(f"{path}: not JSON ({e})") from None
+    return stored.read(path, run_files.KINDS[path.name], "restore it") if path.is_file() else {}

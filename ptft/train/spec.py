@@ -1,18 +1,17 @@
 """What a config may hold, and the configs that runs have kept."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ptft import data, models, objectives
 from ptft.core import config as configs
-from ptft.core import duration
+from ptft.core import duration, plugins, stored
 from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError, did_you_mean
 from ptft.freeze import language, quantize
 from ptft.hub import config_json, folders
-from ptft.train import optim
+from ptft.train import optim, run_files
 
 SPEC: Spec = {
     "seed": Field(
@@ -121,6 +120,9 @@ SPEC: Spec = {
 }
 
 
+RESTORE = "restore it, or train in another folder"
+
+
 def resolve(values: Mapping[str, Any]) -> Config:
     """Checks a config; with `init_from`, the model's keys default to those of that run."""
     start, own = values.get("init_from"), values.get("model", {})
@@ -128,20 +130,19 @@ def resolve(values: Mapping[str, Any]) -> Config:
         base = (
             config_json.model_keys(folders.open_folder(start))
             if folders.is_folder(start)
-            else read_run(Path(start), "config.json").get("model")
+            else read_run(Path(start), "config.json")["model"]
         )
-        if not isinstance(base, Mapping) or "name" not in base:
-            raise UserError(
-                f"{start}/config.json is that of no run, and without weights no checkpoint: its section "
-                "'model' is missing"
-            )
         if own.get("name", base["name"]) == base["name"]:
             values = {**values, "model": {**base, **own}}
     return configs.resolve(values, SPEC)
 
 
 def read_run(workdir: Path, name: str) -> Any:
-    """A JSON file of a run's folder; what reads a run never executes a config."""
+    """A JSON file of a run's folder (`run_files.KINDS`); what reads a run never executes a config.
+
+    Raises:
+      UserError: the folder is no run's, or the file is damaged.
+    """
     file = workdir / name
     if folders.is_folder(str(workdir)):
         raise UserError(
@@ -152,8 +153,14 @@ def read_run(workdir: Path, name: str) -> Any:
         beside = sorted(p.name for p in (workdir if workdir.is_dir() else workdir.parent).glob("*"))
         what, near = (f"has no {name}", name) if workdir.is_dir() else ("does not exist", workdir.name)
         raise UserError(f"{workdir} is not the folder of a run: it {what}; {did_you_mean(near, beside)}")
-    try:
-        kind = "auto" if name == "auto.json" else "config"
-        return configs.renamed(json.loads(file.read_text(encoding="utf-8")), kind)
-    except ValueError as e:
-        raise UserError(f"{file} is damaged ({e}); restore it, or train in another folder") from None
+    renames = "auto" if name == "auto.json" else "config"
+    values = stored.read(file, run_files.KINDS[name], RESTORE, renames)
+    if name == "config.json":
+        try:
+            configs.resolve(values, SPEC)
+        except UserError as e:
+            # without a file of its author's own its keys are unknown
+            if (workdir / "run.json").is_file():
+                plugins.check(read_run(workdir, "run.json").get("plugins", {}))
+            raise UserError(f"{file} is damaged, or of another version of ptft: {e}\n{RESTORE}") from None
+    return values
