@@ -4,6 +4,7 @@
 #   bash launch/test.sh
 #   bash launch/test.sh tests/test_tokenizer.py -k accents
 #   bash launch/test.sh --peers      also compares with torch and transformers, which the [peers] extra installs
+#   bash launch/test.sh --faults     nothing but the long tests of faults: several processes, killed, stuck and cut off
 set -euo pipefail
 # shellcheck source=launch/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -15,6 +16,10 @@ if [[ ${1:-} == --peers ]]; then
   peers=1
 fi
 ensure_env "${extras[@]}"
+
+if [[ ${1:-} == --faults ]]; then
+  exec "$VENV_PYTHON" -m pytest -m faults --durations=0 "${@:2}"
+fi
 
 "$VENV_PYTHON" -m ruff check .
 "$VENV_PYTHON" -m ruff format --check .
