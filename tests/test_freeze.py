@@ -13,6 +13,7 @@ from ptft.core import duration, mesh, tree
 from ptft.core.errors import UserError
 from ptft.freeze import language, resolve, strategies
 from ptft.train import optim, step
+from ptft.train.description import describe_plan
 
 BERT = (
     "full", "head", "top-1", "top-2", "bottom-1", "embeddings", "freeze-embeddings", "bitfit", "layernorm",
@@ -200,9 +201,9 @@ def test_counts_table_and_text():
         "decay": 1.0,
     } in plan.table()
     assert [r["name"] for r in plan.table()] == list(params)
-    text = resolve.describe(plan)
+    text = describe_plan(plan)
     assert "trainable 195 of" in text and "head/classifier" in text and "freeze" in text
-    assert "train(lr=0.1)" in resolve.describe(
+    assert "train(lr=0.1)" in describe_plan(
         resolved("bert", "classify", [("head/.*", "train(lr=0.1)"), (".*", "freeze")])
     )
 
@@ -339,7 +340,7 @@ def test_weight_decay_has_factors_too():
         plan.decays["backbone/block_1/ffn/up/kernel"] == 3
         and plan.rates["backbone/block_1/ffn/up/kernel"] == 0.5
     )
-    assert "train(lr=0.5, wd=3)" in resolve.describe(plan) and "train(wd=0)" in resolve.describe(plan)
+    assert "train(lr=0.5, wd=3)" in describe_plan(plan) and "train(wd=0)" in describe_plan(plan)
     # With no gradient at all the decay alone moves weights: by lr x decay x both factors, and never a bias.
     _, params = build("bert", "classify")
     inside = {n: jnp.asarray(params[n]) for n in plan.trainable}

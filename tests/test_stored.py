@@ -6,7 +6,7 @@ from typing import Annotated, Any, Required, TypedDict, get_args, get_type_hints
 import pytest
 
 from ptft.bench import probe, results, tune
-from ptft.bench.cell_result import Row
+from ptft.bench.cell_result import BenchFile, Row
 from ptft.core import stored
 from ptft.core.errors import UserError
 from ptft.train import run_files
@@ -74,9 +74,7 @@ def keys(kind: Any) -> set[str]:
     return set(inner).union(*(keys(one) for one in [*inner.values(), *get_args(kind)]))
 
 
-@pytest.mark.parametrize(
-    "kind", [*run_files.KINDS.values(), Row, results.BenchFile, probe.Row, tune.TuneFile]
-)
+@pytest.mark.parametrize("kind", [*run_files.KINDS.values(), Row, BenchFile, probe.Row, tune.TuneFile])
 def test_a_changed_key_of_any_file_is_seen(kind):
     """One letter of it, wherever it stands."""
 

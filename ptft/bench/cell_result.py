@@ -1,9 +1,10 @@
-"""The result of a cell, as a value and as the row in its file."""
+"""The result of a cell, as a value and as the row in its file; and what a benchmark's own file holds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Required, TypedDict, cast
 
+from ptft.core.stored import Object
 from ptft.train.run_files import Data
 
 Scores = Mapping[str, float | None]
@@ -151,3 +152,48 @@ def row_of(*parts: Mapping[str, Any]) -> Row:
 def drift(ledger: Mapping[str, Any]) -> dict[str, float | None]:
     """Of each parameter that moved, how far, by the ledger of a run's freeze."""
     return {r["name"]: r["relative"] for r in ledger["rows"] if r["verdict"] == "moved"}
+
+
+class Labels(TypedDict, total=False):
+    """`protocol.LABELS`."""
+
+    strategy: Required[str]
+    task: str
+    model: str
+    size: int
+    lr: float | None
+    seed: Required[int]
+    kind: str
+    repeat: bool
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class _Section(TypedDict, total=False):
+    strategies: Sequence[_Named]
+    tasks: Sequence[_Named]
+    models: Sequence[_Named]
+
+
+class _Page(TypedDict, total=False):
+    bench: _Section
+
+
+class BenchFile(TypedDict, total=False):
+    """bench.json (`runner.describe`)."""
+
+    command: str
+    versions: Mapping[str, str]
+    device: Object
+    config_hash: str
+    task: str
+    metric: str
+    baseline: str
+    budget: str
+    repeat: str | bool
+    seeds: Sequence[int]
+    order: Sequence[str]
+    cells: Mapping[str, Labels]
+    config: _Page

@@ -4,10 +4,10 @@ counts."""
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Required, TypedDict
+from typing import Any, Literal, NamedTuple
 
 from ptft.bench import ranking
-from ptft.bench.cell_result import Row, row_of
+from ptft.bench.cell_result import BenchFile, Row, row_of
 from ptft.bench.protocol import LABELS, describe
 from ptft.core import config as configs
 from ptft.core import record, stored
@@ -18,51 +18,6 @@ Split = Literal["dev", "test"]
 CURE = "remove the file: the same command makes it again"
 # what rows of old lack
 OLDER = {"task": "task", "model": "", "size": 0, "lr": None, "kind": "train", "repeat": False, "error": ""}
-
-
-class Labels(TypedDict, total=False):
-    """`protocol.LABELS`."""
-
-    strategy: Required[str]
-    task: str
-    model: str
-    size: int
-    lr: float | None
-    seed: Required[int]
-    kind: str
-    repeat: bool
-
-
-class _Named(TypedDict):
-    name: str
-
-
-class _Section(TypedDict, total=False):
-    strategies: Sequence[_Named]
-    tasks: Sequence[_Named]
-    models: Sequence[_Named]
-
-
-class _Page(TypedDict, total=False):
-    bench: _Section
-
-
-class BenchFile(TypedDict, total=False):
-    """bench.json (`runner.describe`)."""
-
-    command: str
-    versions: Mapping[str, str]
-    device: Object
-    config_hash: str
-    task: str
-    metric: str
-    baseline: str
-    budget: str
-    repeat: str | bool
-    seeds: Sequence[int]
-    order: Sequence[str]
-    cells: Mapping[str, Labels]
-    config: _Page
 
 
 def higher_is_better(metric: str, rows: Iterable[Mapping[str, Any]]) -> bool:

@@ -63,12 +63,10 @@ def import_run(where: str, workdir: Path) -> None:
         # several processes write together only what lies on the devices of all
         checkpoint.save_best(part, 0, mesh.place(params, mesh.make()) if many else params, header)
         record.write_json(part / "run.json", header)
+    said = f"objective: {objective['name']}" + (f", labels {joined(labels)}" if labels else "")
     record.say(f"{where}: {folder.kind}, {len(params)} tensors, {folder.dtype} in the file, float32 here")
     record.say("  model: " + ", ".join(f"{k} {v}" for k, v in keys.items()))
-    record.say(
-        f"  tokenizer: {tokenizer.vocab_size:,} entries; objective: {objective['name']}"
-        + (f", labels {joined(labels)}" if labels else "")
-    )
+    record.say(f"  tokenizer: {tokenizer.vocab_size:,} entries; {said}")
     record.say(f"  not in the file: {joined(what.new) or 'nothing'}")
     record.say(f"  unused: {joined(what.unused) or 'nothing'}")
     ready = f"ptft predict --workdir {workdir} --text …" if labels else ""

@@ -287,29 +287,3 @@ def union(resolved: Sequence[Phase]) -> Plan:
     for phase in resolved[1:]:
         rows = [old if old.lr_mult else new for old, new in zip(rows, phase.plan.rows, strict=True)]
     return Plan(tuple(rows))
-
-
-def describe(plan: Plan, whole: bool = False) -> str:
-    """The plan as text, with counts: one line a rule-and-module, or one a parameter."""
-    lines, of = [], {r.name: r.name if whole else _module(r.name) for r in plan.rows}
-    width = max(map(len, of.values()))
-    grouped: dict[tuple[str, str, str], int] = {}
-    for r in plan.rows:
-        key = (of[r.name], r.pattern, _action(r))
-        grouped[key] = grouped.get(key, 0) + tree.count({r.name: r})
-    for (module, pattern, action), n in grouped.items():
-        lines.append(f"  {module:<{width}}  {n:>12,}  {action:<14} {pattern}")
-    trainable, total = plan.counts()
-    return "\n".join([*lines, f"  trainable {trainable:,} of {total:,} parameters ({trainable / total:.2%})"])
-
-
-def _action(row: Row) -> str:
-    factors = [f"{name}={x:g}" for name, x in (("lr", row.lr_mult), ("wd", row.wd_mult)) if x != 1]
-    if not row.lr_mult:
-        return "freeze"
-    return f"train({', '.join(factors)})" if factors else "train"
-
-
-def _module(name: str) -> str:
-    """The first two levels of a name: what a person wants to see a line for."""
-    return "/".join(name.split("/")[:2])

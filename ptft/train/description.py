@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ptft.core import config as configs
-from ptft.core import plugins, record
+from ptft.core import plugins, record, tree
 from ptft.core.errors import listed, shown
 from ptft.core.tree import Flat
 from ptft.freeze import ledger, resolve
@@ -26,10 +26,36 @@ def describe_freeze(run: Run, whole: bool = False) -> list[str]:
         when = f", {start}" if len(run.phases) > 1 else ""
         said.append(
             f"freeze: {phase.strategy}{when}"
-            + ("" if phase.plan in known else f"\n{resolve.describe(phase.plan, whole)}")
+            + ("" if phase.plan in known else f"\n{describe_plan(phase.plan, whole)}")
         )
         known.append(phase.plan)
     return said
+
+
+def describe_plan(plan: resolve.Plan, whole: bool = False) -> str:
+    """The plan as text, with counts: one line a rule-and-module, or one a parameter."""
+    lines, of = [], {r.name: r.name if whole else _module(r.name) for r in plan.rows}
+    width = max(map(len, of.values()))
+    grouped: dict[tuple[str, str, str], int] = {}
+    for r in plan.rows:
+        key = (of[r.name], r.pattern, _action(r))
+        grouped[key] = grouped.get(key, 0) + tree.count({r.name: r})
+    for (module, pattern, action), n in grouped.items():
+        lines.append(f"  {module:<{width}}  {n:>12,}  {action:<14} {pattern}")
+    trainable, total = plan.counts()
+    return "\n".join([*lines, f"  trainable {trainable:,} of {total:,} parameters ({trainable / total:.2%})"])
+
+
+def _action(row: resolve.Row) -> str:
+    factors = [f"{name}={x:g}" for name, x in (("lr", row.lr_mult), ("wd", row.wd_mult)) if x != 1]
+    if not row.lr_mult:
+        return "freeze"
+    return f"train({', '.join(factors)})" if factors else "train"
+
+
+def _module(name: str) -> str:
+    """The first two levels of a name: what a person wants to see a line for."""
+    return "/".join(name.split("/")[:2])
 
 
 def describe(run: Run) -> None:

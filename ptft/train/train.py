@@ -4,7 +4,7 @@ import importlib.util
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -151,19 +151,23 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
             dog.pause()
             progress = judged(run, stage, journal, k) if due.evaluate else stage.state.progress
             done = k == last or schedule.stopped_early(run, progress)
-            rest = evaluate.as_plain(window[0]) if window else None
-            stage = stage.at(progress._replace(seconds=time.perf_counter() - start_time, window=rest))
+            rest, spent = evaluate.as_plain(window[0]) if window else None, time.perf_counter() - start_time
+            stage = stage.at(progress._replace(seconds=spent, window=rest))
             if due.save or done or stop:
                 journal.save(run, stage.state, k)
             if stop:
-                why = f"signal {caught[0]}" if caught else "a signal to another process"
-                record.say(f"stopped by {why} and saved step {k}; the same command goes on from here")
-                raise SystemExit(signals.PREEMPTED)
+                raise _stopped(caught, k)
             if done:
                 break
             clock, at = time.perf_counter(), k
             dog.resume()
     return stage.state, pace
+
+
+def _stopped(caught: Sequence[int], k: int) -> SystemExit:
+    why = f"signal {caught[0]}" if caught else "a signal to another process"
+    record.say(f"stopped by {why} and saved step {k}; the same command goes on from here")
+    return SystemExit(signals.PREEMPTED)
 
 
 def judged(run: Run, stage: Stage, journal: Journal, k: int) -> Progress:
