@@ -189,7 +189,7 @@ def test_the_shapes_of_all_other_kinds():
         ("bert", "fish=1", "a share above 0 and below 1, such as fish=0.005"),
         ("bert", "fish=.", "a share above 0 and below 1"),
         ("bert", "fish=0.1,64,8", "expected fish=SHARE or fish=SHARE,EXAMPLES"),
-        ("bert", "fish=0.1,many", "above 0, such as fish=0.1,256, not 'many'"),
+        ("bert", "fish=0.1,many", "from 1 to 1000000, such as fish=0.1,256, not 'many'"),
         ("bert", "lora=8&top-1", "'lora=8' is added to other sets with"),
         ("bert", "full&lora=8", "'lora=8' is added to other sets with"),
         ("bert", "full!ia3", "'ia3' is added to other sets with"),

@@ -1652,7 +1652,7 @@ def test_the_hub_within_reach(texts, tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------- where nothing may be written
 
 
-def test_import_wants_a_new_folder(tmp_path, capsys):
+def test_import_wants_a_new_folder(tmp_path, capsys, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine").write_text("mine")
     for workdir in (tmp_path / "run", tmp_path / "run" / "mine"):
@@ -1660,7 +1660,13 @@ def test_import_wants_a_new_folder(tmp_path, capsys):
         assert found == f"{workdir} is there already; expected the name of a new folder"
     assert flow.listing(tmp_path) == {"run/mine": b"mine"}
     (tmp_path / "empty").mkdir()
-    said(flow.ptft, "import", GOLDEN / "bert_bare", "--workdir", tmp_path / "empty")
+    with monkeypatch.context() as m:
+        m.setattr(Path, "is_mount", lambda self: self.name == "empty")
+        found = mistake(capsys, "import", GOLDEN / "bert_bare", "--workdir", tmp_path / "empty")
+        assert found == f"{tmp_path}/empty is a disk's own folder; expected the name of a new folder in it"
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    said(flow.ptft, "import", GOLDEN / "bert_bare", "--workdir", tmp_path / "link")
+    assert (tmp_path / "empty" / "run.json").is_file() and (tmp_path / "link").is_symlink()
 
 
 # Files of more than 4 KiB cannot be written.

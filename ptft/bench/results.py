@@ -179,7 +179,7 @@ def _refuse_unjudged(rows: Sequence[Row], source: Mapping[str, Path]) -> None:
             folder, reports = source[row["cell"]], ", ".join(row.get("test") or {}) or "nothing"
             raise UserError(
                 f"{folder}/cells/{row['cell']}.json is judged by test {row['metric']} and reports {reports}: "
-                f"it is damaged, or {folder}/bench.json is; {CURE}"
+                f"it or {folder}/bench.json is damaged; {CURE}"
             )
 
 

@@ -68,15 +68,15 @@ def at_once(path: Path) -> Iterator[Path]:
 @contextmanager
 def folder_at_once(folder: Path) -> Iterator[Path]:
     """`at_once` of a folder, that is new or empty."""
-    folder, part = folder.resolve(), beside(folder)  # it may be a link to an empty folder
+    own, part = folder.resolve(), beside(folder)  # it may be a link to an empty folder
     with room_for(folder):
         shutil.rmtree(part, ignore_errors=True)
         try:
             part.mkdir(parents=True)
             yield part
-            if folder.exists():
-                folder.rmdir()
-            part.rename(folder)
+            if own.exists():
+                own.rmdir()
+            part.rename(own)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 

@@ -11,7 +11,10 @@ from ptft.core import config as configs
 def command(row: Row, folder: str = "") -> str:
     """The `ptft train` that does what a cell did, with the page's own seed; "" of a row that does not say its
     page."""
-    given = shlex.split(row.get("command") or "")
+    try:
+        given = shlex.split(row.get("command") or "")
+    except ValueError:  # a quote is lost
+        return ""
     if given[:3] != ["ptft", "bench", "--config"] or "--only" not in given:
         return ""
     page = [word for word in given[2 : given.index("--only")] if not word.startswith("--config.bench.")]

@@ -268,7 +268,7 @@ def must_merge(added: Sequence[Adapter]) -> None:
 
 
 def merge(added: Sequence[Adapter], params: Flat) -> Flat:
-    """One set of weights that computes the same, without any `adapter/…`. Raises UserError as `must_merge`."""
+    """One set of weights that computes the same, without any `adapter/…`. Raises as `must_merge`."""
     must_merge(added)
     out = insert(added, params)
     for one in added:
