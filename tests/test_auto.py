@@ -284,7 +284,9 @@ def test_a_run_that_resumes_goes_by_what_was_chosen(home, tmp_path, monkeypatch)
 def test_a_start_that_trained_nothing_binds_nobody(home, tmp_path):
     """auto.json of another config, without a run beside it, is one that a killed start left."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "auto.json").write_text('{"config_hash": "another", "strategy": "full"}')
+    left = {"config_hash": "another", "strategy": "full", "budget": 0.5, "unit": "flops", "score": "depth"}
+    more = {"examples": 1, "cost": 0.5, "parts": [], "tried": []}
+    (tmp_path / "run" / "auto.json").write_text(json.dumps(left | more))
     assert (
         auto.built(config(home, "auto(budget=0.4 params, score=depth)"), tmp_path / "run").phases[0].strategy
         != "full"

@@ -137,8 +137,9 @@ def stands_for(workdir: Path, best: bool = True) -> tuple[str, int]:
     Raises:
       UserError: no intact step, or a best one that is damaged: the last is no stand-in for it.
     """
-    if best and integrity.steps(workdir, BEST):
-        if (step := integrity.newest(workdir, BEST)) is not None:
+    if best and (steps := integrity.steps(workdir, BEST)):
+        # of one, the error says what is wrong
+        if (step := integrity.newest(workdir, BEST, quiet=len(steps) == 1)) is not None:
             return BEST, step
         raise UserError(
             f"the best step of {workdir} is damaged: {integrity.damages(workdir, BEST)}; restore "

@@ -72,12 +72,14 @@ def _damage(workdir: Path, kind: str, step: int) -> str | None:
     return None
 
 
-def newest(workdir: Path, kind: str) -> int | None:
-    """The newest intact step; each damaged one is reported and skipped."""
+def newest(workdir: Path, kind: str, quiet: bool = False) -> int | None:
+    """The newest intact step; each damaged one is reported, unless `quiet`, and skipped."""
     for step in steps(workdir, kind):
         damage = _damage(workdir, kind, step)
         if damage is None:
             return step
+        if quiet:
+            continue
         record.note(
             f"WARNING: step {step} in {Path(workdir) / kind} cannot be trusted and is skipped: {damage}"
         )
