@@ -1,17 +1,19 @@
 """`python -m ptft` and the command `ptft`."""
 
+import sys
 import traceback
+from collections.abc import Sequence
 
 from ptft.core import signals
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb to its end, or until a signal; the exit code."""
     with signals.guard():  # before the imports, which take a while
         from ptft.cli.main import main as run
-        from ptft.core import mesh
 
         try:
-            code = run()
+            code = run(argv)
         except signals.Stopped as e:
             code = e.status
         except SystemExit:  # all processes have saved
@@ -19,7 +21,9 @@ def main() -> int:
         except BaseException:
             traceback.print_exc()
             code = 1
-        if code:
+        if code and "jax" in sys.modules:
+            from ptft.core import mesh
+
             mesh.leave(code)
         return code
 
