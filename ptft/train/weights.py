@@ -86,12 +86,12 @@ def run_net(workdir: Path) -> tuple[Config, Tokenizer, Net]:
 def _must_agree(workdir: Path, config: Config, known: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Raises UserError where config.json or run.json say what the run's checkpoint, whose files have hashes,
     does not."""
-    trained = configs.resolve(configs.renamed(meta["config"]), SPEC)
+    trained = configs.resolve(configs.renamed(meta["config"]), SPEC) if "config" in meta else config
     lines = [f"config.json: {x}" for x in configs.difference(trained, config) if DECIDES.match(x)]
     lines += [
         f"run.json: {key}: {shown(meta[key], 200)} -> {shown(known.get(key), 200)}"
         for key in ("labels", "tokenizer")
-        if known.get(key) != meta[key]
+        if key in meta and known.get(key) != meta[key]
     ]
     if lines:
         raise UserError(
