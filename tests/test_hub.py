@@ -1828,7 +1828,9 @@ def test_absurd_sizes_are_refused_before_anything_is_read(case, tmp_path, capsys
     began = time.process_time()
     found = mistake(capsys, "import", folder, "--workdir", tmp_path / "run")
     assert time.process_time() - began < 10
-    assert re.search(WRONG, found), found
+    assert re.search(r"in/config\.json cannot be read as a config of ptft: .*\n.* is out of range", found), (
+        found
+    )
 
 
 def test_an_absurd_number_of_layers_is_refused_before_they_are_built(tmp_path, capsys, monkeypatch):

@@ -31,7 +31,10 @@ def import_run(where: str, workdir: Path) -> None:
     tokenizer, labels = tokenizer_files.load(folder.path), config_json.labels(folder)
     keys = config_json.model_keys(folder)
     objective = _objective(folder, labels, keys.get("max_len", 512))
-    config = spec.resolve({"model": keys, "objective": objective, "data": {"names": labels}})
+    try:
+        config = spec.resolve({"model": keys, "objective": objective, "data": {"names": labels}})
+    except UserError as e:
+        raise UserError(f"{folder.path}/config.json cannot be read as a config of ptft: {e}") from None
     # A pooler comes along even where the model's own pooling does not read it.
     whole = build.net(
         config.replace(**{"model.pooling": "cls"}) if "pooling" in config.model else config, tokenizer, labels
