@@ -22,7 +22,6 @@ from ptft.bench import (
     baselines,
     features,
     identity,
-    locks,
     probe,
     protocol,
     results,
@@ -34,7 +33,7 @@ from ptft.bench import (
 from ptft.bench import cell as work
 from ptft.bench.baselines import Unavailable
 from ptft.bench.cell_result import CellResult, Row
-from ptft.core import pages, record
+from ptft.core import locks, pages, record
 from ptft.core.config import Field
 from ptft.core.config import resolve as check
 from ptft.core.errors import UserError

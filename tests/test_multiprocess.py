@@ -121,7 +121,7 @@ def results(folder: Path, count: int, home: Path, short: bool) -> list[list[dict
     """What each process says of every verb."""
     folder.mkdir()
     outs = ended(start(count, VERBS, json.dumps(commands(folder, home, short))))
-    said = [[json.loads(line) for line in out.splitlines()] for out, _ in outs]
+    said = [[json.loads(x) for x in out.splitlines() if x.startswith('{"verb"')] for out, _ in outs]
     assert {s["code"] for s in said[0]} == {0}, outs[0][1][-3000:]
     return said
 
