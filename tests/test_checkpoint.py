@@ -429,6 +429,7 @@ def test_the_disk_must_hold_more_than_the_bare_bytes(tmp_path, disk):
 FAILING_WRITE = """
 import resource, sys
 from pathlib import Path
+sys.dont_write_bytecode = True  # the limit would cut these files short, too, for every later process
 sys.path[:0] = sys.argv[3:]
 import jax
 from tests.test_checkpoint import adam, big

@@ -1672,6 +1672,7 @@ def test_import_wants_a_new_folder(tmp_path, capsys, monkeypatch):
 # Files of more than 4 KiB cannot be written.
 LIMITED = """
 import resource, signal, sys
+sys.dont_write_bytecode = True  # the limit would cut these files short, too, for every later process
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, 2**12))
 from ptft.cli.main import main
