@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 WINGS = {
     "core": [
         "signals", "watchdog", "errors", "plugins", "cache", "tree", "writing", "record", "progress",
-        "config", "stored", "duration", "pages", "compiled", "startup", "locks", "mesh", "integrity",
-        "checkpoint",
+        "config", "stored", "duration", "pages", "compiled", "startup", "locks", "mesh", "placement",
+        "integrity", "checkpoint",
     ],
     "data": [
         "_sentences", "_labels", "", "tasks", "_prose", "_docstrings", "_blanks", "_paths", "_reading",

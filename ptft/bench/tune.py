@@ -29,7 +29,7 @@ from ptft.bench import cell, identity, results, search_space
 from ptft.bench.search_space import Search
 from ptft.bench.study import done, load_optuna, opened, retry, winner
 from ptft.core import config as configs
-from ptft.core import locks, mesh, progress, record, signals
+from ptft.core import locks, progress, record, signals
 from ptft.core.config import Config
 from ptft.core.errors import UserError
 from ptft.core.stored import Object
@@ -228,7 +228,7 @@ def _best(study: Any, search: Search, before: Any, rows: Sequence[Mapping[str, A
 def _test(config: Config, folder: Path) -> dict[str, float]:
     run = auto.built(config, folder)
     computed, _ = weights.computed_params(folder, config, run.net)
-    params = mesh.place(computed, run.mesh)
+    params = run.placement.put(computed)
     return evaluate.evaluate(run.net, params, evaluate.splits(run)["test"])
 
 

@@ -89,6 +89,7 @@ def _group_key(c: Config, across: bool) -> str | None:
         len(run.phases) > 1
         or sparse
         or c.parallel != "jit"
+        or c.shard != "none"
         or c.accumulate > 1
         or c.frozen_dtype != "float32"
         or c.early_stop

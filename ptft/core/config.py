@@ -24,6 +24,8 @@ FREE = (
     "tensorboard",
     "devices",
     "parallel",
+    "shard",
+    "shard_over",
     "strict_cost",
     "cache_features",
 )

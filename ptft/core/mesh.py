@@ -1,4 +1,5 @@
-"""Devices and processes: one mesh axis, `data`; batches split over it, parameters on every device."""
+"""Devices and processes: a mesh of two axes, `data` and `shard`. Batches are split over both; where
+parameters lie, `ptft.core.placement` says."""
 
 import hashlib
 import os
@@ -45,8 +46,9 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("JAX_PROCESS_ID", 0)), int(os.environ.get("JAX_NUM_PROCESSES", 1))
 
 
-def make(devices: int = 0) -> Mesh:
-    """A mesh over the first `devices` devices (0: all of them)."""
+def make(devices: int = 0, over: int = 1) -> Mesh:
+    """A mesh over the first `devices` devices (0: all of them), of which each `over` (0: all of them) hold
+    one copy of what is cut."""
     have = jax.devices()
     if devices > len(have):
         raise UserError(f"devices: asked for {devices}, this machine has {len(have)} ({have[0].platform})")
@@ -55,16 +57,23 @@ def make(devices: int = 0) -> Mesh:
             f"devices: {devices} of {len(have)} leaves out those of some process; expected 0 (all), as there "
             f"are {jax.process_count()} processes"
         )
-    return _over(have[: devices or len(have)])
+    count = devices or len(have)
+    if count % (over or count):
+        raise UserError(
+            f"shard_over: {over} does not divide {count} devices; expected one of "
+            + ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        )
+    return _over(have[:count], over or count)
 
 
 def alone() -> Mesh:
     """A mesh of one device of this process: what every process can do by itself."""
-    return _over(jax.local_devices()[:1])
+    return _over(jax.local_devices()[:1], 1)
 
 
-def _over(devices: Sequence[Any]) -> Mesh:
-    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+def _over(devices: Sequence[Any], over: int) -> Mesh:
+    # neighbours hold one copy: they are on one host, or near
+    return Mesh(np.asarray(devices).reshape(-1, over), ("data", "shard"), axis_types=(AxisType.Auto,) * 2)
 
 
 def mine(batch: int, mesh: Mesh | None = None) -> slice:
@@ -82,7 +91,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(("data", "shard")))
 
 
 def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
@@ -102,19 +111,27 @@ def put(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
-    """The arrays of a tree on every device of the mesh. Each process has all of their values, and those are
-    the same."""
-    everywhere = replicated(mesh)
+def place(tree: Any, where: Any) -> Any:
+    """The arrays of a tree on every device of a mesh, or as a tree of shardings says. Each process has all of
+    their values, and those are the same."""
+    if isinstance(where, Mesh):
+        where = jax.tree.map(lambda _: replicated(where), tree)
 
-    def one(x: Any) -> Any:
+    def one(x: Any, sharding: NamedSharding) -> Any:
         if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
-            return jax.device_put(x, everywhere)
+            return jax.device_put(x, sharding)
         # device_put would send values from one process to another, which no CPU does
         host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.device_put(tree, everywhere) if jax.process_count() == 1 else jax.tree.map(one, tree)
+    return jax.device_put(tree, where) if jax.process_count() == 1 else jax.tree.map(one, tree, where)
+
+
+def to_host(x: Any) -> np.ndarray:
+    """All values of an array, wherever they lie. All processes must call it."""
+    if getattr(x, "is_fully_addressable", True) or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def alike(values: dict[str, str]) -> None:

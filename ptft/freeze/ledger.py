@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ptft.core import mesh
 from ptft.core.tree import Flat
 from ptft.freeze.resolve import Plan
 
@@ -25,7 +26,7 @@ VERDICTS = {
 
 def digest(x: Any) -> str:
     """SHA-256 of an array's dtype, shape and bytes, its first 16 digits."""
-    x = np.asarray(x)
+    x = mesh.to_host(x)
     return hashlib.sha256(
         f"{x.dtype}{list(x.shape)}".encode() + np.ascontiguousarray(x).tobytes()
     ).hexdigest()[:16]
@@ -80,7 +81,7 @@ def make(plan: Plan, before: Flat, after: Flat, opt: Any, last: Plan | None = No
 
 
 def _row(name: str, rule: str, rate: float, before: Any, after: Any) -> dict[str, Any]:
-    a, b = np.asarray(before), np.asarray(after)
+    a, b = mesh.to_host(before), mesh.to_host(after)
     same = digest(a) == digest(b)
     change = 0.0 if same else float(np.abs(b.astype(np.float64) - a).max())
     norm = float(np.linalg.norm(a.astype(np.float64)))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ptft.core import mesh, progress, record, tree
+from ptft.core.placement import Placement
 from ptft.core.tree import Flat
 from ptft.freeze import quantize, resolve
 from ptft.train import build, contract, cost, programs, weights
@@ -127,11 +128,22 @@ def _phase(run: Run, phase: int) -> dict[str, Any]:
         "freeze": this.strategy, "start": this.start, "waits": this.waits, "trainable": trainable,
         "trainable_share": trainable / total,
         "flops": program.cost.flops, "analytic_flops": formula and formula.total,
-        **{f"{k}_bytes": n for k, n in cost.of_plan(inner, on_device, state.opt, stored)._asdict().items()},
+        **_bytes(run.placement, (inner, on_device), state.opt, stored),
         "temporary_bytes": program.cost.temp_bytes, "peak_bytes": peak, "fits": fits,
         **dict.fromkeys(TIMES),
         "problem": contract.problem(run, program, state.opt, phase),
     }  # fmt: skip
+
+
+def _bytes(where: Placement, params: tuple[Flat, Flat], opt: Any, stored: Flat) -> dict[str, int]:
+    """What follows from shapes alone: what a device keeps of the parameters (trainable, frozen), of their
+    gradients and of the optimizer's state; and what a checkpoint holds, before compression."""
+    return {
+        "parameters_bytes": where.size(params),
+        "gradients_bytes": where.size(params[0]),
+        "optimizer_bytes": where.size(opt),
+        "checkpoint_bytes": cost.size((stored, opt)),
+    }
 
 
 def _mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
@@ -147,14 +159,15 @@ def in_turns(timed: Sequence[tuple[Run, int, Program]], steps: int) -> list[list
     """Seconds of so many steps of each run's phase, as compiled. They take turns (A B C A B C …), so that
     what else the machine does meets all of them; nothing but the weights that a turn begins with lives on
     between turns. Of slow ones fewer steps, at least two turns."""
-    nets = {run.net: run.mesh for run, *_ in timed}
-    starts = {net: mesh.place(net.init(0), grid) for net, grid in nets.items()}
+    starts = {key: key[1].put(key[0].init(0)) for key in {(run.net, run.placement) for run, *_ in timed}}
     taken: list[list[float]] = [[] for _ in timed]
     start_time, turns = time.perf_counter(), 0
     with progress.doing("timing steps", "turns") as advance:
         while turns * TURN < steps and (turns < 2 or time.perf_counter() - start_time < ENOUGH * len(timed)):
             for (run, phase, program), mine in zip(timed, taken, strict=True):
-                mine += _turn(run, phase, program, starts[run.net], min(TURN, steps - len(mine)))
+                mine += _turn(
+                    run, phase, program, starts[run.net, run.placement], min(TURN, steps - len(mine))
+                )
                 advance(place=str(run.config.freeze))
             turns += 1
     return taken
@@ -164,7 +177,7 @@ def _turn(run: Run, phase: int, program: Program, params: Flat, steps: int) -> l
     """Seconds of steps, after one to warm up."""
     trainable, frozen = tree.split(params, run.phases[phase].plan.trainable)
     state = programs.fresh(run, phase, jax.tree.map(jnp.copy, trainable))  # a step writes over its state
-    on_device = mesh.place(_quantized(frozen, run.config.frozen_dtype), run.mesh)
+    on_device = run.placement.put(_quantized(frozen, run.config.frozen_dtype))
     own, seed = mesh.mine(run.config.batch), mesh.place(np.uint32(0), run.mesh)
     batch = mesh.put({k: x[own] for k, x in run.net.example(run.config.batch).items()}, run.mesh)
     taken = []

@@ -11,6 +11,7 @@ import numpy as np
 
 from ptft import models, objectives
 from ptft.core import duration, mesh
+from ptft.core import placement as placing
 from ptft.core.config import Config
 from ptft.core.errors import UserError, did_you_mean
 from ptft.freeze import language, resolve
@@ -118,6 +119,26 @@ class Run(NamedTuple):
         """Everything that is trainable in some phase."""
         return resolve.union(self.phases)
 
+    @property
+    def placement(self) -> placing.Placement:
+        """Where the parameters lie."""
+        return placing.placement(self.config.shard, self.net.shapes(), self.plan.trainable, self.mesh)
+
+
+def devices(config: Config) -> Any:
+    """The mesh that a config asks for. Raises UserError: its batch does not fall into equal parts on it."""
+    if config.shard == "none":
+        grid = mesh.make(config.devices)
+    elif config.parallel != "jit":
+        raise UserError(
+            f"shard: {config.shard!r} needs parallel='jit'; under {config.parallel!r} every device holds all "
+            "parameters"
+        )
+    else:
+        grid = mesh.make(config.devices, config.shard_over)
+    mesh.check_batch(config.batch, config.accumulate, grid)
+    return grid
+
 
 def build(config: Config, chosen: str = "") -> Run:
     """Builds all of a run; every mistake in config or data shows here, before anything is trained.
@@ -125,8 +146,7 @@ def build(config: Config, chosen: str = "") -> Run:
     Args:
       chosen: the strategy, where `config.freeze` leaves it to the data (`ptft.planning.auto`).
     """
-    grid = mesh.make(config.devices)
-    mesh.check_batch(config.batch, config.accumulate, grid)
+    grid = devices(config)
     loaded = dataset.load_data(config)
     network = net(config, loaded.tokenizer, loaded.labels)
     if config.best not in ("", "last", *(known := metrics(network))):
@@ -146,8 +166,7 @@ def outline(config: Config) -> Run:
     """A run without its data, for what depends on shapes alone. Where the config leaves tokenizer or labels
     to the data, of the usual size: `data.vocab_size` entries, two classes, epochs of `data.train_size`
     examples or else of 1000 steps."""
-    grid = mesh.make(config.devices)
-    mesh.check_batch(config.batch, config.accumulate, grid)
+    grid = devices(config)
     labels = tuple(map(str, config.data.labels or config.data.names or ("0", "1")))
     tokenizer = dataset.load_tokenizer(config)
     if tokenizer is None:

@@ -81,28 +81,9 @@ def describe(cost: Cost, full: Cost | None = None) -> str:
     return f"a step costs {flops}"
 
 
-class Bytes(NamedTuple):
-    """What a plan keeps in a device's memory, and on disk."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    checkpoint: int  # what is saved of the parameters, and optimizer state, before compression
-
-
 def size(tree: Any) -> int:
     """Bytes of all arrays (or shapes) of a tree."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def of_plan(
-    trainable: Mapping[str, Any], frozen: Mapping[str, Any], opt: Any, stored: Mapping[str, Any]
-) -> Bytes:
-    """Bytes that follow from shapes alone: of what is trainable, of what is frozen as the devices keep it, of
-    the optimizer's state, and of the parameters that a checkpoint stores."""
-
-    own, state = size(dict(trainable)), size(opt)
-    return Bytes(own + size(dict(frozen)), own, state, size(dict(stored)) + state)
 
 
 class Products(NamedTuple):

@@ -10,6 +10,7 @@ import optax
 
 from ptft.core import mesh, progress, tree
 from ptft.core.config import Config
+from ptft.core.placement import Placement
 from ptft.core.tree import Flat
 from ptft.freeze import quantize
 from ptft.train import cost, optim, step
@@ -70,7 +71,9 @@ def _optimizer(
 
 def fresh(run: Run, phase: int, params: Flat) -> step.TrainState:
     """The trainable parameters of a phase, with new optimizer state."""
-    return mesh.place(step.init_train_state(params, optimizer(run, phase)), run.mesh)
+    where = run.placement
+    of = where.of if where.cut else None
+    return where.put(step.init_train_state(params, optimizer(run, phase), of))
 
 
 class _Key(NamedTuple):
@@ -82,7 +85,7 @@ class _Key(NamedTuple):
     constants: tuple[tuple[str, tuple[int, ...], Any], ...]
     batch: int
     parallel: str
-    grid: Any
+    placement: Placement
 
 
 def program(run: Run, phase: int = 0) -> Program:
@@ -90,7 +93,7 @@ def program(run: Run, phase: int = 0) -> Program:
     c, trainable = run.config, run.phases[phase].plan.trainable
     recipe = Recipe(run.net, optimizer(run, phase), c.accumulate, no_dropout(run, phase))
     constants = tuple((n, x.shape, x.dtype) for n, x in getattr(run.data.train, "constants", {}).items())
-    return _program(_Key(recipe, trainable, c.frozen_dtype, constants, c.batch, c.parallel, run.mesh))
+    return _program(_Key(recipe, trainable, c.frozen_dtype, constants, c.batch, c.parallel, run.placement))
 
 
 @functools.lru_cache(maxsize=64)
@@ -101,10 +104,10 @@ def _program(key: _Key) -> Program:
 
 def _compile(key: _Key) -> Program:
     net, tx, accumulate, _ = key.recipe
-    compiled = step.compile_train(key.recipe, key.grid, key.parallel)
+    where, grid = key.placement, key.placement.grid
     if key.parallel != "jit":
-        return Program(compiled, cost.Cost(None, None, None))
-    everywhere, by_rows = mesh.replicated(key.grid), mesh.by_rows(key.grid)
+        return Program(step.compile_train(key.recipe, grid, key.parallel), cost.Cost(None, None, None))
+    everywhere, by_rows = mesh.replicated(grid), mesh.by_rows(grid)
 
     def shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -112,10 +115,15 @@ def _compile(key: _Key) -> Program:
     trainable, frozen = tree.split(net.shapes(), key.trainable)
     kept = jax.eval_shape(lambda p: quantize.quantize(p, key.frozen_dtype), frozen)
     state = jax.eval_shape(lambda p: step.init_train_state(p, tx), trainable)
-    aot = compiled.lower(  # type: ignore[attr-defined]
-        *jax.tree.map(lambda x: shape(x, everywhere), (state, kept)),
-        {k: shape(v, by_rows) for k, v in net.example(key.batch).items()},
-        jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere),
-        {n: jax.ShapeDtypeStruct(size, dtype, sharding=everywhere) for n, size, dtype in key.constants},
-    ).compile()
-    return Program(aot, cost.of(aot, accumulate, key.grid.size))
+    out = (where.of(state), everywhere) if where.cut else None
+    aot = (
+        step.compile_train(key.recipe, grid, key.parallel, out)
+        .lower(  # type: ignore[attr-defined]
+            *where.like((state, kept)),
+            {k: shape(v, by_rows) for k, v in net.example(key.batch).items()},
+            jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere),
+            {n: jax.ShapeDtypeStruct(size, dtype, sharding=everywhere) for n, size, dtype in key.constants},
+        )
+        .compile()
+    )
+    return Program(aot, cost.of(aot, accumulate, grid.size))

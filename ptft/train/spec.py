@@ -6,7 +6,7 @@ from typing import Any
 
 from ptft import data, models, objectives
 from ptft.core import config as configs
-from ptft.core import duration, plugins, stored
+from ptft.core import duration, placement, plugins, stored
 from ptft.core.config import Config, Field, Spec
 from ptft.core.errors import UserError, did_you_mean
 from ptft.freeze import language, quantize
@@ -90,6 +90,16 @@ SPEC: Spec = {
     ),
     "parallel": Field("jit", str, choices=("jit", "pmap")),
     "devices": Field(0, int, lo=0, doc="0: all of them"),
+    "shard": Field(
+        "none",
+        (str, tuple),
+        check=placement.problem,
+        doc=(
+            "parameters that are cut over the devices, with their optimizer state: none, all, trainable, "
+            "frozen, or a list of (pattern, 'shard' or 'replicate')"
+        ),
+    ),
+    "shard_over": Field(0, int, lo=0, doc="so many devices hold one copy of what is cut; 0: all of them"),
     "dtype": Field(
         "float32", str, choices=("float32", "bfloat16"), doc="of the computation; weights are float32"
     ),

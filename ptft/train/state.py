@@ -1,6 +1,7 @@
 """Where a run is: its trainable and its frozen parameters, and how far it has come. How it starts, is
 saved, resumes and enters a phase."""
 
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft.core import checkpoint, integrity, mesh, record, tree
+from ptft.core import checkpoint, integrity, mesh, placement, record, tree
 from ptft.core import config as configs
 from ptft.core.errors import UserError
 from ptft.core.tree import Flat
@@ -113,10 +114,10 @@ def place(run: Run, frozen: Flat, before: Flat | None = None) -> tuple[Flat, Fla
     if run.config.frozen_dtype == "float32":
         return frozen, frozen
     there = {n: x for n, x in (before or {}).items() if n in frozen}
-    shrink = jax.jit(
-        lambda p: quantize.quantize(p, run.config.frozen_dtype), out_shardings=mesh.replicated(run.mesh)
-    )
-    return jax.device_get(frozen), {**there, **shrink({n: x for n, x in frozen.items() if n not in there})}
+    shrink = functools.partial(quantize.quantize, dtype=run.config.frozen_dtype)
+    new = {n: x for n, x in frozen.items() if n not in there}
+    shardings = run.placement.of(jax.eval_shape(shrink, new))
+    return placement.whole(frozen), {**there, **jax.jit(shrink, out_shardings=shardings)(new)}
 
 
 def start(run: Run, params: Flat) -> RunState:
@@ -140,7 +141,7 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> RunState
             "are not what they were; restore them, or train in another --workdir"
         )
     progress = _with_best(workdir, Progress(**configs.renamed(meta["progress"], "progress")))
-    everywhere, shapes = mesh.replicated(run.mesh), run.net.shapes()
+    shapes = run.net.shapes()
     names = run.phases[progress.phase].plan.trainable
     empty = jax.eval_shape(lambda p: programs.fresh(run, progress.phase, p), tree.split(shapes, names)[0])
     base = (
@@ -149,11 +150,8 @@ def resume(run: Run, workdir: Path, at: int, header: dict[str, Any]) -> RunState
         else weights.on_base(run.config, run.net, meta["base"], workdir, weights.changing(run))
     )
     want = {n: s for n, s in shapes.items() if n not in base}
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (want, empty.opt)
-    )
-    params, opt = checkpoint.restore(workdir, at, *like)
-    trainable, frozen = tree.split({**mesh.place(base, run.mesh), **params}, names)
+    params, opt = checkpoint.restore(workdir, at, *run.placement.like((want, empty.opt)))
+    trainable, frozen = tree.split({**run.placement.put(base), **params}, names)
     record.say(f"resuming at step {at} of {run.durations.total}")
     return RunState(
         step.TrainState(mesh.place(np.int32(at), run.mesh), trainable, opt),
@@ -197,7 +195,7 @@ def enter(run: Run, state: RunState, done: int) -> RunState:
     trainable, frozen = tree.split(whole, run.phases[phase].plan.trainable)
     fresh = programs.fresh(run, phase, trainable)
     opt = optim.carry(state.train_state.opt, fresh.opt, programs.came_from(run, phase))
-    train_state = mesh.place(step.TrainState(state.train_state.step, fresh.params, opt), run.mesh)
+    train_state = run.placement.put(step.TrainState(state.train_state.step, fresh.params, opt))
     there = RunState(
         train_state,
         *place(run, frozen, state.frozen_on_device),

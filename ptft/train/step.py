@@ -139,13 +139,18 @@ def output_step(net: Net) -> Callable[..., dict[str, jax.Array]]:
     return step
 
 
-def compile_train(recipe: Recipe, mesh: Mesh, parallel: str) -> Callable[..., tuple[TrainState, Sums]]:
+def compile_train(
+    recipe: Recipe, mesh: Mesh, parallel: str, out: Any = None
+) -> Callable[..., tuple[TrainState, Sums]]:
     """The train step over the mesh: `jit` on global arrays, or the same step under `jax.pmap`.
 
     The trainable state is donated; what is frozen never is, so that runs may share it.
+
+    Args:
+      out: the shardings of what the step gives, where parameters are cut.
     """
     if parallel == "jit":
-        return jax.jit(train_step(recipe), donate_argnums=0)
+        return jax.jit(train_step(recipe), donate_argnums=0, out_shardings=out)
     step = train_step(recipe, "data")
     mapped = jax.pmap(
         step, "data", in_axes=(None, None, 0, None, None), out_axes=None, devices=list(mesh.devices.flat)
@@ -161,6 +166,14 @@ def compile_train(recipe: Recipe, mesh: Mesh, parallel: str) -> Callable[..., tu
     return call
 
 
-def init_train_state(params: Flat, tx: optax.GradientTransformation) -> TrainState:
-    """Step 0 of the trainable parameters, with optimizer state for them alone."""
-    return TrainState(jnp.int32(0), params, jax.jit(tx.init)(params))  # one program, not one for every shape
+def init_train_state(
+    params: Flat, tx: optax.GradientTransformation, of: Callable[[Any], Any] | None = None
+) -> TrainState:
+    """Step 0 of the trainable parameters, with optimizer state for them alone.
+
+    Args:
+      of: shapes -> shardings, where parameters are cut: their state never lies whole on a device.
+    """
+    out = of(jax.eval_shape(tx.init, params)) if of else None
+    init = jax.jit(tx.init, out_shardings=out)  # one program, not one for every shape
+    return TrainState(jnp.int32(0), params, init(params))

@@ -185,7 +185,8 @@ def final_metrics(run: Run, state: RunState, journal: Journal) -> Ended:
     c, steps, progress, params = run.config, int(state.train_state.step), state.progress, state.params
     best_step = steps
     if progress.best is not None:
-        changed, loaded = checkpoint.load_params(journal.workdir, None, skip="", new_ok="")
+        like = run.placement.like(states.stored(run, state))
+        changed, loaded = checkpoint.load_params(journal.workdir, like, skip="", new_ok="")
         if loaded.step != progress.best_step:
             raise UserError(
                 f"{journal.workdir}/best holds step {loaded.step}, and the best of this run is step "
@@ -196,7 +197,7 @@ def final_metrics(run: Run, state: RunState, journal: Journal) -> Ended:
             loaded.meta.get("thin", ()),
             c.frozen_dtype,
         )
-        params, best_step = mesh.place(whole, run.mesh), loaded.step
+        params, best_step = run.placement.put(whole), loaded.step
     scores, splits = {}, evaluate.splits(run)
     if not splits:  # whether the last update has left a network that computes
         batch = evaluate.Split(run.data.train, c.batch, run.mesh, c.batch)

@@ -146,7 +146,7 @@ def on_base(config: Config, net: Net, digest: str, workdir: Path, changed: Any) 
 def start_params(run: Run, quiet: bool, like: Flat | None = None) -> Flat:
     """All parameters at step 0. `like`: those of a later step, for what was chosen by data and is not to be
     chosen again."""
-    params = mesh.place(initial(run.config, run.net, quiet), run.mesh)
+    params = run.placement.put(initial(run.config, run.net, quiet))
     if like is None:
         return adapters.fill(run.net.added, params, squares(run, params)) if run.net.added else params
     return adapters.fill(run.net.added, params | {n: like[n] for n in like if adapters.is_fixed(n)})
