@@ -88,7 +88,7 @@ def ended(processes: list[subprocess.Popen[str]], seconds: int = 300) -> list[tu
     return [("\n".join(x for x in out.splitlines() if not x.startswith("[Gloo]")), err) for out, err in both]
 
 
-def commands(folder: Path, home: Path, short: bool) -> list[list[str]]:
+def commands(folder: Path, home: Path, count: int, short: bool) -> list[list[str]]:
     """Every verb, each on what those before it have made; or a kind of each."""
 
     def page(name, values):
@@ -100,6 +100,9 @@ def commands(folder: Path, home: Path, short: bool) -> list[list[str]]:
     trained["lora"] |= {"checkpoint": "delta", "frozen_dtype": "int8", "accumulate": 2}
     for name in ("fine", "gradual") if short else ():
         del trained[name]
+    if count > 1:  # a shared folder, and parameters that no process holds all of
+        for name in ("pre", "lora") if short else ("fine", "gradual", "lora"):
+            trained[name] |= {"shard": "frozen" if name == "gradual" else "all"}
     run, table = ["--workdir", str(folder / "lora")], f"files:{home}/test.tsv"
     columns = ["--text-column", "sentence", "--label-column", "label"]
     back = ["--workdir", str(folder / "back")]
@@ -120,7 +123,7 @@ def commands(folder: Path, home: Path, short: bool) -> list[list[str]]:
 def results(folder: Path, count: int, home: Path, short: bool) -> list[list[dict]]:
     """What each process says of every verb."""
     folder.mkdir()
-    outs = ended(start(count, VERBS, json.dumps(commands(folder, home, short))))
+    outs = ended(start(count, VERBS, json.dumps(commands(folder, home, count, short))))
     said = [[json.loads(x) for x in out.splitlines() if x.startswith('{"verb"')] for out, _ in outs]
     assert {s["code"] for s in said[0]} == {0}, outs[0][1][-3000:]
     return said

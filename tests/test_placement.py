@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import flow
 import jax
@@ -7,8 +11,10 @@ import pytest
 from ptft.cli.main import main
 from ptft.core import mesh, placement
 from ptft.core.errors import UserError
+from ptft.planning import scaling
 from ptft.train import build, programs, spec, stage, state, train, weights
 
+TABLES = [(".*/embedding", "shard"), (".*", "replicate")]
 CUT = {"shard": "all", "devices": 4}
 
 
@@ -41,7 +47,7 @@ def test_an_array_is_cut_along_its_largest_dimension_that_fits():
         {"freeze": "lora=4", "accumulate": 2, "frozen_dtype": "int8", "checkpoint": "delta"},
         {"freeze": "gradual", "shard": "frozen"},
         {"freeze": "full", "optim.name": "adafactor", "shard": "trainable", "shard_over": 2},
-        {"freeze": "full", "shard": [(".*/embedding", "shard"), (".*", "replicate")], "frozen_dtype": "bfloat16"},
+        {"freeze": "top-1", "shard": TABLES, "frozen_dtype": "bfloat16"},
     ],
     ids=lambda changes: changes["freeze"],
 )  # fmt: skip
@@ -108,3 +114,24 @@ def test_a_plan_shows_the_bytes_of_a_device(home, tmp_path, capsys):
         assert rows[1][key] < 0.3 * rows[0][key]
     assert rows[1]["peak_bytes"] < rows[0]["peak_bytes"]
     assert rows[1]["checkpoint_bytes"] == rows[0]["checkpoint_bytes"] and not rows[1]["problem"]
+
+
+def test_a_plan_of_more_devices_than_there_are(home, tmp_path):
+    """A process that has not used its devices yet pretends."""
+    page = flow.page(tmp_path / "page.py", values(home, freeze="full", shard="all"))
+    done = subprocess.run(
+        [sys.executable, "-m", "ptft", "plan", "--config", page, "--devices", "1,12"],
+        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[1])},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, many = (line.split() for line in done.stdout.splitlines() if line.startswith("full "))
+    assert one[1:3] == ["1", "8"] and many[1:3] == ["12", "12"]
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,x"])
+def test_devices_of_a_plan_are_numbers(text):
+    with pytest.raises(UserError, match="expected numbers above 0"):
+        scaling.counts(text)

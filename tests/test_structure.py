@@ -33,7 +33,7 @@ WINGS = {
         "weights", "description", "contract", "state",
         "feature_cache", "stage", "evaluate", "schedule", "result", "train",
     ],
-    "planning": ["pieces", "importance", "plans", "knapsack", "auto"],
+    "planning": ["pieces", "importance", "plans", "scaling", "knapsack", "auto"],
     "bench": [
         "stats", "ranking", "identity", "section", "problems", "protocol", "cell_result", "results",
         "features", "baselines", "forgetting", "vmapped", "vectorized", "probe", "cell", "running",

@@ -157,6 +157,10 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
                 "metavar": "N",
                 "help": "time N steps of each on this device; 0: none",
             },
+            "--devices": {
+                "metavar": "N,N",
+                "help": "what one of so many devices holds instead, 1,8,64; as compiled for CPUs",
+            },
             "--rules": {
                 "action": "store_true",
                 "help": "also list every parameter, and which rule freezes or trains it",

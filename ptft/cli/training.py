@@ -68,22 +68,29 @@ def train_verb(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     from ptft.core import pages, record
-    from ptft.planning import auto, plans
+    from ptft.planning import auto, plans, scaling
     from ptft.train import build, description, spec
 
+    numbers = scaling.counts(args.devices) if args.devices else []
+    if numbers:
+        scaling.pretend(max(numbers))
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         values = load_config(args, overrides)
     values = {k: v for k, v in values.items() if k not in ("tune", "bench")}
     config = spec.resolve({**values, "parallel": "jit"})
     asked = [pages.literal(f) for f in args.freeze] if args.freeze else [config.freeze]
     strategies = [auto.chosen(config.replace(freeze=f), args.json) if auto.ask(f) else f for f in asked]
-    outline = build.outline(config.replace(freeze=strategies[0]))
+    few = scaling.on(config, 1) if numbers else config
+    outline = build.outline(few.replace(freeze=strategies[0]))
     # what is wrong with any is said before the first is compiled
     resolved = [build.refrozen(outline, s) for s in strategies]
     if getattr(outline.net.objective, "labels", ()) and not (config.data.labels or config.data.names):
         assumed = f"{len(outline.data.labels)} classes are assumed, as no data are read"
         record.note(f"{assumed}; --config.data.labels names yours")
-    rows = plans.rows(outline, strategies, args.probe)
+    if numbers:
+        rows = scaling.rows(config, strategies, numbers)
+    else:
+        rows = plans.rows(outline, strategies, args.probe)
     if args.json:
         print(
             json.dumps(
@@ -94,7 +101,7 @@ def plan_verb(args: argparse.Namespace, overrides: list[str]) -> None:
     if len(strategies) == 1 or args.rules:
         for run in resolved:
             print("\n".join(description.describe_freeze(run, args.rules)) + "\n")
-    print(plans.text(rows))
+    print(scaling.text(rows) if numbers else plans.text(rows))
 
 
 def tune_verb(args: argparse.Namespace, overrides: list[str]) -> None:

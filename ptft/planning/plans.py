@@ -217,14 +217,22 @@ def text(costed: Sequence[dict[str, Any]]) -> str:
             for part in (r, *r["phases"])
         ),
     ]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    table = [
-        "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
+    warnings = [f"WARNING: {r['freeze']}: {r['problem']}" for r in costed if r["problem"]]
+    return "\n".join([aligned(lines), *warnings])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells as columns, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
         for line in lines
-    ]
-    return "\n".join([*table, *(f"WARNING: {r['freeze']}: {r['problem']}" for r in costed if r["problem"])])
+    )
+
+
+def mebibytes(row: Mapping[str, Any], kind: str) -> str:
+    size = row[f"{kind}_bytes"]
+    return "?" if size is None else f"{size / 2**20:,.0f} MiB"
 
 
 def _when(phase: dict[str, Any]) -> str:
@@ -237,7 +245,7 @@ def _when(phase: dict[str, Any]) -> str:
 
 def _cells(name: str, r: dict[str, Any]) -> list[str]:
     kinds = ("parameters", "gradients", "optimizer", "temporary", "peak", "checkpoint")
-    sizes = ["?" if r[f"{k}_bytes"] is None else f"{r[f'{k}_bytes'] / 2**20:,.0f} MiB" for k in kinds]
+    sizes = [mebibytes(r, k) for k in kinds]
     timed = "" if r["seconds_per_step"] is None else f"{r['seconds_per_step']:.3g}"
     timed = timed if r["fits"] else "does not fit"
     scales = (("flops", 1e-9), ("flops_share", 1), ("analytic_flops_share", 1))

@@ -12,7 +12,7 @@ from ptft.core.tree import Flat
 from ptft.freeze import ledger, resolve
 from ptft.hub import folders
 from ptft.objectives import Rows
-from ptft.train import pipeline, spec, weights
+from ptft.train import cost, pipeline, spec, weights
 from ptft.train.build import Run
 
 UNKNOWN = 0.1  # a larger share of unknown tokens is a mistake
@@ -78,9 +78,21 @@ def describe(run: Run) -> None:
             f"frozen matrices are kept in {run.config.frozen_dtype}; the ledger is of their float32, an "
             "export has them rounded"
         )
+    if run.placement.cut:
+        record.say(describe_cut(run))
     record.say(f"{run.durations.total} steps of {run.config.batch} examples")
     for doubt in doubts(run):
         record.say(f"WARNING: {doubt}")
+
+
+def describe_cut(run: Run) -> str:
+    """What the devices hold of the parameters."""
+    where, shapes = run.placement, run.net.shapes()
+    held, size = (f"{n / 2**20:,.1f}" for n in (where.size(shapes), cost.size(shapes)))
+    return (
+        f"{len(where.cut)} of {len(shapes)} parameters are cut over {run.mesh.shape['shard']} devices: each "
+        f"holds {held} of {size} MiB, and its part of the optimizer's state"
+    )
 
 
 def doubts(run: Run) -> list[str]:
