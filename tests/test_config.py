@@ -189,6 +189,23 @@ def test_a_share_needs_a_whole():
         duration.steps("train_for", "10%", batch=16, examples=100)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("10 minutes", 600), ("1 minute", 60), (" 0.5 minutes", 30), ("2 hours", 7200), ("0 minutes", 0)]
+    + [(text, 0) for text in ("10", "10 steps", "3 epochs", "10%", "10 minuets")],
+)
+def test_times(text, expected):
+    assert duration.seconds(text) == expected
+
+
+@pytest.mark.parametrize("key", ["train_for", "warmup", "eval_every", "log_every"])
+def test_only_checkpoints_go_by_the_clock(key):
+    assert spec.resolve({"save_every": "10 minutes"}).save_every == "10 minutes"
+    for name, text in ((key, "10 minutes"), ("save_every", "0 minutes")):
+        with pytest.raises(UserError, match=rf"{name}: expected a duration such as .*, got '{text}'"):
+            spec.resolve({name: text})
+
+
 @given(st.integers(1, 50), st.integers(1, 500), st.integers(1, 64))
 def test_an_epoch_covers_every_example(epochs, examples, batch):
     n = duration.steps("train_for", f"{epochs} epochs", batch=batch, examples=examples)

@@ -12,7 +12,7 @@ from pathlib import Path
 import flow
 import pytest
 
-from ptft.core import checkpoint, mesh, signals
+from ptft.core import checkpoint, integrity, mesh, signals
 from ptft.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +54,28 @@ try:
 except SystemExit as e:
     code = e.code
 print(json.dumps([code, now[0], sorted({k for k in asked if k})]))  # 0: weights are placed; at a save, many
+"""
+
+# Trains; ten minutes pass before step 4 for the lead, and before step 1 for the other. Says the steps with
+# an all-gather.
+TIMED = """
+import json, sys, types
+from ptft.core import mesh
+mesh.start()
+import jax, flow
+from ptft.train import pipeline, spec, train
+asked, now, gather, batches = [], [0], mesh.multihost_utils.process_allgather, pipeline.train_batches
+passes = 4 if jax.process_index() == 0 else 1
+def counted(*args, **kwargs):
+    asked.append(now[0])
+    return gather(*args, **kwargs)
+def numbered(*args):
+    for now[0], batch in enumerate(batches(*args), 1):
+        yield batch
+mesh.multihost_utils.process_allgather, pipeline.train_batches = counted, numbered
+train.time = types.SimpleNamespace(perf_counter=lambda: 600.0 * (now[0] >= passes))
+train.run(spec.resolve(json.loads(sys.argv[1])), flow.Path(sys.argv[2]), quiet=True)
+print(json.dumps(sorted({k for k in asked if k})))
 """
 
 
@@ -184,6 +206,17 @@ def test_a_signal_to_one_stops_all_at_a_line_of_the_log(tmp_path):
     assert [process.returncode for process in both] == [0, 0], [err[-2000:] for _, err in outs]
     assert [json.loads(out.splitlines()[-1]) for out, _ in outs] == [[signals.PREEMPTED, 6, [3, 6]]] * 2
     assert checkpoint.newest(tmp_path / "run") == 6
+
+
+def test_the_clock_of_the_lead_says_when_all_save(tmp_path):
+    values = flow.pretraining(
+        tmp_path, train_for="8 steps", log_every="3 steps", eval_every="0", save_every="10 minutes", keep=9
+    )
+    both = start(2, TIMED, json.dumps(values), tmp_path / "run", devices=8)
+    outs = ended(both)
+    assert [process.returncode for process in both] == [0, 0], [err[-2000:] for _, err in outs]
+    assert [json.loads(out.splitlines()[-1]) for out, _ in outs] == [[3, 6, 8]] * 2
+    assert integrity.steps(tmp_path / "run", "checkpoints") == [8, 6]
 
 
 def test_processes_with_other_configs_are_told_so(tmp_path):

@@ -79,8 +79,8 @@ MOMENTS = {
     "loading": ("ptft.train.dataset", "load_data"),
     "compiling": ("ptft.train.programs", "program"),
     "starting": ("ptft.train.weights", "start_params"),
-    "the ledger": ("ptft.train.train", "prove"),
-    "the last scores": ("ptft.train.train", "final_metrics"),
+    "the ledger": ("ptft.train.ending", "prove"),
+    "the last scores": ("ptft.train.ending", "final_metrics"),
 }
 
 

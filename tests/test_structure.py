@@ -31,7 +31,7 @@ WINGS = {
     "train": [
         "pipeline", "optim", "net", "step", "cost", "run_files", "spec", "dataset", "build", "programs",
         "weights", "description", "contract", "state",
-        "feature_cache", "stage", "evaluate", "schedule", "result", "train",
+        "feature_cache", "stage", "evaluate", "schedule", "result", "ending", "train",
     ],
     "planning": ["pieces", "importance", "plans", "scaling", "knapsack", "auto"],
     "bench": [

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import flow
 import jax
@@ -15,7 +16,7 @@ import pytest
 import tiny
 
 from ptft import objectives
-from ptft.core import checkpoint, record, signals
+from ptft.core import checkpoint, integrity, record, signals
 from ptft.core import config as configs
 from ptft.core.errors import UserError
 from ptft.train import build, dataset, evaluate, programs, spec, train, weights
@@ -98,6 +99,24 @@ def test_a_killed_process_leaves_a_run_that_goes_on(home, tmp_path):
     assert checkpoint.newest(tmp_path / "run") == 4
     flow.run(flow.finetuning(home, home / "pre"), tmp_path / "run")
     same_run(tmp_path / "run", home / "fine")
+
+
+def test_checkpoints_by_the_clock_change_nothing_and_a_run_goes_on_from_them(home, tmp_path, monkeypatch):
+    """Ten minutes pass before step 5, amid the log's lines; one run goes on, one dies at step 7."""
+    passed, values = [0.0], flow.finetuning(home, home / "pre", save_every="10 minutes")
+    flow.run({**values, "save_every": "0"}, tmp_path / "whole")
+    with monkeypatch.context() as m:
+        m.setattr(train, "time", SimpleNamespace(perf_counter=lambda: passed[0]))
+        flow.at_batch(m, 5, lambda: passed.__setitem__(0, passed[0] + 600.0))
+        flow.run(values, tmp_path / "run")
+        flow.at_batch(m, 7, lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            flow.run(values, tmp_path / "dies")
+    assert integrity.steps(tmp_path / "run", "checkpoints") == [8, 5]
+    assert integrity.steps(tmp_path / "dies", "checkpoints") == [5]
+    flow.run(values, tmp_path / "dies")
+    for name in ("run", "dies"):
+        same_run(tmp_path / name, tmp_path / "whole")
 
 
 def test_a_finished_run_gives_its_result_without_training(home, monkeypatch, capsys):

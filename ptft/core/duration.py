@@ -1,4 +1,4 @@
-"""Durations in a config: "500 steps", "3 epochs", "20000 examples", "10%"."""
+"""Durations in a config: "500 steps", "3 epochs", "20000 examples", "10%", "10 minutes"."""
 
 import math
 import re
@@ -6,6 +6,8 @@ import re
 from ptft.core.errors import UserError
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|examples?|%)?\s*")
+
+_TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(minute|hour)s?\s*")
 
 
 def steps(name: str, text: str | int, *, batch: int, examples: int, total: int | None = None) -> int:
@@ -42,3 +44,15 @@ def check_share(text: str | int) -> str | None:
         return None if float(match[1]) <= 100 else f"{text!r} is more than the whole"
     why = check(text)
     return why and why.replace("'500 steps'", "'10%', '500 steps'")
+
+
+def seconds(text: str | int) -> float:
+    """The seconds of "10 minutes" or "2 hours"; 0.0: it is no time, but may be another duration."""
+    match = _TIME.fullmatch(str(text))
+    return float(match[1]) * {"minute": 60, "hour": 3600}[match[2]] if match else 0.0
+
+
+def check_share_or_time(text: str | int) -> str | None:
+    """`check_share` for a duration that may also be a time, such as '10 minutes'."""
+    why = None if seconds(text) else check_share(text)
+    return why and why.replace("'10%', ", "'10 minutes', '10%', ")

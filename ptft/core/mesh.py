@@ -153,12 +153,14 @@ def wait(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def agreed(stop: bool, due: bool) -> bool:
-    """Whether any process was asked to stop: all must leave the loop at the same step.
+def agreed(says: Sequence[bool], due: bool) -> tuple[bool, ...]:
+    """What any process says, one by one: all must leave the loop, or save, at the same step.
 
     Several processes wait for each other to answer, so they ask only where that is `due`, which must be the
-    same for all.
+    same for all; elsewhere nothing is agreed.
     """
     if jax.process_count() == 1:
-        return stop
-    return due and bool(multihost_utils.process_allgather(np.asarray(stop)).any())
+        return tuple(says)
+    if not due:
+        return (False,) * len(says)
+    return tuple(multihost_utils.process_allgather(np.asarray(says)).any(0).tolist())

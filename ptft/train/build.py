@@ -74,13 +74,14 @@ def phases(config: Config, net: Net, examples: int, total: int) -> tuple[resolve
 
 
 class Durations(NamedTuple):
-    """All in steps; 0 means never before the end."""
+    """In steps; 0 means never before the end."""
 
     total: int
     warmup: int
     evaluate: int
     save: int
     log: int
+    save_seconds: float = 0.0  # where checkpoints go by the clock; `save` is 0 then
 
 
 def durations(config: Config, examples: int) -> Durations:
@@ -92,10 +93,10 @@ def durations(config: Config, examples: int) -> Durations:
     total = steps("train_for")
     if total < 1:
         raise UserError(f"train_for: {config.train_for!r} is no step at all")
-    warmup, evaluate, save, log = (
-        steps(key, total) for key in ("warmup", "eval_every", "save_every", "log_every")
-    )
-    return Durations(total, min(warmup, total), evaluate, save, max(log, 1))
+    warmup, evaluate, log = (steps(key, total) for key in ("warmup", "eval_every", "log_every"))
+    by_clock = duration.seconds(config.save_every)
+    save = 0 if by_clock else steps("save_every", total)
+    return Durations(total, min(warmup, total), evaluate, save, max(log, 1), by_clock)
 
 
 class Run(NamedTuple):

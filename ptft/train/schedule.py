@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from ptft.core import record
 from ptft.train import build
 from ptft.train.build import Run
 from ptft.train.state import Progress
@@ -22,6 +23,12 @@ def at(run: Run, k: int) -> Due:
     chooses = build.metric(run) != "last"
     evaluate = run.data.dev is not None and ((last and chooses) or (d.evaluate > 0 and k % d.evaluate == 0))
     return Due(last or k % d.log == 0, evaluate, last or (d.save > 0 and k % d.save == 0))
+
+
+def late(run: Run, seconds: float) -> bool:
+    """Whether a checkpoint is due so long after the last one. Clocks differ: of several processes the lead's
+    decides."""
+    return 0 < run.durations.save_seconds <= seconds and record.is_lead()
 
 
 def stopped_early(run: Run, progress: Progress) -> bool:

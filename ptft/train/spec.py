@@ -38,8 +38,11 @@ SPEC: Spec = {
     "save_every": Field(
         "1 epoch",
         (str, int),
-        check=duration.check_share,
-        doc="a checkpoint to resume from; '0': only at the end",
+        check=duration.check_share_or_time,
+        doc=(
+            "a checkpoint to resume from; also '10 minutes' (of several processes: at the first line of the "
+            "log after them); '0': only at the end"
+        ),
     ),
     "log_every": Field("50 steps", (str, int), check=duration.check_share),
     "keep": Field(2, int, lo=1, doc="checkpoints to keep"),

@@ -1,10 +1,9 @@
 """The one loop, for pretraining and finetuning."""
 
 import importlib.util
-import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from ptft.core import checkpoint, integrity, locks, mesh, record, signals, start
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError
-from ptft.freeze import ledger, quantize, resolve
-from ptft.train import build, description, evaluate, result, schedule, spec, weights
+from ptft.train import build, description, ending, evaluate, result, schedule, spec, weights
 from ptft.train import stage as stages
 from ptft.train import state as states
 from ptft.train.build import Run
-from ptft.train.result import Ended
 from ptft.train.stage import Stage
 from ptft.train.state import Journal, Progress, RunState
 
@@ -80,34 +77,13 @@ def _train(run: Run, stage: Stage, workdir: Path, header: dict[str, Any], quiet:
     ) as log:
         journal = Journal(workdir, header, log, quiet)
         state, pace = fit(run, stage, journal)
-        prove(run, state, journal)
-        ended = final_metrics(run, state, journal)
+        ending.prove(run, state, journal)
+        ended = ending.final_metrics(run, state, journal)
     progress = state.progress
     a_step = statistics.median(pace[1:] or pace) if pace else progress.seconds / max(ended.steps, 1)
     outcome = result.of(run, header, progress, ended, a_step).to_json()
     record.write_json(workdir / "result.json", outcome)
     return outcome
-
-
-def prove(run: Run, state: RunState, journal: Journal) -> None:
-    """Writes the freeze ledger of what was done; a freeze that did not hold is an error."""
-    reached = run.phases[: state.progress.phase + 1]
-    before = weights.start_params(run, quiet=True, like={**state.frozen, **state.train_state.params})
-    proof = ledger.make(
-        resolve.union(reached),
-        before,
-        {**state.frozen, **state.train_state.params},
-        state.train_state.opt,
-        reached[-1].plan,
-    )
-    starts = [*state.progress.phase_starts, *[None] * (len(run.phases) - len(reached))]
-    proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(run.phases, starts, strict=True)]
-    record.write_json(journal.workdir / "freeze_ledger.json", proof)
-    if not journal.quiet or not proof["holds"]:
-        unread = () if run.net.objective.reads_pooled else ("backbone/pooler/",)
-        record.say(ledger.describe(proof, unread))
-    if not proof["holds"]:
-        raise RuntimeError(f"the freeze did not hold: see {journal.workdir}/freeze_ledger.json")
 
 
 def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]]:
@@ -120,7 +96,7 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
     pace: list[float] = []
     done = at == last or schedule.stopped_early(run, stage.state.progress)
     with signals.preemption() as caught, watchdog.watching() as dog:
-        clock = time.perf_counter()
+        clock = saved_at = time.perf_counter()
         start_time = clock - stage.state.progress.seconds
         for k in range(at + 1, at + 1 if done else last + 1):
             dog.step()
@@ -139,8 +115,10 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
             # steps run ahead of this loop, but not so far that a signal waits for many
             jax.block_until_ready(window[-3:-2])
             due = schedule.at(run, k)
-            stop = mesh.agreed(bool(caught), any(due))  # read once: a later signal counts at the next step
-            if not (any(due) or stop):
+            late = schedule.late(run, time.perf_counter() - saved_at)
+            # read once: a later signal counts at the next step
+            stop, late = mesh.agreed((bool(caught), late), any(due))
+            if not (any(due) or stop or late):
                 continue
             window = [evaluate.total(window)]
             values = evaluate.of_window(run.net, window[0], k)
@@ -153,8 +131,9 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
             done = k == last or schedule.stopped_early(run, progress)
             rest, spent = evaluate.as_plain(window[0]) if window else None, time.perf_counter() - start_time
             stage = stage.at(progress._replace(seconds=spent, window=rest))
-            if due.save or done or stop:
+            if due.save or done or stop or late:
                 journal.save(run, stage.state, k)
+                saved_at = time.perf_counter()
             if stop:
                 raise _stopped(caught, k)
             if done:
@@ -178,44 +157,6 @@ def judged(run: Run, stage: Stage, journal: Journal, k: int) -> Progress:
     if progress.best_step == k:
         journal.save_best(run, stage.state, k)
     return progress
-
-
-def final_metrics(run: Run, state: RunState, journal: Journal) -> Ended:
-    """Dev and test metrics of the best parameters, or of the last where nothing chose a best."""
-    c, steps, progress, params = run.config, int(state.train_state.step), state.progress, state.params
-    best_step = steps
-    if progress.best is not None:
-        like = run.placement.like(states.stored(run, state))
-        changed, loaded = checkpoint.load_params(journal.workdir, like, skip="", new_ok="")
-        if loaded.step != progress.best_step:
-            raise UserError(
-                f"{journal.workdir}/best holds step {loaded.step}, and the best of this run is step "
-                f"{progress.best_step}; restore that folder"
-            )
-        whole = quantize.computed(
-            {**state.frozen, **state.train_state.params, **changed},
-            loaded.meta.get("thin", ()),
-            c.frozen_dtype,
-        )
-        params, best_step = run.placement.put(whole), loaded.step
-    scores, splits = {}, evaluate.splits(run)
-    if not splits:  # whether the last update has left a network that computes
-        batch = evaluate.Split(run.data.train, c.batch, run.mesh, c.batch)
-        _must_compute("train", evaluate.evaluate(run.net, params, batch))
-    for name, split in splits.items():
-        scores[name] = evaluate.evaluate(run.net, params, split)
-        _must_compute(name, scores[name])
-        if name == "test" or not schedule.at(run, steps).evaluate:  # or the loop has written it
-            journal.log.write(best_step, name, scores[name])
-    return Ended(steps, best_step, scores)
-
-
-def _must_compute(split: str, scores: Mapping[str, float]) -> None:
-    if not math.isfinite(scores["loss"]):
-        raise UserError(
-            f"the loss on {split} is {scores['loss']}: the run diverged; lower optim.lr or optim.clip. "
-            "Checkpoints stay"
-        )
 
 
 def finished(config: Config, workdir: Path) -> dict[str, Any] | None:
