@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,13 @@ def at_batch(monkeypatch: pytest.MonkeyPatch, k: int, action: Callable[[], Any])
             yield made
 
     monkeypatch.setattr(pipeline, "train_batches", batches)
+
+
+def on_disk() -> None:
+    """Waits for what is being saved beside the loop."""
+    for thread in threading.enumerate():
+        if thread.name == "ptft.save":
+            thread.join()
 
 
 def sigterm() -> None:

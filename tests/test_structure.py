@@ -16,7 +16,7 @@ WINGS = {
     "core": [
         "signals", "watchdog", "errors", "plugins", "cache", "tree", "writing", "record", "progress",
         "config", "stored", "duration", "pages", "compiled", "startup", "locks", "mesh", "placement",
-        "integrity", "checkpoint",
+        "integrity", "checkpoint", "saver",
     ],
     "data": [
         "_sentences", "_labels", "", "tasks", "_prose", "_docstrings", "_blanks", "_paths", "_reading",

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,7 +83,10 @@ from pathlib import Path
 import pytest
 import flow
 folder, workdir, k = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-flow.at_batch(pytest.MonkeyPatch(), k, lambda: os.kill(os.getpid(), signal.SIGKILL))
+def kill():
+    flow.on_disk()
+    os.kill(os.getpid(), signal.SIGKILL)
+flow.at_batch(pytest.MonkeyPatch(), k, kill)
 flow.run(flow.finetuning(folder, folder / "pre"), workdir)
 """
 
@@ -117,6 +121,44 @@ def test_checkpoints_by_the_clock_change_nothing_and_a_run_goes_on_from_them(hom
     flow.run(values, tmp_path / "dies")
     for name in ("run", "dies"):
         same_run(tmp_path / name, tmp_path / "whole")
+
+
+def test_what_is_saved_is_the_step_and_not_what_was_trained_since(home, tmp_path, monkeypatch):
+    """Step 4 is written only once step 7 has begun; a run that stopped at step 4 has it too."""
+    values = flow.finetuning(home, home / "pre", freeze="full", eval_every="0", keep=9)
+    with monkeypatch.context() as m, pytest.raises(SystemExit):
+        flow.at_batch(m, 4, flow.sigterm)
+        flow.run(values, tmp_path / "stopped")
+    write, trained = checkpoint._write, threading.Event()
+
+    def late(*args):
+        assert trained.wait(60)
+        write(*args)
+
+    monkeypatch.setattr(checkpoint, "_write", late)
+    flow.at_batch(monkeypatch, 7, trained.set)
+    flow.run(values, tmp_path / "run")
+    assert integrity.steps(tmp_path / "run", "checkpoints") == [8, 4]
+    stopped, saved = (flow.state(tmp_path / name, 4) for name in ("stopped", "run"))
+    assert saved == stopped != flow.state(tmp_path / "run", 8)
+
+
+@pytest.mark.parametrize(("step", "lines"), [(4, [2, 3, 4]), (8, [2, 3, 4, 6, 8])])
+def test_a_save_that_fails_ends_the_run_at_the_next_line_of_the_log(home, tmp_path, monkeypatch, step, lines):
+    write = checkpoint._write
+
+    def full(workdir, kind, k, *rest):
+        if (kind, k) == ("checkpoints", step):
+            raise UserError("not enough disk space")
+        write(workdir, kind, k, *rest)
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    flow.at_batch(monkeypatch, 5, flow.on_disk)
+    with pytest.raises(UserError, match="not enough disk space"):
+        flow.run(flow.finetuning(home, home / "pre"), tmp_path / "run")
+    assert [x["step"] for x in flow.lines(tmp_path / "run") if x["split"] == "train"] == lines
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert checkpoint.newest(tmp_path / "run") == (None if step == 4 else 4)
 
 
 def test_a_finished_run_gives_its_result_without_training(home, monkeypatch, capsys):

@@ -4,7 +4,8 @@
     WORKDIR/best/<step>/          params, meta: the best on the dev split; one stays
     WORKDIR/manifests/<kind>-<step>.json   size and SHA-256 of every file of a step
 
-Saving is synchronous: when `save` returns, the step is on disk, and an error is raised where it happened.
+Saving here is synchronous: when `save` returns, the step is on disk, and an error is raised where it
+happened; `ptft.core.saver` runs it beside the loop.
 With several processes all must call `save`, `restore` and `load_params`, on a shared file system.
 """
 

@@ -40,8 +40,8 @@ SPEC: Spec = {
         (str, int),
         check=duration.check_share_or_time,
         doc=(
-            "a checkpoint to resume from; also '10 minutes' (of several processes: at the first line of the "
-            "log after them); '0': only at the end"
+            "a checkpoint to resume from, written beside the loop (several processes wait for it); also '10 "
+            "minutes' (of several processes: at the first line of the log after them); '0': only at the end"
         ),
     ),
     "log_every": Field("50 steps", (str, int), check=duration.check_share),

@@ -14,6 +14,7 @@ import numpy as np
 from ptft.core import checkpoint, integrity, mesh, placement, record, tree
 from ptft.core import config as configs
 from ptft.core.errors import UserError
+from ptft.core.saver import Saver
 from ptft.core.tree import Flat
 from ptft.freeze import quantize
 from ptft.train import optim, programs, step, weights
@@ -93,20 +94,36 @@ class Journal(NamedTuple):
     header: dict[str, Any]  # of what it is; stands beside every checkpoint
     log: record.Log
     quiet: bool  # towards people
+    saver: Saver
 
     def save(self, run: Run, state: RunState, k: int) -> None:
-        """A checkpoint of step `k`, to resume from. Raises UserError as `must_be_finite`."""
-        must_be_finite(state, k)
-        params, said = stored(run, state), meta(run, state, self.header)
-        checkpoint.save(self.workdir, k, params, state.train_state.opt, said, keep=run.config.keep)
+        """Begins a checkpoint of step `k`, to resume from; `saver` knows when it is on disk. Raises UserError
+        as `must_be_finite`, or of an earlier save."""
+        own = self._own(state, k)
+        params, opt, said = stored(run, own), own.train_state.opt, meta(run, own, self.header)
+        self.saver.start(
+            integrity.RESUME,
+            lambda: checkpoint.save(self.workdir, k, params, opt, said, keep=run.config.keep),
+        )
 
     def save_best(self, run: Run, state: RunState, k: int) -> None:
-        """The parameters of step `k`, the best so far. Raises UserError as `must_be_finite`."""
+        """The same of the parameters of step `k`, the best so far."""
+        own = self._own(state, k)
+        params, said = stored(run, own), meta(run, own, self.header)
+
+        def write() -> None:
+            there = k in integrity.steps(self.workdir, integrity.BEST)
+            if there and integrity.newest(self.workdir, integrity.BEST) == k:
+                return  # saved before a start that fell back: a kill while it is replaced would leave none
+            checkpoint.save_best(self.workdir, k, params, said)
+
+        self.saver.start(integrity.BEST, write)
+
+    def _own(self, state: RunState, k: int) -> RunState:
+        """The state with what a step changes copied; what is frozen is never donated."""
+        self.saver.ready(k)
         must_be_finite(state, k)
-        there = k in integrity.steps(self.workdir, integrity.BEST)
-        if there and integrity.newest(self.workdir, integrity.BEST) == k:
-            return  # saved before a start that fell back: a kill while it is replaced would leave none
-        checkpoint.save_best(self.workdir, k, stored(run, state), meta(run, state, self.header))
+        return state._replace(train_state=self.saver.own(state.train_state))
 
 
 def place(run: Run, frozen: Flat, before: Flat | None = None) -> tuple[Flat, Flat]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft.core import checkpoint, integrity, locks, mesh, record, signals, startup, watchdog
+from ptft.core import checkpoint, integrity, locks, mesh, record, saver, signals, startup, watchdog
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError
@@ -72,10 +72,9 @@ def _train(run: Run, stage: Stage, workdir: Path, header: dict[str, Any], quiet:
     there = importlib.util.find_spec("tensorboardX") is not None
     board = there if config.tensorboard is None else config.tensorboard
     at = int(stage.state.train_state.step)
-    with closing(
-        record.Log(workdir, resume_step=at, tensorboard=board, total_steps=total, quiet=quiet)
-    ) as log:
-        journal = Journal(workdir, header, log, quiet)
+    log = record.Log(workdir, resume_step=at, tensorboard=board, total_steps=total, quiet=quiet)
+    with closing(log), saver.saving() as saves:
+        journal = Journal(workdir, header, log, quiet, saves)
         state, pace = fit(run, stage, journal)
         ending.prove(run, state, journal)
         ended = ending.final_metrics(run, state, journal)
@@ -102,6 +101,7 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
             dog.step()
             if states.due(run, stage.state, k - 1):
                 dog.pause()
+                journal.saver.wait()  # what becomes frozen shall leave the memory
                 stage, paused = stages.following(run, stage.state, k - 1, quiet)
                 batches = stage.batches(k - 1)
                 clock, start_time = clock + paused, start_time + paused
@@ -120,6 +120,7 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
             stop, late = mesh.agreed((bool(caught), late), any(due))
             if not (any(due) or stop or late):
                 continue
+            journal.saver.check()
             window = [evaluate.total(window)]
             values = evaluate.of_window(run.net, window[0], k)
             if any(due):
@@ -134,6 +135,8 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
             if due.save or done or stop or late:
                 journal.save(run, stage.state, k)
                 saved_at = time.perf_counter()
+            if stop or done:
+                journal.saver.wait()
             if stop:
                 raise _stopped(caught, k)
             if done:
