@@ -886,10 +886,12 @@ def test_a_run_alone_has_curves_and_numbers(tmp_path):
                 "total": 10,
                 "trainable_share": 0.5,
                 "versions": {"jax": "0.10"},
+                "times": {"starts": 2, "seconds": {"step": 6, "save": 3}, "lost_steps": 0, "goodput": 0.67},
             }
         )
     )
     md, _ = texts(tmp_path)
+    assert "Wall time: 9.0 s in 2 starts, 67% in steps (saving 33%)." in md
     assert (
         "199 steps in 1 min 1 s with evaluations and checkpoints, 300 ms a step. 5 of 10 parameters moved "
         "(50.0 %)."

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 WINGS = {
     "core": [
         "signals", "watchdog", "errors", "plugins", "cache", "tree", "writing", "record", "progress",
-        "config", "stored", "duration", "pages", "compiled", "startup", "locks", "mesh", "placement",
+        "config", "stored", "duration", "pages", "compiled", "startup", "times", "clock", "locks", "mesh",
+        "placement",
         "integrity", "checkpoint", "saver",
     ],
     "data": [

@@ -17,7 +17,7 @@ import pytest
 import tiny
 
 from ptft import objectives
-from ptft.core import checkpoint, integrity, record, signals
+from ptft.core import checkpoint, integrity, record, signals, times
 from ptft.core import config as configs
 from ptft.core.errors import UserError
 from ptft.train import build, dataset, evaluate, programs, spec, train, weights
@@ -101,8 +101,13 @@ def test_a_killed_process_leaves_a_run_that_goes_on(home, tmp_path):
     )
     assert done.returncode == -signal.SIGKILL
     assert checkpoint.newest(tmp_path / "run") == 4
-    flow.run(flow.finetuning(home, home / "pre"), tmp_path / "run")
+    spent = flow.run(flow.finetuning(home, home / "pre"), tmp_path / "run")["times"]
     same_run(tmp_path / "run", home / "fine")
+    assert (spent["starts"], spent["lost_steps"]) == (2, 2)  # the last line was of step 6
+    assert spent["seconds"]["lost"] > 0 and 0 < spent["goodput"] < 1
+    saved = [one for line in times.read(tmp_path / "run") for one in line.get("saved", ())]
+    assert ("checkpoints", 8) in [(one["kind"], one["step"]) for one in saved]
+    assert all(one["stall"] >= 0 and one["seconds"] > 0 for one in saved)
 
 
 def test_checkpoints_by_the_clock_change_nothing_and_a_run_goes_on_from_them(home, tmp_path, monkeypatch):

@@ -24,6 +24,11 @@ def imported() -> None:
     _spent["imports"] = now - _begun
 
 
+def elapsed() -> float:
+    """Seconds since the command began, where its first step is still to come; else 0."""
+    return 0.0 if _begun is None else time.perf_counter() - _begun
+
+
 @contextlib.contextmanager
 def timed(name: str) -> Iterator[None]:
     """What is done here is a part of its own; nothing in it is compiled."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft.core import stored
+from ptft.core import stored, times
 from ptft.core.errors import UserError
 from ptft.report import format, ledger_page
 from ptft.report.panels import CurvePanel
@@ -29,6 +29,8 @@ def page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
     )
     lead = [_what(config, ledger.get("phases", ()))] if "freeze" in config else []
     lead += _said(result) if result else [_unfinished(rows)]
+    if spent := result.get("times") or times.summary(times.read(folder)):
+        lead.append(f"Wall time: {times.describe(spent)}.")
     section = {
         "kind": "run",
         "task": "",

@@ -36,10 +36,11 @@ class RunResult(NamedTuple):
     versions: Mapping[str, str]
     device: Mapping[str, Any]
     data: Mapping[str, Any]
+    times: Mapping[str, Any] | None = None  # `ptft.core.times.summary`; None: the run is one of several
 
     def to_json(self) -> dict[str, Any]:
-        """Without the splits that the run does not have."""
-        return {k: v for k, v in self._asdict().items() if v is not None or k not in ("dev", "test")}
+        """Without what the run does not have."""
+        return {k: v for k, v in self._asdict().items() if v is not None or k not in ("dev", "test", "times")}
 
 
 def of(

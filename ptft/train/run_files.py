@@ -78,6 +78,16 @@ class Run(TypedDict, total=False):
     cost: Object
 
 
+class Times(TypedDict, total=False):
+    """Where the wall time went (`ptft.core.times.summary`)."""
+
+    starts: Required[int]
+    seconds: Required[Mapping[str, float]]
+    lost_steps: Required[int]
+    goodput: Required[float]
+    peak_bytes: int | None
+
+
 class Result(TypedDict, total=False):
     """result.json (`ptft.train.result`)."""
 
@@ -96,6 +106,7 @@ class Result(TypedDict, total=False):
     versions: Mapping[str, str]
     device: Object
     data: Data
+    times: Times
 
 
 class _Leaf(TypedDict, total=False):

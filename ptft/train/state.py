@@ -13,6 +13,7 @@ import numpy as np
 
 from ptft.core import checkpoint, integrity, mesh, placement, record, tree
 from ptft.core import config as configs
+from ptft.core.clock import Clock
 from ptft.core.errors import UserError
 from ptft.core.saver import Saver
 from ptft.core.tree import Flat
@@ -95,29 +96,46 @@ class Journal(NamedTuple):
     log: record.Log
     quiet: bool  # towards people
     saver: Saver
+    clock: Clock
+
+    def told(self, k: int) -> None:
+        """Writes down what the steps so far have cost, and what has come on disk. Raises the error of a
+        save."""
+        self.saver.check()
+        saved = [one._asdict() for one in self.saver.saved()]
+        self.clock.write(k, **({"saved": saved} if saved else {}))
+
+    def wait(self, k: int) -> None:
+        """Returns when all that was saved is on disk. Raises the error of a save."""
+        with self.clock.during("save"):
+            self.saver.wait()
+        self.told(k)
 
     def save(self, run: Run, state: RunState, k: int) -> None:
         """Begins a checkpoint of step `k`, to resume from; `saver` knows when it is on disk. Raises UserError
         as `must_be_finite`, or of an earlier save."""
-        own = self._own(state, k)
-        params, opt, said = stored(run, own), own.train_state.opt, meta(run, own, self.header)
-        self.saver.start(
-            integrity.RESUME,
-            lambda: checkpoint.save(self.workdir, k, params, opt, said, keep=run.config.keep),
-        )
+        with self.clock.during("save"):
+            own = self._own(state, k)
+            params, opt, said = stored(run, own), own.train_state.opt, meta(run, own, self.header)
+            self.saver.start(
+                integrity.RESUME,
+                lambda: checkpoint.save(self.workdir, k, params, opt, said, keep=run.config.keep),
+            )
 
     def save_best(self, run: Run, state: RunState, k: int) -> None:
         """The same of the parameters of step `k`, the best so far."""
-        own = self._own(state, k)
-        params, said = stored(run, own), meta(run, own, self.header)
+        with self.clock.during("save"):
+            own = self._own(state, k)
+            params, said = stored(run, own), meta(run, own, self.header)
 
-        def write() -> None:
-            there = k in integrity.steps(self.workdir, integrity.BEST)
-            if there and integrity.newest(self.workdir, integrity.BEST) == k:
-                return  # saved before a start that fell back: a kill while it is replaced would leave none
-            checkpoint.save_best(self.workdir, k, params, said)
+            def write() -> None:
+                there = k in integrity.steps(self.workdir, integrity.BEST)
+                if there and integrity.newest(self.workdir, integrity.BEST) == k:
+                    # saved before a start that fell back: a kill while it is replaced would leave none
+                    return
+                checkpoint.save_best(self.workdir, k, params, said)
 
-        self.saver.start(integrity.BEST, write)
+            self.saver.start(integrity.BEST, write)
 
     def _own(self, state: RunState, k: int) -> RunState:
         """The state with what a step changes copied; what is frozen is never donated."""

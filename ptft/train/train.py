@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft.core import checkpoint, integrity, locks, mesh, record, saver, signals, startup, watchdog
+from ptft.core import checkpoint, integrity, locks, mesh, record, saver, signals, startup, times, watchdog
 from ptft.core import config as configs
+from ptft.core.clock import Clock
 from ptft.core.config import Config
 from ptft.core.errors import UserError
 from ptft.train import build, description, ending, evaluate, result, schedule, spec, weights
@@ -36,6 +37,7 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
       SystemExit(75): stopped by SIGTERM or SIGINT, and saved.
     """
     record.claim(workdir, "run.json")
+    clock = Clock(startup.elapsed())
     with ExitStack() as held:
         if workdir.exists():
             held.enter_context(locks.only(workdir))
@@ -43,7 +45,9 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
             if not quiet:
                 record.say(f"{workdir} holds this run, finished; its result (the data were not read again):")
             return done
+        clock.turn("data")
         run = build.build(config, chosen)
+        clock.turn("restore" if (workdir / integrity.RESUME).exists() else "start")
         mesh.alike({"config": configs.digest(config), "data": run.data.fingerprint})
         if not quiet:
             description.describe(run)
@@ -56,32 +60,41 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
         header = description.header(run, base)
         state = states.start(run, fresh) if at is None else states.resume(run, workdir, at, header)
         del fresh, base  # or the devices would hold them beside what is kept quantized
+        clock.turn("start")
         stage = stages.enter(run, state, quiet)
         if not workdir.exists():  # a mistake so far has left nothing behind
             held.enter_context(locks.only(workdir))
-        return _train(run, stage, workdir, header, quiet)
+        record.write_json(workdir / "config.json", config.to_dict())
+        record.write_json(workdir / "run.json", {**header, "cost": stage.program.cost._asdict()})
+        if record.is_lead():
+            run.data.tokenizer.save(workdir / "tokenizer")
+        log = held.enter_context(closing(_log(run, workdir, at or 0, quiet)))
+        clock.open(workdir, at or 0, run.durations.total)
+        saves = held.enter_context(saver.saving())
+        return _train(run, stage, Journal(workdir, header, log, quiet, saves, clock))
 
 
-def _train(run: Run, stage: Stage, workdir: Path, header: dict[str, Any], quiet: bool) -> dict[str, Any]:
-    """From where `stage` is to the end; the result."""
-    config, total = run.config, run.durations.total
-    record.write_json(workdir / "config.json", config.to_dict())
-    record.write_json(workdir / "run.json", {**header, "cost": stage.program.cost._asdict()})
-    if record.is_lead():
-        run.data.tokenizer.save(workdir / "tokenizer")
+def _log(run: Run, workdir: Path, at: int, quiet: bool) -> record.Log:
     there = importlib.util.find_spec("tensorboardX") is not None
-    board = there if config.tensorboard is None else config.tensorboard
-    at = int(stage.state.train_state.step)
-    log = record.Log(workdir, resume_step=at, tensorboard=board, total_steps=total, quiet=quiet)
-    with closing(log), saver.saving() as saves:
-        journal = Journal(workdir, header, log, quiet, saves)
-        state, pace = fit(run, stage, journal)
+    board = there if run.config.tensorboard is None else run.config.tensorboard
+    total = run.durations.total
+    return record.Log(workdir, resume_step=at, tensorboard=board, total_steps=total, quiet=quiet)
+
+
+def _train(run: Run, stage: Stage, journal: Journal) -> dict[str, Any]:
+    """From where `stage` is to the end; the result."""
+    state, pace = fit(run, stage, journal)
+    with journal.clock.during("evaluate"):
         ending.prove(run, state, journal)
         ended = ending.final_metrics(run, state, journal)
+    journal.clock.write(ended.steps)
+    spent = times.summary(times.read(journal.workdir))
+    if spent and not journal.quiet:
+        record.say(f"wall time: {times.describe(spent)}")
     progress = state.progress
     a_step = statistics.median(pace[1:] or pace) if pace else progress.seconds / max(ended.steps, 1)
-    outcome = result.of(run, header, progress, ended, a_step).to_json()
-    record.write_json(workdir / "result.json", outcome)
+    outcome = result.of(run, journal.header, progress, ended, a_step)._replace(times=spent).to_json()
+    record.write_json(journal.workdir / "result.json", outcome)
     return outcome
 
 
@@ -101,12 +114,13 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
             dog.step()
             if states.due(run, stage.state, k - 1):
                 dog.pause()
-                journal.saver.wait()  # what becomes frozen shall leave the memory
-                stage, paused = stages.following(run, stage.state, k - 1, quiet)
+                stage, paused = _following(run, stage, journal, k - 1)
                 batches = stage.batches(k - 1)
                 clock, start_time = clock + paused, start_time + paused
                 dog.resume()
+            journal.clock.turn("wait")
             batch = next(batches)
+            journal.clock.turn("step")
             dog.waits()  # a step may be begun only once all have ended one before
             stage, sums = stage.step(batch, seed)
             if not quiet:
@@ -120,7 +134,7 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
             stop, late = mesh.agreed((bool(caught), late), any(due))
             if not (any(due) or stop or late):
                 continue
-            journal.saver.check()
+            journal.told(k)
             window = [evaluate.total(window)]
             values = evaluate.of_window(run.net, window[0], k)
             if any(due):
@@ -136,7 +150,7 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
                 journal.save(run, stage.state, k)
                 saved_at = time.perf_counter()
             if stop or done:
-                journal.saver.wait()
+                journal.wait(k)
             if stop:
                 raise _stopped(caught, k)
             if done:
@@ -144,6 +158,12 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
             clock, at = time.perf_counter(), k
             dog.resume()
     return stage.state, pace
+
+
+def _following(run: Run, stage: Stage, journal: Journal, done: int) -> tuple[Stage, float]:
+    journal.wait(done)  # or what becomes frozen would not leave the memory
+    with journal.clock.during("start"):
+        return stages.following(run, stage.state, done, journal.quiet)
 
 
 def _stopped(caught: Sequence[int], k: int) -> SystemExit:
@@ -154,7 +174,8 @@ def _stopped(caught: Sequence[int], k: int) -> SystemExit:
 
 def judged(run: Run, stage: Stage, journal: Journal, k: int) -> Progress:
     """The progress after an evaluation on dev at step `k`, whose parameters are saved if none were better."""
-    values = evaluate.evaluate(stage.run.net, stage.state.params, evaluate.splits(stage.run)["dev"])
+    with journal.clock.during("evaluate"):
+        values = evaluate.evaluate(stage.run.net, stage.state.params, evaluate.splits(stage.run)["dev"])
     journal.log.write(k, "dev", values)
     progress = evaluate.judged(run, values, k, stage.state.progress)
     if progress.best_step == k:
