@@ -168,9 +168,10 @@ print("loaded", *sorted(heavy & set(sys.modules)))
     "argvs, loaded",
     [
         ([["--help"], ["train", "--help"]], []),
+        ([["status", "nowhere"], ["status", "configs"]], []),
         ([["report", "nowhere"], ["train", "--config", "nowhere.py", "--workdir", "nowhere"]], ["jax"]),
     ],
-    ids=["help", "mistakes"],
+    ids=["help", "status", "mistakes"],
 )
 def test_a_start_loads_no_more_than_it_needs(argvs, loaded):
     assert child(LOADED.format(argvs=argvs)).splitlines()[-1].split() == ["loaded", *loaded]

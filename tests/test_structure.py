@@ -44,7 +44,7 @@ WINGS = {
         "figures", "panels", "cost_panels", "format", "markdown", "ledger_page", "comparison", "statements",
         "bench_tables", "choice", "command", "advice", "bench_csv", "run_page", "bench_page", "files",
     ],
-    "cli": ["tables", "texts", "predict", "exchange", "training", "benchmark", "using", "main"],
+    "cli": ["tables", "texts", "predict", "exchange", "status", "training", "benchmark", "using", "main"],
     "__main__": [""],
 }  # fmt: skip
 # folder -> files that are no plug-ins

@@ -1,4 +1,4 @@
-"""`ptft VERB`: train, eval, plan, tune, bench, report, predict, import, export.
+"""`ptft VERB`: train, status, eval, plan, tune, bench, report, predict, import, export.
 
 Exit codes: 0 done, 75 preempted and saved, 2 the user's mistake (one message; --debug shows the traceback),
 else a crash.
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft.cli import benchmark, training, using
+from ptft.cli import benchmark, status, training, using
 from ptft.core.errors import UserError, did_you_mean
 
 
@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser().parse_known_args(argv)
     try:
         overrides = _overrides(args, rest)
+        if args.verb == "status":  # looks at files, and need not wait for jax
+            status.status_verb(args, overrides)
+            return 0
         from ptft.core import compiled, mesh, record
 
         if args.verb != "bench":  # whose processes each take cells of their own
@@ -120,6 +123,14 @@ VERBS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
                 "action": "store_true",
                 "help": "build everything, trace one step, print plan and cost, train nothing",
             },
+        },
+    ),
+    "status": (
+        status.status_verb,
+        "how far a run or a benchmark is, and what it does now",
+        {
+            "folder": {"type": Path, "metavar": "DIR", "help": "of a run or of a benchmark"},
+            "--json": {"action": "store_true", "help": "the same as JSON"},
         },
     ),
     "eval": (

@@ -13,7 +13,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ptft.core import record
 from ptft.core.errors import UserError, did_you_mean
 
 RESUME, BEST = "checkpoints", "best"
@@ -74,6 +73,8 @@ def _damage(workdir: Path, kind: str, step: int) -> str | None:
 
 def newest(workdir: Path, kind: str, quiet: bool = False) -> int | None:
     """The newest intact step; each damaged one is reported, unless `quiet`, and skipped."""
+    from ptft.core import record  # here, as it loads jax, and who only looks needs none
+
     for step in steps(workdir, kind):
         damage = _damage(workdir, kind, step)
         if damage is None:

@@ -11,12 +11,13 @@ it keeps nothing apart.
 import fcntl
 import os
 import socket
+import struct
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ptft.core import record
 from ptft.core.errors import UserError
 
 
@@ -57,6 +58,26 @@ def of(workdir: Path) -> Iterator[Locks]:
         os.close(fd)
 
 
+def holder(workdir: Path) -> str | None:
+    """Who works in the folder; None: nobody. Nothing is locked to find out, or a run that starts at that
+    moment would be refused."""
+    try:
+        fd = os.open(workdir / "lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        who = os.read(fd, 1000).decode(errors="replace")
+        if sys.platform != "linux":  # elsewhere the record has other fields; a killed process leaves its name
+            return who or None
+        asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # any byte
+        kind, *_, pid = struct.unpack("hhqqi", fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    except OSError:  # the file system keeps no locks
+        return who or None
+    finally:
+        os.close(fd)
+    return None if kind == fcntl.F_UNLCK else who or f"process {pid}"
+
+
 @contextmanager
 def only(workdir: Path) -> Iterator[None]:
     """This process alone works in the folder. Of several processes of a run, the lead asks for all.
@@ -64,6 +85,8 @@ def only(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: another one does.
     """
+    from ptft.core import record  # here, as it loads jax, and `holder` needs none
+
     if not record.is_lead():
         yield
         return
