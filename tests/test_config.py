@@ -142,12 +142,14 @@ def test_free_keys_do_not_count():
         "tensorboard": True,
         "devices": 2,
         "parallel": "pmap",
+        "shard": "all",
+        "shard_over": 2,
         "strict_cost": True,
     }.items():
         assert key in config.FREE
         other = {**base, key: value}
         assert config.digest(other) == config.digest(base) and config.difference(base, other) == []
-    assert len(config.FREE) == 8
+    assert len(config.FREE) == 10
 
 
 @pytest.mark.parametrize("key", ["seed", "optim.lr", "data.train", "model.dropout", "freeze"])

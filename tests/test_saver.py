@@ -78,3 +78,20 @@ def test_what_is_copied_is_no_view_of_what_a_step_overwrites():
     step(x).block_until_ready()
     assert x.is_deleted() and isinstance(own["a"], np.ndarray) and own["a"].flags.owndata
     assert set(own["a"].tolist()) == {1.0}
+
+
+def test_a_copy_is_of_its_step_and_is_written_over_only_once_that_is_on_disk():
+    go, written = threading.Event(), []
+    with saver.saving() as saves:
+        saves.ready(1)
+        own = saves.own({"a": jnp.full(8, 1.0)})
+        assert saves.own({"a": jnp.full(8, 1.0)}) is own  # the best and the step to resume from
+        saves.start("best", once(go, written, 1))
+        saves.start("checkpoints", lambda: written.append(own["a"].tolist()))
+        threading.Timer(0.1, go.set).start()
+        saves.ready(2)
+        again = saves.own({"a": jnp.full(8, 2.0)})
+        assert again["a"] is own["a"] and again["a"].tolist() == [2.0] * 8
+        saves.ready(3)  # another phase: other parameters
+        assert saves.own({"b": jnp.full(4, 3.0)})["b"].tolist() == [3.0] * 4
+    assert written == [1, [1.0] * 8]

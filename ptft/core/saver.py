@@ -39,6 +39,8 @@ class Saver:
         self._error: BaseException | None = None
         self._saved: list[Saved] = []
         self._step, self._start_time = -1, 0.0
+        self._copied: int | None = None  # the step of `_copy`
+        self._copy: Any = None
 
     def ready(self, step: int) -> None:
         """Waits until every earlier step is on disk."""
@@ -53,8 +55,17 @@ class Saver:
 
     def own(self, tree: Any) -> Any:
         """A copy in the host's memory, complete when this returns: the next step takes that of the arrays.
-        It is no view, as `np.asarray` is on a CPU, of what the step could then not take."""
-        return jax.tree.map(np.array, jax.device_get(tree)) if self._beside else tree
+        It is no view, as `np.asarray` is on a CPU, of what the step could then not take. The same tree for
+        all that is saved of one step, and over the copy of the step before: new memory costs more than the
+        copy."""
+        if not self._beside:
+            return tree
+        if self._copied != self._step:
+            now = jax.device_get(tree)
+            same = jax.tree.map(np.shape, now) == jax.tree.map(np.shape, self._copy)
+            self._copy = jax.tree.map(_over, now, self._copy) if same else jax.tree.map(np.array, now)
+            self._copied = self._step
+        return self._copy
 
     def start(self, kind: str, write: Callable[[], None]) -> None:
         """Writes, after whatever else of the same step is being written."""
@@ -98,6 +109,11 @@ class Saver:
         """What came on disk since this was asked last."""
         done, self._saved = self._saved, []
         return done
+
+
+def _over(new: Any, old: np.ndarray) -> np.ndarray:
+    np.copyto(old, new, casting="no")
+    return old
 
 
 @contextmanager
