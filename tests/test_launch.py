@@ -7,12 +7,17 @@ import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ptft.core import integrity
+
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted(p for p in [*(ROOT / "launch").iterdir(), ROOT / ".ci" / "run"] if p.suffix != ".txt")
+SCRIPTS = sorted(
+    p for p in [*(ROOT / "launch").iterdir(), ROOT / ".ci" / "run"] if p.suffix != ".txt"
+)
 
 # A Python that makes environments in its own image and writes down what pip is asked to do.
 FAKE = """#!/usr/bin/env bash
@@ -35,7 +40,7 @@ fi
 
 
 def sh(*command: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    plain = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "DRY_RUN")}
+    plain = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "DRY_RUN", "RESTARTS")}
     return subprocess.run(
         [str(c) for c in command], cwd=cwd, env={**plain, **env}, capture_output=True, text=True, timeout=60
     )
@@ -173,8 +178,62 @@ def test_tpu_vm_dry_run():
     assert "usage" in sh("bash", ROOT / "launch" / "tpu_vm.sh").stderr
 
 
-def local(*command: str) -> subprocess.CompletedProcess[str]:
-    return sh("bash", ROOT / "launch" / "local.sh", *command)
+def restarts(call: str, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+    script = f'set -euo pipefail; source "$0"; {call}'
+    return sh("bash", "-c", script, ROOT / "launch" / "restarts.sh", *args, **env)
+
+
+def saved(workdir: Path, step: int, kind: str = integrity.RESUME) -> None:
+    file = integrity.manifest_file(workdir, kind, step)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+
+
+def test_the_newest_step_is_read_from_the_manifests(tmp_path: Path):
+    run = tmp_path / "a run"
+
+    def newest(*command: object) -> str:
+        return restarts('newest_step "$@"', *command).stdout
+
+    assert newest("train", "--workdir", run, "--quiet") == "-1\n"
+    for step in (9, 10, 0):
+        saved(run, step)
+    saved(run, 11, integrity.BEST)
+    (run / "manifests" / "checkpoints-x.json").touch()  # no step
+    assert newest("train", "--workdir", run, "--quiet") == newest("train", f"--workdir={run}") == "10\n"
+    assert newest("train", "--workdir", tmp_path, f"--workdir={run}") == "10\n"  # the last one counts
+    assert newest("plan", "--config", "--workdir") == newest() == ""
+
+
+@pytest.mark.parametrize(
+    ("steps", "limit", "last"),
+    [
+        ([5, 5], "3", "starting again, 2 of at most 3"),
+        ([5, 5, 5], "3", "not started again: two starts in a row saved no newer step"),
+        ([5, 5, 6], "9", "starting again, 3 of at most 9"),
+        ([5, 5, 6, 6], "9", "starting again, 4 of at most 9"),
+        ([5, 5, 6, 6, 4], "9", "not started again: two starts in a row saved no newer step"),
+        ([1, 2, 3], "3", "starting again, 3 of at most 3"),
+        ([1, 2, 3, 4], "3", "not started again: RESTARTS=3"),
+        ([5], "0", "not started again: RESTARTS=0"),
+        ([""], "3", "not started again: the command has no --workdir to go on from"),
+    ],
+)
+def test_a_crash_deserves_another_start(tmp_path: Path, steps: list[object], limit: str, last: str):
+    for step in steps:
+        out = restarts('starts_again "$@"', tmp_path / "crashes", 7, step, RESTARTS=limit)
+    assert out.stderr.endswith(f"; {last}\n") and len(out.stderr.splitlines()) == 1
+    assert out.returncode == ("not" in last)
+
+
+@pytest.mark.parametrize("limit", ["-1", "many", "1.5", "08"])
+def test_a_limit_is_a_whole_number(limit: str):
+    out = local("1", "true", RESTARTS=limit)
+    assert out.returncode == 2 and f"RESTARTS is '{limit}'; expected a whole number" in out.stderr
+
+
+def local(*command: object, **env: str) -> subprocess.CompletedProcess[str]:
+    return sh("bash", ROOT / "launch" / "local.sh", *command, **env)
 
 
 def test_local_processes_know_their_place():
@@ -205,16 +264,85 @@ def test_local_passes_a_preemption_on():
     assert process.returncode == 75 and sorted(out.splitlines()) == ["[0] saved", "[1] saved"]
 
 
-def test_slurm_job_requeues_itself_when_preempted(tmp_path: Path):
+# Process 1 saves one more step and ends with $CODE until $LAST is saved; process 0 waits for it.
+SAVES = """
+echo "start $JAX_COORDINATOR_ADDRESS"
+cd "${@: -1}/manifests"
+if [[ -e checkpoints-$LAST.json ]]; then exit 0; fi
+if ((JAX_PROCESS_ID == 0)); then trap 'exit 75' TERM; for i in {1..500}; do sleep 0.1; done; fi
+files=(*) && touch "checkpoints-${#files[@]}.json" && exit "$CODE"
+"""
+
+
+def saves(run: Path, last: int, code: int = 7, **env: str) -> subprocess.CompletedProcess[str]:
+    saved(run, 0)
+    return local("2", "bash", "-c", SAVES, "x", "--workdir", run, LAST=str(last), CODE=str(code), **env)
+
+
+def test_local_starts_all_again_after_a_crash(tmp_path: Path):
+    out = saves(tmp_path, last=2)
+    assert out.returncode == 0
+    assert [line for line in out.stderr.splitlines() if "process" not in line] == [
+        "crashed with exit code 7, newest saved step: 1; starting again, 1 of at most 3",
+        "crashed with exit code 7, newest saved step: 2; starting again, 2 of at most 3",
+    ]
+    meeting_points = [line.split()[-1] for line in out.stdout.splitlines() if line.startswith("[1]")]
+    assert len(meeting_points) == len(set(meeting_points)) == 3
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_local_starts_again_so_often(tmp_path: Path, limit: int):
+    out = saves(tmp_path, last=9, RESTARTS=str(limit))
+    assert out.returncode == 7 and out.stderr.count("starting again") == limit
+    assert f"newest saved step: {limit + 1}; not started again: RESTARTS={limit}" in out.stderr
+
+
+def test_local_gives_up_without_progress(tmp_path: Path):
+    out = local("2", "bash", "-c", "exit 7", "x", "--workdir", tmp_path, RESTARTS="9")
+    assert out.returncode == 7 and out.stderr.count("starting again") == 2
+    assert out.stderr.endswith("step: none; not started again: two starts in a row saved no newer step\n")
+    out = local("2", "bash", "-c", "exit 7")
+    assert out.returncode == 7 and out.stderr.count("start") == 1 and "has no --workdir" in out.stderr
+
+
+@pytest.mark.parametrize("code", [2, 75, 130])
+def test_local_starts_only_crashes_again(tmp_path: Path, code: int):
+    out = local("2", "bash", "-c", f"exit {code}", "x", "--workdir", tmp_path)
+    assert out.returncode == code and "crash" not in out.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_local_starts_nothing_after_a_signal(tmp_path: Path, number: signal.Signals):
+    command = 'trap "echo told; exit 7" TERM; echo ready; for i in {1..500}; do sleep 0.1; done'
+    with subprocess.Popen(
+        ["bash", ROOT / "launch" / "local.sh", "2", "bash", "-c", command, "x", "--workdir", tmp_path],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 7 and sorted(out.splitlines()) == ["[0] told", "[1] told"]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the job with stand-ins; two tasks, which end with the codes `rc`."""
     for name, text in {
         "scontrol": 'echo "scontrol $*"',
-        "srun": 'shift; SLURM_PROCID=1 "$@"',
-        ".venv/bin/ptft": 'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES: $*"; exit $RC',
+        "squeue": "echo $STATE",
+        "srun": """shift; most=0
+            for i in 0 1; do SLURM_PROCID=$i "$@"; code=$?; ((code > most)) && most=$code; done
+            exit $most""",
+        ".venv/bin/ptft": """echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES: $*"
+            codes=($RC); exit ${codes[JAX_PROCESS_ID]}""",
     }.items():
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"#!/usr/bin/env bash\n{text}\n")
         file.chmod(0o755)
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
     env = {
         "SLURM_SUBMIT_DIR": str(tmp_path),
         "SLURM_JOB_NODELIST": "n[1-2]",
@@ -222,7 +350,43 @@ def test_slurm_job_requeues_itself_when_preempted(tmp_path: Path):
         "SLURM_NTASKS": "2",
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
     }
-    for code in (75, 0, 2):
-        out = sh("bash", ROOT / "launch" / "slurm.sbatch", "train", "--config", "a b", RC=str(code), **env)
-        assert out.returncode == code and "1 of 2: train --config a b\n" in out.stdout
-        assert ("scontrol requeue 12" in out.stdout) == (code == 75)
+
+    def job(*command: object, rc: str, state: str = "RUNNING", **more: str):
+        return sh("bash", ROOT / "launch" / "slurm.sbatch", *command, RC=rc, STATE=state, **env, **more)
+
+    return job
+
+
+@pytest.mark.parametrize(
+    ("rc", "code"), [("75 75", 75), ("0 0", 0), ("2 2", 2), ("2 75", 2), ("75 7", 7), ("0 75", 75)]
+)
+def test_slurm_job_requeues_itself_when_preempted(tmp_path: Path, slurm, rc: str, code: int):
+    out = slurm("train", "--config", "a b", rc=rc)
+    assert out.returncode == code and "1 of 2: train --config a b\n" in out.stdout
+    assert ("scontrol requeue 12" in out.stdout) == (code == 75)
+    assert not list(tmp_path.glob("ptft-*"))
+
+
+@pytest.mark.parametrize("rc", ["75 75", "7 7"])
+def test_slurm_job_that_was_cancelled_stays_so(tmp_path: Path, slurm, rc: str):
+    out = slurm("train", "--workdir", tmp_path, rc=rc, state="COMPLETING")
+    assert "requeue 12" not in out.stdout and "job 12 is COMPLETING: cancelled, or already" in out.stdout
+
+
+def test_slurm_job_requeues_itself_after_a_crash(tmp_path: Path, slurm):
+    def crash() -> tuple[bool, str]:
+        out = slurm("train", "--workdir", "run", rc="75 7")
+        assert out.returncode == 7
+        return "scontrol requeue 12" in out.stdout, out.stderr
+
+    assert crash() == (
+        True,
+        "crashed with exit code 7, newest saved step: none; starting again, 1 of at most 3\n",
+    )
+    saved(tmp_path / "run", 4)
+    assert crash()[0]
+    assert "requeue" in slurm("train", "--workdir", "run", rc="75 75").stdout  # this start does not count
+    assert crash()[0]
+    again, said = crash()
+    assert not again and said.endswith("newest saved step: 4; not started again: RESTARTS=3\n")
+    assert crash()[0]  # a person submits it anew
