@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
+from ptft.cli.main import parser
 from ptft.core import integrity
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
-    p for p in [*(ROOT / "launch").iterdir(), ROOT / ".ci" / "run"] if p.suffix != ".txt"
+    p for p in [*(ROOT / "launch").iterdir(), ROOT / ".ci" / "run"] if p.suffix not in (".txt", ".yaml")
 )
 
 # A Python that makes environments in its own image and writes down what pip is asked to do.
@@ -390,3 +392,51 @@ def test_slurm_job_requeues_itself_after_a_crash(tmp_path: Path, slurm):
     again, said = crash()
     assert not again and said.endswith("newest saved step: 4; not started again: RESTARTS=3\n")
     assert crash()[0]  # a person submits it anew
+
+
+def test_k8s_job_is_whole():
+    """Kubernetes refuses no key that it does not know, so each is one of these; the parts agree."""
+    service, job = yaml.safe_load_all((ROOT / "launch" / "k8s_job.yaml").read_text())
+    name, spec, pod = job["metadata"]["name"], job["spec"], job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (service["apiVersion"], service["kind"]) == ("v1", "Service")
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job") and set(spec["template"]) == {"spec"}
+    assert service["spec"] == {
+        "clusterIP": "None", "selector": {"job-name": name}, "publishNotReadyAddresses": True
+    }  # fmt: skip
+    assert spec.keys() == {
+        "completionMode", "completions", "parallelism", "backoffLimit", "podFailurePolicy", "template"
+    }  # fmt: skip
+    assert pod.keys() == {
+        "subdomain", "restartPolicy", "terminationGracePeriodSeconds", "containers", "volumes"
+    }  # fmt: skip
+    assert container.keys() == {"name", "image", "command", "args", "env", "resources", "volumeMounts"}
+
+    env = {e["name"]: e.get("value", e.get("valueFrom")) for e in container["env"]}
+    subdomain = pod["subdomain"]
+    assert env == {
+        "JAX_COORDINATOR_ADDRESS": f"{name}-0.{subdomain}:8476",
+        "JAX_NUM_PROCESSES": str(spec["completions"]),
+        "JAX_PROCESS_ID": {
+            "fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
+        },
+    }
+    assert spec["completionMode"] == "Indexed" and spec["parallelism"] == spec["completions"]
+    assert pod["restartPolicy"] == "Never" and subdomain == service["metadata"]["name"]
+    assert [m["name"] for m in container["volumeMounts"]] == [v["name"] for v in pod["volumes"]]
+    assert container["args"][-1].startswith(container["volumeMounts"][0]["mountPath"])
+    assert container["command"] == ["ptft"] and parser().parse_known_args(container["args"])[1] == []
+
+
+def test_k8s_job_knows_the_exit_codes():
+    _, job = yaml.safe_load_all((ROOT / "launch" / "k8s_job.yaml").read_text())
+    spec = job["spec"]
+    *by_code, disrupted = spec["podFailurePolicy"]["rules"]
+    assert disrupted == {
+        "action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]
+    }  # fmt: skip
+    assert by_code == [
+        {"action": action, "onExitCodes": {"operator": "In", "values": [code]}}
+        for action, code in (("FailJob", 2), ("Ignore", 75))
+    ]
+    assert spec["backoffLimit"] == 3 * spec["completions"]  # as often as RESTARTS says, a crash of all each
