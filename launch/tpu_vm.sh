@@ -6,9 +6,11 @@
 #   DRY_RUN=1 …                       prints the commands and runs none
 #   TPU=v5litepod-16  VERSION=v2-alpha-tpuv5-lite  SPOT=0      the slice; a spot slice is the default
 #
-# A slice that was preempted is gone. Run the same command again: it asks for a new one, and training resumes from the
-# workdir, which therefore has to be on a disk that every host mounts and that outlives the slice (Filestore, or a bucket
-# through gcsfuse). On the TPU the hosts find each other without help: JAX_DISTRIBUTED=auto.
+# When the run is preempted (exit code 75) or its slice is taken away, this asks for the slice again and goes on; after a
+# crash it starts all hosts again, as launch/restarts.sh has it (RESTARTS=0: never). Stopped itself, the same command goes
+# on. The workdir therefore has to be on a disk that every host mounts and that outlives the slice (Filestore, or a bucket
+# through gcsfuse). On the TPU the hosts find each other without help: JAX_DISTRIBUTED=auto. The slice is left running,
+# and costs, until `gcloud compute tpus queued-resources delete NAME --force`.
 set -euo pipefail
 
 if [[ $# -lt 2 ]]; then
@@ -17,48 +19,87 @@ if [[ $# -lt 2 ]]; then
 fi
 name=$1
 shift
-: "${PROJECT:?set PROJECT to your Google Cloud project}" "${ZONE:?set ZONE, for example us-east5-b}"
+if [[ -z ${PROJECT:-} || -z ${ZONE:-} ]]; then
+  echo "error: set PROJECT to your Google Cloud project and ZONE to a zone, for example us-east5-b" >&2
+  exit 2
+fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/restarts.sh
+source "$root/launch/restarts.sh"
 where=(--project "$PROJECT" --zone "$ZONE")
+dry=${DRY_RUN:-0}
+command=$(printf '%q ' "$@")
 
 run() {
-  if [[ ${DRY_RUN:-0} == 1 ]]; then
+  if [[ $dry == 1 ]]; then
     printf '%q ' "$@" && echo
   else
     "$@"
   fi
 }
 tpu() { run gcloud compute tpus "$@" "${where[@]}"; }
+on() { tpu tpu-vm ssh "$name" --worker="$1" --command "$2"; } # on WORKER COMMAND
 state() { gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>/dev/null || echo NONE; }
 
-# 1. Ask for the slice, unless an earlier call did. One that was taken away has to be cleared first.
-now=NONE
-[[ ${DRY_RUN:-0} == 1 ]] || now=$(state)
-if [[ $now == SUSPENDED || $now == FAILED ]]; then
-  tpu queued-resources delete "$name" --force --quiet
-  now=NONE
-fi
-if [[ $now == NONE ]]; then
-  slice=(--accelerator-type "${TPU:-v5litepod-16}" --runtime-version "${VERSION:-v2-alpha-tpuv5-lite}")
+# Returns when the slice is ours, in minutes or in a day. It is asked for, unless an earlier call did; one that was taken
+# away has to be cleared first.
+get_slice() {
+  local now asked="" slice=(--accelerator-type "${TPU:-v5litepod-16}" --runtime-version "${VERSION:-v2-alpha-tpuv5-lite}")
   [[ ${SPOT:-1} == 1 ]] && slice+=(--spot)
-  tpu queued-resources create "$name" --node-id "$name" "${slice[@]}"
-fi
+  while true; do
+    now=NONE
+    [[ $dry == 1 ]] || now=$(state)
+    case $now in
+      ACTIVE) return ;;
+      NONE)
+        tpu queued-resources create "$name" --node-id "$name" "${slice[@]}"
+        asked=1
+        ;;
+      FAILED | SUSPENDED)
+        [[ -z $asked ]] || { echo "error: the request for $name is $now" >&2 && exit 1; }
+        tpu queued-resources delete "$name" --force --quiet
+        continue
+        ;;
+      *) echo "$(date +%T) $name is $now" ;;
+    esac
+    if [[ $dry == 1 ]]; then return; fi
+    sleep 60
+  done
+}
 
-# 2. Wait until it is ours: minutes, or a day.
-while [[ ${DRY_RUN:-0} != 1 ]]; do
-  now=$(state)
-  [[ $now == ACTIVE ]] && break
-  [[ $now == FAILED || $now == SUSPENDED ]] && { echo "error: the request for $name is $now" >&2 && exit 1; }
-  echo "$(date +%T) $name is $now" && sleep 60
-done
+# The project to every host, with the same pins as everywhere; then the same command on every host.
+start() {
+  tpu tpu-vm scp "$archive" "$name:ptft.tar.gz" --worker=all &&
+    on all "mkdir -p ptft && tar xzf ptft.tar.gz -C ptft && cd ptft && source launch/env.sh && ensure_env tpu" &&
+    on all "cd ptft && JAX_DISTRIBUTED=auto .venv/bin/ptft $command"
+}
 
-# 3. The last commit (not what is uncommitted) to every host; then pip with the same pins as everywhere.
+# The last commit, not what is uncommitted: the same one after every restart.
 archive=$(mktemp)
-trap 'rm -f "$archive"' EXIT
+crashes=$(mktemp)
+trap 'rm -f "$archive" "$crashes"' EXIT
 run git -C "$root" archive --format tar.gz --output "$archive" HEAD
-tpu tpu-vm scp "$archive" "$name:ptft.tar.gz" --worker=all
-tpu tpu-vm ssh "$name" --worker=all --command \
-  "mkdir -p ptft && tar xzf ptft.tar.gz -C ptft && cd ptft && source launch/env.sh && ensure_env tpu"
-
-# 4. The same command on every host.
-tpu tpu-vm ssh "$name" --worker=all --command "cd ptft && JAX_DISTRIBUTED=auto .venv/bin/ptft $(printf '%q ' "$@")"
+while true; do
+  get_slice
+  code=0
+  start || code=$?
+  if [[ $dry == 1 ]]; then break; fi
+  now=$(state) # a connection that breaks ends with any code
+  case $code/$now in
+    2/* | 130/*) break ;;
+    */SUSPENDING | */SUSPENDED | 75/ACTIVE)
+      echo "preempted (exit code $code, $name is $now); asking for $name again"
+      sleep 60 # the processes are told half a minute before their slice goes
+      ;;
+    0/* | 75/*) break ;;
+    */ACTIVE)
+      step=$(on 0 "cd ptft && source launch/restarts.sh && newest_step $command" | tail -n 1) || step=-1
+      starts_again "$crashes" "$code" "$step" || break
+      ;;
+    *)
+      echo "error: exit code $code, and $name is $now: deleted, or out of reach" >&2
+      break
+      ;;
+  esac
+done
+exit "$code"

@@ -170,14 +170,76 @@ def test_tpu_vm_dry_run():
     assert out.returncode == 0 and out.stderr == ""
     for line, words in zip(
         lines,
-        ["queued-resources create slice --node-id slice", "git ", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"],
+        ["git ", "queued-resources create slice --node-id slice", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"],
         strict=True,
     ):
         assert words in line
-    assert "--spot --project p --zone z" in lines[0] and all("--worker=all" in line for line in lines[2:])
+    assert "--spot --project p --zone z" in lines[1] and all("--worker=all" in line for line in lines[2:])
     assert "ptft\\ train\\ --config\\ configs/pretrain.py:size=base" in lines[-1]
-    assert sh("bash", ROOT / "launch" / "tpu_vm.sh", "slice", "train", DRY_RUN="1", ZONE="z").returncode != 0
+    assert sh("bash", ROOT / "launch" / "tpu_vm.sh", "slice", "train", DRY_RUN="1", ZONE="z").returncode == 2
     assert "usage" in sh("bash", ROOT / "launch" / "tpu_vm.sh").stderr
+
+
+# Writes down what it is asked to do. A call uses up a line of a file: states of the slice, how runs end,
+# their newest steps.
+GCLOUD = """#!/usr/bin/env bash
+next() { head -n 1 "$1" && sed -i 1d "$1"; }
+cd "$(dirname "$0")"
+case $* in
+  *" describe "*) next states ;;
+  *newest_step*) echo "Using ssh batch size" >&2 && next steps ;;
+  *bin/ptft*) echo run >>asked && exit "$(next codes)" ;;
+  *ensure_env*) echo set-up >>asked ;;
+  *" scp "*) echo copy >>asked ;;
+  *) echo "$4" >>asked ;;
+esac
+"""
+RUN = ["copy", "set-up", "run"]
+ANEW = ["delete", "create", *RUN]
+
+
+@pytest.mark.parametrize(
+    ("states", "codes", "steps", "asked", "code"),
+    [
+        ("NONE WAITING_FOR_RESOURCES ACTIVE ACTIVE", "0", "", ["create", *RUN], 0),
+        ("ACTIVE ACTIVE", "0", "", RUN, 0),
+        ("ACTIVE ACTIVE", "2", "", RUN, 2),
+        ("SUSPENDED NONE ACTIVE ACTIVE", "0", "", ANEW, 0),  # taken away before
+        ("NONE FAILED", "", "", ["create"], 1),
+        (
+            "ACTIVE ACTIVE SUSPENDING SUSPENDED NONE ACTIVE ACTIVE",
+            "75 0",
+            "",
+            RUN + ANEW,
+            0,
+        ),  # preempted, saved
+        ("ACTIVE ACTIVE ACTIVE ACTIVE", "75 0", "", RUN + RUN, 0),  # of the processes alone
+        (
+            "ACTIVE SUSPENDED SUSPENDED NONE ACTIVE ACTIVE",
+            "255 0",
+            "",
+            RUN + ANEW,
+            0,
+        ),  # taken away without a word
+        ("ACTIVE SUSPENDING SUSPENDED NONE ACTIVE ACTIVE", "0 0", "", RUN + ANEW, 0),
+        ("ACTIVE NONE", "75", "", RUN, 75),  # a person deleted it: asked for no more
+        ("ACTIVE NONE", "255", "", RUN, 255),
+        ("ACTIVE ACTIVE ACTIVE ACTIVE", "7 0", "4", RUN + RUN, 0),  # a crash
+        ("ACTIVE " * 6, "7 7 7", "4 4 4", RUN * 3, 7),
+        ("ACTIVE " * 8, "7 7 7 134", "1 2 3 4", RUN * 4, 134),
+    ],
+)
+def test_tpu_vm(tmp_path: Path, states: str, codes: str, steps: str, asked: list[str], code: int):
+    for name, text in {"gcloud": GCLOUD, "sleep": "#!/bin/sh\n", "git": "#!/bin/sh\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    for name, words in {"states": states, "codes": codes, "steps": steps, "asked": ""}.items():
+        (tmp_path / name).write_text("".join(f"{word}\n" for word in words.split()))
+    env = {"PROJECT": "p", "ZONE": "z", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    out = sh("bash", ROOT / "launch" / "tpu_vm.sh", "slice", "train", "--workdir", "w", **env)
+    assert (tmp_path / "asked").read_text().split() == asked and out.returncode == code, out
+    assert {(tmp_path / name).read_text() for name in ("states", "codes", "steps")} == {""}
+    assert out.stderr.count("crashed") == sum(c in ("7", "134") for c in codes.split())
 
 
 def restarts(call: str, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
