@@ -4,7 +4,7 @@
 #   bash launch/test.sh
 #   bash launch/test.sh tests/test_tokenizer.py -k accents
 #   bash launch/test.sh --peers      also compares with torch and transformers, which the [peers] extra installs
-#   bash launch/test.sh --faults     nothing but the long tests of faults: several processes, killed, stuck and cut off
+#   bash launch/test.sh --faults     nothing but the long tests of faults: what is promised of each, and how often it held
 set -euo pipefail
 # shellcheck source=launch/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -18,7 +18,7 @@ fi
 ensure_env "${extras[@]}"
 
 if [[ ${1:-} == --faults ]]; then
-  exec "$VENV_PYTHON" -m pytest -m faults --durations=0 "${@:2}"
+  exec "$VENV_PYTHON" -m pytest -m faults --durations=0 --fault-table=.pytest_cache/faults.txt "${@:2}"
 fi
 
 "$VENV_PYTHON" -m ruff check .

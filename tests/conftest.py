@@ -23,6 +23,7 @@ os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 from beartype import BeartypeConf, beartype
+from fault_table import pytest_addoption, pytest_terminal_summary, tries  # noqa: F401
 from jaxtyping import install_import_hook
 
 # Annotations of ptft are checked at every call, shapes included. As for mypy, a whole number is a float, too.

@@ -667,6 +667,7 @@ def test_a_changed_number_is_seen(tmp_path):
     assert results.merge([tmp_path]).rows[0]["test"]["accuracy"] == 0.9
 
 
+@pytest.mark.promise("R7")
 @pytest.mark.parametrize("sealed", [True, False])
 def test_a_flipped_bit_in_a_json_file_of_a_benchmark_is_seen(tmp_path, capsys, monkeypatch, sealed):
     """Without a digest, as older files are, a number or a name may be another; but nothing crashes."""

@@ -196,6 +196,7 @@ def test_load_params_places_as_wanted(tmp_path):
 # What stays and what goes.
 
 
+@pytest.mark.promise("R13")
 def test_keep_prunes_steps_with_their_manifests(tmp_path):
     for step in (2, 10, 9, 11, 100):
         checkpoint.save(tmp_path, step, make(step), (), {}, keep=3)
@@ -252,6 +253,7 @@ def test_a_new_best_replaces_the_old_one(tmp_path):
     assert loaded.step == 3
 
 
+@pytest.mark.promise("R13")
 def test_keeping_checkpoints_leaves_the_best_alone(tmp_path):
     checkpoint.save_best(tmp_path, 1, make(1), {})
     for step in (1, 2, 3):
@@ -313,6 +315,7 @@ HARM = {
 }
 
 
+@pytest.mark.promise("R7")
 @pytest.mark.parametrize("harm", HARM)
 def test_no_damaged_file_is_ever_used(tmp_path, capsys, harm):
     good, new = (make(1), adam(make(1))), (make(2), adam(make(2), 5))
@@ -450,6 +453,7 @@ def big(seed):
     return make(seed, {"backbone/a": (300, 200)})
 
 
+@pytest.mark.promise("R8")
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_write_that_fails_leaves_earlier_steps_intact(tmp_path, step):
     """A real failure of the file system under Orbax, in a process whose files may not grow beyond 64 KiB.
@@ -545,6 +549,7 @@ def test_best_false_takes_the_newest(pretrained):
     same(got, make(5))
 
 
+@pytest.mark.promise("R15")
 @pytest.mark.parametrize("name", SHAPES)
 def test_each_missing_or_reshaped_leaf_is_caught(pretrained, name):
     """A partial Orbax restore hands back placeholders for these; here every one is refused by name."""

@@ -482,6 +482,7 @@ READERS = {
 }
 
 
+@pytest.mark.promise("R7")
 @pytest.mark.parametrize("name", READERS)
 def test_a_flipped_bit_in_a_json_file_gives_no_traceback(home, tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr(figures, "png", lambda panels: b"")

@@ -88,6 +88,7 @@ def expected(strategy, model, name):
     }[strategy]
 
 
+@pytest.mark.promise("R16")
 @pytest.mark.parametrize(("model", "task", "strategy"), CASES)
 def test_what_is_frozen_stays_bit_identical_and_costs_nothing(model, task, strategy):
     net, start = build(model, task)

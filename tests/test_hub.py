@@ -1314,6 +1314,7 @@ class Evil:
         return os.system, (f"touch '{self.flag}'",)
 
 
+@pytest.mark.promise("R19")
 def test_a_planted_pickle_is_not_run(texts, tmp_path, capsys):
     flag = tmp_path / "was run"
     evil = pickle.dumps(Evil(flag))

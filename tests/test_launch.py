@@ -421,6 +421,7 @@ def slurm(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return job
 
 
+@pytest.mark.promise("R20")
 @pytest.mark.parametrize(
     ("rc", "code"), [("75 75", 75), ("0 0", 0), ("2 2", 2), ("2 75", 2), ("75 7", 7), ("0 75", 75)]
 )

@@ -197,6 +197,7 @@ def test_processes_of_a_launcher_part_the_cells_of_a_benchmark(tmp_path):
     assert {c["status"] for c in cells} == {"ok"} and len(cells) == len(whole["cells"])
 
 
+@pytest.mark.promise("R4")
 def test_a_signal_to_one_stops_all_at_a_line_of_the_log(tmp_path):
     values = flow.pretraining(
         tmp_path, train_for="12 steps", log_every="3 steps", eval_every="0", save_every="0"
@@ -232,6 +233,7 @@ def test_processes_with_other_configs_are_told_so(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.promise("R5")
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_a_process_ends_the_others(tmp_path, victim):
@@ -249,6 +251,7 @@ def test_the_death_of_a_process_ends_the_others(tmp_path, victim):
     assert both[1 - victim].returncode not in (0, 75)
 
 
+@pytest.mark.promise("R6")
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_hangs_ends_all_with_its_stack(tmp_path, victim):
@@ -272,6 +275,46 @@ pipeline.train_batches = stuck
     outs = ended(both, 240)
     assert all(process.returncode not in (0, 75) for process in both)
     assert any("Timeout" in err and "in stuck" in err for _, err in outs), [err[:3000] for _, err in outs]
+
+
+@pytest.mark.promise("R5")
+def test_processes_look_after_each_other(monkeypatch):
+    """The short form: JAX is asked to end the others of one that is dead."""
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(mesh.jax.distributed, "initialize", lambda *_, **more: asked.update(more))
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    mesh.start()
+    assert asked == {"heartbeat_timeout_seconds": mesh.HEARTBEAT} and mesh.HEARTBEAT <= 30
+
+
+HANGS = """
+import time
+import jax
+jax.process_count = lambda: 2
+from ptft.core import watchdog
+watchdog.LEAST, watchdog.TIMES = 0.3, 1
+with watchdog.watching() as dog:
+    dog.step()
+    dog.pause()
+    time.sleep(0.6)  # evaluating takes longer, and may
+    dog.resume()
+    dog.step()
+    time.sleep(60)  # where it hangs
+"""
+
+
+@pytest.mark.promise("R6")
+def test_a_process_that_hangs_ends_with_its_stack():
+    """The short form: one that believes it is one of two."""
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    line = HANGS.splitlines().index("    time.sleep(60)  # where it hangs") + 1
+    assert done.returncode == 1 and "Timeout" in done.stderr and f"line {line} in <module>" in done.stderr
 
 
 def test_fewer_devices_than_all_leave_no_process_out(monkeypatch):

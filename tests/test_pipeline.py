@@ -1,6 +1,8 @@
 import itertools
+import time
 from typing import ClassVar
 
+import grain.python as grain
 import jax
 import numpy as np
 import pytest
@@ -54,6 +56,25 @@ def test_a_batch_depends_on_seed_and_number_alone():
     np.testing.assert_array_equal(ids(train(stop=12)), ids(whole))
     assert (ids(train(seed=4, stop=12)) != ids(whole)).any()
     assert train(start=12, stop=12) == []
+
+
+@pytest.mark.promise("R10")
+@pytest.mark.parametrize("threads", [0, 2, 8])
+def test_any_number_of_threads_reads_the_same_batches(monkeypatch, threads):
+    """Also where later batches are ready first."""
+
+    class Slow(Numbers):
+        def batch(self, index):
+            time.sleep(0.002 * int(index[0] % 3))
+            return super().batch(index)
+
+    monkeypatch.setitem(globals(), "Numbers", Slow)
+    usual, options = train(stop=30), grain.ReadOptions
+    made = options(num_threads=threads, prefetch_buffer_size=2 * threads)
+    monkeypatch.setattr(grain, "ReadOptions", lambda **_: made)
+    for a, b in zip(usual, train(stop=30), strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
 
 
 def test_rows_carry_their_place_and_count():
@@ -137,6 +158,7 @@ def test_evaluation_covers_each_row_once(n, batch, limit):
     np.testing.assert_array_equal(np.concatenate([b["example_id"] for b in batches]), np.arange(len(valid)))
 
 
+@pytest.mark.promise("R9")
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_tile_the_global_batch(processes, count):
     whole_train, whole_eval = train(batch=8, stop=5), list(pipeline.eval_batches(Numbers(13), 8))

@@ -1,5 +1,6 @@
 """A signal at any moment: 75 or 130, whatever the program does at that moment."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -42,6 +43,7 @@ sys.exit(3)
 """
 
 
+@pytest.mark.promise("R3")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("where", ["plain", "swallowed", "one long call", "import"])
 def test_a_signal_ends_a_command_whatever_it_does(tmp_path, where, number, code):
@@ -74,6 +76,21 @@ def test_what_saves_is_not_cut_off_and_all_is_as_it_was_afterwards(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before and set(forced) <= {130}
 
 
+def test_what_saves_stops_by_a_signal_that_was_swallowed_before(monkeypatch):
+    """As XLA swallows one while it compiles: the run would otherwise go on to its end, or be cut off."""
+    forced = []
+    monkeypatch.setattr(signals, "LATE", 0.1)
+    monkeypatch.setattr(signals.os, "_exit", forced.append)
+    with signals.guard():
+        with contextlib.suppress(signals.Stopped):
+            flow.sigterm()
+        with signals.preemption() as caught:
+            time.sleep(0.3)
+            assert caught == [signal.SIGTERM] and forced == []
+    with signals.preemption() as caught:
+        assert caught == []
+
+
 # What a run does first, and where in it the signal comes.
 MOMENTS = {
     "loading": ("ptft.train.dataset", "load_data"),
@@ -92,6 +109,7 @@ def whole(tmp_path_factory):
     return values, flow.run(values, folder / "whole")
 
 
+@pytest.mark.promise("R3")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_that_is_stopped_outside_of_its_loop_goes_on_to_the_same_result(
     whole, tmp_path, monkeypatch, moment

@@ -155,6 +155,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             process.wait(30)
 
 
+@pytest.mark.promise("R20")
 def test_a_preempted_job_goes_on(cluster: Cluster, tmp_path: Path):
     """To the same result as one that nobody disturbed."""
     values = flow.pretraining(

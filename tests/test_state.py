@@ -113,6 +113,7 @@ def outline(strategy, layers=2, total=8, **more):
 # ------------------------------------------------------------------------------------ stopping and going on
 
 
+@pytest.mark.promise("R1")
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_is_stopped_in_every_phase_ends_in_the_same_bytes(
     home, whole, case, tmp_path, monkeypatch
@@ -154,6 +155,7 @@ def test_the_cases_are_what_they_say(whole):
     assert flops[0] > 0 and flops[1] is None  # unknown under pmap
 
 
+@pytest.mark.promise("R9")
 def test_another_number_of_devices_goes_on_with_the_same_losses(home, whole, tmp_path, monkeypatch):
     """Four devices, then two under pmap, in the phase after."""
     with monkeypatch.context() as m:

@@ -1,8 +1,10 @@
 """The loop from end to end: resuming, stopping, choosing the best, starting from another run."""
 
+import errno
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from types import SimpleNamespace
 import flow
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tiny
 
@@ -51,6 +54,7 @@ def same_run(a, b, step=8):
 # ------------------------------------------------------------------------------------ stopping and going on
 
 
+@pytest.mark.promise("R1")
 @pytest.mark.parametrize("stage", ["pre", "fine"])
 # 5: amid an epoch, no line, no evaluation, no checkpoint due; 6: a line and an evaluation
 @pytest.mark.parametrize("k", [5, 6])
@@ -67,6 +71,32 @@ def test_a_resumed_run_equals_an_uninterrupted_one(home, stage, k, tmp_path, mon
     flow.run(values, tmp_path / "run")
     assert f"resuming at step {k} of 8" in capsys.readouterr().out
     same_run(tmp_path / "run", home / stage)
+
+
+@pytest.mark.promise("R22")
+def test_the_same_command_gives_the_same_bytes(home, tmp_path):
+    flow.run(values_of(home, "fine"), tmp_path / "run")
+    same_run(tmp_path / "run", home / "fine")
+
+
+@pytest.mark.promise("R17")
+def test_a_save_that_fails_ends_the_command_and_the_next_one_goes_on(home, tmp_path, monkeypatch, capsys):
+    save = ocp.Checkpointer.save
+
+    def fails(self, path, *args, **kwargs):
+        if path.name == "8.new":
+            raise OSError(errno.EIO, "Input/output error")
+        return save(self, path, *args, **kwargs)
+
+    page = flow.page(tmp_path / "page.py", values_of(home, "fine"))
+    argv = ["train", "--config", page, "--workdir", tmp_path / "run"]
+    with monkeypatch.context() as m:
+        m.setattr(ocp.Checkpointer, "save", fails)
+        assert flow.ptft(*argv) == 2
+    assert re.search("could not write step 8 .*\n?.*earlier steps are intact", capsys.readouterr().err)
+    assert checkpoint.newest(tmp_path / "run") == 4
+    assert flow.ptft(*argv) == 0
+    same_run(tmp_path / "run", home / "fine")
 
 
 def test_the_comparison_sees_another_seed(home, tmp_path):
@@ -91,6 +121,7 @@ flow.run(flow.finetuning(folder, folder / "pre"), workdir)
 """
 
 
+@pytest.mark.promise("R2")
 def test_a_killed_process_leaves_a_run_that_goes_on(home, tmp_path):
     """Step 7 dies without a word; the checkpoint of step 4 carries on, in another process, to the same
     bytes."""
@@ -244,6 +275,7 @@ def test_changed_data_stop_a_resume(home, tmp_path, monkeypatch):
     assert flow.listing(tmp_path / "run") == before
 
 
+@pytest.mark.promise("R14")
 def test_another_config_in_the_folder_is_a_difference(home):
     before = flow.listing(home / "fine")
     with pytest.raises(UserError) as e:
@@ -331,6 +363,7 @@ def test_a_run_stopped_early_stays_stopped(home, tmp_path, monkeypatch):
     assert flow.run(values, tmp_path / "run")["steps"] == 3
 
 
+@pytest.mark.promise("R12")
 def test_nan_everywhere_leaves_the_last_step(home, tmp_path, monkeypatch):
     scripted(monkeypatch, [math.nan] * 4)
     result = flow.run(flow.finetuning(home, home / "pre", **{"data.test": ""}), tmp_path / "run")
@@ -368,6 +401,7 @@ def test_which_metric_rises(task, metric, values, best):
     assert progress.best_step == best and progress.evals_since_best == 3 - best
 
 
+@pytest.mark.promise("R11")
 def test_a_diverged_run_stops_with_advice_and_keeps_what_it_has(home, tmp_path):
     with pytest.raises(
         UserError, match=r"the training loss is (nan|inf) at step \d: it diverged; lower optim.lr"
@@ -480,6 +514,7 @@ def test_without_a_dev_split_the_last_step_counts(home, tmp_path):
     assert result["best_step"] == 2 and "dev" not in result and "accuracy" in result["test"]
 
 
+@pytest.mark.promise("R3")
 def test_a_second_signal_ends_at_once_but_no_echo(monkeypatch):
     with signals.preemption() as caught:  # a scheduler signals the process, and its parent does so once more
         flow.sigterm()

@@ -172,6 +172,7 @@ with locks.only(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.promise("R18")
 def test_a_folder_in_use_is_refused_and_free_again_when_its_process_is_killed(home, run):
     before = {k: v for k, v in flow.listing(run).items() if k != "lock"}
     argv = [sys.executable, "-c", HOLD, str(run)]

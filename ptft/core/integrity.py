@@ -121,7 +121,10 @@ def remove(workdir: Path, kind: str, steps: set[int]) -> None:
 
 
 def clear_tmp(workdir: Path) -> None:
-    """Removes what an interrupted save left behind; Orbax keeps it, and a full disk stays full."""
+    """Removes what an interrupted save left behind; Orbax keeps it, and a full disk stays full. Of files that
+    are written at once, too: only one process writes into this folder."""
+    for path in (*Path(workdir).glob(".*.tmp"), *Path(workdir).glob("*/.*.tmp")):
+        path.unlink(missing_ok=True)
     for kind in (RESUME, BEST):
         for pattern in ("*.orbax-checkpoint-tmp*", "*.new"):
             for path in (Path(workdir) / kind).glob(pattern):

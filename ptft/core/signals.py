@@ -21,6 +21,7 @@ ECHO = 2.0  # seconds
 LATE = 5.0  # seconds, after which an end that something has swallowed, or that one call delays, is forced
 
 _saving = 0  # how many `preemption` the program is in
+_swallowed: list[int] = []  # signals of this guard that have not ended it, or not yet
 
 
 class Stopped(SystemExit):
@@ -44,6 +45,7 @@ def guard() -> Iterator[None]:
         print(
             f"\nptft: stopped by {signal.Signals(number).name}; run the same command again", file=sys.stderr
         )
+        _swallowed.append(number)
         raise Stopped(CODES[signal.Signals(number)])
 
     ours, waked = socket.socketpair()
@@ -60,6 +62,7 @@ def guard() -> Iterator[None]:
         yield
     finally:
         over.set()
+        _swallowed.clear()
         signal.set_wakeup_fd(fd)
         for number, old in before.items():
             signal.signal(number, old)
@@ -70,7 +73,8 @@ def _force(wakeups: socket.socket, over: threading.Event) -> None:
     """Ends the process where a signal outside of `preemption` has not, until the guard is over."""
     while numbers := wakeups.recv(1):
         number = signal.Signals(numbers[0])
-        if number in CODES and not _saving and not over.wait(LATE):
+        # where it was swallowed and something saves since, that stops it
+        if number in CODES and not _saving and not over.wait(LATE) and not _saving:
             os._exit(CODES[number])
     wakeups.close()
 
@@ -78,10 +82,12 @@ def _force(wakeups: socket.socket, over: threading.Event) -> None:
 @contextmanager
 def preemption() -> Iterator[list[int]]:
     """A list that SIGTERM or SIGINT fills; another signal ends the process at once, unless it is the first
-    one's echo: a scheduler signals every process, and a parent its child."""
+    one's echo: a scheduler signals every process, and a parent its child.
+
+    One that came before, and whose end of the command a library has swallowed, is in the list already."""
     global _saving
-    caught: list[int] = []
-    first = 0.0
+    caught: list[int] = _swallowed[:1]
+    first = time.monotonic()
 
     def handler(number: int, frame: Any) -> None:
         nonlocal first
