@@ -18,7 +18,7 @@ from ptft import data
 from ptft.cli import predict as predicting
 from ptft.cli import using
 from ptft.cli.main import main
-from ptft.core import checkpoint
+from ptft.core import checkpoint, record, stored
 from ptft.report import figures
 from ptft.train import build, contract, dataset, evaluate, spec
 
@@ -371,9 +371,9 @@ def test_a_start_that_may_not_be_meant_is_pointed_out(home, tmp_path, capsys):
     (tmp_path / "stopped" / "result.json").unlink()
     assert said(init_from=f"{tmp_path}/stopped") == [f"{tmp_path}/stopped has not finished its training"]
     shutil.copytree(home / "pre", tmp_path / "frozen")
-    run = json.loads((tmp_path / "frozen" / "run.json").read_text())
+    run = spec.read_run(tmp_path / "frozen", "run.json")
     rows = [{**r, "rate": r["rate"] * ("/pooler/" not in r["name"])} for r in run["freeze"]]
-    (tmp_path / "frozen" / "run.json").write_text(json.dumps({**run, "freeze": rows}))
+    record.write_json(tmp_path / "frozen" / "run.json", stored.sealed({**run, "freeze": rows}))
     stays = (
         f"the head reads backbone/pooler, which {tmp_path}/frozen never trained and this run freezes: it "
         "stays random; "

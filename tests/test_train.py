@@ -201,7 +201,7 @@ def test_a_finished_run_gives_its_result_without_training(home, monkeypatch, cap
     before = flow.listing(home / "pre")
     monkeypatch.setattr(build, "build", lambda config: pytest.fail("it builds again"))
     result = train.run(spec.resolve(flow.pretraining(home)), home / "pre")
-    assert result == json.loads((home / "pre" / "result.json").read_text())
+    assert result == spec.read_run(home / "pre", "result.json")
     assert flow.listing(home / "pre") == before
     assert "finished; its result" in capsys.readouterr().out
 

@@ -12,7 +12,7 @@ import pytest
 
 from ptft.core import checkpoint, locks
 from ptft.core.errors import UserError
-from ptft.train import state, train
+from ptft.train import spec, state, train
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +145,19 @@ def test_a_result_of_nothing_known_is_refused(home, run):
         train.finished(flow.spec.resolve(values(home)), run)
 
 
+@pytest.mark.promise("R7")
+@pytest.mark.parametrize("name", ["run.json", "result.json", "freeze_ledger.json"])
+def test_another_number_in_a_file_of_a_run_is_noticed(run, tmp_path, capsys, name):
+    text = (run / name).read_text()
+    at = max(i for i, letter in enumerate(text[: text.index('"digest"')]) if letter in "234567")
+    (run / name).write_text(text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :])
+    err = refused(capsys, "report", run, "--to", tmp_path / "out")
+    assert f"{run / name} is damaged (its digest is not that of what it holds" in err
+
+
 @pytest.mark.parametrize("args", READS, ids=lambda args: args[0])
 def test_labels_in_another_order_than_they_were_trained_in_are_noticed(run, tmp_path, capsys, args):
-    known = json.loads((run / "run.json").read_text())
+    known = spec.read_run(run, "run.json")  # written again without its digest, as there was none before
     (run / "run.json").write_text(json.dumps({**known, "labels": known["labels"][::-1]}))
     err = refused(capsys, args[0], "--workdir", run, *(a.format(tmp=tmp_path) for a in args[1:]))
     assert f"files of {run} were changed after it was trained" in err

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from ptft import models
-from ptft.core import checkpoint, mesh, record, writing
+from ptft.core import checkpoint, mesh, record, stored, writing
 from ptft.core import config as configs
 from ptft.core.config import Config
 from ptft.core.errors import UserError, joined
@@ -65,7 +65,7 @@ def import_run(where: str, workdir: Path) -> None:
             tokenizer.save(part / "tokenizer")
         # several processes write together only what lies on the devices of all
         checkpoint.save_best(part, 0, mesh.place(params, mesh.make()) if many else params, header)
-        record.write_json(part / "run.json", header)
+        record.write_json(part / "run.json", stored.sealed(header))
     said = f"objective: {objective['name']}" + (f", labels {joined(labels)}" if labels else "")
     record.say(f"{where}: {folder.kind}, {len(params)} tensors, {folder.dtype} in the file, float32 here")
     record.say("  model: " + ", ".join(f"{k} {v}" for k, v in keys.items()))

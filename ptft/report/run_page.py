@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptft.core import stored, times
-from ptft.core.errors import UserError
+from ptft.core import config as configs
+from ptft.core import record, stored, times
+from ptft.core.errors import UserError, joined
 from ptft.report import format, ledger_page
 from ptft.report.panels import CurvePanel
 from ptft.train import run_files
@@ -20,7 +21,11 @@ def page(folder: Path) -> tuple[dict[str, Any], list[list[Any]]]:
                 f"{folder / 'metrics.jsonl'}:{i + 1}: expected a step and a split, got {json.dumps(row)[:80]}"
             )
     names = ("result", "run", "config", "freeze_ledger")
-    result, run, config, ledger = (_json(folder / f"{name}.json") for name in names)
+    result, run, config, ledger = files = [_json(folder / f"{name}.json") for name in names]
+    if result and (lost := [f"{name}.json" for name, its in zip(names, files, strict=True) if not its]):
+        record.note(f"WARNING: {folder} lacks {joined(lost)}, which a finished run has; restore what is lost")
+    if "config" in run:  # which has a digest, and config.json has none
+        config = configs.renamed(run["config"])
     last = {row["split"]: row for row in rows if row["split"] != "train"}
     splits = {name: result.get(name) or last.get(name) or {} for name in ("dev", "test")}
     splits = {name: values for name, values in splits.items() if values}

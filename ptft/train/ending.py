@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from ptft.core import checkpoint, record
+from ptft.core import checkpoint, record, stored
 from ptft.core.errors import UserError
 from ptft.freeze import ledger, quantize, resolve
 from ptft.train import evaluate, schedule, weights
@@ -26,7 +26,7 @@ def prove(run: Run, state: RunState, journal: Journal) -> None:
     )
     starts = [*state.progress.phase_starts, *[None] * (len(run.phases) - len(reached))]
     proof["phases"] = [{"strategy": p.strategy, "began": k} for p, k in zip(run.phases, starts, strict=True)]
-    record.write_json(journal.workdir / "freeze_ledger.json", proof)
+    record.write_json(journal.workdir / "freeze_ledger.json", stored.sealed(proof))
     if not journal.quiet or not proof["holds"]:
         unread = () if run.net.objective.reads_pooled else ("backbone/pooler/",)
         record.say(ledger.describe(proof, unread))

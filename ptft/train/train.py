@@ -11,7 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from ptft.core import checkpoint, integrity, locks, mesh, record, saver, signals, startup, times, watchdog
+from ptft.core import (
+    checkpoint,
+    integrity,
+    locks,
+    mesh,
+    record,
+    saver,
+    signals,
+    startup,
+    stored,
+    times,
+    watchdog,
+)
 from ptft.core import config as configs
 from ptft.core.clock import Clock
 from ptft.core.config import Config
@@ -65,7 +77,8 @@ def run(config: Config, workdir: Path, quiet: bool = False, chosen: str = "") ->
         if not workdir.exists():  # a mistake so far has left nothing behind
             held.enter_context(locks.only(workdir))
         record.write_json(workdir / "config.json", config.to_dict())
-        record.write_json(workdir / "run.json", {**header, "cost": stage.program.cost._asdict()})
+        cost = stage.program.cost._asdict()
+        record.write_json(workdir / "run.json", stored.sealed({**header, "cost": cost}))
         if record.is_lead():
             run.data.tokenizer.save(workdir / "tokenizer")
         log = held.enter_context(closing(_log(run, workdir, at or 0, quiet)))
@@ -94,7 +107,7 @@ def _train(run: Run, stage: Stage, journal: Journal) -> dict[str, Any]:
     progress = state.progress
     a_step = statistics.median(pace[1:] or pace) if pace else progress.seconds / max(ended.steps, 1)
     outcome = result.of(run, journal.header, progress, ended, a_step)._replace(times=spent).to_json()
-    record.write_json(journal.workdir / "result.json", outcome)
+    record.write_json(journal.workdir / "result.json", stored.sealed(outcome))
     return outcome
 
 
