@@ -19,8 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit:  # all processes have saved
             raise
         except BaseException:
-            traceback.print_exc()
+            if not signals.swallowed():
+                traceback.print_exc()
             code = 1
+        code = code and (signals.swallowed() or code)  # what is done is done
         if code and "jax" in sys.modules:
             from ptft.core import mesh
 

@@ -21,7 +21,7 @@ import flow
 import numpy as np
 import pytest
 import zygote
-from zygote import Moment, Zygote
+from zygote import Ended, Moment, Zygote
 
 from ptft.core import checkpoint, integrity
 
@@ -89,8 +89,8 @@ def disturbed(home: Home, folder: Path, whens: Iterator[Moment], many: int) -> l
         run, log = folder / f"run{runs}", folder / f"log{runs}"
         ended = home.zygote.run(home.argv(run), log, when)
         if ended.sent:
-            sent += 1
-            wrong += [f"{run}: {when}: {why}" for why in odd(run, when, ended.code)]
+            sent += not ended.late
+            wrong += [f"{run}: {when}: {why}" for why in odd(run, when.number, ended)]
             when = next(whens)
         if ended.code == 0:
             wrong += different(home, run)
@@ -103,11 +103,11 @@ def disturbed(home: Home, folder: Path, whens: Iterator[Moment], many: int) -> l
     return wrong
 
 
-def odd(run: Path, when: Moment, code: int) -> list[str]:
-    """What is wrong with how a process ended."""
-    if when.number != signal.SIGKILL:
-        late = when.place == "result" and (run / "result.json").exists()
-        return [] if code in (75, 130) or (late and code in (0, -when.number)) else [f"ended with {code}"]
+def odd(run: Path, number: signal.Signals, ended: Ended) -> list[str]:
+    """What is wrong with how a process ended. Where its result was there, it may be done."""
+    if number != signal.SIGKILL:
+        fine = (75, 130, 0, -number) if ended.late else (75, 130)
+        return [] if ended.code in fine else [f"ended with {ended.code}"]
     if not (run / "metrics.jsonl").exists():
         return []
     lines = (run / "metrics.jsonl").read_bytes().split(b"\n")[:-1]

@@ -11,7 +11,8 @@ from pathlib import Path
 import flow
 import pytest
 
-from ptft.core import signals
+from ptft.__main__ import main as entry
+from ptft.core import checkpoint, signals
 
 ROOT = Path(__file__).parents[1]
 # Sends itself a signal where the first argument says, inside of the guard.
@@ -91,6 +92,22 @@ def test_what_saves_stops_by_a_signal_that_was_swallowed_before(monkeypatch):
         assert caught == []
 
 
+@pytest.mark.parametrize("code", [0, 1, 2, None])
+def test_an_error_that_a_library_makes_of_a_signal_is_a_stop(monkeypatch, capsys, code):
+    """As Orbax does while it reads; but a command that is done all the same is done."""
+
+    def run(argv):
+        with contextlib.suppress(signals.Stopped):
+            flow.sigterm()
+        if code is None:
+            raise RuntimeError("of the library")
+        return code
+
+    monkeypatch.setattr("ptft.cli.main.main", run)
+    assert entry([]) == (75 if code != 0 else 0)
+    assert "Traceback" not in capsys.readouterr().err
+
+
 # What a run does first, and where in it the signal comes.
 MOMENTS = {
     "loading": ("ptft.train.dataset", "load_data"),
@@ -131,3 +148,21 @@ def test_a_run_that_is_stopped_outside_of_its_loop_goes_on_to_the_same_result(
     again = flow.run(values, tmp_path / "run")
     for key in ("dev", "test", "best_step", "steps"):
         assert again[key] == result[key]
+
+
+def test_a_signal_at_the_last_step_does_not_wait_for_the_last_scores(whole, tmp_path, monkeypatch):
+    values, result = whole
+    save = checkpoint.save
+
+    def stopped(workdir, step, *args, **kwargs):
+        if step == 8:
+            flow.sigterm()
+        save(workdir, step, *args, **kwargs)
+
+    with monkeypatch.context() as m, pytest.raises(SystemExit) as e:
+        m.setattr(checkpoint, "save", stopped)
+        flow.run(values, tmp_path / "run")
+    assert e.value.code == 75 and checkpoint.newest(tmp_path / "run") == 8
+    assert not (tmp_path / "run" / "result.json").exists()
+    again = flow.run(values, tmp_path / "run")
+    assert all(again[key] == result[key] for key in ("dev", "test", "best_step", "steps"))

@@ -50,6 +50,7 @@ class Moment(NamedTuple):
 class Ended(NamedTuple):
     code: int  # below 0: a signal ended it
     sent: bool  # whether its moment came
+    late: bool  # whether the result was there by then
     seconds: dict[str, list[float]]  # that it was in each place, each time
 
 
@@ -61,19 +62,19 @@ class Zygote:
         self._rest = b""
 
     def run(self, argv: list[str], log: Path, moment: Moment | None = None) -> Ended:
-        """One command to its end; `log` gets what it prints. Raises TimeoutError where it hangs, with its
-        stacks in the log."""
+        """One command to its end, whose last argument is its folder; `log` gets what it prints. Raises
+        TimeoutError where it hangs, with its stacks in the log."""
         assert self._process.stdin
         self._process.stdin.write(json.dumps({"argv": argv, "log": str(log)}).encode() + b"\n")
         self._process.stdin.flush()
-        pid, sent, since = 0, False, {START: time.monotonic()}
+        pid, sent, late, since = 0, False, False, {START: time.monotonic()}
         seconds: dict[str, list[float]] = defaultdict(list)
         while True:
             kind, _, value = self._line(pid).partition(" ")
             now = time.monotonic()
             if kind == "code":
                 seconds[END].append(now - since.pop(END, now))
-                return Ended(int(value), sent, dict(seconds))
+                return Ended(int(value), sent, late, dict(seconds))
             if kind == "leave":
                 seconds[value].append(now - since[value])
                 since[END] = now
@@ -85,6 +86,7 @@ class Zygote:
             counts = len(seconds[place]) + 1
             if moment and not sent and (moment.place, moment.nth) == (place, counts):
                 time.sleep(moment.delay)
+                late = (Path(argv[-1]) / "result.json").exists()
                 with contextlib.suppress(ProcessLookupError):  # it was faster
                     os.kill(pid, moment.number)
                 sent = True

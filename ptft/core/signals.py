@@ -69,6 +69,12 @@ def guard() -> Iterator[None]:
         waked.close()
 
 
+def swallowed() -> int:
+    """The exit code of a signal that came in this guard and whose `Stopped` has not arrived: a library made
+    another error of it, or nothing. 0: there was none."""
+    return CODES[signal.Signals(_swallowed[0])] if _swallowed else 0
+
+
 def _force(wakeups: socket.socket, over: threading.Event) -> None:
     """Ends the process where a signal outside of `preemption` has not, until the guard is over."""
     while numbers := wakeups.recv(1):
