@@ -130,7 +130,7 @@ def place(tree: Any, where: Any) -> Any:
 def to_host(x: Any) -> np.ndarray:
     """All values of an array, wherever they lie. All processes must call it."""
     if getattr(x, "is_fully_addressable", True) or x.is_fully_replicated:
-        return np.asarray(x)
+        return np.asarray(jax.device_get(x))  # which, unlike asarray alone, does not keep the array alive
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 

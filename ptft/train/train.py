@@ -164,10 +164,9 @@ def fit(run: Run, stage: Stage, journal: Journal) -> tuple[RunState, list[float]
                 saved_at = time.perf_counter()
             if stop or done:
                 journal.wait(k)
-            # of the last step there is no next one, and the last scores may take long
-            if stop or (done and mesh.agreed((bool(caught),), True)[0]):
-                raise _stopped(caught, k)
-            if done:
+                # of the last step there is no next one, and the last scores may take long
+                if stop or mesh.agreed((bool(caught),), True)[0]:
+                    raise _stopped(caught, k)
                 break
             clock, at = time.perf_counter(), k
             dog.resume()
