@@ -17,7 +17,10 @@ import pytest
 PROMISES = {
     "R1": ("none: stopped at a step, and resumed", "the same bytes as without a stop"),
     "R2": ("kill -9 at any moment", "at most save_every steps are lost; resumed to the same bytes"),
-    "R3": ("SIGTERM or SIGINT at any moment", "ends with 75 or 130, saved; resumed to the same result"),
+    "R3": (
+        "SIGTERM or SIGINT at any moment",
+        "ends with 75, 130 or its result, soon; resumed to the same",
+    ),
     "R4": ("SIGTERM to one of several processes", "all save the same step and end with 75"),
     "R5": ("one of several processes dies", "the others end within the heartbeat, and not with 0 or 75"),
     "R6": ("one of several processes hangs", "all end in time, with the stack of what hangs"),

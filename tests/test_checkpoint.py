@@ -238,8 +238,13 @@ def test_left_over_temporary_folders_are_removed(tmp_path):
     ):
         (tmp_path / left).mkdir(parents=True)
         (tmp_path / left / "data").write_bytes(b"x" * 100)
+    cut_short = [tmp_path / ".run.json.7.tmp", tmp_path / "manifests" / ".best-5.json.7.tmp"]
+    for path in cut_short:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"{")
     assert checkpoint.newest(tmp_path) is None
     checkpoint.save(tmp_path, 6, make(), (), {})
+    assert not any(path.exists() for path in cut_short)
     assert names(tmp_path / "checkpoints") == ["6"] and names(tmp_path / "best") == []
 
 

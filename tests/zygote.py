@@ -51,6 +51,7 @@ class Ended(NamedTuple):
     code: int  # below 0: a signal ended it
     sent: bool  # whether its moment came
     late: bool  # whether the result was there by then
+    after: float  # seconds from then to its end
     seconds: dict[str, list[float]]  # that it was in each place, each time
 
 
@@ -67,14 +68,14 @@ class Zygote:
         assert self._process.stdin
         self._process.stdin.write(json.dumps({"argv": argv, "log": str(log)}).encode() + b"\n")
         self._process.stdin.flush()
-        pid, sent, late, since = 0, False, False, {START: time.monotonic()}
+        pid, sent, late, since, killed = 0, False, False, {START: time.monotonic()}, 0.0
         seconds: dict[str, list[float]] = defaultdict(list)
         while True:
             kind, _, value = self._line(pid).partition(" ")
             now = time.monotonic()
             if kind == "code":
                 seconds[END].append(now - since.pop(END, now))
-                return Ended(int(value), sent, late, dict(seconds))
+                return Ended(int(value), sent, late, now - killed, dict(seconds))
             if kind == "leave":
                 seconds[value].append(now - since[value])
                 since[END] = now
@@ -89,7 +90,7 @@ class Zygote:
                 late = (Path(argv[-1]) / "result.json").exists()
                 with contextlib.suppress(ProcessLookupError):  # it was faster
                     os.kill(pid, moment.number)
-                sent = True
+                sent, killed = True, time.monotonic()
 
     def _line(self, pid: int) -> str:
         assert self._process.stdout
