@@ -96,6 +96,7 @@ def test_a_run_resumes_with_its_parameters_elsewhere(home, tmp_path, before, aft
         ({"shard": [("backbone/nothing", "shard"), (".*", "replicate")]}, "backbone/nothing"),
         ({"shard": [("backbone/.*", "shard")]}, "head/"),
         ({"shard": "all", "shard_over": 3, "devices": 4}, "shard_over: 3 does not divide 4 devices.*1, 2, 4"),
+        ({"shard_over": 2}, "shard='none' cuts nothing"),
         ({"shard": "all", "parallel": "pmap"}, "shard: 'all' needs parallel='jit'"),
     ],
 )

@@ -128,6 +128,11 @@ class Run(NamedTuple):
 
 def devices(config: Config) -> Any:
     """The mesh that a config asks for. Raises UserError: its batch does not fall into equal parts on it."""
+    if config.shard == "none" and config.shard_over:
+        raise UserError(
+            f"shard_over: {config.shard_over} says how many devices hold one copy of what is cut, and "
+            "shard='none' cuts nothing; expected shard='all', 'trainable', 'frozen' or rules, or 0 here"
+        )
     if config.shard == "none":
         grid = mesh.make(config.devices)
     elif config.parallel != "jit":
