@@ -383,7 +383,7 @@ def test_9_a_frozen_dict_is_as_good_as_a_dict(home, tmp_path, monkeypatch):
         return freeze(params), what
 
     monkeypatch.setattr(checkpoint, "load_params", frozen_dict)
-    monkeypatch.setattr(step, "init_train_state", lambda params, tx: seen.append(params) or init(params, tx))
+    monkeypatch.setattr(step, "init_train_state", lambda p, *more: seen.append(p) or init(p, *more))
     flow.run(config(home, init_from=str(home / "honest"), strict_cost=True), tmp_path / "run")
     assert ledger(tmp_path / "run")["holds"] and {type(p) for p in seen} == {dict}
     assert {type(p) for p in tree.split(freeze({"head/a": 1, "backbone/b": 2}), ["head/a"])} == {dict}
