@@ -75,8 +75,8 @@ def test_what_is_copied_is_no_view_of_what_a_step_overwrites():
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     x = step(jnp.zeros(2**16))
     own = saver.Saver().own({"a": x})
-    step(x).block_until_ready()
-    assert x.is_deleted() and isinstance(own["a"], np.ndarray) and own["a"].flags.owndata
+    step(x).block_until_ready()  # takes the memory, or from jax 0.11 on, once it was read, copies it
+    assert isinstance(own["a"], np.ndarray) and own["a"].flags.owndata
     assert set(own["a"].tolist()) == {1.0}
 
 
