@@ -382,6 +382,8 @@ def test_local_starts_nothing_after_a_signal(tmp_path: Path, number: signal.Sign
         ["bash", ROOT / "launch" / "local.sh", "2", "bash", "-c", command, "x", "--workdir", tmp_path],
         stdout=subprocess.PIPE,
         text=True,
+        # a shell in the background ignores SIGINT, and so would all that it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
