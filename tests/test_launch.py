@@ -378,12 +378,12 @@ def test_local_starts_only_crashes_again(tmp_path: Path, code: int):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_local_starts_nothing_after_a_signal(tmp_path: Path, number: signal.Signals):
     command = 'trap "echo told; exit 7" TERM; echo ready; for i in {1..500}; do sleep 0.1; done'
+    # a shell in the background has its commands ignore SIGINT
+    script = ["env", "--default-signal=INT", "bash", ROOT / "launch" / "local.sh"]
     with subprocess.Popen(
-        ["bash", ROOT / "launch" / "local.sh", "2", "bash", "-c", command, "x", "--workdir", tmp_path],
+        [*script, "2", "bash", "-c", command, "x", "--workdir", tmp_path],
         stdout=subprocess.PIPE,
         text=True,
-        # a shell in the background ignores SIGINT, and so would all that it starts
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
