@@ -31,7 +31,7 @@ PLACES = {
     "evaluate": ("ptft.train.train", "judged"),
     "save best": ("ptft.core.checkpoint", "save_best"),
     "save": ("ptft.core.checkpoint", "save"),
-    "final scores": ("ptft.train.train", "final_metrics"),
+    "final scores": ("ptft.train.ending", "final_metrics"),
     "result": ("ptft.train.result", "of"),
 }
 START, END = "start", "end"  # before the first place, and after the last one
