@@ -27,6 +27,7 @@ from ptft.core import checkpoint, integrity, signals
 
 MODEL = {"layers": 1, "hidden": 64, "max_len": 32, "dropout": 0.1}
 SAVE_EVERY = 4  # of flow.finetuning
+OF_TIME = ("digest", "times")  # of result.json
 
 
 class Home(NamedTuple):
@@ -63,7 +64,7 @@ def contents(run: Path) -> dict[str, Any]:
         "best step": what.step,
         "best": {name: np.asarray(x).tobytes() for name, x in best.items()},
         "log": (run / "metrics.jsonl").read_bytes(),
-        "result": {k: v for k, v in result.items() if k != "digest" and not k.startswith("seconds")},
+        "result": {k: v for k, v in result.items() if k not in OF_TIME and not k.startswith("seconds")},
         "files": {p.name for p in run.iterdir()},
         "left": [p for p in run.rglob("*") if p.name.endswith((".new", ".part")) or ".tmp" in p.name],
     }
