@@ -16,7 +16,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ptft.core import mesh, tree
 from ptft.core.errors import did_you_mean
-from ptft.core.tree import Flat
 
 SETS = ("none", "all", "trainable", "frozen")
 ACTIONS = ("shard", "replicate")
@@ -89,8 +88,3 @@ def _chosen(said: Any, params: Mapping[str, Any], trainable: set[str]) -> Collec
         claimed = tree.match(list(params), [tuple(rule) for rule in said])
         return [n for n, i in claimed.items() if said[i][1] == "shard"]
     return {"none": (), "all": params, "trainable": trainable, "frozen": set(params) - trainable}[said]
-
-
-def whole(arrays: Flat) -> Flat:
-    """The same parameters on the host, one after the other; all processes must call it."""
-    return {n: jax.tree.map(mesh.to_host, x) for n, x in arrays.items()}

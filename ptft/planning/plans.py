@@ -159,15 +159,14 @@ def in_turns(timed: Sequence[tuple[Run, int, Program]], steps: int) -> list[list
     """Seconds of so many steps of each run's phase, as compiled. They take turns (A B C A B C …), so that
     what else the machine does meets all of them; nothing but the weights that a turn begins with lives on
     between turns. Of slow ones fewer steps, at least two turns."""
-    starts = {key: key[1].put(key[0].init(0)) for key in {(run.net, run.placement) for run, *_ in timed}}
+    keys = [(run.net, run.placement) for run, *_ in timed]
+    starts = {(net, where): where.put(net.init(0)) for net, where in set(keys)}
     taken: list[list[float]] = [[] for _ in timed]
     start_time, turns = time.perf_counter(), 0
     with progress.doing("timing steps", "turns") as advance:
         while turns * TURN < steps and (turns < 2 or time.perf_counter() - start_time < ENOUGH * len(timed)):
-            for (run, phase, program), mine in zip(timed, taken, strict=True):
-                mine += _turn(
-                    run, phase, program, starts[run.net, run.placement], min(TURN, steps - len(mine))
-                )
+            for (run, phase, program), key, mine in zip(timed, keys, taken, strict=True):
+                mine += _turn(run, phase, program, starts[key], min(TURN, steps - len(mine)))
                 advance(place=str(run.config.freeze))
             turns += 1
     return taken

@@ -133,15 +133,12 @@ def devices(config: Config) -> Any:
             f"shard_over: {config.shard_over} says how many devices hold one copy of what is cut, and "
             "shard='none' cuts nothing; expected shard='all', 'trainable', 'frozen' or rules, or 0 here"
         )
-    if config.shard == "none":
-        grid = mesh.make(config.devices)
-    elif config.parallel != "jit":
+    if config.shard != "none" and config.parallel != "jit":
         raise UserError(
             f"shard: {config.shard!r} needs parallel='jit'; under {config.parallel!r} every device holds all "
             "parameters"
         )
-    else:
-        grid = mesh.make(config.devices, config.shard_over)
+    grid = mesh.make(config.devices, 1 if config.shard == "none" else config.shard_over)
     mesh.check_batch(config.batch, config.accumulate, grid)
     return grid
 

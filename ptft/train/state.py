@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ptft.core import checkpoint, integrity, mesh, placement, record, tree
+from ptft.core import checkpoint, integrity, mesh, record, tree
 from ptft.core import config as configs
 from ptft.core.clock import Clock
 from ptft.core.errors import UserError
@@ -152,7 +152,7 @@ def place(run: Run, frozen: Flat, before: Flat | None = None) -> tuple[Flat, Fla
     shrink = functools.partial(quantize.quantize, dtype=run.config.frozen_dtype)
     new = {n: x for n, x in frozen.items() if n not in there}
     shardings = run.placement.of(jax.eval_shape(shrink, new))
-    return placement.whole(frozen), {**there, **jax.jit(shrink, out_shardings=shardings)(new)}
+    return jax.tree.map(mesh.to_host, frozen), {**there, **jax.jit(shrink, out_shardings=shardings)(new)}
 
 
 def start(run: Run, params: Flat) -> RunState:
